@@ -1,0 +1,79 @@
+"""The nouns that travel between rooms: small frozen dataclasses, no behaviour beyond checking themselves.
+
+Larger scores are more anomalous, everywhere. Axis words: `batch channel height width position`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Protocol
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+    from torch import Tensor
+
+Size = tuple[int, int]
+"""`(height, width)` in pixels."""
+
+
+@dataclass(frozen=True, slots=True)
+class ImageBatch:
+    """Preprocessed pixels together with the identity and the original size of each image."""
+
+    pixels: Tensor
+    """`(batch, 3, height, width)` float32 in [0, 1]."""
+    names: tuple[str, ...]
+    """Path or index of each image."""
+    sizes: tuple[Size, ...]
+    """Original `(height, width)` of each image, after EXIF orientation."""
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+
+class ImageBatches(Protocol):
+    """What `Method.fit` takes: batches that can be iterated again, in the same order on every pass."""
+
+    def __iter__(self) -> Iterator[ImageBatch]: ...
+
+
+@dataclass(frozen=True, slots=True)
+class FeatureMaps:
+    """One feature map per tapped layer, shallow to deep, for a batch of images."""
+
+    maps: tuple[Tensor, ...]
+    """Each `(batch, channels, h, w)` float32."""
+    image_size: Size
+    """`(height, width)` of the pixels that went in."""
+
+
+@dataclass(frozen=True, slots=True)
+class Scores:
+    """Raw scores of a batch; larger = more anomalous."""
+
+    images: Tensor
+    """`(batch,)` float32."""
+    maps: Tensor | None
+    """`(batch, height, width)` float32 at the size of the batch's pixels, or None for image-level methods."""
+
+
+@dataclass(frozen=True, slots=True)
+class Decision:
+    """The verdict on one image."""
+
+    name: str
+    score: float
+    """Raw image score; larger = more anomalous."""
+    map: NDArray[np.float32] | None
+    """`(height, width)` anomaly map on the original pixels; NaN where preprocessing cropped the image away."""
+    p_value: float | None
+    """Conformal p-value in (0, 1]; None for an uncalibrated detector."""
+    threshold: float | None
+    """In score units; None for an uncalibrated detector."""
+
+    @property
+    def is_anomalous(self) -> bool | None:
+        """True where the score exceeds the threshold; None for an uncalibrated detector."""
+        return None if self.threshold is None else self.score > self.threshold
