@@ -1,0 +1,173 @@
+"""Images as a re-iterable source: the same order on every pass, decoded in background threads."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, field, replace
+from itertools import islice
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from PIL import Image
+
+from ..errors import ArgumentError, DatasetError, ImageError
+from ..types import ImageBatch, Size
+from .decode import MAX_PIXELS, SUFFIXES, decode, from_array
+from .preprocess import Preprocess
+
+OnError = Literal["raise", "skip"]
+Skipped = tuple[str, str]
+"""Name of a skipped image and the reason."""
+
+
+@dataclass(frozen=True)
+class ImageSource:
+    """A fixed sequence of images, by path or in memory; nothing is read before it is iterated.
+
+    Build one with `from_paths`, `from_folder`, `from_manifest` or `from_arrays`.
+    """
+
+    names: tuple[str, ...]
+    _load: Callable[[int], Image.Image] = field(repr=False)
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+    def load(self, index: int) -> Image.Image:
+        """Decode one image to mode `RGB` or `F`; raises `ImageError`."""
+        return self._load(index)
+
+    def subset(self, indices: Sequence[int]) -> ImageSource:
+        """Choose images by position, in the given order."""
+        chosen = tuple(indices)
+        return ImageSource(tuple(self.names[i] for i in chosen), lambda i: self._load(chosen[i]))
+
+    def split(self, fraction: float, *, seed: int) -> tuple[ImageSource, ImageSource]:
+        """Hold out a seeded random `fraction` of the images: returns (rest, held out), both in the old order."""
+        count = round(len(self) * fraction)
+        held_out = set(random.Random(seed).sample(range(len(self)), count))
+        rest = [i for i in range(len(self)) if i not in held_out]
+        return self.subset(rest), self.subset(sorted(held_out))
+
+
+def from_paths(paths: Iterable[str | Path], *, max_pixels: int = MAX_PIXELS) -> ImageSource:
+    """Take image files in the given order."""
+    names = tuple(str(path) for path in paths)
+    return ImageSource(names, lambda i: decode(names[i], max_pixels=max_pixels))
+
+
+def from_folder(folder: str | Path, *, max_pixels: int = MAX_PIXELS) -> ImageSource:
+    """Take every image below a folder, in sorted order; files without an image suffix are passed over."""
+    return from_paths(image_files(folder), max_pixels=max_pixels)
+
+
+def from_manifest(manifest: str | Path, *, max_pixels: int = MAX_PIXELS) -> ImageSource:
+    """Take the files named in a text file, one path a line, relative to that file; `#` begins a comment."""
+    manifest = Path(manifest)
+    lines = (line.split("#", 1)[0].strip() for line in manifest.read_text(encoding="utf-8").splitlines())
+    return from_paths((manifest.parent / line for line in lines if line), max_pixels=max_pixels)
+
+
+def from_arrays(arrays: Sequence[NDArray[np.generic]], *, names: Sequence[str] | None = None) -> ImageSource:
+    """Take images in memory: each `(height, width)` or `(height, width, 3)`; uint8, uint16 grey, or float in [0, 1]."""
+    names = tuple(f"image {i}" for i in range(len(arrays))) if names is None else tuple(names)
+    if len(names) != len(arrays):
+        raise ArgumentError.about("names", expected=f"{len(arrays)} names, one an array", got=len(names))
+    return ImageSource(names, lambda i: from_array(np.asarray(arrays[i]), name=names[i]))
+
+
+def image_files(folder: str | Path) -> list[Path]:
+    """List the image files below a folder, sorted by path."""
+    folder = Path(folder)
+    if not folder.is_dir():
+        raise DatasetError.about(str(folder), expected="a folder", got="nothing there or a file")
+    return sorted(p for p in folder.rglob("*") if p.suffix.lower() in SUFFIXES and p.is_file())
+
+
+ImageInput = ImageSource | str | Path | Sequence[str | Path] | Sequence[NDArray[np.generic]] | NDArray[np.generic]
+"""What `fit` and `predict` take for images."""
+
+
+def as_source(images: ImageInput) -> ImageSource:
+    """Turn a source, folder, file, manifest (`.txt`), list of paths, or array(s) into an `ImageSource`."""
+    if isinstance(images, ImageSource):
+        return images
+    if isinstance(images, str | Path):
+        path = Path(images)
+        if path.is_dir():
+            return from_folder(path)
+        return from_manifest(path) if path.suffix == ".txt" else from_paths([path])
+    if isinstance(images, np.ndarray):
+        return from_arrays([images] if images.ndim == 2 else list(images) if images.ndim == 4 else [images])
+    if images and isinstance(images[0], np.ndarray):
+        return from_arrays([np.asarray(image) for image in images])
+    return from_paths(str(path) for path in images)
+
+
+@dataclass(frozen=True)
+class Batches:
+    """Preprocessed batches of a source; iterate as often as you like, the order never changes.
+
+    Decoding and preprocessing run in `workers` threads, at most two batches ahead. With `on_error="skip"` a bad
+    file is left out, `skipped` names it with its reason, and the batch is filled from the next files.
+    """
+
+    source: ImageSource
+    preprocess: Preprocess
+    batch_size: int = 8
+    workers: int = 2
+    on_error: OnError = "raise"
+    skipped: list[Skipped] = field(default_factory=list)
+    """The files left out by the latest pass."""
+
+    def __post_init__(self) -> None:
+        if self.batch_size < 1:
+            raise ArgumentError.about("batch_size", expected="at least 1", got=self.batch_size)
+        if self.on_error not in ("raise", "skip"):
+            raise ArgumentError.about("on_error", expected="'raise' or 'skip'", got=repr(self.on_error))
+
+    def __len__(self) -> int:
+        """Number of images listed, bad ones included."""
+        return len(self.source)
+
+    def __iter__(self) -> Iterator[ImageBatch]:
+        self.skipped.clear()
+        images = self._images()
+        while chunk := list(islice(images, self.batch_size)):
+            names, sizes, pixels = zip(*chunk, strict=True)
+            yield ImageBatch(torch.stack(pixels), names, sizes)
+
+    def with_source(self, source: ImageSource) -> Batches:
+        """Read other images in the same way."""
+        return replace(self, source=source, skipped=[])
+
+    def _images(self) -> Iterator[tuple[str, Size, torch.Tensor]]:
+        for name, image in zip(self.source.names, self._prefetched(), strict=True):
+            try:
+                yield name, *image.result()
+            except ImageError as error:
+                if self.on_error == "raise":
+                    raise
+                self.skipped.append((name, str(error)))
+
+    def _prefetched(self) -> Iterator[Future[tuple[Size, torch.Tensor]]]:
+        with ThreadPoolExecutor(max(1, self.workers), thread_name_prefix="blemish-decode") as pool:
+            indices = iter(range(len(self.source)))
+            waiting = [pool.submit(self._read, i) for i in islice(indices, 2 * self.batch_size)]
+            try:
+                while waiting:
+                    yield waiting.pop(0)
+                    waiting += [pool.submit(self._read, i) for i in islice(indices, 1)]
+            finally:
+                for future in waiting:
+                    future.cancel()
+
+    def _read(self, index: int) -> tuple[Size, torch.Tensor]:
+        image = self.source.load(index)
+        width, height = image.size
+        return (height, width), self.preprocess.pixels(image)

@@ -1,0 +1,173 @@
+"""Each kind of file does what the table in `images/decode.py` says."""
+
+from __future__ import annotations
+
+import io
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from blemish.errors import ArgumentError, ImageError
+from blemish.images.decode import decode, decode_mask, from_array
+
+RGB = np.random.default_rng(0).integers(0, 256, (20, 30, 3), dtype=np.uint8)
+
+
+def saved(tmp_path, image, name="x.png", **options):
+    path = tmp_path / name
+    image.save(path, **options)
+    return path
+
+
+def pixels(path):
+    return np.asarray(decode(path))
+
+
+def test_rgb_is_untouched(tmp_path):
+    np.testing.assert_array_equal(pixels(saved(tmp_path, Image.fromarray(RGB))), RGB)
+
+
+def test_grey_is_repeated(tmp_path):
+    grey = RGB[:, :, 0]
+    np.testing.assert_array_equal(pixels(saved(tmp_path, Image.fromarray(grey))), np.stack([grey] * 3, axis=2))
+
+
+def test_bilevel_becomes_black_and_white(tmp_path):
+    path = saved(tmp_path, Image.fromarray(RGB[:, :, 0] > 128))
+    np.testing.assert_array_equal(pixels(path)[:, :, 1], np.where(RGB[:, :, 0] > 128, 255, 0))
+
+
+def test_16_bit_grey_keeps_its_depth(tmp_path):
+    deep = np.array([[0, 1, 257], [65535, 32768, 258]], dtype=np.uint16)
+    image = decode(saved(tmp_path, Image.fromarray(deep)))
+    assert image.mode == "F"
+    np.testing.assert_allclose(np.asarray(image), deep / 257, rtol=1e-6)
+
+
+def test_palette_becomes_its_colours(tmp_path):
+    image = Image.new("P", (2, 1))
+    image.putpalette([10, 20, 30, 200, 100, 50])
+    image.putdata([0, 1])
+    np.testing.assert_array_equal(pixels(saved(tmp_path, image)), [[[10, 20, 30], [200, 100, 50]]])
+
+
+def test_alpha_is_composed_over_white(tmp_path):
+    rgba = np.array([[[100, 0, 0, 255], [100, 0, 0, 0], [0, 0, 0, 128]]], dtype=np.uint8)
+    np.testing.assert_array_equal(
+        pixels(saved(tmp_path, Image.fromarray(rgba))), [[[100, 0, 0], [255, 255, 255], [127, 127, 127]]]
+    )
+
+
+def test_transparent_palette_entry_is_white(tmp_path):
+    image = Image.new("P", (2, 1))
+    image.putpalette([10, 20, 30, 200, 100, 50])
+    image.putdata([0, 1])
+    path = saved(tmp_path, image, transparency=0)
+    np.testing.assert_array_equal(pixels(path), [[[255, 255, 255], [200, 100, 50]]])
+
+
+def test_cmyk_jpeg_becomes_rgb(tmp_path):
+    red = np.zeros((16, 16, 4), dtype=np.uint8)
+    red[:, :, 1:3] = 255  # magenta + yellow
+    path = saved(tmp_path, cmyk(red), "x.jpg", quality=95)
+    np.testing.assert_allclose(pixels(path)[8, 8], [255, 0, 0], atol=8)
+
+
+def cmyk(array):
+    return Image.frombytes("CMYK", (array.shape[1], array.shape[0]), array.tobytes())
+
+
+def test_animation_gives_its_first_frame(tmp_path):
+    frames = [Image.new("RGB", (8, 6), colour) for colour in ("red", "blue")]
+    path = tmp_path / "x.gif"
+    frames[0].save(path, save_all=True, append_images=frames[1:])
+    np.testing.assert_array_equal(pixels(path), np.broadcast_to([255, 0, 0], (6, 8, 3)))
+
+
+@pytest.mark.parametrize(
+    ("orientation", "upright"),
+    [
+        (1, lambda a: a),
+        (2, lambda a: a[:, ::-1]),
+        (3, lambda a: a[::-1, ::-1]),
+        (4, lambda a: a[::-1]),
+        (5, lambda a: a.transpose(1, 0, 2)),
+        (6, lambda a: np.rot90(a, -1)),
+        (7, lambda a: np.rot90(a, 2).transpose(1, 0, 2)),
+        (8, np.rot90),
+    ],
+)
+def test_exif_rotation_is_applied(tmp_path, orientation, upright):
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    np.testing.assert_array_equal(pixels(saved(tmp_path, Image.fromarray(RGB), exif=exif)), upright(RGB))
+
+
+def test_one_pixel_is_an_image(tmp_path):
+    np.testing.assert_array_equal(pixels(saved(tmp_path, Image.new("RGB", (1, 1), "lime"))), [[[0, 255, 0]]])
+
+
+@pytest.mark.parametrize("format", ["PNG", "JPEG", "BMP", "TIFF", "GIF", "WEBP"])
+def test_truncated_file_is_named(tmp_path, format):
+    whole = io.BytesIO()
+    Image.fromarray(RGB.repeat(4, axis=0).repeat(4, axis=1)).save(whole, format)
+    path = tmp_path / f"half.{format.lower()}"
+    path.write_bytes(whole.getvalue()[: len(whole.getvalue()) // 2])
+    with pytest.raises(ImageError, match=rf"half\.{format.lower()}: (damaged or truncated|not an image)"):
+        decode(path)
+
+
+def test_text_named_jpg_is_named(tmp_path):
+    path = tmp_path / "letter.jpg"
+    path.write_text("Dear Sir or Madam")
+    with pytest.raises(ImageError, match=r"letter\.jpg: not an image"):
+        decode(path)
+
+
+def test_empty_file_and_folder_are_named(tmp_path):
+    (tmp_path / "empty.png").touch()
+    with pytest.raises(ImageError, match=r"empty\.png: not an image"):
+        decode(tmp_path / "empty.png")
+    with pytest.raises(ImageError, match=r"damaged or truncated"):
+        decode(tmp_path)
+
+
+def test_bomb_is_refused_before_it_is_decoded(tmp_path):
+    path = saved(tmp_path, Image.new("1", (5000, 4000)))
+    with pytest.raises(ImageError, match=r"x\.png: claims 4000 x 5000 = 20,000,000 pixels, the limit is 1,000,000"):
+        decode(path, max_pixels=1_000_000)
+
+
+def test_float_pixels_are_refused(tmp_path):
+    path = saved(tmp_path, Image.fromarray(np.ones((4, 4), np.float32)), "x.tiff")
+    with pytest.raises(ImageError, match=r"floating-point pixels have no fixed white level"):
+        decode(path)
+
+
+def test_any_nonzero_mask_value_is_anomalous(tmp_path):
+    mask = np.array([[0, 1, 255], [7, 0, 0]], dtype=np.uint8)
+    np.testing.assert_array_equal(decode_mask(saved(tmp_path, Image.fromarray(mask))), mask > 0)
+
+
+def test_arrays():
+    np.testing.assert_array_equal(np.asarray(from_array(RGB)), RGB)
+    np.testing.assert_array_equal(np.asarray(from_array(RGB[:, :, :1]))[:, :, 2], RGB[:, :, 0])
+    np.testing.assert_allclose(np.asarray(from_array(np.full((2, 2), 65535, np.uint16))), 255.0)
+    np.testing.assert_allclose(np.asarray(from_array(np.full((2, 2), 0.5))), 127.5)
+    np.testing.assert_array_equal(np.asarray(from_array(np.full((2, 2, 3), 1.0)))[0, 0], [255, 255, 255])
+
+
+@pytest.mark.parametrize(
+    ("array", "message"),
+    [
+        (np.zeros((3, 20, 30), np.uint8), r"an array of shape \(height, width\) or \(height, width, 3\)"),
+        (np.zeros((0, 5), np.uint8), r"got an array of shape \(0, 5\)"),
+        (np.zeros((4, 4), np.int64), "expected dtype uint8, uint16"),
+        (np.full((4, 4), 3.0), r"float values in \[0, 1\], got values from 3.0 to 3.0"),
+        (np.full((4, 4), np.nan), r"float values in \[0, 1\]"),
+    ],
+)
+def test_wrong_array_is_described(array, message):
+    with pytest.raises(ArgumentError, match=message):
+        from_array(array, name="images[3]")
