@@ -1,0 +1,264 @@
+"""The frozen multi-layer extractor: any network becomes a fast function from pixels to feature maps.
+
+The only file that uses hooks. A network is read once with a dummy image (`_read_structure`), then its unused part is
+dropped, BatchNorm is folded into the convolutions before it, memory becomes channels-last, and every call stops
+right after the deepest tap.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+from torch.nn.utils.fusion import fuse_conv_bn_eval
+
+from ..errors import ArgumentError, WeightsError
+from ..types import FeatureMaps
+from .backbones import Backbone
+from .weights import StateDict
+
+
+class Extractor:
+    """Maps pixels `(batch, 3, height, width)` in [0, 1] to the outputs of the tapped modules.
+
+    Equal to the plain network in `eval()` mode up to float32 rounding. Build one with `build_extractor`.
+    """
+
+    def __init__(self, module: nn.Module, backbone: Backbone, structure: _Structure, device: torch.device) -> None:
+        self.module = module.to(device=device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+        self.backbone = backbone
+        self.taps = structure.taps
+        self.device = device
+        self._cloned = structure.overwritten
+        shape = (1, 3, 1, 1)
+        self._mean = torch.tensor(backbone.mean, device=device).view(shape)
+        self._inverse_std = 1 / torch.tensor(backbone.std, device=device).view(shape)
+
+    def __call__(self, pixels: Tensor) -> FeatureMaps:
+        with torch.inference_mode():
+            pixels = pixels.to(self.device, memory_format=torch.channels_last)
+            outputs = _tapped(self.module, (pixels - self._mean).mul_(self._inverse_std), self.taps, self._cloned)
+        maps = tuple(outputs[tap] for tap in self.taps)
+        for tap, output in zip(self.taps, maps, strict=True):
+            if not isinstance(output, Tensor) or output.ndim != 4:
+                raise ArgumentError.about(
+                    f"tap {tap}", expected="a module with output (batch, channels, h, w)", got=output
+                )
+        return FeatureMaps(maps, (pixels.shape[2], pixels.shape[3]))
+
+    def state(self) -> StateDict:
+        """The parameters that the taps need, folded; `build_extractor(..., folded=...)` takes them back."""
+        return {name: value.contiguous() for name, value in self.module.state_dict().items()}
+
+
+def build_extractor(
+    backbone: Backbone,
+    *,
+    weights: StateDict | None = None,
+    folded: StateDict | None = None,
+    taps: Sequence[str] | None = None,
+    device: str | torch.device = "cpu",
+) -> Extractor:
+    """Prepare a row for feature extraction.
+
+    `weights` are the network's own parameters: every one that the tapped layers need must be there, others are
+    passed over. `folded` are the parameters of an earlier `Extractor.state()` instead.
+    """
+    with torch.inference_mode(False), torch.no_grad():  # the structure is read from tensors' version counters
+        module = backbone.build().eval().requires_grad_(False)
+        chosen = tuple(taps) if taps else backbone.taps
+        _check_taps(module, chosen, backbone)
+        structure = _read_structure(module, chosen, backbone.trace_size)
+        if weights is not None:
+            _load_needed(module, weights, structure, backbone)
+        _simplify(module, structure)
+        if folded is not None:
+            _load_folded(module, folded, backbone)
+        return Extractor(module, backbone, structure, torch.device(device))
+
+
+@dataclass(frozen=True)
+class _Structure:
+    """What one forward pass up to the deepest tap shows about a network."""
+
+    taps: tuple[str, ...]
+    executed: frozenset[str]
+    """Names of all modules that run before the deepest tap is complete."""
+    foldable: tuple[tuple[str, str], ...]
+    """Names of (convolution, BatchNorm) pairs in which the second only ever follows the first."""
+    overwritten: frozenset[str]
+    """Taps whose output a later in-place operation changes: they must be copied when they are read."""
+
+
+class _DeepestTapReached(Exception):
+    """Ends a forward pass early; never leaves this file."""
+
+
+@contextmanager
+def _hooks(handles: list[Any]) -> Iterator[None]:
+    try:
+        yield
+    except _DeepestTapReached:
+        pass
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def _tapped(module: nn.Module, pixels: Tensor, taps: Sequence[str], cloned: frozenset[str]) -> dict[str, Tensor]:
+    outputs: dict[str, Tensor] = {}
+
+    def catch(tap: str) -> Any:
+        def hook(_module: nn.Module, _inputs: Any, output: Tensor) -> None:
+            outputs[tap] = output.clone() if tap in cloned else output
+            if len(outputs) == len(taps):
+                raise _DeepestTapReached
+
+        return hook
+
+    with _hooks([module.get_submodule(tap).register_forward_hook(catch(tap)) for tap in taps]):
+        module(pixels)
+    return outputs
+
+
+def _check_taps(module: nn.Module, taps: Sequence[str], backbone: Backbone) -> None:
+    names = [name for name, _ in module.named_modules() if name]
+    for tap in taps:
+        if tap not in names:
+            top = [name for name in names if name.count(".") == 0]
+            raise ArgumentError.about(
+                "taps", expected=f"module names of {backbone.name} ({', '.join(top)}, or below them)", got=tap
+            )
+    if len(set(taps)) != len(taps):
+        raise ArgumentError.about("taps", expected="different module names", got=", ".join(taps))
+
+
+def _read_structure(module: nn.Module, taps: tuple[str, ...], side: int) -> _Structure:
+    """Run a dummy image through a copy of the network and watch."""
+    probe = copy.deepcopy(module)
+    # Fresh BatchNorm is nearly the identity, which would hide a wrong fold from the check below.
+    generator = torch.Generator().manual_seed(0)
+    for layer in probe.modules():
+        if isinstance(layer, _BatchNorm) and layer.running_mean is not None and layer.running_var is not None:
+            layer.running_mean.copy_(torch.randn(layer.running_mean.shape, generator=generator))
+            layer.running_var.copy_(torch.rand(layer.running_var.shape, generator=generator) + 0.5)
+    pixels = torch.rand(1, 3, side, side, generator=generator)
+    calls, overwritten, before = _watch(probe, pixels, taps)
+    structure = _Structure(taps, frozenset(name for name, _, _ in calls), _foldable(probe, calls), overwritten)
+    if structure.foldable:
+        _simplify(probe, structure)
+        after = _tapped(probe, pixels, taps, overwritten)
+        if not all(_close(after[tap], before[tap]) for tap in taps):
+            # Something outside the modules also reads a convolution's output, so nothing may be folded.
+            return _Structure(taps, structure.executed, (), overwritten)
+    return structure
+
+
+_Call = tuple[str, Tensor | None, Any]
+
+
+def _watch(
+    module: nn.Module, pixels: Tensor, taps: tuple[str, ...]
+) -> tuple[list[_Call], frozenset[str], dict[str, Tensor]]:
+    """Record (module name, first input, output) of every call, and which taps are overwritten in place later on."""
+    calls: list[_Call] = []
+    versions: dict[str, tuple[Tensor, int]] = {}
+    copies: dict[str, Tensor] = {}
+
+    def watch(name: str) -> Any:
+        def hook(_module: nn.Module, inputs: tuple[Any, ...], output: Any) -> None:
+            calls.append((name, inputs[0] if inputs else None, output))
+            if name in taps and isinstance(output, Tensor):
+                versions[name], copies[name] = (output, output._version), output.clone()
+            if len(versions) == len(taps):
+                raise _DeepestTapReached
+
+        return hook
+
+    started: list[str] = []  # a container that the early end interrupts never reaches its own forward hook
+
+    def start(name: str) -> Any:
+        return lambda _module, _inputs: started.append(name)
+
+    handles = [layer.register_forward_hook(watch(name)) for name, layer in module.named_modules()]
+    handles += [layer.register_forward_pre_hook(start(name)) for name, layer in module.named_modules()]
+    with _hooks(handles):
+        module(pixels)
+    if len(versions) < len(taps):
+        idle = ", ".join(tap for tap in taps if tap not in versions)
+        raise ArgumentError.about("taps", expected="modules that run and return one tensor", got=idle)
+    finished = {name for name, _, _ in calls}
+    calls += [(name, None, None) for name in started if name not in finished]
+    overwritten = frozenset(tap for tap, (output, version) in versions.items() if output._version != version)
+    return calls, overwritten, copies
+
+
+def _foldable(module: nn.Module, calls: list[_Call]) -> tuple[tuple[str, str], ...]:
+    times: dict[str, int] = {}
+    for name, _, _ in calls:
+        times[name] = times.get(name, 0) + 1
+    producers = {id(output): name for name, _, output in calls if isinstance(module.get_submodule(name), nn.Conv2d)}
+    pairs = []
+    for name, given, _ in calls:
+        layer, producer = module.get_submodule(name), producers.get(id(given))
+        if producer is None or not isinstance(layer, _BatchNorm) or times[name] > 1 or times[producer] > 1:
+            continue
+        readers = {reader for reader, read, _ in calls if read is given}
+        if readers == {name} and layer.running_mean is not None:
+            pairs.append((producer, name))
+    return tuple(pairs)
+
+
+def _simplify(module: nn.Module, structure: _Structure) -> None:
+    """Drop what never runs and fold what can be folded; `module` must be in eval mode."""
+    for name, _ in list(module.named_modules()):
+        parent = name.rpartition(".")[0]
+        if name and name not in structure.executed and (not parent or parent in structure.executed):
+            module.set_submodule(name, nn.Identity())
+    for convolution, norm in structure.foldable:
+        layer = module.get_submodule(norm)
+        fused = fuse_conv_bn_eval(module.get_submodule(convolution), layer)  # type: ignore[type-var, arg-type]
+        module.set_submodule(convolution, fused.requires_grad_(False))
+        # timm's BatchNorm classes also hold the activation that follows.
+        rest = [child for child in layer.children() if not isinstance(child, nn.Identity)]
+        module.set_submodule(norm, nn.Sequential(*rest) if rest else nn.Identity())
+
+
+def _close(a: Tensor, b: Tensor) -> bool:
+    return bool((a - b).abs().max() <= 1e-4 * b.abs().max().clamp_min(1e-6))
+
+
+def _load_needed(module: nn.Module, weights: StateDict, structure: _Structure, backbone: Backbone) -> None:
+    """Copy every parameter that an executed module owns; strict about those, tolerant about the rest."""
+    own = module.state_dict()
+    counters = {name for name in own if name.endswith("num_batches_tracked")}
+    needed = {name for name in own if name.rpartition(".")[0] in structure.executed} - counters
+    missing = sorted(needed - weights.keys())
+    if missing:
+        raise WeightsError(
+            f"weights of {backbone.name}: {len(missing)} of {len(needed)} parameters that the taps "
+            f"{', '.join(structure.taps)} need are missing: {', '.join(missing[:4])} ... "
+            "Give the weights of this very architecture, or choose taps before the missing layers."
+        )
+    for name in sorted(needed):
+        if weights[name].shape != own[name].shape:
+            raise WeightsError.about(
+                f"weights of {backbone.name}, {name}", expected=f"shape {tuple(own[name].shape)}", got=weights[name]
+            )
+    module.load_state_dict({name: weights[name] for name in needed}, strict=False)
+
+
+def _load_folded(module: nn.Module, folded: StateDict, backbone: Backbone) -> None:
+    try:
+        module.load_state_dict(folded, strict=True)
+    except RuntimeError as error:
+        raise WeightsError(
+            f"backbone {backbone.name}: the stored parameters do not fit the network that this installation builds "
+            f"({error}). Install the package versions named in the model file, or fit again."
+        ) from error
