@@ -1,0 +1,194 @@
+"""PaDiM: one Gaussian a position (Defard et al., "PaDiM: a Patch Distribution Modeling Framework", ICPR 2020).
+
+Feature maps are aligned to the largest by nearest neighbour and concatenated; d dimensions are kept. For every position
+(i, j) the normal images give a mean and a covariance; the anomaly map is the Mahalanobis distance (eq. 2)
+
+    M(x_ij) = sqrt((x_ij - mu_ij)^T Sigma_ij^-1 (x_ij - mu_ij)),   Sigma_ij = sample covariance + eps I   (eq. 1),
+
+enlarged bilinearly, smoothed with a Gaussian, and the image score is its maximum.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from itertools import chain
+from typing import ClassVar, Literal
+
+import torch
+from torch import Tensor
+
+from ..errors import ArgumentError
+from ..features.backbones import find_backbone
+from ..features.patches import concatenate, project, random_channels, semi_orthogonal
+from ..ops.gaussian import Gaussian, Moments
+from ..ops.maps import enlarge_and_smooth
+from ..types import FeatureMaps, ImageBatches, Scores
+from ._base import FeatureMethod
+
+
+@dataclass(kw_only=True)
+class PaDiM(FeatureMethod):
+    """Patch distribution modelling. For parts that always lie in the same place; small, fast, exact.
+
+    Parameters
+    ----------
+    dimensions: embedding dimensions to keep; None takes the backbone's recommendation.
+    reduction: `random` channels (the paper's R_d), a random semi-`orthogonal` projection of all channels, which depends
+        less on the seed, or `none` (all channels).
+    eps: added to the diagonal of every covariance (the paper: 0.01).
+    sigma: smoothing of the map, in pixels of the network's input (the paper: 4).
+    storage: `float32`, or `float16` for half the file and memory; `storage_error_` then holds the measured error.
+    """
+
+    name: ClassVar[str] = "padim"
+    paper: ClassVar[dict[str, object]] = {"reduction": "random", "eps": 0.01}
+
+    dimensions: int | None = None
+    reduction: Literal["random", "orthogonal", "none"] = "orthogonal"
+    eps: float = 0.001
+    sigma: float = 4.0
+    storage: Literal["float32", "float16"] = "float32"
+
+    def __post_init__(self) -> None:
+        self.channels_: tuple[Tensor, ...] | None = None
+        self.projection_: Tensor | None = None
+
+    def partial_fit(self, images: ImageBatches) -> PaDiM:
+        """Learn from further normal images: the same model as one fit on all images, up to the factor's precision."""
+        if not hasattr(self, "gaussian_"):
+            return self.fit(images)
+        moments = Moments.from_factor(self.gaussian_, expected=8)
+        for features in self._features(images):
+            self._check_size(features)
+            moments.update(self._embed(features))
+        self._finish(moments)
+        return self
+
+    def merge(self, other: PaDiM) -> PaDiM:
+        """Take in what another PaDiM, fitted with the same parameters on other images, has learned."""
+        self._require_fit("merge")
+        other._require_fit("merge")
+        mine, theirs = self._learned(), other._learned()
+        for name in ("image_size", "grid", "channels", "projection"):
+            a, b = mine.get(name), theirs.get(name)
+            if (a is None) != (b is None) or (a is not None and b is not None and not torch.equal(a, b)):
+                raise ArgumentError.about(
+                    "other", expected="a PaDiM with the same taps, dimensions, seed and image size", got=f"other {name}"
+                )
+        moments = Moments.from_factor(self.gaussian_, expected=1)
+        moments.merge(Moments.from_factor(other.gaussian_, expected=1))
+        self._finish(moments)
+        return self
+
+    def _learn(self, features: Iterator[FeatureMaps], *, expected: int | None) -> None:
+        self._check_parameters()
+        first = next(features, None)
+        if first is None:
+            raise ArgumentError.about("images", expected="at least 2 normal images", got="none")
+        self.image_size_ = first.image_size
+        self._choose_dimensions([m.shape[1] for m in first.maps])
+        embedded = self._embed(first)
+        self.grid_ = max((m.shape[2], m.shape[3]) for m in first.maps)
+        moments = Moments(embedded.shape[1], embedded.shape[2], expected=expected, device=embedded.device)
+        for maps in chain([first], features):
+            self._check_size(maps)
+            moments.update(self._embed(maps))
+        if moments.count < 2:
+            raise ArgumentError.about("images", expected="at least 2 normal images", got=moments.count)
+        self._finish(moments)
+
+    def _score(self, features: FeatureMaps) -> Scores:
+        self._check_size(features)
+        distances = self.gaussian_.distances(self._embed(features))
+        maps = enlarge_and_smooth(distances.reshape(-1, *self.grid_), self.image_size_, sigma=self.sigma)
+        return Scores(maps.amax(dim=(1, 2)), maps)
+
+    def _learned(self) -> dict[str, Tensor]:
+        gaussian, d = self.gaussian_, self.gaussian_.mean.shape[1]
+        # Only the lower triangle of the dense form is worth keeping.
+        factor = _lower_triangle(gaussian.factor, d) if gaussian.spectrum is None else gaussian.factor
+        learned = {
+            "count": torch.tensor(gaussian.count),
+            "mean": gaussian.mean,
+            "image_size": torch.tensor(self.image_size_),
+            "grid": torch.tensor(self.grid_),
+            "storage_error": torch.tensor(self.storage_error_),
+            "factor": factor,
+        }
+        if gaussian.spectrum is not None:
+            learned["spectrum"] = gaussian.spectrum
+        if self.projection_ is not None:
+            learned["projection"] = self.projection_
+        if self.channels_ is not None:
+            learned["channels"] = torch.cat(self.channels_)
+            learned["channels_of_map"] = torch.tensor([len(c) for c in self.channels_])
+        return learned
+
+    def _relearn(self, learned: dict[str, Tensor]) -> None:
+        self.image_size_ = _pair(learned["image_size"])
+        self.grid_ = _pair(learned["grid"])
+        self.storage_error_ = float(learned["storage_error"])
+        self.projection_ = learned.get("projection")
+        self.channels_ = None
+        if "channels" in learned:
+            self.channels_ = torch.split(learned["channels"], learned["channels_of_map"].tolist())
+        mean, factor, spectrum = learned["mean"], learned["factor"], learned.get("spectrum")
+        if spectrum is None:
+            factor = _full_square(factor, mean.shape[1])
+        self.gaussian_ = Gaussian(int(learned["count"]), mean, factor, self.eps, spectrum)
+
+    def _choose_dimensions(self, channels: list[int]) -> None:
+        self.channels_ = self.projection_ = None
+        d = self.dimensions or find_backbone(self.backbone).d
+        if d is None or self.reduction == "none":
+            return
+        if self.reduction == "random":
+            self.channels_ = random_channels(channels, d, seed=self.seed)
+        else:
+            self.projection_ = semi_orthogonal(sum(channels), d, seed=self.seed).to(self._device())
+
+    def _embed(self, features: FeatureMaps) -> Tensor:
+        if self.projection_ is not None:
+            return project(features, self.projection_)
+        return concatenate(features, self.channels_)
+
+    def _finish(self, moments: Moments) -> None:
+        self.gaussian_, self.storage_error_ = moments.whiten(self.eps), 0.0
+        if self.storage == "float16":
+            self.gaussian_, self.storage_error_ = self.gaussian_.stored_as(torch.float16)
+
+    def _check_size(self, features: FeatureMaps) -> None:
+        if features.image_size != self.image_size_:
+            raise ArgumentError.about(
+                "images",
+                expected=f"preprocessed images of size {self.image_size_}, as in the fit",
+                got=f"size {features.image_size}",
+                instead="PaDiM has one Gaussian a position; use one Preprocess for all images.",
+            )
+
+    def _check_parameters(self) -> None:
+        if self.reduction not in ("random", "orthogonal", "none"):
+            raise ArgumentError.about("reduction", expected="random, orthogonal or none", got=self.reduction)
+        if self.storage not in ("float32", "float16"):
+            raise ArgumentError.about("storage", expected="float32 or float16", got=self.storage)
+        if not self.eps > 0:
+            raise ArgumentError.about("eps", expected="a number above 0", got=self.eps, instead="The paper has 0.01.")
+        if not self.sigma >= 0:
+            raise ArgumentError.about("sigma", expected="a number of pixels, 0 for no smoothing", got=self.sigma)
+
+
+def _pair(tensor: Tensor) -> tuple[int, int]:
+    return int(tensor[0]), int(tensor[1])
+
+
+def _lower_triangle(square: Tensor, d: int) -> Tensor:
+    rows, columns = torch.tril_indices(d, d, device=square.device)
+    return square[:, rows, columns]
+
+
+def _full_square(triangle: Tensor, d: int) -> Tensor:
+    rows, columns = torch.tril_indices(d, d, device=triangle.device)
+    square = triangle.new_zeros(len(triangle), d, d)
+    square[:, rows, columns] = triangle
+    return square

@@ -1,0 +1,256 @@
+"""Gaussians at many positions at once: streaming moments, and whitening factors for the Mahalanobis distance.
+
+With the mean m and the sample covariance S of n vectors of dimension d, the regularised covariance is C = S + eps I and
+the distance of x is sqrt((x - m)^T C^-1 (x - m)). C^-1 is kept as a factor W, in the smaller of two exact forms:
+
+- n > d, dense: C = L L^T (Cholesky) and W = L^-1, lower triangular d x d; distance^2 = |W z|^2 for z = x - m.
+- n <= d, low rank (Woodbury): S = V^T diag(s) V with n - 1 orthonormal rows V, from the eigenvectors of the small
+  n x n Gram matrix; W = V, and with u = V z, distance^2 = |z - V^T u|^2 / eps + sum_i u_i^2 / (s_i + eps).
+  The shorter (|z|^2 - |A^-1 X z|^2) / eps is the same in exact arithmetic but loses digits where z lies in the span.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from ..errors import ArgumentError
+
+_CHUNK_BYTES = 64 << 20
+"""Working memory for one chunk of positions."""
+
+
+class Moments:
+    """Count, mean and scatter of d-vectors at many positions, one batch at a time; memory does not grow with the count.
+
+    New rows collect in a buffer of at most d rows a position. A full buffer is folded into a float64 mean and scatter
+    (sum of outer products of centred rows) with the exact merge of Chan, Golub and LeVeque (1983). While no more than
+    d rows came in, the buffer itself is the smaller exact description and no scatter exists.
+    """
+
+    def __init__(
+        self, positions: int, dimension: int, *, expected: int | None = None, device: str | torch.device = "cpu"
+    ) -> None:
+        capacity = dimension if expected is None else max(1, min(expected, dimension))
+        self.count = 0
+        """Rows seen, those in the buffer included."""
+        self._rows = torch.empty(positions, capacity, dimension, dtype=torch.float32, device=device)
+        self._used = 0
+        self._mean = torch.zeros(positions, dimension, dtype=torch.float64, device=device)
+        self._scatter: Tensor | None = None
+
+    @classmethod
+    def from_factor(cls, gaussian: Gaussian, *, expected: int) -> Moments:
+        """Recover the moments from which a Gaussian was made; `expected` more rows are to come.
+
+        Exact up to the precision in which the factor is stored.
+        """
+        positions, _, dimension = gaussian.factor.shape
+        moments = cls(positions, dimension, expected=expected, device=gaussian.factor.device)
+        moments.count = gaussian.count
+        moments._mean.copy_(gaussian.mean)
+        moments._scatter = torch.empty(
+            positions, dimension, dimension, dtype=torch.float64, device=gaussian.factor.device
+        )
+        eye = torch.eye(dimension, dtype=torch.float64, device=gaussian.factor.device)
+        for part in _chunks(positions, dimension * dimension * 24):
+            w = gaussian.factor[part].double()
+            if gaussian.spectrum is not None:
+                covariance = w.mT @ (w * gaussian.spectrum[part, :, None])
+            else:
+                lower = torch.linalg.solve_triangular(w, eye.expand_as(w), upper=False)
+                covariance = lower @ lower.mT - gaussian.eps * eye
+            moments._scatter[part] = covariance * (gaussian.count - 1)
+        return moments
+
+    @property
+    def dimension(self) -> int:
+        """Length d of the vectors."""
+        return self._rows.shape[2]
+
+    def update(self, rows: Tensor) -> None:
+        """Take `(batch, position, dimension)` float32 vectors."""
+        while len(rows):
+            if self._used == self._rows.shape[1]:
+                self._fold()
+            taken = rows[: self._rows.shape[1] - self._used]
+            self._rows[:, self._used : self._used + len(taken)] = taken.transpose(0, 1)
+            self._used += len(taken)
+            self.count += len(taken)
+            rows = rows[len(taken) :]
+
+    def merge(self, other: Moments) -> None:
+        """Take everything that `other` has seen; the order of merges does not matter beyond rounding."""
+        if self._mean.shape != other._mean.shape:
+            raise ArgumentError.about(
+                "other", expected=f"moments of shape {tuple(self._mean.shape)}", got=f"shape {tuple(other._mean.shape)}"
+            )
+        self._fold()
+        other._fold()
+        if other._scatter is None:
+            return
+        if self._scatter is None:
+            self._scatter = torch.zeros_like(other._scatter)
+        for part in _chunks(len(self._mean), self.dimension**2 * 16):
+            self._fold_chunk(part, self.count, other.count, other._mean[part], other._scatter[part])
+        self.count += other.count
+
+    def mean(self) -> Tensor:
+        """`(position, dimension)` float64."""
+        self._fold()
+        return self._mean
+
+    def covariance(self) -> Tensor:
+        """Sample covariance (divided by n - 1), `(position, dimension, dimension)` float64."""
+        self._fold()
+        if self._scatter is None or self.count < 2:
+            raise ArgumentError.about("count", expected="at least 2 vectors", got=self.count)
+        return self._scatter / (self.count - 1)
+
+    def whiten(self, eps: float) -> Gaussian:
+        """Turn the moments into a Gaussian with covariance S + eps I. The moments are used up."""
+        if self.count < 2:
+            raise ArgumentError.about("count", expected="at least 2 vectors", got=self.count)
+        if self._scatter is None and self._used == self.count:
+            return self._whiten_rows(eps)
+        self._fold()
+        self._rows = self._rows[:, :0].clone()  # free the buffer: the factor needs the room
+        return self._whiten_scatter(eps)
+
+    def _fold(self) -> None:
+        if self._used == 0:
+            return
+        positions, _, dimension = self._rows.shape
+        if self._scatter is None:
+            self._scatter = torch.zeros(positions, dimension, dimension, dtype=torch.float64, device=self._rows.device)
+        old = self.count - self._used
+        for part in _chunks(positions, dimension * (dimension + 2 * self._used) * 8):
+            rows = self._rows[part, : self._used].double()
+            mean = rows.mean(dim=1)
+            rows -= mean[:, None]
+            self._fold_chunk(part, old, self._used, mean, None, rows)
+        self._used = 0
+
+    def _fold_chunk(  # noqa: PLR0917
+        self, part: slice, old: int, new: int, mean: Tensor, scatter: Tensor | None, rows: Tensor | None = None
+    ) -> None:
+        assert self._scatter is not None
+        target = self._scatter[part]
+        if rows is not None:
+            target.baddbmm_(rows.mT, rows)
+        if scatter is not None:
+            target += scatter
+        difference = mean - self._mean[part]
+        target.baddbmm_(difference[:, :, None], difference[:, None, :], alpha=old * new / (old + new))
+        self._mean[part] += difference * (new / (old + new))
+
+    def _whiten_scatter(self, eps: float) -> Gaussian:
+        assert self._scatter is not None
+        positions, dimension = self._mean.shape
+        factor = torch.empty(positions, dimension, dimension, dtype=torch.float32, device=self._mean.device)
+        eye = torch.eye(dimension, dtype=torch.float64, device=self._mean.device)
+        for part in _chunks(positions, dimension * dimension * 24):
+            covariance = self._scatter[part] / (self.count - 1) + eps * eye
+            factor[part] = _inverse_cholesky(covariance, eye).float()
+        self._scatter = None
+        return Gaussian(self.count, self._mean, factor, eps)
+
+    def _whiten_rows(self, eps: float) -> Gaussian:
+        positions, _, dimension = self._rows.shape
+        n = self.count
+        spectrum = torch.empty(positions, n - 1, dtype=torch.float64, device=self._rows.device)
+        for part in _chunks(positions, n * (2 * dimension + 2 * n) * 8):
+            rows = self._rows[part, :n].double()
+            self._mean[part] = rows.mean(dim=1)
+            rows -= self._mean[part][:, None]
+            values, vectors = torch.linalg.eigh(rows @ rows.mT)
+            # The rows sum to zero, so the smallest eigenvalue is zero; so are those of repeated images.
+            values, vectors = values[:, 1:], vectors[:, :, 1:]
+            real = values > 1e-12 * values[:, -1:].clamp_min(1e-300)
+            scale = torch.where(real, values, torch.inf).rsqrt()
+            self._rows[part, : n - 1] = ((vectors * scale[:, None]).mT @ rows).float()
+            spectrum[part] = torch.where(real, values, 0) / (n - 1)
+        # A view: copying would hold the largest tensor of a fit twice.
+        return Gaussian(n, self._mean, self._rows[:, : n - 1], eps, spectrum)
+
+
+@dataclass(frozen=True)
+class Gaussian:
+    """One Gaussian a position, ready for distances."""
+
+    count: int
+    """Vectors that it was made from."""
+    mean: Tensor
+    """`(position, dimension)` float64."""
+    factor: Tensor
+    """W above: `(position, d, d)` lower triangular or `(position, count - 1, d)` orthonormal; float32 or float16."""
+    eps: float
+    spectrum: Tensor | None = None
+    """s above, `(position, count - 1)` float64; None says that the factor is the dense form."""
+
+    def distances(self, vectors: Tensor) -> Tensor:
+        """Mahalanobis distance of `(batch, position, dimension)` float32 vectors: `(batch, position)` float32."""
+        batch, positions, dimension = vectors.shape
+        result = torch.empty(positions, batch, dtype=torch.float32, device=vectors.device)
+        mean = self.mean.float()
+        for part in _chunks(positions, (batch * 3 + self.factor.shape[1]) * dimension * 4):
+            z = (vectors[:, part] - mean[part]).transpose(0, 1)
+            factor = self.factor[part].to(z.dtype)
+            coordinates = z @ factor.mT
+            if self.spectrum is None:
+                squared = coordinates.square_().sum(dim=2)
+            else:
+                outside = torch.baddbmm(z, coordinates, factor, alpha=-1).square_().sum(dim=2)
+                weights = (self.spectrum[part] + self.eps).reciprocal_().to(z.dtype)
+                squared = outside.div_(self.eps) + (coordinates.square_() @ weights[:, :, None])[:, :, 0]
+            result[part] = squared.sqrt_()
+        return result.mT
+
+    def sample(self, *, seed: int) -> Tensor:
+        """Draw one vector a position, `(1, position, dimension)` float32, about where normal vectors lie."""
+        positions, rank, dimension = self.factor.shape
+        generator = torch.Generator(self.factor.device).manual_seed(seed)
+        drawn = torch.empty(positions, dimension, dtype=torch.float32, device=self.factor.device)
+        for part in _chunks(positions, 2 * rank * dimension * 8):
+            w, mean = self.factor[part].double(), self.mean[part]
+            noise = torch.randn(*mean.shape, 1, generator=generator, dtype=torch.float64, device=w.device)
+            if self.spectrum is None:
+                z = torch.linalg.solve_triangular(w, noise, upper=False)
+            else:
+                z = (noise - w.mT @ (w @ noise)) * self.eps**0.5
+                z += w.mT @ (noise[:, :rank] * (self.spectrum[part, :, None] + self.eps).sqrt())
+            drawn[part] = (mean + z[:, :, 0]).float()
+        return drawn[None]
+
+    def stored_as(self, dtype: torch.dtype) -> tuple[Gaussian, float]:
+        """Keep the factor in another precision; also returns the largest relative error of a distance, all positions.
+
+        The error is measured at one typical vector a position (`sample`).
+        """
+        stored = replace(self, factor=self.factor.to(dtype))
+        typical = self.sample(seed=0)
+        exact = self.distances(typical)
+        return stored, float(((stored.distances(typical) - exact).abs() / exact).max())
+
+
+def _inverse_cholesky(covariance: Tensor, eye: Tensor) -> Tensor:
+    lower, info = torch.linalg.cholesky_ex(covariance)
+    if bool((info != 0).any()):
+        raise ArgumentError.about(
+            "eps",
+            expected="a regularisation that makes every covariance positive definite",
+            got=f"{int((info != 0).sum())} positions that are not",
+            instead="Use a larger one, such as 0.01.",
+        )
+    inverse: Tensor = torch.linalg.solve_triangular(lower, eye.expand_as(lower), upper=False)
+    return inverse
+
+
+def _chunks(positions: int, bytes_each: int) -> Iterator[slice]:
+    """Cut the positions so that a chunk's temporaries stay within the working memory."""
+    step = max(1, _CHUNK_BYTES // max(1, bytes_each))
+    for start in range(0, positions, step):
+        yield slice(start, min(start + step, positions))

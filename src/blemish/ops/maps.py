@@ -1,0 +1,34 @@
+"""From a coarse grid of scores to a smooth map at image size."""
+
+from __future__ import annotations
+
+from functools import lru_cache
+
+import numpy as np
+import torch
+from scipy.ndimage import gaussian_filter1d
+from torch import Tensor
+from torch.nn import functional
+
+from ..types import Size
+
+
+def enlarge_and_smooth(grid: Tensor, size: Size, *, sigma: float) -> Tensor:
+    """Enlarge `(batch, h, w)` to `(batch, *size)` bilinearly, then smooth with a Gaussian of `sigma` pixels.
+
+    Equal to `interpolate(mode="bilinear", align_corners=False)` followed by `scipy.ndimage.gaussian_filter(sigma)`
+    (mode `reflect`, truncated at 4 sigma). Both steps are linear and separable, so each axis is one small matrix.
+    """
+    rows = _axis_matrix(grid.shape[1], size[0], sigma).to(grid)
+    columns = _axis_matrix(grid.shape[2], size[1], sigma).to(grid)
+    return rows @ grid @ columns.T
+
+
+@lru_cache(maxsize=16)
+def _axis_matrix(coarse: int, fine: int, sigma: float) -> Tensor:
+    """`(fine, coarse)` float64: smoothing after enlargement along one axis."""
+    eye = torch.eye(coarse, dtype=torch.float64)[None]
+    enlarged = functional.interpolate(eye, fine, mode="linear", align_corners=False)[0].T
+    if sigma > 0:
+        enlarged = torch.from_numpy(np.asarray(gaussian_filter1d(enlarged.numpy(), sigma, axis=0)))
+    return enlarged.contiguous()

@@ -1,0 +1,132 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+from blemish.errors import ArgumentError
+from blemish.features.backbones import custom_backbone
+from blemish.features.extract import build_extractor
+from blemish.methods import PaDiM
+from contract.laws import TEST, TRAIN, Images, batch
+from reference import padim as reference
+
+
+class Net(torch.nn.Module):
+    """Three layers with strides 2, 4 and 8."""
+
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(0)
+        self.a = torch.nn.Conv2d(3, 6, 3, 2, 1)
+        self.b = torch.nn.Conv2d(6, 8, 3, 2, 1)
+        self.c = torch.nn.Conv2d(8, 10, 3, 2, 1)
+
+    def forward(self, x):
+        return self.c(self.b(self.a(x).relu()).relu())
+
+
+def small_pixels(n, seed):
+    return torch.rand(n, 3, 24, 24, generator=torch.Generator().manual_seed(seed))
+
+
+BACKBONE = custom_backbone(Net(), taps=("a", "b", "c"), trace_size=24)
+
+
+def layers(pixels):
+    return [m.numpy() for m in build_extractor(BACKBONE)(pixels).maps]
+
+
+@pytest.mark.parametrize("n_train", [9, 40], ids=["low rank", "dense"])
+def test_equals_the_paper(n_train):
+    train, test = small_pixels(n_train, 1), small_pixels(3, 2)
+    method = PaDiM(backbone=BACKBONE, dimensions=12, seed=7, sigma=2.0, **PaDiM.paper).fit(Images(train))
+    assert (method.gaussian_.spectrum is not None) == (n_train <= 12)
+
+    dims = reference.random_dimensions(24, 12, seed=7)
+    grids = reference.distances(
+        reference.embeddings(layers(train), dims), reference.embeddings(layers(test), dims), eps=0.01
+    )
+    expected = reference.maps(grids, 24, sigma=2.0)
+    scores = method.score(batch(test))
+    np.testing.assert_allclose(scores.maps.numpy(), expected, rtol=1e-4)
+    np.testing.assert_allclose(scores.images.numpy(), expected.max(axis=(1, 2)), rtol=1e-4)
+
+
+def test_no_reduction_keeps_all_channels():
+    train, test = small_pixels(30, 1), small_pixels(2, 2)
+    method = PaDiM(backbone=BACKBONE, reduction="none", dimensions=5, sigma=0.0, eps=0.01).fit(Images(train))
+    all_dims = list(range(24))
+    grids = reference.distances(
+        reference.embeddings(layers(train), all_dims), reference.embeddings(layers(test), all_dims), eps=0.01
+    )
+    np.testing.assert_allclose(method.score(batch(test)).maps.numpy(), reference.maps(grids, 24, 0.0), rtol=1e-4)
+
+
+def test_orthogonal_projection_equals_projecting_the_full_embedding():
+    train, test = small_pixels(30, 1), small_pixels(2, 2)
+    method = PaDiM(backbone=BACKBONE, reduction="orthogonal", dimensions=9, sigma=0.0, eps=0.01).fit(Images(train))
+    matrix = method.projection_.double().numpy()
+    np.testing.assert_allclose(matrix.T @ matrix, np.eye(9), atol=1e-6)
+    project = [reference.embeddings(layers(p), list(range(24))) @ matrix for p in (train, test)]
+    grids = reference.distances(*project, eps=0.01)
+    np.testing.assert_allclose(method.score(batch(test)).maps.numpy(), reference.maps(grids, 24, 0.0), rtol=1e-4)
+
+
+def test_half_precision_reports_the_error_that_it_makes():
+    exact = PaDiM(backbone="filters").fit(Images(TRAIN))
+    half = PaDiM(backbone="filters", storage="float16").fit(Images(TRAIN))
+    assert exact.storage_error_ == 0
+    assert 0 < half.storage_error_ < 0.01
+    a, b = exact.score(batch(TEST)).images, half.score(batch(TEST)).images
+    error = ((a - b).abs() / a).max()
+    assert 0 < error < 0.01
+    sizes = [sum(t.numel() * t.element_size() for t in m.state().values()) for m in (exact, half)]
+    assert sizes[1] < 0.62 * sizes[0]
+
+
+def test_seed_chooses_the_channels():
+    row = custom_backbone(Net(), taps=("a", "b", "c"), trace_size=24, d=10)
+    picks = [
+        PaDiM(backbone=row, seed=s, reduction="random").fit(Images(small_pixels(15, 0))).state()["channels"]
+        for s in (1, 1, 2)
+    ]
+    assert torch.equal(picks[0], picks[1])
+    assert not torch.equal(picks[0], picks[2])
+
+
+@pytest.mark.parametrize(
+    ("parameters", "message"),
+    [
+        ({"eps": 0.0}, "eps: expected a number above 0, got 0.0"),
+        ({"reduction": "pca"}, "reduction: expected random, orthogonal or none, got pca"),
+        ({"storage": "int8"}, "storage: expected float32 or float16, got int8"),
+        ({"sigma": -1.0}, "sigma: expected a number of pixels"),
+        ({"dimensions": 100, "reduction": "random"}, "dimensions: expected 1 to 81, the channels of the taps, got 100"),
+        ({"device": "gpu"}, "device: expected auto, cpu, cuda or cuda:N, got gpu"),
+        ({"taps": ("level1", "level9")}, r"taps: expected module names of filters \(level1, level2, level3"),
+    ],
+)
+def test_wrong_parameter_is_named(parameters, message):
+    with pytest.raises(ArgumentError, match=message):
+        PaDiM(**{"backbone": "filters", **parameters}).fit(Images(TRAIN))
+
+
+def test_one_image_is_too_few():
+    with pytest.raises(ArgumentError, match=r"images: expected at least 2 normal images, got 1"):
+        PaDiM(backbone="filters").fit(Images(TRAIN[:1]))
+
+
+def test_another_size_is_refused():
+    method = PaDiM(backbone="filters").fit(Images(TRAIN))
+    with pytest.raises(
+        ArgumentError, match=r"expected preprocessed images of size \(64, 64\), as in the fit, got size"
+    ):
+        method.score(batch(torch.rand(1, 3, 96, 96)))
+
+
+def test_merge_refuses_another_model():
+    method = PaDiM(backbone=BACKBONE, dimensions=8, seed=1, reduction="random").fit(Images(small_pixels(5, 0)))
+    other = PaDiM(backbone=BACKBONE, dimensions=8, seed=2, reduction="random").fit(Images(small_pixels(5, 0)))
+    with pytest.raises(ArgumentError, match=r"other: expected a PaDiM with the same .* got other channels"):
+        method.merge(other)
