@@ -19,7 +19,7 @@ from torch import Tensor
 
 from ..errors import ArgumentError
 
-_CHUNK_BYTES = 64 << 20
+_CHUNK_BYTES = 16 << 20
 """Working memory for one chunk of positions."""
 
 
@@ -34,7 +34,9 @@ class Moments:
     def __init__(
         self, positions: int, dimension: int, *, expected: int | None = None, device: str | torch.device = "cpu"
     ) -> None:
-        capacity = dimension if expected is None else max(1, min(expected, dimension))
+        capacity = max(1, dimension if expected is None else expected)
+        if capacity > dimension:  # the scatter will exist anyway, so the buffer may be small
+            capacity = max(1, dimension // 2)
         self.count = 0
         """Rows seen, those in the buffer included."""
         self._rows = torch.empty(positions, capacity, dimension, dtype=torch.float32, device=device)
