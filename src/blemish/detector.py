@@ -1,0 +1,241 @@
+"""The front door: preprocessing + method + calibration, with `fit`, `predict`, `save` and `load`."""
+
+from __future__ import annotations
+
+import platform
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field, fields, is_dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+
+from . import persist
+from .calibrate import Calibration, calibrate, require_images
+from .errors import ArgumentError, DatasetError, ModelFileError, NotFittedError
+from .features.backbones import Backbone
+from .images.preprocess import PRESETS, Preprocess
+from .images.source import Batches, ImageInput, ImageSource, OnError, Skipped, as_source
+from .methods import METHODS, Incremental, Method, PaDiM
+from .types import Decision, ImageBatch, Scores
+
+Progress = Callable[[str, int, int], None]
+"""Called with (stage, images done, images in all) after every batch."""
+
+
+@dataclass(kw_only=True)
+class Detector:
+    """Finds anomalous images after seeing normal ones.
+
+    Parameters
+    ----------
+    method: the normality model.
+    preprocess: `Preprocess`, or the name of a preset: `default` (256 x 256, nothing cropped), `paper` (256, crop 224).
+    calibration: `split` holds out a seeded share of the normal images and gives p-values and a threshold;
+        `none` fits on all of them and gives raw scores only.
+    held_out: the share to hold out.
+    false_alarm_rate: the share of normal images that may be called anomalous.
+    seed: chooses the held-out images.
+    batch_size, workers, on_error: see `Batches`.
+
+    >>> import numpy as np
+    >>> images = np.random.default_rng(0).integers(0, 255, (30, 64, 64, 3), dtype=np.uint8)
+    >>> detector = Detector(method=PaDiM(backbone="filters"), preprocess=Preprocess(64), false_alarm_rate=0.2)
+    >>> decision = next(detector.fit(images).predict(images[:1]))
+    >>> decision.map.shape, decision.is_anomalous
+    ((64, 64), False)
+    """
+
+    method: Method = field(default_factory=PaDiM)
+    preprocess: Preprocess | str = "default"
+    calibration: Literal["split", "none"] = "split"
+    held_out: float = 0.2
+    false_alarm_rate: float = 0.05
+    seed: int = 0
+    batch_size: int = 8
+    workers: int = 2
+    on_error: OnError = "raise"
+
+    calibration_: Calibration | None = field(default=None, init=False, repr=False)
+    images_: int = field(default=0, init=False, repr=False)
+    """Normal images that the method learned from; the held-out ones come on top."""
+    skipped_: list[Skipped] = field(default_factory=list, init=False, repr=False)
+    """Files that the latest `fit` or `predict` left out."""
+
+    def fit(self, images: ImageInput, *, progress: Progress | None = None) -> Detector:
+        """Learn from normal images: a folder, paths, arrays, or an `ImageSource`."""
+        source = as_source(images)
+        train, held_out = self._split(source)
+        batches = self._batches(train)
+        self.method.fit(_Reporting(batches, "fit", progress))
+        self.images_ = len(train) - len(batches.skipped)
+        self.skipped_ = list(batches.skipped)
+        self.calibration_ = None
+        if held_out is not None:
+            self._calibrate(held_out, progress)
+        return self
+
+    def update(
+        self, images: ImageInput, *, held_out: ImageInput | None = None, progress: Progress | None = None
+    ) -> Detector:
+        """Learn from further normal images without a refit, for methods that can.
+
+        The old calibration belongs to the old model and is dropped; `held_out` normal images make a new one.
+        """
+        if not isinstance(self.method, Incremental):
+            able = ", ".join(name for name, method in METHODS.items() if issubclass(method, Incremental))
+            raise ArgumentError.about(
+                "method", expected=f"one that can be updated ({able})", got=type(self.method).name, instead="Fit again."
+            )
+        if held_out is not None:
+            require_images(len(as_source(held_out)), self.false_alarm_rate)
+        batches = self._batches(as_source(images))
+        self.method.partial_fit(_Reporting(batches, "update", progress))
+        self.images_ += len(batches) - len(batches.skipped)
+        self.skipped_ = list(batches.skipped)
+        self.calibration_ = None
+        if held_out is not None:
+            self._calibrate(as_source(held_out), progress)
+        return self
+
+    def predict(self, images: ImageInput, *, progress: Progress | None = None) -> Iterator[Decision]:
+        """Judge images, one `Decision` each, in order and as they are done."""
+        preprocess = self.preprocessing
+        for batch, scores in self.score(images, progress=progress):
+            maps = None if scores.maps is None else scores.maps.cpu()
+            for i, (name, size, score) in enumerate(zip(batch.names, batch.sizes, scores.images.tolist(), strict=True)):
+                map = None if maps is None else preprocess.to_original(maps[i], size)
+                yield self.decide(name, score, map)
+
+    def score(self, images: ImageInput, *, progress: Progress | None = None) -> Iterator[tuple[ImageBatch, Scores]]:
+        """Give raw scores batch by batch, with maps at the size of the network's input."""
+        batches = self._batches(as_source(images))
+        self.skipped_ = batches.skipped
+        for batch in _Reporting(batches, "predict", progress):
+            yield batch, self.method.score(batch)
+
+    def decide(self, name: str, score: float, map: Any = None) -> Decision:
+        """Turn a raw score into a decision."""
+        c = self.calibration_
+        return Decision(name, score, map, None if c is None else c.p_value(score), None if c is None else c.threshold)
+
+    def save(self, path: str | Path) -> None:
+        """Write everything, the backbone's parameters included, into one safetensors file."""
+        if not self.images_:
+            raise NotFittedError("Detector.save needs a fitted detector. Call fit(normal_images) first.")
+        tensors = {f"method.{name}": tensor for name, tensor in self.method.state().items()}
+        if self.calibration_ is not None:
+            tensors["calibration.scores"] = torch.from_numpy(self.calibration_.scores)
+        persist.save(path, tensors, self.manifest())
+
+    @classmethod
+    def load(cls, path: str | Path, *, device: str = "auto", backbone: Backbone | None = None) -> Detector:
+        """Read a detector; it scores exactly as the saved one. A custom `backbone` must be given again."""
+        tensors, manifest = persist.load(path)
+        method = _make_method(path, manifest, device, backbone)
+        method.restore({k.removeprefix("method."): v for k, v in tensors.items() if k.startswith("method.")})
+        settings = dict(manifest["detector"])
+        settings["preprocess"] = Preprocess(**settings["preprocess"])
+        detector = cls(method=method, **settings)
+        detector.images_ = manifest["images"]
+        if "calibration.scores" in tensors:
+            detector.calibration_ = Calibration(tensors["calibration.scores"].numpy(), detector.false_alarm_rate)
+        return detector
+
+    def _split(self, source: ImageSource) -> tuple[ImageSource, ImageSource | None]:
+        if self.calibration not in ("split", "none"):
+            raise ArgumentError.about("calibration", expected="split or none", got=self.calibration)
+        if not len(source):
+            raise DatasetError.about("images", expected="normal images to fit on", got="none")
+        if self.calibration == "none":
+            return source, None
+        if not 0 < self.held_out < 1:
+            raise ArgumentError.about("held_out", expected="a share between 0 and 1", got=self.held_out)
+        train, held_out = source.split(self.held_out, seed=self.seed)
+        require_images(len(held_out), self.false_alarm_rate)
+        return train, held_out
+
+    def _calibrate(self, held_out: ImageSource, progress: Progress | None) -> None:
+        batches = self._batches(held_out)
+        scores: list[float] = []
+        for batch in _Reporting(batches, "calibrate", progress):
+            scores += self.method.score(batch).images.tolist()
+        self.skipped_ += batches.skipped
+        self.calibration_ = calibrate(scores, false_alarm_rate=self.false_alarm_rate)
+
+    def _batches(self, source: ImageSource) -> Batches:
+        return Batches(source, self.preprocessing, self.batch_size, self.workers, self.on_error)
+
+    @property
+    def preprocessing(self) -> Preprocess:
+        """How images are prepared: `preprocess`, with a preset's name looked up."""
+        if isinstance(self.preprocess, Preprocess):
+            return self.preprocess
+        if self.preprocess not in PRESETS:
+            raise ArgumentError.about("preprocess", expected=" or ".join(PRESETS), got=self.preprocess)
+        return PRESETS[self.preprocess]
+
+    def manifest(self) -> persist.Manifest:
+        """What the model file says about itself: parameters, settings, versions; JSON types only."""
+        preprocess = self.preprocessing
+        return {
+            "method": type(self.method).name,
+            "parameters": _parameters(self.method),
+            "images": self.images_,
+            "detector": {
+                "preprocess": {"resize": preprocess.resize, "crop": preprocess.crop},
+                "calibration": self.calibration,
+                "held_out": self.held_out,
+                "false_alarm_rate": self.false_alarm_rate,
+                "seed": self.seed,
+                "batch_size": self.batch_size,
+            },
+            "versions": {
+                "python": platform.python_version(),
+                **{name: version(name) for name in ("blemish", "torch", "torchvision", "numpy")},
+            },
+        }
+
+
+def _parameters(method: Method) -> dict[str, Any]:
+    """The method's parameters as JSON; where a model runs and where its weights came from is not part of it."""
+    names: list[str] = [f.name for f in fields(method)] if is_dataclass(method) else []
+    values = {name: getattr(method, name) for name in names if name not in ("device", "weights")}
+    if isinstance(values.get("backbone"), Backbone):
+        values["backbone"] = values["backbone"].name
+    return values
+
+
+def _make_method(path: str | Path, manifest: persist.Manifest, device: str, backbone: Backbone | None) -> Method:
+    name, parameters = manifest["method"], dict(manifest["parameters"])
+    if name not in METHODS:
+        raise ModelFileError(f"{path}: method {name} is not known here. Known: {', '.join(METHODS)}.")
+    if "backbone" in parameters:
+        stored = parameters["backbone"]
+        if stored.startswith("custom:") and (backbone is None or backbone.name != stored):
+            raise ModelFileError(
+                f"{path}: fitted on the network {stored}. Pass it again: "
+                f"Detector.load(path, backbone=custom_backbone(module, name={stored.removeprefix('custom:')!r}, ...))."
+            )
+        parameters |= {"backbone": backbone or stored, "device": device}
+        parameters["taps"] = tuple(parameters["taps"]) if parameters.get("taps") else None
+    return METHODS[name](**parameters)
+
+
+class _Reporting:
+    """Batches that report progress as they are taken."""
+
+    def __init__(self, batches: Batches, stage: str, progress: Progress | None) -> None:
+        self._batches, self._stage, self._progress = batches, stage, progress
+
+    def __len__(self) -> int:
+        return len(self._batches)
+
+    def __iter__(self) -> Iterator[ImageBatch]:
+        done = 0
+        for batch in self._batches:
+            yield batch
+            done += len(batch)
+            if self._progress is not None:
+                self._progress(self._stage, done, len(self._batches))

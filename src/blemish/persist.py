@@ -1,0 +1,71 @@
+"""Model files: one safetensors file whose header holds a JSON manifest. No pickle, nothing in a file is executed."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from .errors import ModelFileError
+
+FORMAT = 1
+Manifest = dict[str, Any]
+
+
+def save(path: str | Path, tensors: dict[str, Tensor], manifest: Manifest) -> None:
+    """Write a model file; an existing one is replaced in one step, so a crash never leaves half a file."""
+    path = Path(path)
+    tensors = {name: tensor.cpu().contiguous() for name, tensor in tensors.items()}
+    manifest = {"format": FORMAT, **manifest, "digest": _digest(tensors)}
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        temporary.touch()
+        mode = (
+            temporary.stat().st_mode
+        )  # what the user's umask wants; safetensors makes files that only the owner reads
+        save_file(tensors, temporary, metadata={"blemish": json.dumps(manifest, sort_keys=True)})
+        temporary.chmod(mode)
+        os.replace(temporary, path)
+    except OSError as error:
+        raise ModelFileError(f"{path}: cannot be written ({error}).") from error
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def load(path: str | Path) -> tuple[dict[str, Tensor], Manifest]:
+    """Read a model file and check its digest."""
+    path = Path(path)
+    if not path.is_file():
+        raise ModelFileError(f"{path}: the file does not exist. `blemish fit DATA --out {path}` makes one.")
+    try:
+        with safe_open(path, framework="pt") as file:
+            manifest = json.loads((file.metadata() or {}).get("blemish", "null"))
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
+    except (SafetensorError, OSError, ValueError) as error:
+        raise ModelFileError(f"{path}: not a model file, or damaged ({error}). Save or copy it again.") from error
+    if not isinstance(manifest, dict):
+        raise ModelFileError(f"{path}: a safetensors file, but not written by blemish: it has no manifest.")
+    if manifest.get("format") != FORMAT:
+        raise ModelFileError(
+            f"{path}: format {manifest.get('format')}, this version reads format {FORMAT}. "
+            f"Use blemish {manifest.get('versions', {}).get('blemish', '(unknown)')}, or fit again."
+        )
+    if manifest["digest"] != _digest(tensors):
+        raise ModelFileError(f"{path}: damaged, the content does not match its digest. Copy or save it again.")
+    return tensors, manifest
+
+
+def _digest(tensors: dict[str, Tensor]) -> str:
+    digest = hashlib.sha256()
+    for name in sorted(tensors):
+        tensor = tensors[name]
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+        digest.update(tensor.reshape(-1).view(torch.uint8).numpy().data)
+    return digest.hexdigest()

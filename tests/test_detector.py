@@ -1,0 +1,153 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from blemish import Batches, Detector, PaDiM, Preprocess, custom_backbone, from_arrays
+from blemish.errors import ArgumentError, CalibrationError, DatasetError, ModelFileError, NotFittedError
+from blemish.images.source import as_source
+from contract.laws import anomalous_pixels, normal_pixels
+from test_padim import Net
+
+
+def arrays(pixels):
+    return list((pixels.permute(0, 2, 3, 1) * 255).round().to(torch.uint8).numpy())
+
+
+NORMAL, TEST = arrays(normal_pixels(40, 1)), arrays(torch.cat([normal_pixels(3, 3), anomalous_pixels(2, 4)]))
+SMALL = Preprocess(64)
+
+
+def make(**settings):
+    return Detector(**{"method": PaDiM(backbone="filters"), "preprocess": SMALL, "false_alarm_rate": 0.2, **settings})
+
+
+@pytest.fixture(scope="module")
+def fitted():
+    return make().fit(NORMAL)
+
+
+def test_decisions(fitted):
+    decisions = list(fitted.predict(TEST))
+    assert [d.is_anomalous for d in decisions[3:]] == [True, True]
+    assert min(d.score for d in decisions[3:]) > max(d.score for d in decisions[:3])
+    for decision in decisions:
+        assert decision.map.shape == (64, 64)
+        assert decision.score == pytest.approx(float(decision.map.max()))
+        assert decision.threshold == fitted.calibration_.threshold
+        assert decision.p_value == fitted.calibration_.p_value(decision.score)
+    assert [d.p_value for d in decisions[3:]] == [pytest.approx(1 / 9)] * 2
+
+
+def test_threshold_comes_from_the_held_out_images_alone(fitted):
+    train, held_out = as_source(NORMAL).split(0.2, seed=0)
+    assert fitted.images_ == len(train) == 32
+    alone = make(calibration="none").fit(train)
+    scores = [d.score for d in alone.predict(held_out)]
+    np.testing.assert_array_equal(fitted.calibration_.scores, sorted(scores))
+    decision = next(alone.predict(TEST))
+    assert (decision.p_value, decision.threshold, decision.is_anomalous) == (None, None, None)
+
+
+def test_maps_come_back_at_the_original_size(fitted):
+    wide = np.asarray(Image.fromarray(TEST[3]).resize((200, 100)))
+    decision = next(fitted.predict([wide]))
+    assert decision.map.shape == (100, 200)
+    y, x = np.unravel_index(decision.map.argmax(), decision.map.shape)
+    assert 25 < y < 62
+    assert 60 < x < 140
+
+
+def test_save_and_load_score_identically(fitted, tmp_path):
+    fitted.save(tmp_path / "m.blemish")
+    loaded = Detector.load(tmp_path / "m.blemish")
+    for a, b in zip(fitted.predict(TEST), loaded.predict(TEST), strict=True):
+        assert (a.score, a.p_value, a.threshold) == (b.score, b.p_value, b.threshold)
+        np.testing.assert_array_equal(a.map, b.map)
+    assert loaded.manifest() == fitted.manifest()
+    assert loaded.preprocess == SMALL
+
+
+def test_dense_model_survives_the_file(tmp_path):
+    detector = make(method=PaDiM(backbone="filters", dimensions=10, storage="float16"), calibration="none").fit(NORMAL)
+    assert detector.method.gaussian_.spectrum is None
+    detector.save(tmp_path / "m.blemish")
+    loaded = Detector.load(tmp_path / "m.blemish")
+    assert [d.score for d in loaded.predict(TEST)] == [d.score for d in detector.predict(TEST)]
+
+
+def test_custom_backbone_must_be_given_again(tmp_path):
+    row = custom_backbone(Net(), taps=("a", "b"), name="mine", trace_size=64)
+    detector = make(method=PaDiM(backbone=row), calibration="none").fit(NORMAL)
+    detector.save(tmp_path / "m.blemish")
+    with pytest.raises(ModelFileError, match=r"fitted on the network custom:mine. Pass it again"):
+        Detector.load(tmp_path / "m.blemish")
+    loaded = Detector.load(tmp_path / "m.blemish", backbone=row)
+    assert [d.score for d in loaded.predict(TEST)] == [d.score for d in detector.predict(TEST)]
+
+
+def test_update_equals_a_refit_and_drops_the_old_threshold():
+    detector = make(calibration="none").fit(NORMAL[:25])
+    detector.update(NORMAL[25:])
+    whole = make(calibration="none").fit(NORMAL)
+    assert detector.images_ == 40
+    np.testing.assert_allclose(
+        [d.score for d in detector.predict(TEST)], [d.score for d in whole.predict(TEST)], rtol=1e-4
+    )
+    calibrated = make().fit(NORMAL[:25])
+    assert calibrated.update(NORMAL[25:30]).calibration_ is None
+    assert len(calibrated.update(NORMAL[30:32], held_out=NORMAL[32:]).calibration_.scores) == 8
+
+
+def test_skipped_files_are_counted(tmp_path):
+    for i, image in enumerate(NORMAL):
+        Image.fromarray(image).save(tmp_path / f"{i:02}.png")
+    (tmp_path / "00.png").write_bytes(b"junk")
+    (tmp_path / "39.png").write_bytes(b"junk")
+    detector = make(on_error="skip").fit(tmp_path)
+    assert sorted(name[-6:] for name, _ in detector.skipped_) == ["00.png", "39.png"]
+    assert detector.images_ + len(detector.calibration_.scores) == 38
+    assert len(list(detector.predict(tmp_path))) == 38
+    assert len(detector.skipped_) == 2
+
+
+def test_progress_counts_every_image():
+    calls = []
+    make().fit(NORMAL, progress=lambda *call: calls.append(call))
+    assert [c for c in calls if c[1] == c[2]] == [("fit", 32, 32), ("calibrate", 8, 8)]
+    assert [c[1] for c in calls if c[0] == "fit"] == [8, 16, 24, 32]
+
+
+def test_reading_batches_by_hand_gives_the_same(fitted):
+    batches = Batches(from_arrays(TEST), SMALL, batch_size=2)
+    by_hand = torch.cat([fitted.method.score(b).images for b in batches])
+    np.testing.assert_allclose(by_hand.numpy(), [d.score for d in fitted.predict(TEST)], rtol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("settings", "images", "error", "message"),
+    [
+        (
+            {"false_alarm_rate": 0.05},
+            NORMAL,
+            CalibrationError,
+            "0.05 needs at least 19 held-out normal images, there are 8",
+        ),
+        ({"calibration": "maybe"}, NORMAL, ArgumentError, "calibration: expected split or none, got maybe"),
+        ({"held_out": 1.0}, NORMAL, ArgumentError, "held_out: expected a share between 0 and 1, got 1.0"),
+        ({"preprocess": "big"}, NORMAL, ArgumentError, "preprocess: expected default or paper, got big"),
+        ({}, [], DatasetError, "images: expected normal images to fit on, got none"),
+    ],
+)
+def test_impossible_settings_are_refused_before_any_work(settings, images, error, message):
+    with pytest.raises(error, match=message):
+        make(**settings).fit(images)
+
+
+def test_unfitted_detector_says_so(tmp_path):
+    with pytest.raises(NotFittedError, match=r"Call fit"):
+        next(make().predict(TEST))
+    with pytest.raises(NotFittedError, match=r"Detector.save needs a fitted detector"):
+        make().save(tmp_path / "m")
