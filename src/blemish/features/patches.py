@@ -31,13 +31,21 @@ def project(features: FeatureMaps, matrix: Tensor) -> Tensor:
     """
     size = _largest(features.maps)
     blocks = torch.split(matrix, [m.shape[1] for m in features.maps])
-    total: Tensor | None = None
-    for m, block in zip(features.maps, blocks, strict=True):
+    total = matrix.new_zeros(())
+    for m, block in sorted(zip(features.maps, blocks, strict=True), key=lambda pair: -pair[0].shape[2]):
         small = functional.conv2d(m, block.T[:, :, None, None])
-        part = small if tuple(small.shape[2:]) == size else functional.interpolate(small, size, mode="nearest")
-        total = part if total is None else total + part
-    assert total is not None
+        total = small if total.ndim == 0 and tuple(small.shape[2:]) == size else _add_enlarged(total, small, size)
     return total.permute(0, 2, 3, 1).flatten(1, 2)
+
+
+def _add_enlarged(total: Tensor, small: Tensor, size: tuple[int, int]) -> Tensor:
+    """Add `small`, enlarged to `size` by nearest neighbour, to `total`, in place where the sizes divide."""
+    h, w = small.shape[2:]
+    if total.ndim == 0 or size[0] % h or size[1] % w:
+        return total + functional.interpolate(small, size, mode="nearest")
+    blocks = total.unflatten(3, (w, size[1] // w)).unflatten(2, (h, size[0] // h))  # type: ignore[no-untyped-call]
+    blocks += small[:, :, :, None, :, None]
+    return total
 
 
 def random_channels(channels: Sequence[int], d: int, *, seed: int) -> tuple[Tensor, ...]:

@@ -106,8 +106,8 @@ class PaDiM(FeatureMethod):
 
     def _learned(self) -> dict[str, Tensor]:
         gaussian, d = self.gaussian_, self.gaussian_.mean.shape[1]
-        # Only the lower triangle of the dense form is worth keeping.
-        factor = _lower_triangle(gaussian.factor, d) if gaussian.spectrum is None else gaussian.factor
+        # Only the upper triangle of the dense form is worth keeping.
+        factor = _upper_triangle(gaussian.factor, d) if gaussian.spectrum is None else gaussian.factor
         learned = {
             "count": torch.tensor(gaussian.count),
             "mean": gaussian.mean,
@@ -182,13 +182,13 @@ def _pair(tensor: Tensor) -> tuple[int, int]:
     return int(tensor[0]), int(tensor[1])
 
 
-def _lower_triangle(square: Tensor, d: int) -> Tensor:
-    rows, columns = torch.tril_indices(d, d, device=square.device)
+def _upper_triangle(square: Tensor, d: int) -> Tensor:
+    rows, columns = torch.triu_indices(d, d, device=square.device)
     return square[:, rows, columns]
 
 
 def _full_square(triangle: Tensor, d: int) -> Tensor:
-    rows, columns = torch.tril_indices(d, d, device=triangle.device)
+    rows, columns = torch.triu_indices(d, d, device=triangle.device)
     square = triangle.new_zeros(len(triangle), d, d)
     square[:, rows, columns] = triangle
     return square

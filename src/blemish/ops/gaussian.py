@@ -3,7 +3,7 @@
 With the mean m and the sample covariance S of n vectors of dimension d, the regularised covariance is C = S + eps I and
 the distance of x is sqrt((x - m)^T C^-1 (x - m)). C^-1 is kept as a factor W, in the smaller of two exact forms:
 
-- n > d, dense: C = L L^T (Cholesky) and W = L^-1, lower triangular d x d; distance^2 = |W z|^2 for z = x - m.
+- n > d, dense: C = L L^T (Cholesky) and W = L^-T, upper triangular d x d; distance^2 = |z^T W|^2 for z = x - m.
 - n <= d, low rank (Woodbury): S = V^T diag(s) V with n - 1 orthonormal rows V, from the eigenvectors of the small
   n x n Gram matrix; W = V, and with u = V z, distance^2 = |z - V^T u|^2 / eps + sum_i u_i^2 / (s_i + eps).
   The shorter (|z|^2 - |A^-1 X z|^2) / eps is the same in exact arithmetic but loses digits where z lies in the span.
@@ -63,7 +63,7 @@ class Moments:
             if gaussian.spectrum is not None:
                 covariance = w.mT @ (w * gaussian.spectrum[part, :, None])
             else:
-                lower = torch.linalg.solve_triangular(w, eye.expand_as(w), upper=False)
+                lower = torch.linalg.solve_triangular(w.mT, eye.expand_as(w), upper=False)
                 covariance = lower @ lower.mT - gaussian.eps * eye
             moments._scatter[part] = covariance * (gaussian.count - 1)
         return moments
@@ -156,7 +156,7 @@ class Moments:
         eye = torch.eye(dimension, dtype=torch.float64, device=self._mean.device)
         for part in _chunks(positions, dimension * dimension * 24):
             covariance = self._scatter[part] / (self.count - 1) + eps * eye
-            factor[part] = _inverse_cholesky(covariance, eye).float()
+            factor[part] = _inverse_cholesky(covariance, eye).mT.float()
         self._scatter = None
         return Gaussian(self.count, self._mean, factor, eps)
 
@@ -188,7 +188,7 @@ class Gaussian:
     mean: Tensor
     """`(position, dimension)` float64."""
     factor: Tensor
-    """W above: `(position, d, d)` lower triangular or `(position, count - 1, d)` orthonormal; float32 or float16."""
+    """W above: `(position, d, d)` upper triangular or `(position, count - 1, d)` orthonormal; float32 or float16."""
     eps: float
     spectrum: Tensor | None = None
     """s above, `(position, count - 1)` float64; None says that the factor is the dense form."""
@@ -201,10 +201,10 @@ class Gaussian:
         for part in _chunks(positions, (batch * 3 + self.factor.shape[1]) * dimension * 4):
             z = (vectors[:, part] - mean[part]).transpose(0, 1)
             factor = self.factor[part].to(z.dtype)
-            coordinates = z @ factor.mT
             if self.spectrum is None:
-                squared = coordinates.square_().sum(dim=2)
+                squared = (z @ factor).square_().sum(dim=2)
             else:
+                coordinates = z @ factor.mT
                 outside = torch.baddbmm(z, coordinates, factor, alpha=-1).square_().sum(dim=2)
                 weights = (self.spectrum[part] + self.eps).reciprocal_().to(z.dtype)
                 squared = outside.div_(self.eps) + (coordinates.square_() @ weights[:, :, None])[:, :, 0]
@@ -220,7 +220,7 @@ class Gaussian:
             w, mean = self.factor[part].double(), self.mean[part]
             noise = torch.randn(*mean.shape, 1, generator=generator, dtype=torch.float64, device=w.device)
             if self.spectrum is None:
-                z = torch.linalg.solve_triangular(w, noise, upper=False)
+                z = torch.linalg.solve_triangular(w.mT, noise, upper=False)
             else:
                 z = (noise - w.mT @ (w @ noise)) * self.eps**0.5
                 z += w.mT @ (noise[:, :rank] * (self.spectrum[part, :, None] + self.eps).sqrt())
