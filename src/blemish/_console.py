@@ -1,0 +1,231 @@
+"""What the command line prints and writes: progress, tables, JSON lines, heat maps."""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import typer
+
+if TYPE_CHECKING:
+    from .detector import Detector, Progress
+    from .images.source import Skipped
+    from .study.evaluate import Evaluation
+    from .types import Decision
+
+
+class Speaker:
+    """Progress and notes on stderr, so that stdout carries results only."""
+
+    def line(self, text: str) -> None:
+        typer.echo(text, err=True)
+
+    def skipped(self, detector: Detector) -> None:
+        for name, reason in detector.skipped_[:20]:
+            self.line(f"skipped: {reason if name in reason else f'{name}: {reason}'}")
+        if detector.skipped_:
+            self.line(f"{len(detector.skipped_)} files skipped.")
+
+    def progress(self) -> _Bar | _Lines:
+        return _Bar() if sys.stderr.isatty() else _Lines()
+
+
+class _Bar:
+    """A progress bar on a terminal."""
+
+    def __enter__(self) -> Progress:
+        from rich.console import Console
+        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+        columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+        self._bar = Progress(*columns, console=Console(stderr=True))
+        self._bar.start()
+        tasks: dict[str, Any] = {}
+
+        def report(stage: str, done: int, total: int) -> None:
+            if stage not in tasks:
+                tasks[stage] = self._bar.add_task(stage, total=total)
+            self._bar.update(tasks[stage], completed=done)
+
+        return report
+
+    def __exit__(self, *_error: object) -> None:
+        self._bar.stop()
+
+
+class _Lines:
+    """A plain line now and then, for logs."""
+
+    def __enter__(self) -> Progress:
+        last: dict[str, Any] = {"stage": "", "time": 0.0}
+
+        def report(stage: str, done: int, total: int) -> None:
+            now = time.monotonic()
+            if done < total and stage == last["stage"] and now - last["time"] < 10:
+                return
+            last.update(stage=stage, time=now)
+            typer.echo(f"{stage}: {done}/{total} images", err=True)
+
+        return report
+
+    def __exit__(self, *_error: object) -> None:
+        return None
+
+
+class ResultWriter:
+    """Writes each decision at once: to stdout, or to DIR/results.jsonl with a heat map per image."""
+
+    def __init__(self, out: Path | None, heatmaps: Literal["png", "npy", "none"]) -> None:
+        self._out, self._heatmaps = out, heatmaps
+        self._written: set[Path] = set()
+
+    def __enter__(self) -> ResultWriter:
+        if self._out is not None:
+            self._out.mkdir(parents=True, exist_ok=True)
+        self._lines = sys.stdout if self._out is None else (self._out / "results.jsonl").open("w", encoding="utf-8")
+        return self
+
+    def __exit__(self, *_error: object) -> None:
+        if self._out is not None:
+            self._lines.close()
+
+    def write(self, decision: Decision) -> None:
+        import numpy as np
+
+        from .report.heatmap import write_heatmap
+
+        row = {
+            "image": decision.name,
+            "score": decision.score,
+            "p_value": decision.p_value,
+            "threshold": decision.threshold,
+            "anomalous": decision.is_anomalous,
+        }
+        if self._out is not None and decision.map is not None and self._heatmaps != "none":
+            path = self._map_path(self._out, Path(decision.name))
+            if self._heatmaps == "npy":
+                np.save(path, decision.map)
+            else:
+                write_heatmap(path, decision.map, threshold=decision.threshold)
+            row["heatmap"] = str(path.relative_to(self._out))
+        self._write_line(row)
+
+    def write_skipped(self, skipped: Iterable[Skipped]) -> None:
+        for name, reason in skipped:
+            self._write_line({"image": name, "error": reason})
+
+    def _write_line(self, row: dict[str, object]) -> None:
+        self._lines.write(json.dumps(row) + "\n")
+        self._lines.flush()
+
+    def _map_path(self, out: Path, image: Path) -> Path:
+        path = out / "heatmaps" / image.parent.name / f"{image.stem}.{self._heatmaps}"
+        number = 2
+        while path in self._written:  # the same file name in two folders of the same name
+            path = path.with_name(f"{image.stem}-{number}{path.suffix}")
+            number += 1
+        self._written.add(path)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        return path
+
+
+def facts(detector: Detector) -> dict[str, str]:
+    """What a reader of a report must know to judge its figures."""
+    manifest = detector.manifest()
+    parameters = manifest["parameters"]
+    found = {"Method": manifest["method"], "Normal images learned": str(manifest["images"])}
+    if detector.calibration_ is not None:
+        found["Normal images held out"] = str(len(detector.calibration_.scores))
+        found["Wanted false-alarm rate"] = f"{detector.false_alarm_rate:g}"
+    found |= {key.replace("_", " ").capitalize(): str(value) for key, value in parameters.items() if value is not None}
+    size = manifest["detector"]["preprocess"]
+    found["Input"] = f"resize {size['resize']}" + (f", centre crop {size['crop']}" if size["crop"] else ", no crop")
+    found["Versions"] = ", ".join(f"{name} {number}" for name, number in manifest["versions"].items())
+    return found
+
+
+def _peak_bytes() -> int | None:
+    """Largest resident size of this process so far; None where the system does not say."""
+    try:
+        import resource
+    except ImportError:  # Windows
+        return None
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024
+
+
+def print_fit(detector: Detector, out: Path, seconds: float, as_json: bool) -> None:
+    calibration = detector.calibration_
+    row: dict[str, Any] = {
+        "model": str(out),
+        "images": detector.images_,
+        "held_out": 0 if calibration is None else len(calibration.scores),
+        "threshold": None if calibration is None else calibration.threshold,
+        "seconds": round(seconds, 3),
+        "peak_bytes": _peak_bytes(),
+        "model_bytes": out.stat().st_size,
+        "skipped": len(detector.skipped_),
+    }
+    if as_json:
+        typer.echo(json.dumps(row))
+        return
+    verdict = "no threshold (calibration off)" if calibration is None else f"threshold {calibration.threshold:.4g}"
+    typer.echo(
+        f"{out}: learned from {row['images']} normal images, {row['held_out']} held out, {verdict}; "
+        f"{seconds:.1f} s, model {row['model_bytes'] / 1e6:.1f} MB"
+        + (f", peak memory {row['peak_bytes'] / 1e9:.2f} GB" if row["peak_bytes"] else "")
+    )
+
+
+def print_evaluation(evaluation: Evaluation, as_json: bool, *, extra: Mapping[str, object]) -> None:
+    from .study.evaluate import as_json as to_json
+
+    if as_json:
+        typer.echo(json.dumps(to_json(evaluation) | dict(extra)))
+        return
+    rows = []
+    for name, value in vars(evaluation.figures).items():
+        text = "-" if value is None else str(value) if isinstance(value, int) else f"{value:.4f}"
+        interval = evaluation.intervals.get(name)
+        row: dict[str, object] = {"figure": name, "value": text}
+        if evaluation.intervals:
+            row["95 % interval"] = f"{interval[0]:.4f} to {interval[1]:.4f}" if interval else ""
+        rows.append(row)
+    print_rows(rows)
+    print_rows(
+        [
+            {
+                "kind": kind.kind,
+                "images": kind.images,
+                "image_auroc": "-" if kind.image_auroc is None else f"{kind.image_auroc:.4f}",
+                "flagged": "-" if kind.flagged is None else f"{kind.flagged:.1%}",
+            }
+            for kind in evaluation.kinds
+        ]
+    )
+
+
+def print_rows(rows: list[dict[str, object]]) -> None:
+    """Print rows as a table; the first column is never cut."""
+    from rich import box
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(box=box.SIMPLE_HEAD)
+    for number, name in enumerate(rows[0] if rows else ()):
+        table.add_column(name, no_wrap=number == 0, overflow="fold")
+    for row in rows:
+        table.add_row(*(_cell(value) for value in row.values()))
+    Console(width=None if sys.stdout.isatty() else 140).print(table)
+
+
+def _cell(value: object) -> str:
+    if isinstance(value, list):
+        return ", ".join(str(item) for item in value)
+    if isinstance(value, dict):
+        return ", ".join(f"{key}={item}" for key, item in value.items())
+    return "" if value is None else str(value)

@@ -1,0 +1,352 @@
+"""The command line: parse, call, print. torch is imported inside the commands, so that `--help` is instant."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import time
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import typer
+from typer.core import TyperGroup
+
+from ._console import ResultWriter, Speaker, facts, print_evaluation, print_fit, print_rows
+from .errors import ArgumentError, BlemishError, ImageError
+
+
+class _Group(TyperGroup):
+    """Turns every error of our own into one line on stderr and exit status 1."""
+
+    def invoke(self, ctx: Any) -> Any:
+        try:
+            return super().invoke(ctx)
+        except BlemishError as error:
+            typer.echo(f"error: {error}", err=True)
+            raise typer.Exit(1) from None
+
+
+app = typer.Typer(
+    cls=_Group,
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    help="Finds what does not belong in images, after seeing normal images only.\n\n"
+    "Start with `blemish demo`, then `blemish fit FOLDER --out part.blemish` and "
+    "`blemish predict part.blemish IMAGES`.",
+)
+
+
+JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON object instead of a table.")]
+DeviceOption = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1 ...")]
+BatchOption = Annotated[int, typer.Option(min=1, help="Images a forward pass.")]
+WorkersOption = Annotated[int, typer.Option(min=1, help="Decoding threads.")]
+ErrorOption = Annotated[
+    Literal["raise", "skip"], typer.Option(help="At an unreadable file: raise an error, or skip and count it.")
+]
+ModelArgument = Annotated[Path, typer.Argument(help="Model file written by `blemish fit`.")]
+
+
+@app.command()
+def demo(
+    *,
+    out: Annotated[Path, typer.Option(help="Folder for images, model and report.")] = Path("demo"),
+    product: Annotated[
+        str, typer.Option(help="weave, brushed, leather, terrazzo, washer, capsule or board.")
+    ] = "board",
+    images: Annotated[int, typer.Option(min=95, help="Normal images to draw for learning.")] = 120,
+    seed: Annotated[int, typer.Option(help="Another seed draws other parts.")] = 0,
+    as_json: JsonOption = False,
+) -> None:
+    """Draw a product with defects, learn its normal look, evaluate, and write a report. Needs no data, no network."""
+    from .detector import Detector
+    from .images.datasets import open_dataset
+    from .images.synthetic import write_dataset
+    from .methods import PaDiM
+    from .report import write_report
+    from .study.evaluate import evaluate
+
+    say = Speaker()
+    say.line(f"drawing a synthetic {product} line in {out / 'data'} ...")
+    folder = out / "data" / f"{product}-{images}-{seed}"
+    if not folder.exists():  # the same name means the same pictures
+        unfinished = folder.with_name(f".{folder.name}.part")
+        shutil.rmtree(unfinished, ignore_errors=True)
+        write_dataset(unfinished, product=product, seed=seed, n_train=images).rename(folder)
+    dataset = open_dataset(folder)
+    detector = Detector(method=PaDiM(backbone="filters", seed=seed), seed=seed)
+    with say.progress() as progress:
+        detector.fit(dataset.train_images(), progress=progress)
+        evaluation = evaluate(detector, dataset, progress=progress)
+    detector.save(out / "demo.blemish")
+    page = write_report(evaluation, out / "report.html", title=f"Synthetic {product}", facts=facts(detector))
+    print_evaluation(evaluation, as_json, extra={"report": str(page)})
+    say.line(f"Model: {out / 'demo.blemish'}\nReport: {page}")
+
+
+@app.command()
+def fit(
+    data: Annotated[Path, typer.Argument(help="Dataset folder (train/good ...), or any folder of normal images.")],
+    *,
+    out: Annotated[Path, typer.Option(help="Model file to write.")] = Path("model.blemish"),
+    method: Annotated[str, typer.Option(help="See `blemish list methods`.")] = "padim",
+    backbone: Annotated[str, typer.Option(help="See `blemish list backbones`; or timm:NAME.")] = "resnet18",
+    weights: Annotated[Path | None, typer.Option(help="Pretrained weights; else $BLEMISH_WEIGHTS, then hub.")] = None,
+    taps: Annotated[str | None, typer.Option(help="Layers to read, comma-separated, such as layer2,layer3.")] = None,
+    set_: Annotated[
+        list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="A parameter of the method; repeatable.")
+    ] = None,
+    preset: Annotated[
+        Literal["default", "paper"],
+        typer.Option(
+            help="default: 256 x 256, no crop, a fifth held out. paper: 256, crop 224, none held out, its parameters."
+        ),
+    ] = "default",
+    calibration: Annotated[
+        Literal["split", "none"] | None,
+        typer.Option(help="split: hold out normals for the threshold. none: raw scores only."),
+    ] = None,
+    false_alarm_rate: Annotated[float, typer.Option(help="Share of normal images that may be flagged.")] = 0.05,
+    held_out: Annotated[float, typer.Option(help="Share of the normal images held out for the threshold.")] = 0.2,
+    seed: Annotated[int, typer.Option(help="For everything random; the same seed gives the same numbers.")] = 0,
+    device: DeviceOption = "auto",
+    batch_size: BatchOption = 8,
+    workers: WorkersOption = 2,
+    on_error: ErrorOption = "raise",
+    as_json: JsonOption = False,
+) -> None:
+    """Learn what normal looks like, and write one model file.
+
+    Example: blemish fit bottle --backbone wide_resnet50_2 --set storage=float16 --out bottle.blemish
+    """
+    from .detector import Detector
+    from .images.datasets import open_dataset
+
+    say = Speaker()
+    parameters = dict(_find_method(method).paper) if preset == "paper" else {}
+    parameters |= _parse_settings(set_ or [])
+    parameters |= {"backbone": backbone, "weights": weights, "seed": seed, "device": device}
+    parameters["taps"] = tuple(taps.split(",")) if taps else None
+    mode = calibration or ("none" if preset == "paper" else "split")
+    detector = Detector(
+        method=_make_method(method, parameters),
+        preprocess=preset,
+        calibration=mode,
+        held_out=held_out,
+        false_alarm_rate=false_alarm_rate,
+        seed=seed,
+        batch_size=batch_size,
+        workers=workers,
+        on_error=on_error,
+    )
+    _check_out(out)
+    start = time.perf_counter()
+    with say.progress() as progress:
+        detector.fit(open_dataset(data).train_images(), progress=progress)
+    detector.save(out)
+    print_fit(detector, out, time.perf_counter() - start, as_json)
+    say.skipped(detector)
+
+
+@app.command()
+def update(
+    model: ModelArgument,
+    new_normals: Annotated[Path, typer.Argument(help="Folder of further normal images.")],
+    *,
+    held_out: Annotated[Path | None, typer.Option(help="Folder of normal images for a new threshold.")] = None,
+    out: Annotated[Path | None, typer.Option(help="Where to write; default: replace the model.")] = None,
+    device: DeviceOption = "auto",
+    on_error: ErrorOption = "raise",
+    as_json: JsonOption = False,
+) -> None:
+    """Add normal images to a model without a refit. The old threshold is dropped unless new --held-out images come."""
+    from .detector import Detector
+
+    say = Speaker()
+    start = time.perf_counter()
+    detector = Detector.load(model, device=device)
+    detector.on_error = on_error
+    with say.progress() as progress:
+        detector.update(new_normals, held_out=held_out, progress=progress)
+    detector.save(out or model)
+    print_fit(detector, out or model, time.perf_counter() - start, as_json)
+    say.skipped(detector)
+
+
+@app.command()
+def predict(
+    model: ModelArgument,
+    images: Annotated[list[Path], typer.Argument(help="Image files or folders.")],
+    *,
+    out: Annotated[Path | None, typer.Option(help="Folder for results.jsonl and heat maps; default: stdout.")] = None,
+    heatmaps: Annotated[
+        Literal["png", "npy", "none"], typer.Option(help="With --out. png: the threshold is the middle of the scale.")
+    ] = "png",
+    device: DeviceOption = "auto",
+    batch_size: BatchOption = 16,
+    workers: WorkersOption = 2,
+    on_error: ErrorOption = "skip",
+) -> None:
+    """Judge images: one JSON line each, written as soon as it is known.
+
+    An unreadable file gives a line with "error" and does not stop the run; --on-error raise stops there instead.
+    """
+    from .detector import Detector
+
+    say = Speaker()
+    detector = Detector.load(model, device=device)
+    detector.batch_size, detector.workers, detector.on_error = batch_size, workers, on_error
+    paths = _image_paths(images)
+    writer = ResultWriter(out, heatmaps)
+    with writer, say.progress() as progress:
+        for decision in detector.predict(paths, progress=progress):
+            writer.write(decision)
+        writer.write_skipped(detector.skipped_)
+    say.skipped(detector)
+    if out is not None:
+        say.line(f"{len(paths) - len(detector.skipped_)} images: {out / 'results.jsonl'}")
+
+
+@app.command()
+def evaluate(
+    model: ModelArgument,
+    data: Annotated[Path, typer.Argument(help="Dataset folder with labelled test images.")],
+    *,
+    report: Annotated[Path | None, typer.Option(help="Also write an HTML report here.")] = None,
+    pixels: Annotated[
+        Literal["original", "network"] | None,
+        typer.Option(help="Pixel figures on the original pixels, or on the network's input."),
+    ] = None,
+    intervals: Annotated[bool, typer.Option("--intervals", help="Add 95 % bootstrap intervals (slower).")] = False,
+    device: DeviceOption = "auto",
+    batch_size: BatchOption = 16,
+    workers: WorkersOption = 2,
+    on_error: ErrorOption = "raise",
+    as_json: JsonOption = False,
+) -> None:
+    """Measure a model on labelled images: AUROC, AU-PRO, F1 at the threshold that was fixed before, and more."""
+    from .detector import Detector
+    from .images.datasets import open_dataset
+    from .study.evaluate import evaluate as run
+
+    say = Speaker()
+    dataset = open_dataset(data)
+    detector = Detector.load(model, device=device)
+    detector.batch_size, detector.workers, detector.on_error = batch_size, workers, on_error
+    with say.progress() as progress:
+        evaluation = run(detector, dataset, pixels=pixels, intervals=intervals, progress=progress)
+    extra: dict[str, object] = {}
+    if report is not None:
+        from .report import write_report
+
+        write_report(evaluation, report, title=data.resolve().name, facts=facts(detector))
+        extra["report"] = str(report)
+        say.line(f"Report: {report}")
+    print_evaluation(evaluation, as_json, extra=extra)
+    say.skipped(detector)
+
+
+@app.command(name="list")
+def list_(
+    table: Annotated[Literal["methods", "backbones", "datasets"], typer.Argument(help="Which table.")],
+    *,
+    as_json: JsonOption = False,
+) -> None:
+    """Show what there is to choose from."""
+    rows: list[dict[str, object]]
+    if table == "methods":
+        from .methods import METHODS, Incremental
+
+        rows = [
+            {
+                "name": name,
+                "what": (method.__doc__ or "").splitlines()[0],
+                "update": issubclass(method, Incremental),
+                "parameters": _defaults(method),
+            }
+            for name, method in METHODS.items()
+        ]
+    elif table == "backbones":
+        from .features.backbones import BACKBONES
+
+        rows = [
+            {
+                "name": row.name,
+                "taps": list(row.taps),
+                "channels": list(row.channels),
+                "strides": list(row.strides),
+                "dim": sum(row.channels),
+                "d": row.d,
+                "licence": row.licence,
+                "weights": row.source or "none needed",
+            }
+            for row in BACKBONES.values()
+        ]
+    else:
+        from .images.datasets import LAYOUTS
+
+        rows = [{"name": layout.name, "layout": layout.description} for layout in LAYOUTS]
+    if as_json:
+        typer.echo(json.dumps({table: rows}))
+    else:
+        print_rows(rows)
+
+
+def _image_paths(images: list[Path]) -> list[Path]:
+    from .images.source import image_files
+
+    paths: list[Path] = []
+    for image in images:
+        if not image.exists():
+            raise ImageError(f"{image}: the file does not exist.")
+        paths += image_files(image) if image.is_dir() else [image]
+    if not paths:
+        raise ArgumentError.about("IMAGES", expected="image files or folders", got=", ".join(map(str, images)))
+    return paths
+
+
+def _check_out(out: Path) -> None:
+    if not out.resolve().parent.is_dir():
+        raise ArgumentError.about("--out", expected="a file in an existing folder", got=str(out))
+
+
+def _parse_settings(settings: list[str]) -> dict[str, Any]:
+    """Read KEY=VALUE pairs: values are JSON where they parse as JSON, else plain text."""
+    parsed: dict[str, Any] = {}
+    for setting in settings:
+        key, equals, text = setting.partition("=")
+        if not equals:
+            raise ArgumentError.about("--set", expected="KEY=VALUE", got=setting)
+        try:
+            parsed[key] = json.loads(text)
+        except json.JSONDecodeError:
+            parsed[key] = text
+    return parsed
+
+
+def _find_method(name: str) -> Any:
+    from .methods import METHODS
+
+    if name not in METHODS:
+        raise ArgumentError.about("--method", expected=f"one of {', '.join(METHODS)}", got=name)
+    return METHODS[name]
+
+
+def _make_method(name: str, parameters: dict[str, Any]) -> Any:
+    method = _find_method(name)
+    defaults = _defaults(method)
+    for key, value in parameters.items():
+        if key not in defaults:
+            raise ArgumentError.about("--set", expected=f"a parameter of {name}: {', '.join(defaults)}", got=key)
+        default = defaults[key]
+        if isinstance(default, float) and isinstance(value, int):
+            parameters[key] = float(value)
+        elif default is not None and not isinstance(value, type(default)):
+            raise ArgumentError.about(f"--set {key}", expected=f"a value like {default!r}", got=value)
+    return method(**parameters)
+
+
+def _defaults(method: type) -> dict[str, Any]:
+    from dataclasses import fields
+
+    return {field.name: field.default for field in fields(method)}

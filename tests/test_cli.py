@@ -1,0 +1,169 @@
+from __future__ import annotations
+
+import json
+import re
+
+import numpy as np
+import pytest
+from PIL import Image
+from typer.testing import CliRunner
+
+from blemish.cli import app
+from blemish.images.synthetic import write_dataset
+
+
+def run(*arguments, status=0):
+    result = CliRunner().invoke(app, [str(a) for a in arguments])
+    assert result.exit_code == status, result.output + repr(result.exception)
+    return result
+
+
+@pytest.fixture(scope="module")
+def dataset(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("data")
+    return write_dataset(folder, product="washer", n_train=30, n_test_normal=6, n_per_defect=2, size=128)
+
+
+@pytest.fixture(scope="module")
+def model(dataset, tmp_path_factory):
+    path = tmp_path_factory.mktemp("model") / "m.blemish"
+    result = run("fit", dataset, "--backbone", "filters", "--false-alarm-rate", 0.2, "--out", path, "--json")
+    printed = json.loads(result.stdout)
+    assert (printed["images"], printed["held_out"]) == (24, 6)
+    assert printed["model_bytes"] == path.stat().st_size
+    assert printed["seconds"] > 0
+    assert printed["peak_bytes"] > 10_000_000
+    assert "fit: 24/24 images" in result.stderr
+    return path
+
+
+def test_every_command_teaches():
+    for command in ("demo", "fit", "update", "predict", "evaluate", "list"):
+        assert "Usage" in run(command, "--help").stdout
+        assert command in run("--help").stdout
+
+
+def test_evaluate_prints_every_promised_figure(model, dataset, tmp_path):
+    result = run("evaluate", model, dataset, "--json", "--report", tmp_path / "r.html", "--intervals")
+    figures = json.loads(result.stdout)
+    promised = "image_auroc pixel_auroc au_pro_30 au_pro_05 average_precision fpr_at_95_tpr f1 f1_max_oracle threshold"
+    for name in promised.split():
+        assert isinstance(figures[name], float)
+    assert figures["n_normal"] == 6
+    assert figures["n_anomalous"] == sum(kind["images"] for kind in figures["kinds"]) - 6
+    low, high = figures["intervals"]["image_auroc"]
+    assert low <= figures["image_auroc"] <= high
+    assert (tmp_path / "r.html").read_text().startswith("<!doctype html>")
+    table = run("evaluate", model, dataset).stdout
+    assert re.search(rf"image_auroc .*{figures['image_auroc']:.4f}", table)
+
+
+def test_predict_prints_json_lines_and_goes_on_after_a_bad_file(model, dataset, tmp_path):
+    folder = dataset / "test" / "good"
+    bad = tmp_path / "bad.png"
+    bad.write_bytes(b"junk")
+    result = run("predict", model, bad, folder)
+    rows = [json.loads(line) for line in result.stdout.splitlines()]
+    assert [row["image"] for row in rows[:-1]] == [str(p) for p in sorted(folder.glob("*.png"))]
+    assert all(row["anomalous"] == (row["score"] > row["threshold"]) for row in rows[:-1])
+    assert rows[-1]["image"] == str(bad)
+    assert "not an image" in rows[-1]["error"]
+    assert "1 files skipped" in result.stderr
+
+
+def test_predict_keeps_what_it_has_when_it_must_stop(model, dataset, tmp_path):
+    good = sorted((dataset / "test" / "good").glob("*.png"))
+    bad = tmp_path / "bad.png"
+    bad.write_bytes(b"junk")
+    out = tmp_path / "out"
+    arguments = ("--on-error", "raise", "--batch-size", 1, "--out", out)
+    result = run("predict", model, *good[:3], bad, *good[3:], *arguments, status=1)
+    assert re.search(r"error: .*bad\.png: not an image", result.stderr)
+    assert len((out / "results.jsonl").read_text().splitlines()) == 3
+
+
+def test_heatmaps_hold_the_scores(model, dataset, tmp_path):
+    image = dataset / "test" / "good" / "000.png"
+    run("predict", model, image, "--out", tmp_path / "png")
+    run("predict", model, image, "--out", tmp_path / "npy", "--heatmaps", "npy")
+    row = json.loads((tmp_path / "png" / "results.jsonl").read_text())
+    exact = np.load(tmp_path / "npy" / "heatmaps" / "good" / "000.npy")
+    assert row["heatmap"] == "heatmaps/good/000.png"
+    index = np.asarray(Image.open(tmp_path / "png" / row["heatmap"]))
+    scale = 2 * row["threshold"]
+    np.testing.assert_allclose(index / 254 * scale, np.minimum(exact, scale), atol=scale / 254)
+    assert exact.shape == (128, 128)
+    assert exact.max() == pytest.approx(row["score"], rel=0.05)  # shrunk from 256 to 128 pixels
+
+
+def test_same_file_names_do_not_overwrite_each_other(model, dataset, tmp_path):
+    run("predict", model, dataset / "test", "--out", tmp_path)
+    rows = [json.loads(line) for line in (tmp_path / "results.jsonl").read_text().splitlines()]
+    assert len({row["heatmap"] for row in rows}) == len(rows)
+    assert all((tmp_path / row["heatmap"]).is_file() for row in rows)
+
+
+def test_settings_reach_the_method(dataset, tmp_path):
+    arguments = ("--backbone", "filters", "--preset", "paper", "--set", "dimensions=9", "--set", "sigma=2")
+    run("fit", dataset, *arguments, "--taps", "level1,level2", "--out", tmp_path / "m", "--json")
+    from blemish.persist import load
+
+    manifest = load(tmp_path / "m")[1]
+    assert manifest["parameters"] == {
+        "backbone": "filters",
+        "taps": ["level1", "level2"],
+        "seed": 0,
+        "dimensions": 9,
+        "reduction": "random",
+        "eps": 0.01,
+        "sigma": 2.0,
+        "storage": "float32",
+    }
+    assert manifest["detector"]["preprocess"] == {"resize": 256, "crop": 224}
+    assert manifest["detector"]["calibration"] == "none"
+    assert manifest["images"] == 30
+
+
+def test_update(model, dataset, tmp_path):
+    printed = json.loads(run("update", model, dataset / "test" / "good", "--out", tmp_path / "m", "--json").stdout)
+    assert (printed["images"], printed["threshold"]) == (30, None)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--method", "magic"], "--method: expected one of padim"),
+        (["--set", "epsilon=1"], "--set: expected a parameter of padim: .*eps.* got epsilon"),
+        (["--set", "eps"], "--set: expected KEY=VALUE, got eps"),
+        (["--set", "eps=small"], "--set eps: expected a value like 0.001, got small"),
+        (["--backbone", "resnet19"], "backbone: expected one of filters"),
+        (["--false-alarm-rate", "0.001"], "needs at least 999 held-out normal images, there are 6"),
+        (["--out", "/nowhere/at/all/m"], "--out: expected a file in an existing folder"),
+    ],
+)
+def test_wrong_use_is_one_line_and_status_1(dataset, tmp_path, arguments, message):
+    sound = ("--backbone", "filters", "--out", tmp_path / "never", "--false-alarm-rate", 0.2)
+    result = run("fit", dataset, *sound, *arguments, status=1)
+    (line,) = [line for line in result.stderr.splitlines() if line.startswith("error: ")]
+    assert re.search(message, line)
+
+
+def test_missing_argument_is_status_2():
+    run("fit", status=2)
+    run("fit", "data", "--preset", "huge", status=2)
+
+
+@pytest.mark.parametrize("table", ["methods", "backbones", "datasets"])
+def test_list(table):
+    rows = json.loads(run("list", table, "--json").stdout)[table]
+    printed = run("list", table).stdout
+    for row in rows:
+        assert row["name"] in printed
+
+
+def test_demo(tmp_path):
+    result = run("demo", "--out", tmp_path, "--images", 95)
+    assert (tmp_path / "report.html").is_file()
+    assert (tmp_path / "demo.blemish").is_file()
+    assert f"Report: {tmp_path / 'report.html'}" in result.stderr
+    assert "image_auroc" in result.stdout

@@ -1,0 +1,61 @@
+"""Every example in the README runs, and every command is in it."""
+
+from __future__ import annotations
+
+import re
+import shlex
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+from blemish.cli import app
+from blemish.images.synthetic import write_dataset
+
+README = Path(__file__).parents[1] / "README.md"
+CONTRIBUTING = README.with_name("CONTRIBUTING.md")
+
+
+def blocks(language):
+    return re.findall(rf"```{language}\n(.*?)```", README.read_text(encoding="utf-8"), flags=re.DOTALL)
+
+
+@pytest.fixture(scope="module")
+def workplace(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("readme")
+    write_dataset(folder / "bottle", product="capsule", n_train=100, n_test_normal=4, n_per_defect=1, size=64)
+    return folder
+
+
+def test_readme_runs_from_top_to_bottom(workplace, monkeypatch, capsys):
+    monkeypatch.chdir(workplace)
+    (python,) = blocks("python")
+    exec(compile(python, "README.md", "exec"), {})
+    printed = capsys.readouterr().out.splitlines()
+    assert len(printed) == len(list((workplace / "bottle" / "test").rglob("*.png"))) + 1
+    (shell,) = blocks("sh")
+    for line in shell.splitlines():
+        program, *arguments = shlex.split(line.split(">")[0])
+        assert program == "blemish"
+        result = CliRunner().invoke(app, arguments)
+        assert result.exit_code == 0, f"{line}\n{result.output}"
+    assert (workplace / "results" / "results.jsonl").is_file()
+    assert (workplace / "report.html").is_file()
+
+
+def test_readme_names_every_command():
+    text = README.read_text(encoding="utf-8")
+    for command in app.registered_commands:
+        name = command.name or command.callback.__name__
+        assert re.search(rf"(blemish|make) {name}\b", text), f"README does not show `blemish {name}`"
+
+
+@pytest.mark.parametrize(("path", "most"), [(README, 150), (CONTRIBUTING, 60)])
+def test_front_pages_stay_short(path, most):
+    assert len(path.read_text(encoding="utf-8").splitlines()) <= most
+
+
+def test_links_lead_somewhere():
+    for page in (README, CONTRIBUTING, *README.parent.glob("docs/**/*.md")):
+        for target in re.findall(r"\]\((?!https?:)([^)#]+)", page.read_text(encoding="utf-8")):
+            assert (page.parent / target).exists(), f"{page.name}: {target}"
