@@ -1,0 +1,66 @@
+"""End-to-end `predict` (decode, forward, score, smooth, write) against the bare optimised backbone on the same batches.
+
+    python benchmarks/predict_overhead.py DATA --weights resnet18.pth
+
+DATA is in the MVTec layout; the model is fitted on its normal training images. The bare backbone gets ready batches
+from memory. Target: ratio <= 1.3.
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+import tempfile
+from pathlib import Path
+from time import perf_counter
+
+from _measure import write
+
+from blemish import Batches, Detector, PaDiM, Preprocess, open_dataset
+from blemish._console import ResultWriter
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("data", type=Path)
+    parser.add_argument("--weights", type=Path, required=True)
+    parser.add_argument("--images", type=int, default=200)
+    parser.add_argument("--batch-size", type=int, default=8)
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--json", type=Path)
+    options = parser.parse_args()
+
+    dataset = open_dataset(options.data)
+    detector = Detector(method=PaDiM(weights=options.weights), batch_size=options.batch_size)
+    detector.fit(dataset.train_images())
+    source = dataset.test_images().subset(range(min(options.images, len(dataset.test))))
+    batches = list(Batches(source, Preprocess(256), options.batch_size))
+    extractor = detector.method.extractor_
+
+    def backbone() -> None:
+        for batch in batches:
+            extractor(batch.pixels)
+
+    def predict() -> None:
+        with tempfile.TemporaryDirectory() as folder, ResultWriter(Path(folder), "png") as writer:
+            for decision in detector.predict(source):
+                writer.write(decision)
+
+    ratios, times = [], []
+    for _ in range(options.rounds + 1):
+        start = perf_counter()
+        backbone()
+        middle = perf_counter()
+        predict()
+        end = perf_counter()
+        times.append((middle - start, end - middle))
+        ratios.append((end - middle) / (middle - start))
+    n = len(source)
+    bare, whole = (statistics.median(t[i] for t in times[1:]) / n * 1e3 for i in (0, 1))
+    ratio = statistics.median(ratios[1:])
+    print(f"backbone {bare:.1f} ms an image, predict {whole:.1f} ms an image, ratio {ratio:.2f} (target <= 1.3)")
+    write(options.json, {"backbone_ms": bare, "predict_ms": whole, "ratio": ratio})
+
+
+if __name__ == "__main__":
+    main()
