@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import re
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -69,6 +70,30 @@ def test_predict_prints_json_lines_and_goes_on_after_a_bad_file(model, dataset, 
     assert rows[-1]["image"] == str(bad)
     assert "not an image" in rows[-1]["error"]
     assert "1 files skipped" in result.stderr
+
+
+def test_a_folder_of_odd_files_does_what_the_documentation_says(model, tmp_path):
+    part = np.random.default_rng(0).integers(0, 256, (60, 40, 3), dtype=np.uint8)
+    Image.fromarray(part).save(tmp_path / "sound.png")
+    content = (tmp_path / "sound.png").read_bytes()
+    (tmp_path / "truncated.png").write_bytes(content[: len(content) // 2])
+    (tmp_path / "letter.jpg").write_text("Dear Sir or Madam")
+    Image.fromarray(part[:, :, 0].astype(np.uint16) * 257).save(tmp_path / "deep.png")
+    Image.frombytes("CMYK", (40, 60), bytes(9600)).save(tmp_path / "cmyk.jpg")
+    frames = [Image.fromarray(part), Image.new("RGB", (40, 60))]
+    frames[0].save(tmp_path / "moving.gif", save_all=True, append_images=frames[1:])
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    Image.fromarray(part).save(tmp_path / "rotated.jpg", exif=exif)
+    Image.new("RGB", (1, 1)).save(tmp_path / "dot.png")
+    result = run("predict", model, tmp_path, "--out", tmp_path / "out", "--heatmaps", "npy")
+    rows = [json.loads(line) for line in (tmp_path / "out" / "results.jsonl").read_text().splitlines()]
+    assert sorted(Path(row["image"]).name for row in rows if "error" in row) == ["letter.jpg", "truncated.png"]
+    shapes = {Path(r["image"]).name: np.load(tmp_path / "out" / r["heatmap"]).shape for r in rows if "error" not in r}
+    assert shapes.pop("rotated.jpg") == (40, 60)
+    assert shapes.pop("dot.png") == (1, 1)
+    assert shapes == dict.fromkeys(["sound.png", "deep.png", "cmyk.jpg", "moving.gif"], (60, 40))
+    assert "2 files skipped" in result.stderr
 
 
 def test_predict_keeps_what_it_has_when_it_must_stop(model, dataset, tmp_path):

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import io
+import tempfile
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from PIL import Image
 
 from blemish.errors import ArgumentError, ImageError
@@ -171,3 +174,31 @@ def test_arrays():
 def test_wrong_array_is_described(array, message):
     with pytest.raises(ArgumentError, match=message):
         from_array(array, name="images[3]")
+
+
+@settings(max_examples=60)
+@given(st.sampled_from(["PNG", "JPEG", "BMP", "TIFF", "GIF", "WEBP"]), st.floats(0, 1), st.integers(0, 255))
+def test_damaged_bytes_give_an_image_or_an_image_error(format, where, value):
+    """Whatever byte is changed, wherever the file is cut: never another exception."""
+    whole = io.BytesIO()
+    Image.fromarray(RGB).save(whole, format)
+    content = bytearray(whole.getvalue())
+    position = int(where * (len(content) - 1))
+    for damaged in (content[:position], content[:position] + bytes([value]) + content[position + 1 :]):
+        with tempfile.NamedTemporaryFile(suffix=f".{format.lower()}") as file:
+            file.write(damaged)
+            file.flush()
+            try:
+                assert decode(file.name).mode in ("RGB", "F")
+            except ImageError as error:
+                assert str(error).startswith(file.name)  # noqa: PT017 (an image is as good an answer)
+
+
+@given(st.integers(1, 40), st.integers(1, 40), st.sampled_from(["1", "L", "P", "RGB", "RGBA", "LA", "I;16"]))
+def test_any_size_and_mode_becomes_rgb_or_deep_grey_of_that_size(width, height, mode):
+    image = Image.new(mode, (width, height))
+    with tempfile.NamedTemporaryFile(suffix=".png") as file:
+        image.save(file.name)
+        decoded = decode(file.name)
+    assert decoded.size == (width, height)
+    assert decoded.mode == ("F" if mode == "I;16" else "RGB")

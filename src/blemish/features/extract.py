@@ -24,6 +24,10 @@ from .backbones import Backbone
 from .weights import StateDict
 
 
+_CPU_IMAGES = 4
+"""Images in one forward pass on a CPU."""
+
+
 class Extractor:
     """Maps pixels `(batch, 3, height, width)` in [0, 1] to the outputs of the tapped modules.
 
@@ -41,16 +45,22 @@ class Extractor:
         self._inverse_std = 1 / torch.tensor(backbone.std, device=device).view(shape)
 
     def __call__(self, pixels: Tensor) -> FeatureMaps:
+        # On a CPU a larger batch is no faster, it only needs more memory between the layers.
+        parts = pixels.split(_CPU_IMAGES if self.device.type == "cpu" else len(pixels))  # type: ignore[no-untyped-call]
         with torch.inference_mode():
-            pixels = pixels.to(self.device, memory_format=torch.channels_last)
-            outputs = _tapped(self.module, (pixels - self._mean).mul_(self._inverse_std), self.taps, self._cloned)
-        maps = tuple(outputs[tap] for tap in self.taps)
-        for tap, output in zip(self.taps, maps, strict=True):
-            if not isinstance(output, Tensor) or output.ndim != 4:
-                raise ArgumentError.about(
-                    f"tap {tap}", expected="a module with output (batch, channels, h, w)", got=output
-                )
+            outputs = [self._forward(part) for part in parts]
+            maps = outputs[0] if len(outputs) == 1 else tuple(torch.cat(layer) for layer in zip(*outputs, strict=True))
         return FeatureMaps(maps, (pixels.shape[2], pixels.shape[3]))
+
+    def _forward(self, pixels: Tensor) -> tuple[Tensor, ...]:
+        pixels = pixels.to(self.device, memory_format=torch.channels_last)
+        outputs = _tapped(self.module, (pixels - self._mean).mul_(self._inverse_std), self.taps, self._cloned)
+        for tap in self.taps:
+            if not isinstance(outputs[tap], Tensor) or outputs[tap].ndim != 4:
+                raise ArgumentError.about(
+                    f"tap {tap}", expected="a module with output (batch, channels, h, w)", got=outputs[tap]
+                )
+        return tuple(outputs[tap] for tap in self.taps)
 
     def state(self) -> StateDict:
         """The parameters that the taps need, folded; `build_extractor(..., folded=...)` takes them back."""
