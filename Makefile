@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test lint bench clean
+.PHONY: demo test lint clean
 
 demo: .venv/ready  ## Draw a product with defects, learn it, evaluate, write demo/report.html
 	$(BIN)/blemish demo --out demo

@@ -159,11 +159,12 @@ def test_update(model, dataset, tmp_path):
     [
         (["--method", "magic"], "--method: expected one of padim"),
         (["--set", "epsilon=1"], "--set: expected a parameter of padim: .*eps.* got epsilon"),
+        (["--set", "seed=3"], "--set: expected no parameter that has an option, got seed. Use --seed"),
         (["--set", "eps"], "--set: expected KEY=VALUE, got eps"),
         (["--set", "eps=small"], "--set eps: expected a value like 0.001, got small"),
         (["--backbone", "resnet19"], "backbone: expected one of filters"),
         (["--false-alarm-rate", "0.001"], "needs at least 999 held-out normal images, there are 6"),
-        (["--out", "/nowhere/at/all/m"], "--out: expected a file in an existing folder"),
+        (["--out", "/nowhere/at/all/m"], "--out or --report: expected a file in an existing folder"),
     ],
 )
 def test_wrong_use_is_one_line_and_status_1(dataset, tmp_path, arguments, message):

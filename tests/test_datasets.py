@@ -48,6 +48,12 @@ def test_missing_mask_is_named(tmp_path):
         open_dataset(tmp_path)
 
 
+def test_every_defect_needs_its_mask_where_there_are_masks(tmp_path):
+    touch(tmp_path, "train/good/0.png", "test/hole/0.png", "test/dent/0.png", "ground_truth/hole/0_mask.png")
+    with pytest.raises(DatasetError, match=r"dent/0\.png: its mask is missing"):
+        open_dataset(tmp_path)
+
+
 def test_btad(tmp_path):
     touch(tmp_path, "train/ok/0.bmp", "test/ok/1.bmp", "test/ko/2.bmp", "ground_truth/ko/2.png")
     dataset = open_dataset(tmp_path)
@@ -85,7 +91,9 @@ def test_plain_folder_has_nothing_to_test_on(tmp_path):
     assert (dataset.layout, len(dataset.train), dataset.test) == ("folder", 2, ())
 
 
-@pytest.mark.parametrize("inner", ["bottle/train/good/0.png", "odd/ground_truth/x/0.png"])
+@pytest.mark.parametrize(
+    "inner", ["bottle/train/good/0.png", "odd/ground_truth/x/0.png", "train/normal/0.png", "test/dent/0.png"]
+)
 def test_a_folder_that_holds_defects_is_not_read_as_normal_images(tmp_path, inner):
     touch(tmp_path, inner)
     with pytest.raises(DatasetError, match=r"seems to hold several categories"):

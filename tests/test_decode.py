@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import tempfile
+import warnings
 
 import numpy as np
 import pytest
@@ -151,6 +152,38 @@ def test_float_pixels_are_refused(tmp_path):
 def test_any_nonzero_mask_value_is_anomalous(tmp_path):
     mask = np.array([[0, 1, 255], [7, 0, 0]], dtype=np.uint8)
     np.testing.assert_array_equal(decode_mask(saved(tmp_path, Image.fromarray(mask))), mask > 0)
+
+
+def test_transparent_parts_of_a_mask_are_normal(tmp_path):
+    rgba = np.zeros((4, 4, 4), np.uint8)
+    rgba[1, 2] = 255
+    expected = rgba[:, :, 3] > 0
+    np.testing.assert_array_equal(decode_mask(saved(tmp_path, Image.fromarray(rgba))), expected)
+    palette = Image.new("P", (2, 1))
+    palette.putpalette([0, 0, 0, 255, 0, 0])
+    palette.putdata([0, 1])
+    np.testing.assert_array_equal(decode_mask(saved(tmp_path, palette, transparency=0)), [[False, True]])
+
+
+@settings(max_examples=150)
+@given(st.sampled_from(["JPEG", "PNG", "TIFF", "WEBP"]), st.integers(0, 200), st.binary(min_size=1, max_size=4))
+def test_damaged_exif_gives_an_image_or_an_image_error(format, position, noise):
+    exif = Image.Exif()
+    exif[0x0112], exif[0x010F], exif[0x011A] = 6, "a camera", 72.5
+    whole = io.BytesIO()
+    Image.fromarray(RGB).save(whole, format, exif=exif)
+    content = bytearray(whole.getvalue())
+    start = max(0, content.find(b"a camera") - 100) + position
+    content[start : start + len(noise)] = noise
+    with tempfile.NamedTemporaryFile(suffix=f".{format.lower()}") as file:
+        file.write(content)
+        file.flush()
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # Pillow warns of damaged metadata
+            try:
+                assert decode(file.name).mode in ("RGB", "F")
+            except ImageError as error:
+                assert str(error).startswith(file.name)  # noqa: PT017 (an image is as good an answer)
 
 
 def test_arrays():

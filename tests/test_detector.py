@@ -1,5 +1,8 @@
 from __future__ import annotations
 
+from dataclasses import replace
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
@@ -86,6 +89,53 @@ def test_custom_backbone_must_be_given_again(tmp_path):
         Detector.load(tmp_path / "m.blemish")
     loaded = Detector.load(tmp_path / "m.blemish", backbone=row)
     assert [d.score for d in loaded.predict(TEST)] == [d.score for d in detector.predict(TEST)]
+
+
+def test_another_false_alarm_rate_needs_no_refit(tmp_path):
+    detector = make().fit(NORMAL)
+    before = detector.calibration_.threshold
+    detector.recalibrate(0.5).save(tmp_path / "m.blemish")
+    loaded = Detector.load(tmp_path / "m.blemish")
+    assert loaded.calibration_.threshold == detector.calibration_.threshold < before
+    with pytest.raises(CalibrationError, match="needs at least 99"):
+        detector.recalibrate(0.01)
+    with pytest.raises(NotFittedError, match="recalibrate needs a calibrated detector"):
+        make(calibration="none").fit(NORMAL).recalibrate(0.5)
+
+
+def test_a_dataset_folder_gives_only_its_normal_training_images(tmp_path):
+    for i, image in enumerate(NORMAL):
+        for kind in ("train/good", "test/dent", "ground_truth/dent"):
+            (tmp_path / kind).mkdir(parents=True, exist_ok=True)
+            Image.fromarray(image).save(tmp_path / kind / f"{i:02}{'_mask' if 'truth' in kind else ''}.png")
+    assert make(calibration="none").fit(tmp_path).images_ == 40
+    assert make(calibration="none").fit(NORMAL).update(tmp_path).images_ == 80
+
+
+def test_too_few_readable_held_out_files_are_found_before_the_fit(tmp_path):
+    for i, image in enumerate(NORMAL[:20]):
+        Image.fromarray(image).save(tmp_path / f"{i:02}.png")
+    bad = as_source(tmp_path).split(0.2, seed=0)[1].names[0]
+    Path(bad).write_bytes(b"junk")
+    stages = []
+    with pytest.raises(CalibrationError, match="needs at least 4 held-out normal images, there are 3"):
+        make(on_error="skip").fit(tmp_path, progress=lambda stage, *_: stages.append(stage))
+    assert stages == []
+
+
+def test_scores_that_are_no_numbers_are_refused():
+    row = custom_backbone(Net(), taps=("a", "b"), trace_size=64)
+    detector = make(method=PaDiM(backbone=row), calibration="none").fit(NORMAL)
+    detector.method.extractor_.module.a.weight.fill_(torch.nan)
+    with pytest.raises(ArgumentError, match="method: expected finite scores, got NaN or infinity for image 0, image 1"):
+        list(detector.predict(TEST))
+
+
+def test_another_input_scaling_is_refused(tmp_path):
+    row = custom_backbone(Net(), taps=("a", "b"), name="mine", trace_size=64)
+    make(method=PaDiM(backbone=row), calibration="none").fit(NORMAL).save(tmp_path / "m")
+    with pytest.raises(ArgumentError, match="backbone: expected the mean and std of the fit"):
+        Detector.load(tmp_path / "m", backbone=replace(row, mean=(0.0, 0.0, 0.0)))
 
 
 def test_update_equals_a_refit_and_drops_the_old_threshold():

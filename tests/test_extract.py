@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
+
 import pytest
 import torch
 from safetensors.torch import save_file
@@ -102,6 +104,24 @@ def test_custom_module_is_not_changed():
     before = {k: v.clone() for k, v in module.state_dict().items()}
     build_extractor(custom_backbone(module, taps=("last",), trace_size=32))
     assert all(torch.equal(before[k], v) for k, v in module.state_dict().items())
+
+
+def test_threads_do_not_mix_their_features():
+    extractor = build_extractor(find_backbone("filters"))
+    pictures = [torch.rand(1, 3, 64, 64, generator=torch.Generator().manual_seed(i)) for i in range(40)]
+    expected = [extractor(p).maps[0] for p in pictures]
+    with ThreadPoolExecutor(4) as pool:
+        found = list(pool.map(lambda p: extractor(p).maps[0], pictures))
+    assert all(torch.equal(a, b) for a, b in zip(expected, found, strict=True))
+
+
+def test_batch_larger_than_one_forward_pass_is_the_same():
+    extractor = build_extractor(find_backbone("filters"))
+    pixels = torch.rand(11, 3, 64, 64, generator=torch.Generator().manual_seed(0))
+    for whole, parts in zip(
+        extractor(pixels).maps, zip(*(extractor(p[None]).maps for p in pixels), strict=True), strict=True
+    ):
+        torch.testing.assert_close(whole, torch.cat(parts), rtol=1e-5, atol=1e-6)
 
 
 def test_works_inside_inference_mode():

@@ -104,6 +104,17 @@ def test_moments_come_back_from_the_factor(n):
     torch.testing.assert_close(back.covariance(), covariance, rtol=1e-5, atol=1e-5)
 
 
+def test_few_rows_stay_in_the_low_rank_form_after_an_update():
+    train = vectors(8, 5, d=30)
+    moments = Moments.from_factor(moments_of([train[:5]], d=30, expected=5).whiten(EPS), expected=3)
+    moments.update(train[5:])
+    updated = moments.whiten(EPS)
+    assert updated.spectrum is not None
+    test = vectors(3, 6, d=30)
+    whole = moments_of([train], d=30, expected=8).whiten(EPS)
+    torch.testing.assert_close(updated.distances(test), whole.distances(test), rtol=1e-4, atol=0)
+
+
 def test_chunks_do_not_matter(monkeypatch):
     train, test = vectors(20, 6), vectors(3, 7)
     whole = moments_of([train]).whiten(EPS).distances(test)

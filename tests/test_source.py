@@ -64,6 +64,29 @@ def test_as_source_takes_arrays():
     assert len(as_source(stack)) == 4
     assert len(as_source(list(stack))) == 4
     assert len(as_source(stack[0])) == 1
+    assert len(as_source(stack[:, :, :, 0])) == 4
+
+
+@pytest.mark.parametrize(
+    ("images", "message"),
+    [
+        ("no/such/folder", "no/such/folder: expected a folder, an image file or a manifest, got nothing there"),
+        ([Image.new("RGB", (9, 9))], "images: expected only paths, or only NumPy arrays"),
+        (torch.zeros(2, 9, 9, 3), "images: expected a folder, paths, arrays or an ImageSource, got an array of shape"),
+        ((p for p in ["a.png"]), "images: expected a folder, paths, arrays or an ImageSource"),
+        ("list.txt", "list.txt: cannot be read as a UTF-8 text file"),
+    ],
+)
+def test_other_input_is_described(images, message):
+    with pytest.raises((ArgumentError, DatasetError), match=message):
+        as_source(images)
+
+
+def test_hidden_files_are_passed_over(folder):
+    for name in (".hidden.png", "__MACOSX/00.png", ".ipynb_checkpoints/01.png"):
+        (folder / name).parent.mkdir(exist_ok=True)
+        (folder / name).write_bytes(b"junk")
+    assert len(from_folder(folder)) == 12
 
 
 def test_split_is_seeded_complete_and_in_order():

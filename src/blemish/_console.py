@@ -25,7 +25,7 @@ class Speaker:
         typer.echo(text, err=True)
 
     def skipped(self, detector: Detector) -> None:
-        for name, reason in detector.skipped_[:20]:
+        for name, reason in detector.skipped_:
             self.line(f"skipped: {reason if name in reason else f'{name}: {reason}'}")
         if detector.skipped_:
             self.line(f"{len(detector.skipped_)} files skipped.")
@@ -123,7 +123,7 @@ class ResultWriter:
         self._lines.flush()
 
     def _map_path(self, out: Path, image: Path) -> Path:
-        path = out / "heatmaps" / image.parent.name / f"{image.stem}.{self._heatmaps}"
+        path = out / "heatmaps" / image.resolve().parent.name / f"{image.stem}.{self._heatmaps}"
         number = 2
         while path in self._written:  # the same file name in two folders of the same name
             path = path.with_name(f"{image.stem}-{number}{path.suffix}")

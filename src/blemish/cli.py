@@ -21,7 +21,7 @@ class _Group(TyperGroup):
     def invoke(self, ctx: Any) -> Any:
         try:
             return super().invoke(ctx)
-        except BlemishError as error:
+        except (BlemishError, OSError) as error:
             typer.echo(f"error: {error}", err=True)
             raise typer.Exit(1) from None
 
@@ -120,11 +120,15 @@ def fit(
     Example: blemish fit bottle --backbone wide_resnet50_2 --set storage=float16 --out bottle.blemish
     """
     from .detector import Detector
-    from .images.datasets import open_dataset
 
     say = Speaker()
     parameters = dict(_find_method(method).paper) if preset == "paper" else {}
     parameters |= _parse_settings(set_ or [])
+    for key in ("backbone", "weights", "seed", "device", "taps"):
+        if key in parameters:
+            raise ArgumentError.about(
+                "--set", expected="no parameter that has an option", got=key, instead=f"Use --{key}."
+            )
     parameters |= {"backbone": backbone, "weights": weights, "seed": seed, "device": device}
     parameters["taps"] = tuple(taps.split(",")) if taps else None
     mode = calibration or ("none" if preset == "paper" else "split")
@@ -142,7 +146,7 @@ def fit(
     _check_out(out)
     start = time.perf_counter()
     with say.progress() as progress:
-        detector.fit(open_dataset(data).train_images(), progress=progress)
+        detector.fit(data, progress=progress)
     detector.save(out)
     print_fit(detector, out, time.perf_counter() - start, as_json)
     say.skipped(detector)
@@ -163,6 +167,7 @@ def update(
     from .detector import Detector
 
     say = Speaker()
+    _check_out(out or model)
     start = time.perf_counter()
     detector = Detector.load(model, device=device)
     detector.on_error = on_error
@@ -196,7 +201,7 @@ def predict(
     say = Speaker()
     detector = Detector.load(model, device=device)
     detector.batch_size, detector.workers, detector.on_error = batch_size, workers, on_error
-    paths = _image_paths(images)
+    paths = [path for path in _image_paths(images) if out is None or out.resolve() not in path.resolve().parents]
     writer = ResultWriter(out, heatmaps)
     with writer, say.progress() as progress:
         for decision in detector.predict(paths, progress=progress):
@@ -230,19 +235,20 @@ def evaluate(
     from .study.evaluate import evaluate as run
 
     say = Speaker()
+    if report is not None:
+        _check_out(report)
     dataset = open_dataset(data)
     detector = Detector.load(model, device=device)
     detector.batch_size, detector.workers, detector.on_error = batch_size, workers, on_error
     with say.progress() as progress:
         evaluation = run(detector, dataset, pixels=pixels, intervals=intervals, progress=progress)
-    extra: dict[str, object] = {}
+    extra: dict[str, object] = {} if report is None else {"report": str(report)}
+    print_evaluation(evaluation, as_json, extra=extra)
     if report is not None:
         from .report import write_report
 
         write_report(evaluation, report, title=data.resolve().name, facts=facts(detector))
-        extra["report"] = str(report)
         say.line(f"Report: {report}")
-    print_evaluation(evaluation, as_json, extra=extra)
     say.skipped(detector)
 
 
@@ -307,7 +313,7 @@ def _image_paths(images: list[Path]) -> list[Path]:
 
 def _check_out(out: Path) -> None:
     if not out.resolve().parent.is_dir():
-        raise ArgumentError.about("--out", expected="a file in an existing folder", got=str(out))
+        raise ArgumentError.about("--out or --report", expected="a file in an existing folder", got=str(out))
 
 
 def _parse_settings(settings: list[str]) -> dict[str, Any]:
@@ -339,7 +345,7 @@ def _make_method(name: str, parameters: dict[str, Any]) -> Any:
         if key not in defaults:
             raise ArgumentError.about("--set", expected=f"a parameter of {name}: {', '.join(defaults)}", got=key)
         default = defaults[key]
-        if isinstance(default, float) and isinstance(value, int):
+        if isinstance(default, float) and type(value) is int:
             parameters[key] = float(value)
         elif default is not None and not isinstance(value, type(default)):
             raise ArgumentError.about(f"--set {key}", expected=f"a value like {default!r}", got=value)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import platform
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, fields, is_dataclass
@@ -15,6 +16,7 @@ from . import persist
 from .calibrate import Calibration, calibrate, require_images
 from .errors import ArgumentError, DatasetError, ModelFileError, NotFittedError
 from .features.backbones import Backbone
+from .images.datasets import open_dataset
 from .images.preprocess import PRESETS, Preprocess
 from .images.source import Batches, ImageInput, ImageSource, OnError, Skipped, as_source
 from .methods import METHODS, Incremental, Method, PaDiM
@@ -65,15 +67,24 @@ class Detector:
 
     def fit(self, images: ImageInput, *, progress: Progress | None = None) -> Detector:
         """Learn from normal images: a folder, paths, arrays, or an `ImageSource`."""
-        source = as_source(images)
-        train, held_out = self._split(source)
+        self.calibration_, self.images_ = None, 0
+        train, held_out = self._split(_normal_images(images))
+        if held_out is not None and self.on_error == "skip":
+            self._require_readable(held_out)
         batches = self._batches(train)
         self.method.fit(_Reporting(batches, "fit", progress))
         self.images_ = len(train) - len(batches.skipped)
         self.skipped_ = list(batches.skipped)
-        self.calibration_ = None
         if held_out is not None:
             self._calibrate(held_out, progress)
+        return self
+
+    def recalibrate(self, false_alarm_rate: float) -> Detector:
+        """Choose another false-alarm rate; the held-out scores are at hand, so nothing is fitted again."""
+        if self.calibration_ is None:
+            raise NotFittedError("Detector.recalibrate needs a calibrated detector. Fit with calibration='split'.")
+        self.calibration_ = calibrate(self.calibration_.scores, false_alarm_rate=false_alarm_rate)
+        self.false_alarm_rate = false_alarm_rate
         return self
 
     def update(
@@ -89,14 +100,14 @@ class Detector:
                 "method", expected=f"one that can be updated ({able})", got=type(self.method).name, instead="Fit again."
             )
         if held_out is not None:
-            require_images(len(as_source(held_out)), self.false_alarm_rate)
-        batches = self._batches(as_source(images))
+            require_images(len(_normal_images(held_out)), self.false_alarm_rate)
+        batches = self._batches(_normal_images(images))
         self.method.partial_fit(_Reporting(batches, "update", progress))
         self.images_ += len(batches) - len(batches.skipped)
         self.skipped_ = list(batches.skipped)
         self.calibration_ = None
         if held_out is not None:
-            self._calibrate(as_source(held_out), progress)
+            self._calibrate(_normal_images(held_out), progress)
         return self
 
     def predict(self, images: ImageInput, *, progress: Progress | None = None) -> Iterator[Decision]:
@@ -113,7 +124,20 @@ class Detector:
         batches = self._batches(as_source(images))
         self.skipped_ = batches.skipped
         for batch in _Reporting(batches, "predict", progress):
-            yield batch, self.method.score(batch)
+            scores = self.method.score(batch)
+            if not torch.isfinite(scores.images).all():
+                bad = [
+                    name
+                    for name, score in zip(batch.names, scores.images.tolist(), strict=True)
+                    if not math.isfinite(score)
+                ]
+                raise ArgumentError.about(
+                    "method",
+                    expected="finite scores",
+                    got=f"NaN or infinity for {', '.join(bad)}",
+                    instead="Check the backbone's weights.",
+                )
+            yield batch, scores
 
     def decide(self, name: str, score: float, map: Any = None) -> Decision:
         """Turn a raw score into a decision."""
@@ -133,14 +157,18 @@ class Detector:
     def load(cls, path: str | Path, *, device: str = "auto", backbone: Backbone | None = None) -> Detector:
         """Read a detector; it scores exactly as the saved one. A custom `backbone` must be given again."""
         tensors, manifest = persist.load(path)
-        method = _make_method(path, manifest, device, backbone)
-        method.restore({k.removeprefix("method."): v for k, v in tensors.items() if k.startswith("method.")})
-        settings = dict(manifest["detector"])
-        settings["preprocess"] = Preprocess(**settings["preprocess"])
-        detector = cls(method=method, **settings)
-        detector.images_ = manifest["images"]
+        try:
+            method = _make_method(path, manifest, device, backbone)
+            method.restore({k.removeprefix("method."): v for k, v in tensors.items() if k.startswith("method.")})
+            settings = dict(manifest["detector"])
+            settings["preprocess"] = Preprocess(**settings["preprocess"])
+            detector = cls(method=method, **settings)
+            detector.images_ = manifest["images"]
+        except (KeyError, TypeError) as error:
+            raise ModelFileError(f"{path}: not a model of this version of blemish ({error!r}). Fit again.") from error
         if "calibration.scores" in tensors:
-            detector.calibration_ = Calibration(tensors["calibration.scores"].numpy(), detector.false_alarm_rate)
+            scores = tensors["calibration.scores"].numpy()
+            detector.calibration_ = calibrate(scores, false_alarm_rate=detector.false_alarm_rate)
         return detector
 
     def _split(self, source: ImageSource) -> tuple[ImageSource, ImageSource | None]:
@@ -163,6 +191,11 @@ class Detector:
             scores += self.method.score(batch).images.tolist()
         self.skipped_ += batches.skipped
         self.calibration_ = calibrate(scores, false_alarm_rate=self.false_alarm_rate)
+
+    def _require_readable(self, held_out: ImageSource) -> None:
+        """Find out before the fit, not after it, that too few held-out files can be read."""
+        batches = self._batches(held_out)
+        require_images(sum(len(batch) for batch in batches), self.false_alarm_rate)
 
     def _batches(self, source: ImageSource) -> Batches:
         return Batches(source, self.preprocessing, self.batch_size, self.workers, self.on_error)
@@ -187,7 +220,7 @@ class Detector:
                 "preprocess": {"resize": preprocess.resize, "crop": preprocess.crop},
                 "calibration": self.calibration,
                 "held_out": self.held_out,
-                "false_alarm_rate": self.false_alarm_rate,
+                "false_alarm_rate": self.calibration_.false_alarm_rate if self.calibration_ else self.false_alarm_rate,
                 "seed": self.seed,
                 "batch_size": self.batch_size,
             },
@@ -196,6 +229,13 @@ class Detector:
                 **{name: version(name) for name in ("blemish", "torch", "torchvision", "numpy")},
             },
         }
+
+
+def _normal_images(images: ImageInput) -> ImageSource:
+    """A folder in a known layout gives its normal training images, never its test images or masks."""
+    if isinstance(images, str | Path) and Path(images).is_dir():
+        return open_dataset(images).train_images()
+    return as_source(images)
 
 
 def _parameters(method: Method) -> dict[str, Any]:

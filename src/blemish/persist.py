@@ -33,7 +33,7 @@ def save(path: str | Path, tensors: dict[str, Tensor], manifest: Manifest) -> No
         save_file(tensors, temporary, metadata={"blemish": json.dumps(manifest, sort_keys=True)})
         temporary.chmod(mode)
         os.replace(temporary, path)
-    except OSError as error:
+    except (OSError, SafetensorError) as error:
         raise ModelFileError(f"{path}: cannot be written ({error}).") from error
     finally:
         temporary.unlink(missing_ok=True)
@@ -47,7 +47,8 @@ def load(path: str | Path) -> tuple[dict[str, Tensor], Manifest]:
     try:
         with safe_open(path, framework="pt") as file:
             manifest = json.loads((file.metadata() or {}).get("blemish", "null"))
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
+            # Copies: a tensor that maps the file would change with it, and would keep it from being replaced.
+            tensors = {name: file.get_tensor(name).clone() for name in file.keys()}  # noqa: SIM118 (not a dict)
     except (SafetensorError, OSError, ValueError) as error:
         raise ModelFileError(f"{path}: not a model file, or damaged ({error}). Save or copy it again.") from error
     if not isinstance(manifest, dict):

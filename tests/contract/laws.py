@@ -148,6 +148,16 @@ def law_fit_forgets(make: Make) -> None:
     assert_same(method.score(batch(TEST)), fitted(make).score(batch(TEST)), exactly=True)
 
 
+def law_a_failed_fit_leaves_the_method_unfitted(make: Make) -> None:
+    method = fitted(make)
+    spoiled = MORE.clone()
+    spoiled[-1, 0, 0, 0] = torch.nan  # in the last batch, so that the fit has begun
+    with pytest.raises(ArgumentError):
+        method.fit(Images(spoiled))
+    with pytest.raises(NotFittedError):
+        method.score(batch(TEST))
+
+
 def law_models_do_not_interact(make: Make) -> None:
     method = fitted(make)
     before = method.score(batch(TEST))

@@ -24,6 +24,7 @@ class Sound(Method):
     blur: int = 5
 
     def fit(self, images):
+        self.__dict__.pop("mean_", None)
         total, count = 0, 0
         for batch in images:
             check_batch(batch)
@@ -49,7 +50,7 @@ class Sound(Method):
 
     def partial_fit(self, images):
         old = self.mean_
-        self.fit(images)
+        Sound.fit(self, images)
         n, m = len(laws.TRAIN), len(images)
         self.mean_ = (old * n + self.mean_ * m) / (n + m)
         return self
@@ -119,9 +120,20 @@ class UsesGlobalRandomness(Sound):
 class RemembersEarlierFits(Sound):
     def fit(self, images):
         old = getattr(self, "mean_", None)
+        self.mean_ = None
         super().fit(images)
         self.mean_ = self.mean_ if old is None else (old + self.mean_) / 2
         return self
+
+
+class KeepsTheOldModelAfterAFailure(Sound):
+    def fit(self, images):
+        old = dict(self.__dict__)
+        try:
+            return super().fit(images)
+        except ArgumentError:
+            self.__dict__.update(old)
+            raise
 
 
 class SharesState(Sound):
@@ -171,6 +183,7 @@ BROKEN = {
     ChangesItsInput: laws.law_scoring_is_pure,
     UsesGlobalRandomness: laws.law_same_seed_same_numbers,
     RemembersEarlierFits: laws.law_fit_forgets,
+    KeepsTheOldModelAfterAFailure: laws.law_a_failed_fit_leaves_the_method_unfitted,
     SharesState: laws.law_models_do_not_interact,
     SavesRoughly: laws.law_restored_state_scores_identically,
     DropsTheRemainder: laws.law_training_batches_do_not_matter,

@@ -8,6 +8,7 @@ right after the deepest tap.
 from __future__ import annotations
 
 import copy
+import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -22,7 +23,6 @@ from ..errors import ArgumentError, WeightsError
 from ..types import FeatureMaps
 from .backbones import Backbone
 from .weights import StateDict
-
 
 _CPU_IMAGES = 4
 """Images in one forward pass on a CPU."""
@@ -40,6 +40,7 @@ class Extractor:
         self.taps = structure.taps
         self.device = device
         self._cloned = structure.overwritten
+        self._lock = threading.Lock()  # hooks live on the shared module: one forward pass at a time
         shape = (1, 3, 1, 1)
         self._mean = torch.tensor(backbone.mean, device=device).view(shape)
         self._inverse_std = 1 / torch.tensor(backbone.std, device=device).view(shape)
@@ -54,7 +55,9 @@ class Extractor:
 
     def _forward(self, pixels: Tensor) -> tuple[Tensor, ...]:
         pixels = pixels.to(self.device, memory_format=torch.channels_last)
-        outputs = _tapped(self.module, (pixels - self._mean).mul_(self._inverse_std), self.taps, self._cloned)
+        pixels = (pixels - self._mean).mul_(self._inverse_std)
+        with self._lock:
+            outputs = _tapped(self.module, pixels, self.taps, self._cloned)
         for tap in self.taps:
             if not isinstance(outputs[tap], Tensor) or outputs[tap].ndim != 4:
                 raise ArgumentError.about(

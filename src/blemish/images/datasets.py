@@ -85,12 +85,13 @@ def _read_btad(root: Path) -> Dataset:
 def _kinds(test: Path, masks: Path, *, normal: str, suffix: str) -> Iterator[Sample]:
     """List `test/<kind>/<stem>.*` with `masks/<kind>/<stem><suffix>.*`, whatever the file types."""
     for folder in sorted(p for p in test.glob("*") if p.is_dir()):
-        has_masks = (masks / folder.name).is_dir()
-        by_stem = {p.stem: p for p in image_files(masks / folder.name)} if has_masks else {}
+        has_masks = masks.is_dir()
+        own = masks / folder.name
+        by_stem = {p.stem: p for p in image_files(own)} if own.is_dir() else {}
         for path in image_files(folder):
             mask = by_stem.get(f"{path.stem}{suffix}")
             if has_masks and folder.name != normal and mask is None:
-                wanted = masks / folder.name / f"{path.stem}{suffix}.png"
+                wanted = own / f"{path.stem}{suffix}.png"
                 raise DatasetError(f"{path}: its mask is missing, expected {wanted}. Add it, or remove the image.")
             yield Sample(path, folder.name, folder.name != normal, mask)
 
@@ -116,9 +117,13 @@ def _read_visa(root: Path) -> Dataset:
     return Dataset(root, "visa", tuple(train), tuple(test))
 
 
+_TELLING = frozenset({"train", "test", "ground_truth", "split_csv"})
+"""Folder names that belong to some layout, so a folder that holds them is not just normal images."""
+
+
 def _read_folder(root: Path) -> Dataset:
     # Silently learning from test images would be the worst possible reading of such a folder.
-    inner = next(iter(sorted(root.glob("*/train"))), None) or next(iter(sorted(root.glob("**/ground_truth"))), None)
+    inner = next((p for p in sorted(root.rglob("*")) if p.is_dir() and p.name in _TELLING), None)
     if inner is not None:
         raise DatasetError(
             f"{root}: found {inner.relative_to(root)}, so this seems to hold several categories, or a layout that is "

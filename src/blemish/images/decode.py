@@ -32,8 +32,8 @@ SUFFIXES = frozenset({".bmp", ".gif", ".jpeg", ".jpg", ".jp2", ".pgm", ".png", "
 _DEEP_GREY = frozenset({"I;16", "I;16B", "I;16L", "I;16N", "I"})
 
 
-def decode(path: str | Path, *, max_pixels: int = MAX_PIXELS) -> Image.Image:
-    """Read one image file, upright, as mode `RGB` or `F`.
+def decode(path: str | Path, *, max_pixels: int = MAX_PIXELS, behind: str = "white") -> Image.Image:
+    """Read one image file, upright, as mode `RGB` or `F`; transparent parts show the colour `behind`.
 
     Raises `ImageError` with the path and the reason for every file that cannot be used.
 
@@ -45,23 +45,22 @@ def decode(path: str | Path, *, max_pixels: int = MAX_PIXELS) -> Image.Image:
         with Image.open(path) as image:
             _check_pixels(path, image, max_pixels)
             image.load()
-            return _normal_mode(path, ImageOps.exif_transpose(image))
+            return _normal_mode(path, ImageOps.exif_transpose(image), behind)
     except FileNotFoundError:
         raise ImageError(f"{path}: the file does not exist.") from None
     except UnidentifiedImageError:
         raise ImageError(f"{path}: not an image, or a format that Pillow cannot read.") from None
     except Image.DecompressionBombError:
         raise ImageError(_too_large(path, "far more", max_pixels)) from None
-    except (OSError, SyntaxError, ValueError, EOFError, MemoryError) as error:
-        if isinstance(error, ImageError):
-            raise
-        # Pillow's readers raise all of these on damaged data.
+    except ImageError:
+        raise
+    except Exception as error:  # Pillow's readers raise almost anything on damaged data, in EXIF blocks above all
         raise ImageError(f"{path}: damaged or truncated ({error}). Copy or record it again.") from error
 
 
 def decode_mask(path: str | Path, *, max_pixels: int = MAX_PIXELS) -> NDArray[np.bool_]:
-    """Read a ground-truth mask as `(height, width)` bool: every pixel above 0 is anomalous."""
-    image = decode(path, max_pixels=max_pixels)
+    """Read a ground-truth mask as `(height, width)` bool: every pixel above 0 is anomalous, transparency is not."""
+    image = decode(path, max_pixels=max_pixels, behind="black")
     pixels = np.asarray(image)
     anomalous: NDArray[np.bool_] = pixels > 0
     return anomalous if pixels.ndim == 2 else np.logical_or.reduce(anomalous, axis=2)
@@ -115,14 +114,14 @@ def _too_large(path: str | Path, claimed: str, max_pixels: int) -> str:
     )
 
 
-def _normal_mode(path: str | Path, image: Image.Image) -> Image.Image:
+def _normal_mode(path: str | Path, image: Image.Image, behind: str) -> Image.Image:
     if image.mode in _DEEP_GREY:
         return _deep_grey(path, image)
     if image.mode == "F":
         raise ImageError(f"{path}: floating-point pixels have no fixed white level. Save it as 8 or 16 bit.")
     if image.mode in ("LA", "PA", "RGBA", "La", "RGBa") or "transparency" in image.info:
         image = image.convert("RGBA")
-        return Image.alpha_composite(Image.new("RGBA", image.size, "white"), image).convert("RGB")
+        return Image.alpha_composite(Image.new("RGBA", image.size, behind), image).convert("RGB")
     return image.convert("RGB")
 
 

@@ -69,7 +69,11 @@ def from_folder(folder: str | Path, *, max_pixels: int = MAX_PIXELS) -> ImageSou
 def from_manifest(manifest: str | Path, *, max_pixels: int = MAX_PIXELS) -> ImageSource:
     """Take the files named in a text file, one path a line, relative to that file; `#` begins a comment."""
     manifest = Path(manifest)
-    lines = (line.split("#", 1)[0].strip() for line in manifest.read_text(encoding="utf-8").splitlines())
+    try:
+        text = manifest.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise DatasetError(f"{manifest}: cannot be read as a UTF-8 text file ({error}).") from error
+    lines = (line.split("#", 1)[0].strip() for line in text.splitlines())
     return from_paths((manifest.parent / line for line in lines if line), max_pixels=max_pixels)
 
 
@@ -82,11 +86,16 @@ def from_arrays(arrays: Sequence[NDArray[np.generic]], *, names: Sequence[str] |
 
 
 def image_files(folder: str | Path) -> list[Path]:
-    """List the image files below a folder, sorted by path."""
+    """List the image files below a folder, sorted by path; hidden files and folders are passed over."""
     folder = Path(folder)
     if not folder.is_dir():
         raise DatasetError.about(str(folder), expected="a folder", got="nothing there or a file")
-    return sorted(p for p in folder.rglob("*") if p.suffix.lower() in SUFFIXES and p.is_file())
+    found = (p for p in folder.rglob("*") if p.suffix.lower() in SUFFIXES and p.is_file())
+    return sorted(p for p in found if not any(_is_hidden(part) for part in p.relative_to(folder).parts))
+
+
+def _is_hidden(part: str) -> bool:
+    return part.startswith(".") or part == "__MACOSX"
 
 
 ImageInput = ImageSource | str | Path | Sequence[str | Path] | Sequence[NDArray[np.generic]] | NDArray[np.generic]
@@ -98,15 +107,30 @@ def as_source(images: ImageInput) -> ImageSource:
     if isinstance(images, ImageSource):
         return images
     if isinstance(images, str | Path):
-        path = Path(images)
-        if path.is_dir():
-            return from_folder(path)
-        return from_manifest(path) if path.suffix == ".txt" else from_paths([path])
+        return _from_one_path(Path(images))
     if isinstance(images, np.ndarray):
-        return from_arrays([images] if images.ndim == 2 else list(images) if images.ndim == 4 else [images])
-    if images and isinstance(images[0], np.ndarray):
+        # A stack has the images on its first axis: (n, height, width, 3), or (n, height, width) in grey.
+        is_stack = images.ndim == 4 or (images.ndim == 3 and images.shape[2] not in (1, 3))
+        return from_arrays(list(images) if is_stack else [images])
+    if not isinstance(images, Sequence):
+        raise ArgumentError.about("images", expected="a folder, paths, arrays or an ImageSource", got=images)
+    if all(isinstance(image, str | Path) for image in images):
+        return from_paths(str(path) for path in images)
+    if all(isinstance(image, np.ndarray) for image in images):
         return from_arrays([np.asarray(image) for image in images])
-    return from_paths(str(path) for path in images)
+    raise ArgumentError.about(
+        "images", expected="only paths, or only NumPy arrays", got=type(images[0]), instead="Use numpy.asarray(image)."
+    )
+
+
+def _from_one_path(path: Path) -> ImageSource:
+    if path.is_dir():
+        return from_folder(path)
+    if path.suffix == ".txt":
+        return from_manifest(path)
+    if not path.is_file():
+        raise DatasetError.about(str(path), expected="a folder, an image file or a manifest", got="nothing there")
+    return from_paths([path])
 
 
 @dataclass(frozen=True)

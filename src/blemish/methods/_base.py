@@ -87,7 +87,11 @@ class FeatureMethod(Method):
         row = find_backbone(self.backbone)
         extractor = build_extractor(row, weights=find_weights(row, self.weights), taps=self.taps, device=self._device())
         self.extractor_ = extractor
-        self._learn(self._features(images), expected=len(images) if isinstance(images, Sized) else None)
+        try:
+            self._learn(self._features(images), expected=len(images) if isinstance(images, Sized) else None)
+        except BaseException:
+            del self.extractor_  # half a model must not score
+            raise
         return self
 
     def score(self, batch: ImageBatch) -> Scores:
@@ -98,17 +102,21 @@ class FeatureMethod(Method):
             return self._score(self.extractor_(batch.pixels))
 
     def state(self) -> dict[str, Tensor]:
-        """The backbone's folded parameters (`backbone.*`) and what the method learned."""
+        """The backbone's folded parameters and input scaling (`backbone.*`, `input.*`), and what the method learned."""
         self._require_fit("state")
         backbone = {f"backbone.{name}": value for name, value in self.extractor_.state().items()}
-        return backbone | self._learned()
+        return backbone | _input_scaling(self.extractor_.backbone) | self._learned()
 
     def restore(self, state: dict[str, Tensor]) -> None:
         """Rebuild the backbone from its folded parameters, then the method."""
         folded = {k.removeprefix("backbone."): v for k, v in state.items() if k.startswith("backbone.")}
         row, device = find_backbone(self.backbone), self._device()
+        if not all(torch.equal(state[name], value) for name, value in _input_scaling(row).items()):
+            raise ArgumentError.about(
+                "backbone", expected="the mean and std of the fit", got=f"mean {row.mean}, std {row.std}"
+            )
         self.extractor_ = build_extractor(row, folded=folded, taps=self.taps, device=device)
-        self._relearn({k: v.to(device) for k, v in state.items() if not k.startswith("backbone.")})
+        self._relearn({k: v.to(device) for k, v in state.items() if not k.startswith(("backbone.", "input."))})
 
     @abstractmethod
     def _learn(self, features: Iterator[FeatureMaps], *, expected: int | None) -> None:
@@ -135,13 +143,20 @@ class FeatureMethod(Method):
         if self.device == "auto":
             return torch.device("cuda" if torch.cuda.is_available() else "cpu")
         try:
-            return torch.device(self.device)
-        except RuntimeError:
-            raise ArgumentError.about("device", expected="auto, cpu, cuda or cuda:N", got=self.device) from None
+            return torch.zeros((), dtype=torch.float64, device=self.device).device
+        except (RuntimeError, AssertionError, TypeError) as error:
+            reason = str(error).splitlines()[0]
+            raise ArgumentError.about(
+                "device", expected="auto, cpu, cuda or cuda:N, present here", got=f"{self.device} ({reason})"
+            ) from None
 
     def _require_fit(self, what: str) -> None:
         if not hasattr(self, "extractor_"):
             raise NotFittedError(f"{type(self).__name__}.{what} needs a fitted method. Call fit(normal_images) first.")
+
+
+def _input_scaling(row: Backbone) -> dict[str, Tensor]:
+    return {"input.mean": torch.tensor(row.mean), "input.std": torch.tensor(row.std)}
 
 
 def check_batch(batch: ImageBatch) -> None:

@@ -10,7 +10,7 @@ enlarged bilinearly, smoothed with a Gaussian, and the image score is its maximu
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sized
 from dataclasses import dataclass
 from itertools import chain
 from typing import ClassVar, Literal
@@ -58,10 +58,15 @@ class PaDiM(FeatureMethod):
         """Learn from further normal images: the same model as one fit on all images, up to the factor's precision."""
         if not hasattr(self, "gaussian_"):
             return self.fit(images)
-        moments = Moments.from_factor(self.gaussian_, expected=8)
-        for features in self._features(images):
-            self._check_size(features)
-            moments.update(self._embed(features))
+        features = self._features(images)
+        first = next(features, None)
+        if first is None:
+            return self
+        expected = len(images) if isinstance(images, Sized) else self.gaussian_.mean.shape[1]
+        moments = Moments.from_factor(self.gaussian_, expected=expected)
+        for maps in chain([first], features):
+            self._check_size(maps)
+            moments.update(self._embed(maps))
         self._finish(moments)
         return self
 
@@ -69,14 +74,16 @@ class PaDiM(FeatureMethod):
         """Take in what another PaDiM, fitted with the same parameters on other images, has learned."""
         self._require_fit("merge")
         other._require_fit("merge")
-        mine, theirs = self._learned(), other._learned()
-        for name in ("image_size", "grid", "channels", "projection"):
-            a, b = mine.get(name), theirs.get(name)
-            if (a is None) != (b is None) or (a is not None and b is not None and not torch.equal(a, b)):
-                raise ArgumentError.about(
-                    "other", expected="a PaDiM with the same taps, dimensions, seed and image size", got=f"other {name}"
-                )
-        moments = Moments.from_factor(self.gaussian_, expected=1)
+        mine, theirs = self._embedding(), other._embedding()
+        if mine.keys() != theirs.keys() or not all(torch.equal(mine[name], theirs[name]) for name in mine):
+            different = [name for name in mine | theirs if name not in mine or name not in theirs]
+            different += [name for name in mine if name in theirs and not torch.equal(mine[name], theirs[name])]
+            raise ArgumentError.about(
+                "other",
+                expected="a PaDiM with the same taps, dimensions, seed and image size",
+                got=f"other {', '.join(different)}",
+            )
+        moments = Moments.from_factor(self.gaussian_, expected=other.gaussian_.count)
         moments.merge(Moments.from_factor(other.gaussian_, expected=1))
         self._finish(moments)
         return self
@@ -111,19 +118,22 @@ class PaDiM(FeatureMethod):
         learned = {
             "count": torch.tensor(gaussian.count),
             "mean": gaussian.mean,
-            "image_size": torch.tensor(self.image_size_),
-            "grid": torch.tensor(self.grid_),
             "storage_error": torch.tensor(self.storage_error_),
             "factor": factor,
         }
         if gaussian.spectrum is not None:
             learned["spectrum"] = gaussian.spectrum
+        return learned | self._embedding()
+
+    def _embedding(self) -> dict[str, Tensor]:
+        """What makes two models comparable, position by position and dimension by dimension."""
+        found = {"image_size": torch.tensor(self.image_size_), "grid": torch.tensor(self.grid_)}
         if self.projection_ is not None:
-            learned["projection"] = self.projection_
+            found["projection"] = self.projection_
         if self.channels_ is not None:
-            learned["channels"] = torch.cat(self.channels_)
-            learned["channels_of_map"] = torch.tensor([len(c) for c in self.channels_])
-        return learned
+            found["channels"] = torch.cat(self.channels_)
+            found["channels_of_map"] = torch.tensor([len(c) for c in self.channels_])
+        return found
 
     def _relearn(self, learned: dict[str, Tensor]) -> None:
         self.image_size_ = _pair(learned["image_size"])
@@ -140,7 +150,7 @@ class PaDiM(FeatureMethod):
 
     def _choose_dimensions(self, channels: list[int]) -> None:
         self.channels_ = self.projection_ = None
-        d = self.dimensions or find_backbone(self.backbone).d
+        d = find_backbone(self.backbone).d if self.dimensions is None else self.dimensions
         if d is None or self.reduction == "none":
             return
         if self.reduction == "random":
@@ -172,7 +182,9 @@ class PaDiM(FeatureMethod):
             raise ArgumentError.about("reduction", expected="random, orthogonal or none", got=self.reduction)
         if self.storage not in ("float32", "float16"):
             raise ArgumentError.about("storage", expected="float32 or float16", got=self.storage)
-        if not self.eps > 0:
+        if self.dimensions is not None and type(self.dimensions) is not int:
+            raise ArgumentError.about("dimensions", expected="a whole number, or None", got=self.dimensions)
+        if not 0 < self.eps < float("inf"):
             raise ArgumentError.about("eps", expected="a number above 0", got=self.eps, instead="The paper has 0.01.")
         if not self.sigma >= 0:
             raise ArgumentError.about("sigma", expected="a number of pixels, 0 for no smoothing", got=self.sigma)

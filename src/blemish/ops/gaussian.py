@@ -15,6 +15,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
 import torch
+from scipy.linalg import helmert
 from torch import Tensor
 
 from ..errors import ArgumentError
@@ -51,6 +52,8 @@ class Moments:
         Exact up to the precision in which the factor is stored.
         """
         positions, _, dimension = gaussian.factor.shape
+        if gaussian.spectrum is not None and gaussian.count + expected <= dimension:
+            return cls._rows_from_factor(gaussian, gaussian.spectrum, expected)
         moments = cls(positions, dimension, expected=expected, device=gaussian.factor.device)
         moments.count = gaussian.count
         moments._mean.copy_(gaussian.mean)
@@ -66,6 +69,20 @@ class Moments:
                 lower = torch.linalg.solve_triangular(w.mT, eye.expand_as(w), upper=False)
                 covariance = lower @ lower.mT - gaussian.eps * eye
             moments._scatter[part] = covariance * (gaussian.count - 1)
+        return moments
+
+    @classmethod
+    def _rows_from_factor(cls, gaussian: Gaussian, spectrum: Tensor, expected: int) -> Moments:
+        """Make n rows with the Gaussian's mean and scatter: any such rows describe it, and no scatter is needed."""
+        positions, rank, dimension = gaussian.factor.shape
+        n = gaussian.count
+        moments = cls(positions, dimension, expected=n + expected, device=gaussian.factor.device)
+        # Orthonormal columns that are all orthogonal to (1, ..., 1): they keep the scatter and leave the mean alone.
+        spread = torch.from_numpy(helmert(n).T).to(gaussian.factor.device)
+        for part in _chunks(positions, (n + rank) * dimension * 16):
+            rows = gaussian.factor[part].double() * (spectrum[part] * (n - 1)).sqrt()[:, :, None]
+            moments._rows[part, :n] = (spread @ rows + gaussian.mean[part][:, None]).float()
+        moments.count = moments._used = n
         return moments
 
     @property

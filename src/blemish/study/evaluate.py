@@ -14,6 +14,7 @@ from typing import Literal
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from PIL import Image
 
 from .. import metrics
 from ..detector import Detector, Progress
@@ -124,6 +125,7 @@ def evaluate(
     where: Pixels = pixels or ("original" if preprocess.crop is None else "network")
     pairs = None
     if maps is not None and any(record.sample.mask for record in records):
+        _require_masks(records)
         pairs = _Pairs(records, maps, preprocess, where)
     table = _table(records, detector)
     return Evaluation(
@@ -137,6 +139,15 @@ def evaluate(
         preprocess=preprocess,
         maps=maps,
     )
+
+
+def _require_masks(records: Sequence[Record]) -> None:
+    for record in records:
+        if record.sample.anomalous and record.sample.mask is None:
+            raise DatasetError(
+                f"{record.sample.path}: anomalous, but without a mask, while other images have one. Its defect would "
+                "count as normal pixels. Add the mask, or remove all masks to evaluate whole images only."
+            )
 
 
 @dataclass(frozen=True)
@@ -184,9 +195,9 @@ class _Pairs:
             if self._where == "network":
                 yield map, None if mask is None else self._preprocess.mask(mask)
                 continue
-            size = record.size if mask is None else (mask.shape[0], mask.shape[1])
-            placed = self._preprocess.to_original(torch.from_numpy(map), size)
-            yield placed[self._seen(size)], None if mask is None else mask[self._seen(size)]
+            placed = self._preprocess.to_original(torch.from_numpy(map), record.size)
+            seen = self._seen(record.size)
+            yield placed[seen], None if mask is None else _at_size(mask, record.size)[seen]
 
     def subset(self, indices: NDArray[np.intp]) -> _Pairs:
         return _Pairs([self._records[i] for i in indices], self._maps[indices], self._preprocess, self._where)
@@ -196,6 +207,14 @@ class _Pairs:
         visible = self._preprocess.visible(size)
         rows, columns = np.flatnonzero(visible.any(axis=1)), np.flatnonzero(visible.any(axis=0))
         return slice(rows[0], rows[-1] + 1), slice(columns[0], columns[-1] + 1)
+
+
+def _at_size(mask: NDArray[np.bool_], size: Size) -> NDArray[np.bool_]:
+    """Bring a mask to its image's size, nearest neighbour: each image counts with its own pixels."""
+    if mask.shape == size:
+        return mask
+    resized = Image.fromarray(mask.astype(np.uint8)).resize((size[1], size[0]), Image.Resampling.NEAREST)
+    return np.asarray(resized).astype(bool)
 
 
 def _check_aspect(record: Record, mask: NDArray[np.bool_]) -> None:

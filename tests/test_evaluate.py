@@ -1,0 +1,105 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from blemish import evaluate, open_dataset
+from blemish.errors import DatasetError
+from blemish.images.decode import decode_mask
+from blemish.study.evaluate import as_json
+from contract.laws import anomalous_pixels, normal_pixels
+from reference import metrics as reference
+from test_detector import arrays, make
+
+SQUARE = np.zeros((64, 64), np.uint8)
+SQUARE[20:36, 24:40] = 255
+
+
+def write(root, *, mask_scale=1):
+    parts = {"train/good": normal_pixels(40, 1), "test/good": normal_pixels(5, 3), "test/flip": anomalous_pixels(4, 4)}
+    for folder, pixels in parts.items():
+        (root / folder).mkdir(parents=True)
+        for i, image in enumerate(arrays(pixels)):
+            Image.fromarray(image).save(root / folder / f"{i:02}.png")
+    (root / "ground_truth" / "flip").mkdir(parents=True)
+    for i in range(4):
+        mask = Image.fromarray(SQUARE.repeat(mask_scale, axis=0).repeat(mask_scale, axis=1))
+        mask.save(root / "ground_truth" / "flip" / f"{i:02}_mask.png")
+    return open_dataset(root)
+
+
+@pytest.fixture(scope="module")
+def dataset(tmp_path_factory):
+    return write(tmp_path_factory.mktemp("data"))
+
+
+@pytest.fixture(scope="module")
+def detector(dataset):
+    return make().fit(dataset.train_images())
+
+
+def test_figures_are_those_of_the_decisions(detector, dataset):
+    evaluation = evaluate(detector, dataset)
+    decisions = list(detector.predict(dataset.test_images()))
+    scores, anomalous = [d.score for d in decisions], [s.anomalous for s in dataset.test]
+    assert [r.decision.score for r in evaluation.records] == pytest.approx(scores)
+    figures = evaluation.figures
+    assert figures.image_auroc == pytest.approx(reference.auroc(scores, anomalous))
+    assert figures.f1 == pytest.approx(reference.f1(scores, anomalous, decisions[0].threshold))
+    flagged = [d.is_anomalous for d in decisions]
+    assert figures.false_alarms == sum(f and not a for f, a in zip(flagged, anomalous, strict=True)) / 5
+    assert figures.misses == sum(a and not f for f, a in zip(flagged, anomalous, strict=True)) / 4
+    every_fourth = slice(None, None, 4)
+    maps = np.concatenate([d.map[every_fourth, every_fourth].ravel() for d in decisions])
+    masks = [np.zeros((64, 64), bool) if s.mask is None else decode_mask(s.mask) for s in dataset.test]
+    truth = np.concatenate([m[every_fourth, every_fourth].ravel() for m in masks])
+    assert figures.pixel_auroc == pytest.approx(reference.auroc(maps, truth), abs=0.02)
+    for i, decision in enumerate(decisions):
+        np.testing.assert_allclose(evaluation.map(i), decision.map, rtol=1e-4)
+
+
+def test_masks_at_another_scale_change_nothing(detector, dataset, tmp_path):
+    enlarged = evaluate(detector, write(tmp_path, mask_scale=4)).figures
+    figures = evaluate(detector, dataset).figures
+    for name in ("pixel_auroc", "au_pro_30", "au_pro_05"):
+        assert getattr(enlarged, name) == pytest.approx(getattr(figures, name))
+
+
+def test_network_pixels_of_an_uncropped_image_are_its_own_here(detector, dataset):
+    original, network = (evaluate(detector, dataset, pixels=p) for p in ("original", "network"))
+    assert original.figures.au_pro_30 == pytest.approx(network.figures.au_pro_30)
+    assert (original.pixels, network.pixels) == ("original", "network")
+
+
+def test_a_defect_without_a_mask_is_not_counted_as_normal_pixels(detector, dataset):
+    from dataclasses import replace
+
+    samples = (replace(dataset.test[0], mask=None), *dataset.test[1:])
+    assert samples[0].anomalous
+    with pytest.raises(DatasetError, match="anomalous, but without a mask, while other images have one"):
+        evaluate(detector, replace(dataset, test=samples))
+    none = replace(dataset, test=tuple(replace(s, mask=None) for s in dataset.test))
+    figures = evaluate(detector, none).figures
+    assert figures.pixel_auroc is None
+    assert figures.image_auroc == evaluate(detector, dataset).figures.image_auroc
+
+
+def test_intervals_hold_their_figures(detector, dataset):
+    evaluation = evaluate(detector, dataset, intervals=True, repetitions=20)
+    expected = {"image_auroc", "pixel_auroc", "au_pro_30", "au_pro_05", "f1", "f1_max_oracle", "fpr_at_95_tpr"}
+    assert expected <= evaluation.intervals.keys()
+    for name, (low, high) in evaluation.intervals.items():
+        assert low <= getattr(evaluation.figures, name) <= high
+
+
+def test_json_has_the_figures_at_the_top(detector, dataset):
+    row = as_json(evaluate(detector, dataset))
+    assert row["n_anomalous"] == 4
+    assert [kind["kind"] for kind in row["kinds"]] == ["good", "flip"]
+
+
+def test_nothing_to_test_on_is_said(detector, tmp_path):
+    Image.fromarray(SQUARE).save(tmp_path / "0.png")
+    with pytest.raises(DatasetError, match=r"no test images \(folder layout\)"):
+        evaluate(detector, open_dataset(tmp_path))
