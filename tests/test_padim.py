@@ -6,35 +6,10 @@ import torch
 
 from blemish.errors import ArgumentError
 from blemish.features.backbones import custom_backbone
-from blemish.features.extract import build_extractor
 from blemish.methods import PaDiM
 from contract.laws import TEST, TRAIN, Images, batch
 from reference import padim as reference
-
-
-class Net(torch.nn.Module):
-    """Three layers with strides 2, 4 and 8."""
-
-    def __init__(self):
-        super().__init__()
-        torch.manual_seed(0)
-        self.a = torch.nn.Conv2d(3, 6, 3, 2, 1)
-        self.b = torch.nn.Conv2d(6, 8, 3, 2, 1)
-        self.c = torch.nn.Conv2d(8, 10, 3, 2, 1)
-
-    def forward(self, x):
-        return self.c(self.b(self.a(x).relu()).relu())
-
-
-def small_pixels(n, seed):
-    return torch.rand(n, 3, 24, 24, generator=torch.Generator().manual_seed(seed))
-
-
-BACKBONE = custom_backbone(Net(), taps=("a", "b", "c"), trace_size=24)
-
-
-def layers(pixels):
-    return [m.numpy() for m in build_extractor(BACKBONE)(pixels).maps]
+from small import BACKBONE, Net, layers, small_pixels
 
 
 @pytest.mark.parametrize("n_train", [9, 40], ids=["low rank", "dense"])

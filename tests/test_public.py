@@ -20,11 +20,15 @@ def test_public_names():
         "Calibration",
         "Decision",
         "Detector",
+        "GaussianAD",
         "ImageBatch",
         "ImageSource",
+        "KNN",
         "METHODS",
         "PaDiM",
+        "PatchCore",
         "Preprocess",
+        "SPADE",
         "Scores",
         "custom_backbone",
         "evaluate",
@@ -56,4 +60,4 @@ def test_command_line_help_loads_no_torch():
 def test_a_method_loads_only_what_it_needs():
     code = "import sys, blemish.methods.padim; print([m for m in sys.modules if m.startswith('blemish.')])"
     rooms = {name.split(".")[1] for name in eval(run(code))}
-    assert rooms == {"_compat", "errors", "features", "methods", "ops", "types"}
+    assert rooms == {"_compat", "errors", "features", "memory", "methods", "ops", "types"}

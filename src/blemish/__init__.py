@@ -22,8 +22,12 @@ if TYPE_CHECKING:
     from .images.source import from_folder as from_folder
     from .images.source import from_manifest as from_manifest
     from .images.source import from_paths as from_paths
+    from .methods import KNN as KNN
     from .methods import METHODS as METHODS
+    from .methods import SPADE as SPADE
+    from .methods import GaussianAD as GaussianAD
     from .methods import PaDiM as PaDiM
+    from .methods import PatchCore as PatchCore
     from .report import write_report as write_report
     from .study.evaluate import evaluate as evaluate
     from .types import Decision as Decision
@@ -39,11 +43,15 @@ _HOMES = {
     "Calibration": "calibrate",
     "Decision": "types",
     "Detector": "detector",
+    "GaussianAD": "methods",
     "ImageBatch": "types",
     "ImageSource": "images.source",
+    "KNN": "methods",
     "METHODS": "methods",
     "PaDiM": "methods",
+    "PatchCore": "methods",
     "Preprocess": "images.preprocess",
+    "SPADE": "methods",
     "Scores": "types",
     "custom_backbone": "features.backbones",
     "evaluate": "study.evaluate",

@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import typer
 
+from .memory import peak_bytes
+
 if TYPE_CHECKING:
     from .detector import Detector, Progress
     from .images.source import Skipped
@@ -148,16 +150,6 @@ def facts(detector: Detector) -> dict[str, str]:
     return found
 
 
-def _peak_bytes() -> int | None:
-    """Largest resident size of this process so far; None where the system does not say."""
-    try:
-        import resource
-    except ImportError:  # Windows
-        return None
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak if sys.platform == "darwin" else peak * 1024
-
-
 def print_fit(detector: Detector, out: Path, seconds: float, as_json: bool) -> None:
     calibration = detector.calibration_
     row: dict[str, Any] = {
@@ -166,7 +158,7 @@ def print_fit(detector: Detector, out: Path, seconds: float, as_json: bool) -> N
         "held_out": 0 if calibration is None else len(calibration.scores),
         "threshold": None if calibration is None else calibration.threshold,
         "seconds": round(seconds, 3),
-        "peak_bytes": _peak_bytes(),
+        "peak_bytes": peak_bytes(),
         "model_bytes": out.stat().st_size,
         "skipped": len(detector.skipped_),
     }

@@ -19,8 +19,9 @@ from .features.backbones import Backbone
 from .images.datasets import open_dataset
 from .images.preprocess import PRESETS, Preprocess
 from .images.source import Batches, ImageInput, ImageSource, OnError, Skipped, as_source
+from .images.tiling import Tiling
 from .methods import METHODS, Incremental, Method, PaDiM
-from .types import Decision, ImageBatch, Scores
+from .types import Decision, ImageBatch, Scores, Size
 
 Progress = Callable[[str, int, int], None]
 """Called with (stage, images done, images in all) after every batch."""
@@ -34,6 +35,9 @@ class Detector:
     ----------
     method: the normality model.
     preprocess: `Preprocess`, or the name of a preset: `default` (256 x 256, nothing cropped), `paper` (256, crop 224).
+    tile: side in pixels of the tiles in which a large preprocessed image is learned and scored; None: in one piece.
+        The image's score is that of its most anomalous tile.
+    overlap: pixels by which tiles overlap at least; None: a quarter of a tile.
     calibration: `split` holds out a seeded share of the normal images and gives p-values and a threshold;
         `none` fits on all of them and gives raw scores only.
     held_out: the share to hold out.
@@ -51,6 +55,8 @@ class Detector:
 
     method: Method = field(default_factory=PaDiM)
     preprocess: Preprocess | str = "default"
+    tile: int | None = None
+    overlap: int | None = None
     calibration: Literal["split", "none"] = "split"
     held_out: float = 0.2
     false_alarm_rate: float = 0.05
@@ -72,7 +78,7 @@ class Detector:
         if held_out is not None and self.on_error == "skip":
             self._require_readable(held_out)
         batches = self._batches(train)
-        self.method.fit(_Reporting(batches, "fit", progress))
+        self.method.fit(self._tiled(_Reporting(batches, "fit", progress)))
         self.images_ = len(train) - len(batches.skipped)
         self.skipped_ = list(batches.skipped)
         if held_out is not None:
@@ -102,7 +108,7 @@ class Detector:
         if held_out is not None:
             require_images(len(_normal_images(held_out)), self.false_alarm_rate)
         batches = self._batches(_normal_images(images))
-        self.method.partial_fit(_Reporting(batches, "update", progress))
+        self.method.partial_fit(self._tiled(_Reporting(batches, "update", progress)))
         self.images_ += len(batches) - len(batches.skipped)
         self.skipped_ = list(batches.skipped)
         self.calibration_ = None
@@ -115,16 +121,17 @@ class Detector:
         preprocess = self.preprocessing
         for batch, scores in self.score(images, progress=progress):
             maps = None if scores.maps is None else scores.maps.cpu()
+            p_values = [None] * len(batch) if scores.p_values is None else scores.p_values.tolist()
             for i, (name, size, score) in enumerate(zip(batch.names, batch.sizes, scores.images.tolist(), strict=True)):
                 map = None if maps is None else preprocess.to_original(maps[i], size)
-                yield self.decide(name, score, map)
+                yield self.decide(name, score, map, p_values[i])
 
     def score(self, images: ImageInput, *, progress: Progress | None = None) -> Iterator[tuple[ImageBatch, Scores]]:
         """Give raw scores batch by batch, with maps at the size of the network's input."""
         batches = self._batches(as_source(images))
         self.skipped_ = batches.skipped
         for batch in _Reporting(batches, "predict", progress):
-            scores = self.method.score(batch)
+            scores = self._score(batch)
             if not torch.isfinite(scores.images).all():
                 bad = [
                     name
@@ -139,10 +146,12 @@ class Detector:
                 )
             yield batch, scores
 
-    def decide(self, name: str, score: float, map: Any = None) -> Decision:
+    def decide(self, name: str, score: float, map: Any = None, model_p_value: float | None = None) -> Decision:
         """Turn a raw score into a decision."""
         c = self.calibration_
-        return Decision(name, score, map, None if c is None else c.p_value(score), None if c is None else c.threshold)
+        if c is None:
+            return Decision(name, score, map, None, None, model_p_value)
+        return Decision(name, score, map, c.p_value(score), c.threshold, model_p_value)
 
     def save(self, path: str | Path) -> None:
         """Write everything, the backbone's parameters included, into one safetensors file."""
@@ -161,7 +170,11 @@ class Detector:
             method = _make_method(path, manifest, device, backbone)
             method.restore({k.removeprefix("method."): v for k, v in tensors.items() if k.startswith("method.")})
             settings = dict(manifest["detector"])
-            settings["preprocess"] = Preprocess(**settings["preprocess"])
+            preprocess = settings["preprocess"]
+            resize = preprocess["resize"]
+            settings["preprocess"] = Preprocess(
+                tuple(resize) if isinstance(resize, list) else resize, preprocess["crop"]
+            )
             detector = cls(method=method, **settings)
             detector.images_ = manifest["images"]
         except (KeyError, TypeError) as error:
@@ -188,7 +201,7 @@ class Detector:
         batches = self._batches(held_out)
         scores: list[float] = []
         for batch in _Reporting(batches, "calibrate", progress):
-            scores += self.method.score(batch).images.tolist()
+            scores += self._score(batch).images.tolist()
         self.skipped_ += batches.skipped
         self.calibration_ = calibrate(scores, false_alarm_rate=self.false_alarm_rate)
 
@@ -198,7 +211,25 @@ class Detector:
         require_images(sum(len(batch) for batch in batches), self.false_alarm_rate)
 
     def _batches(self, source: ImageSource) -> Batches:
-        return Batches(source, self.preprocessing, self.batch_size, self.workers, self.on_error)
+        batch_size = self.batch_size if self.tile is None else 1  # a large image is a batch of tiles by itself
+        return Batches(source, self.preprocessing, batch_size, self.workers, self.on_error)
+
+    @property
+    def _tiling(self) -> Tiling | None:
+        if self.tile is None:
+            return None
+        return Tiling(self.tile, self.tile // 4 if self.overlap is None else self.overlap)
+
+    def _tiled(self, batches: _Reporting) -> _Reporting | _Tiles:
+        tiling = self._tiling
+        return batches if tiling is None else _Tiles(batches, tiling, self.preprocessing.size, self.batch_size)
+
+    def _score(self, batch: ImageBatch) -> Scores:
+        tiling = self._tiling
+        if tiling is None:
+            return self.method.score(batch)
+        size = (batch.pixels.shape[2], batch.pixels.shape[3])
+        return tiling.join([self.method.score(tiles) for tiles in tiling.cut(batch, at_once=self.batch_size)], size)
 
     @property
     def preprocessing(self) -> Preprocess:
@@ -218,6 +249,8 @@ class Detector:
             "images": self.images_,
             "detector": {
                 "preprocess": {"resize": preprocess.resize, "crop": preprocess.crop},
+                "tile": self.tile,
+                "overlap": self.overlap,
                 "calibration": self.calibration,
                 "held_out": self.held_out,
                 "false_alarm_rate": self.calibration_.false_alarm_rate if self.calibration_ else self.false_alarm_rate,
@@ -241,7 +274,7 @@ def _normal_images(images: ImageInput) -> ImageSource:
 def _parameters(method: Method) -> dict[str, Any]:
     """The method's parameters as JSON; where a model runs and where its weights came from is not part of it."""
     names: list[str] = [f.name for f in fields(method)] if is_dataclass(method) else []
-    values = {name: getattr(method, name) for name in names if name not in ("device", "weights")}
+    values = {name: getattr(method, name) for name in names if name not in ("device", "weights", "memory_gb")}
     if isinstance(values.get("backbone"), Backbone):
         values["backbone"] = values["backbone"].name
     return values
@@ -279,3 +312,18 @@ class _Reporting:
             done += len(batch)
             if self._progress is not None:
                 self._progress(self._stage, done, len(self._batches))
+
+
+class _Tiles:
+    """The tiles of all images, as batches of their own."""
+
+    def __init__(self, batches: _Reporting, tiling: Tiling, size: Size, at_once: int) -> None:
+        self._batches, self._tiling, self._at_once = batches, tiling, at_once
+        self._each = len(tiling.corners(size))
+
+    def __len__(self) -> int:
+        return len(self._batches) * self._each
+
+    def __iter__(self) -> Iterator[ImageBatch]:
+        for batch in self._batches:
+            yield from self._tiling.cut(batch, at_once=self._at_once)

@@ -6,6 +6,7 @@
     ├── DatasetError         a folder does not have a known layout         (also a ValueError)
     ├── WeightsError         pretrained weights are missing or do not fit
     ├── NotFittedError       `score` or `save` before `fit`
+    ├── NotEnoughMemoryError a fit would not fit into the memory there is  (also a MemoryError)
     ├── CalibrationError     a false-alarm rate that the held-out images cannot support
     ├── ModelFileError       a model file is damaged, foreign or from another version
     └── MissingPackageError  an optional package is not installed          (also an ImportError)
@@ -51,6 +52,10 @@ class WeightsError(BlemishError):
 
 class NotFittedError(BlemishError):
     """A method or detector was used before `fit`."""
+
+
+class NotEnoughMemoryError(BlemishError, MemoryError):
+    """A fit, as planned from its shapes, would not fit into the memory there is; nothing was lost."""
 
 
 class CalibrationError(BlemishError):

@@ -57,6 +57,8 @@ class Scores:
     """`(batch,)` float32."""
     maps: Tensor | None
     """`(batch, height, width)` float32 at the size of the batch's pixels, or None for image-level methods."""
+    p_values: Tensor | None = None
+    """`(batch,)` float32 in [0, 1] by the method's own model of normality, for methods that have one."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,6 +74,8 @@ class Decision:
     """Conformal p-value in (0, 1]; None for an uncalibrated detector."""
     threshold: float | None
     """In score units; None for an uncalibrated detector."""
+    model_p_value: float | None = None
+    """By the method's own model of normality, for methods that have one; only as right as that model."""
 
     @property
     def is_anomalous(self) -> bool | None:

@@ -28,6 +28,8 @@ class Backbone:
     """Names of the modules whose output is a feature map, shallow to deep."""
     channels: tuple[int, ...]
     strides: tuple[int, ...]
+    deepest: str = ""
+    """The last module whose output is a feature map, for pooled embeddings; empty where that is the last tap."""
     d: int | None = None
     mean: tuple[float, float, float] = IMAGENET_MEAN
     std: tuple[float, float, float] = IMAGENET_STD
@@ -73,6 +75,7 @@ _ROWS = (
         taps=_RESNET_TAPS,
         channels=(64, 128, 256),
         strides=(4, 8, 16),
+        deepest="layer4",
         d=100,
     ),
     Backbone(
@@ -81,6 +84,7 @@ _ROWS = (
         taps=_RESNET_TAPS,
         channels=(256, 512, 1024),
         strides=(4, 8, 16),
+        deepest="layer4",
         d=550,
     ),
     Backbone(
@@ -89,6 +93,7 @@ _ROWS = (
         taps=("features.3", "features.6", "features.13"),
         channels=(24, 32, 96),
         strides=(4, 8, 16),
+        deepest="features.18",
         d=100,
     ),
     Backbone(

@@ -75,6 +75,70 @@ def semi_orthogonal(total: int, d: int, *, seed: int) -> Tensor:
     return columns.float()
 
 
+def pool(maps: Tensor) -> Tensor:
+    """Average over all positions: `(batch, channels)`."""
+    return maps.mean(dim=(2, 3))
+
+
+def average_patches(features: FeatureMaps) -> Tensor:
+    """Average 3 x 3 neighbours, enlarge to the first map bilinearly, concatenate: `(batch, position, channels)`."""
+    size = tuple(features.maps[0].shape[2:])
+    averaged = (functional.avg_pool2d(m, 3, 1, 1) for m in features.maps)
+    return _flat(torch.cat([_enlarged(m, size) for m in averaged], dim=1))
+
+
+def unfolded_patches(features: FeatureMaps, kernels: Sequence[tuple[int, Tensor]], dimension: int) -> Tensor:
+    """PatchCore's published embedding, `(batch, position, dimension)`; `kernels` come from `unfolding_kernels`.
+
+    There, the 3 x 3 neighbours of all channels are unfolded, enlarged to the first map, pooled to equal length a map,
+    stacked, and pooled again. Pooling is linear in channels and neighbours, and enlarging in positions, so they
+    commute: a convolution that unfolds and pools at once, and then the enlargement of what is left.
+    """
+    size = tuple(features.maps[0].shape[2:])
+    batch = len(features.maps[0])
+    total = features.maps[0].new_zeros(batch, dimension, *size).contiguous(memory_format=torch.channels_last)
+    for m, (start, kernel) in zip(features.maps, kernels, strict=True):
+        total[:, start : start + len(kernel)] += _enlarged(functional.conv2d(m, kernel, padding=1), size)
+    return _flat(total)
+
+
+def unfolding_kernels(channels: Sequence[int], dimension: int) -> list[tuple[int, Tensor]]:
+    """One convolution a map, and the first output channel it adds to: both adaptive poolings of PatchCore in one."""
+    outer = _pooling_matrix(len(channels) * dimension, dimension)
+    kernels = []
+    for i, count in enumerate(channels):
+        matrix = outer[:, i * dimension : (i + 1) * dimension] @ _pooling_matrix(count * 9, dimension)
+        rows = matrix.any(dim=1).nonzero()[:, 0]
+        first, last = int(rows[0]), int(rows[-1]) + 1
+        kernels.append((first, matrix[first:last].reshape(-1, count, 3, 3).float()))
+    return kernels
+
+
+def _pooling_matrix(length: int, count: int) -> Tensor:
+    """Adaptive average pooling from `length` to `count` as a `(count, length)` float64 matrix."""
+    matrix = torch.zeros(count, length, dtype=torch.float64)
+    for i in range(count):
+        first, last = i * length // count, -((i + 1) * length // -count)
+        matrix[i, first:last] = 1 / (last - first)
+    return matrix
+
+
+def _enlarged(maps: Tensor, size: tuple[int, ...]) -> Tensor:
+    if tuple(maps.shape[2:]) == size:
+        return maps
+    return functional.interpolate(maps, size, mode="bilinear", align_corners=False)
+
+
+def _flat(maps: Tensor) -> Tensor:
+    return maps.permute(0, 2, 3, 1).flatten(1, 2)
+
+
+def gaussian_projection(total: int, dimension: int, *, seed: int) -> Tensor:
+    """A random `(total, dimension)` matrix that roughly keeps distances (Johnson and Lindenstrauss, 1984)."""
+    normal = torch.randn(total, dimension, dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
+    return normal.div_(dimension**0.5).float()
+
+
 def _pick(maps: Sequence[Tensor], channels: Sequence[Tensor]) -> list[Tensor]:
     return [m.index_select(1, index.to(m.device)) for m, index in zip(maps, channels, strict=True) if len(index)]
 

@@ -22,18 +22,26 @@ from ..types import Size
 class Preprocess:
     """How an image becomes the network's input.
 
-    With `crop=None` every image is stretched to `resize` x `resize`: no border is blind. With a crop the short side
-    becomes `resize`, the aspect ratio stays, and the central `crop` x `crop` pixels are taken, as the papers do.
+    With `crop=None` every image is stretched to `resize`, a side or `(height, width)`: no border is blind. With a crop
+    the short side becomes `resize`, the aspect ratio stays, and the central `crop` x `crop` pixels are taken, as the
+    papers do.
     """
 
-    resize: int = 256
+    resize: int | Size = 256
     crop: int | None = None
 
     def __post_init__(self) -> None:
-        for name, value in (("resize", self.resize), ("crop", self.crop if self.crop is not None else 16)):
+        sides = self.resize if isinstance(self.resize, tuple) else (self.resize,)
+        for name, value in (*(("resize", side) for side in sides), ("crop", 16 if self.crop is None else self.crop)):
             if not isinstance(value, int) or value < 16:
                 raise ArgumentError.about(name, expected="a whole number of at least 16 pixels", got=value)
-        if self.crop is not None and self.crop > self.resize:
+        if len(sides) > 2 or (len(sides) == 2 and self.crop is not None):
+            raise ArgumentError.about(
+                "resize",
+                expected="a side, or (height, width) without a crop",
+                got=f"{self.resize} and crop {self.crop}",
+            )
+        if self.crop is not None and self.crop > sides[0]:
             raise ArgumentError.about(
                 "crop", expected=f"at most resize = {self.resize}", got=self.crop, instead="Write crop=None."
             )
@@ -41,8 +49,9 @@ class Preprocess:
     @property
     def size(self) -> Size:
         """`(height, width)` of the network's input."""
-        side = self.resize if self.crop is None else self.crop
-        return side, side
+        if self.crop is not None:
+            return self.crop, self.crop
+        return self.resize if isinstance(self.resize, tuple) else (self.resize, self.resize)
 
     def pixels(self, image: Image.Image) -> Tensor:
         """Turn an image of mode `RGB` or `F` into `(3, height, width)` float32 in [0, 1]."""
@@ -83,8 +92,8 @@ class Preprocess:
         return inside
 
     def _resized(self, size: Size) -> Size:
-        if self.crop is None:
-            return self.resize, self.resize
+        if self.crop is None or isinstance(self.resize, tuple):
+            return self.size
         height, width = size
         # The long side is truncated, as torchvision's Resize does.
         if height <= width:

@@ -5,6 +5,10 @@ from __future__ import annotations
 from ._base import FeatureMethod as FeatureMethod
 from ._base import Incremental as Incremental
 from ._base import Method as Method
+from .gaussian import GaussianAD as GaussianAD
+from .knn import KNN as KNN
 from .padim import PaDiM as PaDiM
+from .patchcore import PatchCore as PatchCore
+from .spade import SPADE as SPADE
 
-METHODS: dict[str, type[Method]] = {method.name: method for method in (PaDiM,)}
+METHODS: dict[str, type[Method]] = {method.name: method for method in (PaDiM, PatchCore, SPADE, KNN, GaussianAD)}

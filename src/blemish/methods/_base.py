@@ -8,23 +8,28 @@
 
 from __future__ import annotations
 
+import logging
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sized
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
+from time import perf_counter
 from typing import Any, ClassVar, Protocol, TypeVar, runtime_checkable
 
 import torch
 from torch import Tensor
 
-from ..errors import ArgumentError, NotFittedError
+from ..errors import ArgumentError, NotEnoughMemoryError, NotFittedError
 from ..features.backbones import Backbone, find_backbone
 from ..features.extract import build_extractor
 from ..features.weights import find_weights
+from ..memory import available_bytes, resident_bytes
 from ..types import FeatureMaps, ImageBatch, ImageBatches, Scores
 
 _M = TypeVar("_M", bound="Method")
 _F = TypeVar("_F", bound="FeatureMethod")
+_log = logging.getLogger("blemish")
 
 
 class Method(ABC):
@@ -34,6 +39,8 @@ class Method(ABC):
     """The method's name in the registry and on the command line."""
     paper: ClassVar[dict[str, object]] = {}
     """Parameters with which the method is the paper's, where our defaults differ."""
+    exact_update: ClassVar[bool] = True
+    """Of an `Incremental` method: whether parts give the model of the whole up to rounding, or only a close one."""
 
     @abstractmethod
     def fit(self: _M, images: ImageBatches) -> _M:
@@ -57,23 +64,39 @@ class Incremental(Protocol):
     """A method that can learn more normal images, or another model's, without starting again."""
 
     def partial_fit(self, images: ImageBatches) -> object:
-        """Learn from further normal images: the same model as one `fit` on all of them."""
+        """Learn from further normal images."""
 
     def merge(self, other: Any) -> object:
         """Take in what `other`, of the same class and parameters, has learned."""
 
 
+@dataclass(frozen=True, kw_only=True)
+class Plan:
+    """What a fit will need, known from shapes before it begins."""
+
+    model_bytes: int
+    """What stays in memory after the fit, beside the backbone."""
+    peak_bytes: int
+    """The most that the fit holds at once, beside the backbone."""
+    operations: float = 0.0
+    """Floating-point operations after the forward passes."""
+    instead: str = ""
+    """What to write where this does not fit."""
+
+
 @dataclass(kw_only=True)
 class FeatureMethod(Method):
-    """A method on the features of a frozen backbone; a concrete one fills in four hooks.
+    """A method on the features of a frozen backbone; a concrete one fills in the hooks.
 
     Parameters
     ----------
     backbone: name of a row (`blemish list backbones`), `timm:NAME`, or a `Backbone` made by `custom_backbone`.
     weights: file of pretrained weights; None looks in `$BLEMISH_WEIGHTS`, then in the hub.
-    taps: names of the modules to read; None takes the row's.
+    taps: names of the modules to read; None takes those that the method recommends for the backbone.
     seed: for everything random.
     device: `auto` (CUDA where there is one), `cpu`, `cuda`, `cuda:1`, ...
+    memory_gb: what the whole program may hold, in 10^9 bytes; None: nine tenths of what is there. A fit that would
+        need more is refused before it begins.
     """
 
     backbone: str | Backbone = "resnet18"
@@ -81,14 +104,24 @@ class FeatureMethod(Method):
     taps: tuple[str, ...] | None = None
     seed: int = 0
     device: str = "auto"
+    memory_gb: float | None = None
 
     def fit(self: _F, images: ImageBatches) -> _F:
         """Learn from normal images; forgets earlier fits."""
         row = find_backbone(self.backbone)
-        extractor = build_extractor(row, weights=find_weights(row, self.weights), taps=self.taps, device=self._device())
-        self.extractor_ = extractor
+        weights = find_weights(row, self.weights)
+        self.extractor_ = build_extractor(row, weights=weights, taps=self._taps(row), device=self._device())
         try:
-            self._learn(self._features(images), expected=len(images) if isinstance(images, Sized) else None)
+            self._check_parameters()
+            expected = len(images) if isinstance(images, Sized) else None
+            start = perf_counter()
+            features = self._features(images)
+            first = next(features, None)
+            if first is None:
+                raise ArgumentError.about("images", expected="at least 2 normal images", got="none")
+            if expected is not None:
+                self._announce(self._plan(first, expected), expected, (perf_counter() - start) / len(first.maps[0]))
+            self._learn(chain([first], features), expected=expected)
         except BaseException:
             del self.extractor_  # half a model must not score
             raise
@@ -115,8 +148,19 @@ class FeatureMethod(Method):
             raise ArgumentError.about(
                 "backbone", expected="the mean and std of the fit", got=f"mean {row.mean}, std {row.std}"
             )
-        self.extractor_ = build_extractor(row, folded=folded, taps=self.taps, device=device)
+        self.extractor_ = build_extractor(row, folded=folded, taps=self._taps(row), device=device)
         self._relearn({k: v.to(device) for k, v in state.items() if not k.startswith(("backbone.", "input."))})
+
+    def _check_parameters(self) -> None:
+        """Hook: refuse wrong parameters before the work begins."""
+
+    def _default_taps(self, row: Backbone) -> tuple[str, ...]:
+        """Hook: the layers that the method reads where `taps` does not say."""
+        return row.taps
+
+    @abstractmethod
+    def _plan(self, first: FeatureMaps, images: int) -> Plan:
+        """Hook: what a fit on so many images will need, `first` being the maps of the first batch."""
 
     @abstractmethod
     def _learn(self, features: Iterator[FeatureMaps], *, expected: int | None) -> None:
@@ -133,6 +177,30 @@ class FeatureMethod(Method):
     @abstractmethod
     def _relearn(self, learned: dict[str, Tensor]) -> None:
         """Hook: take back what `_learned` handed out."""
+
+    def _taps(self, row: Backbone) -> tuple[str, ...]:
+        return tuple(self.taps) if self.taps else self._default_taps(row)
+
+    def _memory_left(self) -> int | None:
+        """Bytes that the method may still take; None where nothing says."""
+        if self._device().type != "cpu":
+            return int(torch.cuda.mem_get_info(self._device())[0] * 0.9)
+        if self.memory_gb is not None:
+            return int(self.memory_gb * 1e9) - (resident_bytes() or 0)
+        available = available_bytes()
+        return None if available is None else int(available * 0.9)
+
+    def _announce(self, plan: Plan, images: int, seconds_an_image: float) -> None:
+        """Say in one line what the fit will take; refuse it where that is not there."""
+        left = self._memory_left()
+        seconds = images * seconds_an_image + (plan.operations / _operations_a_second() if plan.operations else 0)
+        line = (
+            f"{self.name}: {images} images; model {plan.model_bytes / 1e9:.2f} GB, "
+            f"peak {plan.peak_bytes / 1e9:.2f} GB beside the backbone"
+        )
+        if left is not None and plan.peak_bytes > left:
+            raise NotEnoughMemoryError(f"{line}; {max(0, left) / 1e9:.2f} GB are left for it. {plan.instead}".rstrip())
+        _log.info("%s; about %s", line, f"{seconds:.0f} s" if seconds < 120 else f"{seconds / 60:.0f} min")
 
     def _features(self, images: ImageBatches) -> Iterator[FeatureMaps]:
         for batch in images:
@@ -153,6 +221,15 @@ class FeatureMethod(Method):
     def _require_fit(self, what: str) -> None:
         if not hasattr(self, "extractor_"):
             raise NotFittedError(f"{type(self).__name__}.{what} needs a fitted method. Call fit(normal_images) first.")
+
+
+def _operations_a_second() -> float:
+    """A small matrix product tells how fast this machine is, well enough for an estimate."""
+    matrix = torch.ones(512, 512, dtype=torch.float64)
+    start = perf_counter()
+    for _ in range(4):
+        matrix @ matrix
+    return 4 * 2 * 512**3 / (perf_counter() - start)
 
 
 def _input_scaling(row: Backbone) -> dict[str, Tensor]:

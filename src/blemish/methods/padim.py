@@ -24,7 +24,7 @@ from ..features.patches import concatenate, project, random_channels, semi_ortho
 from ..ops.gaussian import Gaussian, Moments
 from ..ops.maps import enlarge_and_smooth
 from ..types import FeatureMaps, ImageBatches, Scores
-from ._base import FeatureMethod
+from ._base import FeatureMethod, Plan
 
 
 @dataclass(kw_only=True)
@@ -88,11 +88,22 @@ class PaDiM(FeatureMethod):
         self._finish(moments)
         return self
 
+    def _plan(self, first: FeatureMaps, images: int) -> Plan:
+        channels = [m.shape[1] for m in first.maps]
+        d = self._dimensions() or sum(channels)
+        positions = max(m.shape[2] * m.shape[3] for m in first.maps)
+        numbers = positions * d * min(images, d) * (2 if self.storage == "float16" else 4)
+        # Few images: their rows become the factor. Many: the float64 scatter, then half of the rows or the factor.
+        peak = positions * d * images * 4 if images <= d else positions * d * d * 12
+        return Plan(
+            model_bytes=numbers,
+            peak_bytes=peak,
+            operations=2.0 * positions * d * d * images + 6.0 * positions * min(d, images) ** 2 * d,
+            instead=f"Keep fewer dimensions than {d} (dimensions={d // 2}), or make the images smaller.",
+        )
+
     def _learn(self, features: Iterator[FeatureMaps], *, expected: int | None) -> None:
-        self._check_parameters()
-        first = next(features, None)
-        if first is None:
-            raise ArgumentError.about("images", expected="at least 2 normal images", got="none")
+        first = next(features)
         self.image_size_ = first.image_size
         self._choose_dimensions([m.shape[1] for m in first.maps])
         embedded = self._embed(first)
@@ -148,10 +159,16 @@ class PaDiM(FeatureMethod):
             factor = _full_square(factor, mean.shape[1])
         self.gaussian_ = Gaussian(int(learned["count"]), mean, factor, self.eps, spectrum)
 
+    def _dimensions(self) -> int | None:
+        """Dimensions to keep; None keeps all channels."""
+        if self.reduction == "none":
+            return None
+        return find_backbone(self.backbone).d if self.dimensions is None else self.dimensions
+
     def _choose_dimensions(self, channels: list[int]) -> None:
         self.channels_ = self.projection_ = None
-        d = find_backbone(self.backbone).d if self.dimensions is None else self.dimensions
-        if d is None or self.reduction == "none":
+        d = self._dimensions()
+        if d is None:
             return
         if self.reduction == "random":
             self.channels_ = random_channels(channels, d, seed=self.seed)

@@ -1,10 +1,11 @@
-"""PaDiM ResNet-18: ours against anomalib's, same weights, same images, in one run, a fresh process each.
+"""PaDiM or PatchCore on ResNet-18: ours against anomalib's, same weights and images, one run, a fresh process each.
 
     python -m venv peer && peer/bin/pip install anomalib==2.7.0 torch==2.13.0 torchvision==0.28.0
-    python benchmarks/padim_against_anomalib.py DATA --weights resnet18.pth --peer peer/bin/python
+    python benchmarks/against_anomalib.py padim DATA --weights resnet18.pth --peer peer/bin/python
 
-DATA is in the MVTec layout. Times cover decoding to maps at 256 x 256, from files to numbers. Both sides fit on all
-training images and give raw scores; both are measured by the same metrics, on the network's pixels.
+PatchCore reads layer2 and layer3 and keeps 1 % (`--ratio`) on both sides. DATA is in the MVTec layout. Times cover
+decoding to maps at 256 x 256, from files to numbers. Both sides fit on all training images and give raw scores; both
+are measured by the same metrics, on the network's pixels.
 """
 
 from __future__ import annotations
@@ -22,15 +23,18 @@ from _measure import peak_bytes, run_json, write
 from blemish import metrics
 
 
-def ours(data: Path, weights: Path, out: Path, *, seed: int, paper: bool) -> None:
+def ours(options: argparse.Namespace, data: Path, out: Path) -> None:
     """Runs in a process of its own."""
-    from blemish import Detector, PaDiM, open_dataset
+    from blemish import METHODS, Detector, open_dataset
     from blemish._compat import import_torchvision
 
     import_torchvision()  # imports do not count, on either side
     dataset = open_dataset(data)
-    parameters = PaDiM.paper if paper else {}
-    detector = Detector(method=PaDiM(weights=weights, seed=seed, **parameters), calibration="none")
+    method = METHODS[options.method]
+    parameters = dict(method.paper) if options.paper else {}
+    if options.method == "patchcore":
+        parameters["ratio"] = options.ratio
+    detector = Detector(method=method(weights=options.weights, seed=options.seed, **parameters), calibration="none")
     start = perf_counter()
     detector.fit(dataset.train_images())
     fit = perf_counter() - start
@@ -67,29 +71,33 @@ def figures(data: Path, found: Path) -> dict[str, float]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("method", choices=["padim", "patchcore"])
     parser.add_argument("data", type=Path)
     parser.add_argument("--weights", type=Path, required=True)
     parser.add_argument("--peer", type=Path, help="python of the peer's environment")
     parser.add_argument("--rounds", type=int, default=2, help="ours, peer, ours, peer ...")
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--ratio", type=float, default=0.01, help="share of the patches that PatchCore keeps")
     parser.add_argument("--paper", action="store_true", help="our side with the paper's parameters")
     parser.add_argument("--json", type=Path)
     parser.add_argument("--only-ours", type=Path, help=argparse.SUPPRESS)
     options = parser.parse_args()
     data = options.data.resolve()
     if options.only_ours:
-        ours(data, options.weights, options.only_ours, seed=options.seed, paper=options.paper)
+        ours(options, data, options.only_ours)
         return
 
     rows = []
     with tempfile.TemporaryDirectory() as folder:
         out = Path(folder) / "found.npz"
-        mine = [sys.executable, __file__, str(data), "--weights", str(options.weights), "--seed", str(options.seed)]
+        same = ["--seed", str(options.seed), "--ratio", str(options.ratio)]
+        mine = [sys.executable, __file__, options.method, str(data), "--weights", str(options.weights), *same]
         sides = {"blemish": [*mine, "--only-ours", str(out), *(["--paper"] if options.paper else [])]}
         if options.peer:
-            peer = str(Path(__file__).with_name("_anomalib_padim.py"))
-            arguments = [str(data), str(options.weights), str(out), "--seed", str(options.seed)]
-            sides["anomalib"] = [str(options.peer), peer, *arguments]
+            peer = str(Path(__file__).with_name("_anomalib_side.py"))
+            sides["anomalib"] = [
+                str(options.peer), peer, options.method, str(data), str(options.weights), str(out), *same
+            ]  # fmt: skip
         for number in range(options.rounds):
             for side, command in sides.items():
                 row = {"side": side, "round": number, **run_json(command), **figures(data, out)}

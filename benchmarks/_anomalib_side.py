@@ -1,4 +1,4 @@
-"""The peer's side of `padim_against_anomalib.py`; runs in the peer's own environment, imports nothing of blemish.
+"""The peer's side of `against_anomalib.py`; runs in the peer's own environment, imports nothing of blemish.
 
 Prints one JSON line: seconds to fit, seconds to score, peak memory. Scores and maps go to an npz file.
 """
@@ -25,16 +25,18 @@ if torch.version.cuda is None:  # torchvision from PyPI is built against CUDA; i
 import numpy as np  # noqa: E402
 from anomalib.data import Folder  # noqa: E402
 from anomalib.engine import Engine  # noqa: E402
-from anomalib.models import Padim  # noqa: E402
+from anomalib.models import Padim, Patchcore  # noqa: E402
 from lightning.pytorch import seed_everything  # noqa: E402
 
 
 def main() -> None:
     parser = argparse.ArgumentParser()
+    parser.add_argument("method", choices=["padim", "patchcore"])
     parser.add_argument("data", type=Path)
     parser.add_argument("weights", type=Path)
     parser.add_argument("out", type=Path)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--ratio", type=float, default=0.01)
     options = parser.parse_args()
     logging.getLogger("lightning").setLevel(logging.ERROR)
     seed_everything(options.seed)
@@ -50,7 +52,12 @@ def main() -> None:
         num_workers=2,
     )
     # Nothing that the task does not need: no thresholds, no metrics, no pictures. Raw scores come out.
-    model = Padim(backbone="resnet18", pre_trained=False, post_processor=False, evaluator=False, visualizer=False)
+    bare = {"pre_trained": False, "post_processor": False, "evaluator": False, "visualizer": False}
+    if options.method == "padim":
+        model = Padim(backbone="resnet18", **bare)
+    else:
+        layers = ("layer2", "layer3")
+        model = Patchcore(backbone="resnet18", layers=layers, coreset_sampling_ratio=options.ratio, **bare)
     weights = torch.load(options.weights, weights_only=True)
     missing, _ = model.model.feature_extractor.feature_extractor.load_state_dict(weights, strict=False)
     assert not [name for name in missing if not name.endswith("num_batches_tracked")], missing

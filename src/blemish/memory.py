@@ -1,0 +1,43 @@
+"""How much memory there is and how much this program holds; None where the system does not say."""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+
+
+def resident_bytes() -> int | None:
+    """Memory that this process holds now."""
+    pages = _read("/proc/self/statm")
+    return int(pages.split()[1]) * os.sysconf("SC_PAGE_SIZE") if pages else None
+
+
+def peak_bytes() -> int | None:
+    """The most memory that this process has held so far."""
+    try:
+        import resource
+    except ImportError:  # Windows
+        return None
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024
+
+
+def available_bytes() -> int | None:
+    """Memory that this process can still take, a container's limit included."""
+    limits = []
+    for line in _read("/proc/meminfo").splitlines():
+        if line.startswith("MemAvailable:"):
+            limits.append(int(line.split()[1]) * 1024)
+    limit, used = _read("/sys/fs/cgroup/memory.max").strip(), _read("/sys/fs/cgroup/memory.current").strip()
+    if limit.isdigit() and used.isdigit():
+        statistics = dict(line.split() for line in _read("/sys/fs/cgroup/memory.stat").splitlines())
+        limits.append(int(limit) - int(used) + int(statistics.get("inactive_file", 0)))  # cached files give way
+    return min(limits, default=None)
+
+
+def _read(path: str) -> str:
+    try:
+        return Path(path).read_text(encoding="ascii")
+    except OSError:
+        return ""

@@ -1,0 +1,141 @@
+"""Gaussian-AD: one Gaussian a level of pooled features (Rippel, Mertens, Merhof, "Modeling the Distribution of Normal
+Data in Pre-Trained Deep Features for Anomaly Detection", ICPR 2020).
+
+Each level's feature map is averaged over all positions. Its Gaussian has a Ledoit-Wolf covariance; the score is the
+Mahalanobis distance, summed over the levels.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator
+from dataclasses import dataclass, fields
+from itertools import chain
+from typing import ClassVar, Literal
+
+import numpy as np
+import torch
+from scipy.stats import chi2
+from torch import Tensor
+
+from ..errors import ArgumentError
+from ..features.backbones import Backbone
+from ..features.patches import pool
+from ..ops.shrinkage import ShrinkageSums
+from ..types import FeatureMaps, ImageBatches, Scores
+from ._base import FeatureMethod, Plan
+
+
+@dataclass(kw_only=True)
+class GaussianAD(FeatureMethod):
+    """One Gaussian a level of pooled features, Mahalanobis distance. No map; tiny, exact, and quick to update.
+
+    Parameters
+    ----------
+    components: `all` directions; `pca`, the fewest of largest variance that hold the share `variance`; or `npca`,
+        those of smallest variance that hold at most the share `variance` (at least one).
+    variance: share of the variance for `pca` (the paper: 0.99) or `npca` (the paper: 0.01).
+    """
+
+    name: ClassVar[str] = "gaussian"
+
+    components: Literal["all", "pca", "npca"] = "all"
+    variance: float = 0.01
+
+    def partial_fit(self, images: ImageBatches) -> GaussianAD:
+        """Learn from further normal images: the same model as one fit on all images."""
+        if not hasattr(self, "sums_"):
+            return self.fit(images)
+        sums = copy.deepcopy(self.sums_)  # a bad image in the last batch must not leave half an update
+        for features in self._features(images):
+            _update(sums, features)
+        return self._finish(sums)
+
+    def merge(self, other: GaussianAD) -> GaussianAD:
+        """Take in what another model with the same parameters has learned."""
+        self._require_fit("merge")
+        other._require_fit("merge")
+        mine, theirs = ([len(s.linear) for s in method.sums_] for method in (self, other))
+        if mine != theirs:
+            raise ArgumentError.about("other", expected=f"levels of {mine} channels", got=theirs)
+        merged = copy.deepcopy(self.sums_)
+        for sums, others in zip(merged, other.sums_, strict=True):
+            sums.merge(others)
+        return self._finish(merged)
+
+    def _check_parameters(self) -> None:
+        if self.components not in ("all", "pca", "npca"):
+            raise ArgumentError.about("components", expected="all, pca or npca", got=self.components)
+        if not 0 < self.variance <= 1:
+            raise ArgumentError.about("variance", expected="a share in (0, 1]", got=self.variance)
+
+    def _default_taps(self, row: Backbone) -> tuple[str, ...]:
+        return row.taps if not row.deepest or row.deepest in row.taps else (*row.taps, row.deepest)
+
+    def _plan(self, first: FeatureMaps, images: int) -> Plan:
+        size = sum(m.shape[1] ** 2 for m in first.maps)
+        return Plan(model_bytes=size * 12, peak_bytes=size * 12 + max(m.shape[1] for m in first.maps) ** 2 * 32)
+
+    def _learn(self, features: Iterator[FeatureMaps], *, expected: int | None) -> None:
+        first = next(features)
+        sums = [ShrinkageSums.empty(m.shape[1], m.device) for m in first.maps]
+        for maps in chain([first], features):
+            _update(sums, maps)
+        self._finish(sums)
+
+    def _score(self, features: FeatureMaps) -> Scores:
+        total, least = torch.zeros(len(features.maps[0]), device=features.maps[0].device), 1.0
+        for m, mean, factor in zip(features.maps, self.means_, self.factors_, strict=True):
+            squared = ((pool(m) - mean) @ factor).square().sum(dim=1)
+            total += squared.sqrt()
+            least = np.minimum(least, chi2.sf(squared.cpu().double().numpy(), factor.shape[1]))
+        # Levels depend on each other, so their p-values are combined by Bonferroni's bound.
+        return Scores(total, None, torch.from_numpy(np.minimum(1.0, least * len(self.means_))).float())
+
+    def _learned(self) -> dict[str, Tensor]:
+        learned: dict[str, Tensor] = {}
+        for i, (sums, mean, factor) in enumerate(zip(self.sums_, self.means_, self.factors_, strict=True)):
+            learned |= {f"{i}.{field.name}": getattr(sums, field.name) for field in fields(sums)}
+            learned |= {f"{i}.mean": mean, f"{i}.factor": factor}
+        return learned
+
+    def _relearn(self, learned: dict[str, Tensor]) -> None:
+        levels = range(1 + max(int(name.split(".")[0]) for name in learned))
+        names = [field.name for field in fields(ShrinkageSums)]
+        self.sums_ = [ShrinkageSums(*(learned[f"{i}.{name}"] for name in names)) for i in levels]
+        self.means_ = [learned[f"{i}.mean"] for i in levels]
+        self.factors_ = [learned[f"{i}.factor"] for i in levels]
+
+    def _finish(self, sums: list[ShrinkageSums]) -> GaussianAD:
+        if sums[0].count < 2:
+            raise ArgumentError.about("images", expected="at least 2 normal images", got=int(sums[0].count))
+        means, factors = [], []
+        for level, of_level in enumerate(sums):
+            mean, covariance, _ = of_level.estimate()
+            values, vectors = torch.linalg.eigh(covariance)
+            if not float(values[-1]) > 0 or float(values[0]) < 1e-12 * float(values[-1]):
+                raise ArgumentError.about(
+                    "images",
+                    expected="normal images that differ from each other",
+                    got=f"a covariance without full rank at level {level}",
+                    instead="Give more, or different, images.",
+                )
+            kept = self._kept(values)
+            means.append(mean.float())
+            factors.append((vectors[:, kept] * values[kept].rsqrt()).float())
+        self.sums_, self.means_, self.factors_ = sums, means, factors
+        return self
+
+    def _kept(self, values: Tensor) -> slice:
+        """Which components to keep; `values` are variances in ascending order."""
+        if self.components == "all":
+            return slice(None)
+        shares = values.cumsum(0) / values.sum()
+        if self.components == "npca":
+            return slice(0, max(1, int((shares <= self.variance).sum())))
+        return slice(int((shares <= 1 - self.variance + 1e-12).sum()), None)
+
+
+def _update(sums: list[ShrinkageSums], features: FeatureMaps) -> None:
+    for of_level, m in zip(sums, features.maps, strict=True):
+        of_level.update(pool(m))

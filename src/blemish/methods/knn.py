@@ -1,0 +1,86 @@
+"""DN2: distance to the nearest normal images (Bergman, Cohen, Hoshen, "Deep Nearest Neighbor Anomaly Detection", 2020).
+
+An image is one vector, the backbone's deepest feature map averaged over all positions. Its score is the mean of the
+squared distances to the k nearest normal images.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from ..errors import ArgumentError
+from ..features.backbones import Backbone
+from ..features.patches import pool
+from ..ops.neighbours import Exact, Index, IndexFactory
+from ..types import FeatureMaps, ImageBatches, Scores
+from ._base import FeatureMethod, Plan
+
+
+@dataclass(kw_only=True)
+class KNN(FeatureMethod):
+    """Distance to the nearest normal images, one vector an image. No map; no training; the honest baseline.
+
+    Parameters
+    ----------
+    k: how many neighbours (the paper: 2).
+    index: what searches the bank; None searches all of it.
+    """
+
+    name: ClassVar[str] = "knn"
+
+    k: int = 2
+    index: IndexFactory | None = None
+
+    def partial_fit(self, images: ImageBatches) -> KNN:
+        """Append further normal images: the same model as one fit on all of them."""
+        if not hasattr(self, "bank_"):
+            return self.fit(images)
+        return self._append([self._embed(features) for features in self._features(images)])
+
+    def merge(self, other: KNN) -> KNN:
+        """Append the bank of another model with the same parameters."""
+        self._require_fit("merge")
+        other._require_fit("merge")
+        return self._append([other.bank_.vectors()])
+
+    def _check_parameters(self) -> None:
+        if type(self.k) is not int or self.k < 1:
+            raise ArgumentError.about("k", expected="a whole number of at least 1", got=self.k)
+
+    def _default_taps(self, row: Backbone) -> tuple[str, ...]:
+        return (row.deepest or row.taps[-1],)
+
+    def _plan(self, first: FeatureMaps, images: int) -> Plan:
+        size = images * sum(m.shape[1] for m in first.maps) * 4
+        return Plan(model_bytes=size, peak_bytes=2 * size)
+
+    def _learn(self, features: Iterator[FeatureMaps], *, expected: int | None) -> None:
+        vectors = torch.cat([self._embed(maps) for maps in features])
+        if len(vectors) < self.k:
+            raise ArgumentError.about("images", expected=f"at least k = {self.k} normal images", got=len(vectors))
+        self.bank_: Index = self._factory().build(vectors)
+
+    def _score(self, features: FeatureMaps) -> Scores:
+        squared, _ = self.bank_.search(self._embed(features), self.k)
+        return Scores(squared.mean(dim=1), None)
+
+    def _learned(self) -> dict[str, Tensor]:
+        return self.bank_.state()
+
+    def _relearn(self, learned: dict[str, Tensor]) -> None:
+        self.bank_ = self._factory().restore(learned)
+
+    def _append(self, parts: list[Tensor]) -> KNN:
+        self.bank_ = self._factory().build(torch.cat([self.bank_.vectors(), *parts]))
+        return self
+
+    def _factory(self) -> IndexFactory:
+        return self.index or Exact()
+
+    def _embed(self, features: FeatureMaps) -> Tensor:
+        return torch.cat([pool(m) for m in features.maps], dim=1)

@@ -1,0 +1,242 @@
+"""PatchCore: distance to a coreset of normal patches (Roth et al., "Towards Total Recall in Industrial Anomaly
+Detection", CVPR 2022).
+
+Each position of the feature maps, averaged with its 3 x 3 neighbours, is one patch. A greedy k-centre coreset of all
+normal patches is the bank. The anomaly map is the distance of each patch to its nearest one in the bank; the image
+score is the largest distance, re-weighted by equation 7 where wanted.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sized
+from dataclasses import dataclass
+from itertools import chain
+from typing import ClassVar, Literal
+
+import torch
+from torch import Tensor
+
+from ..errors import ArgumentError
+from ..features.backbones import Backbone
+from ..features.patches import average_patches, gaussian_projection, unfolded_patches, unfolding_kernels
+from ..ops.coreset import CoresetStream
+from ..ops.maps import enlarge_and_smooth
+from ..ops.neighbours import Exact, Index, IndexFactory, Storage
+from ..types import FeatureMaps, ImageBatches, Scores
+from ._base import FeatureMethod, Plan
+
+_ERROR_PATCHES = 2048
+_UNKNOWN_CAPACITY = 1_000_000
+_BYTES = {"float32": 4, "float16": 2, "int8": 1}
+
+
+@dataclass(kw_only=True)
+class PatchCore(FeatureMethod):
+    """Distance to a coreset of normal patches, wherever they lie. The most accurate of the untrained methods.
+
+    Parameters
+    ----------
+    patches: `average` of the 3 x 3 neighbours, layers concatenated; or `unfold`, the published code's embedding of
+        `dimensions` numbers.
+    dimensions: of an embedding with `unfold` (the paper: 1024).
+    ratio: share of all patches to keep (the paper: 0.25, 0.1 or 0.01).
+    count: keep so many patches instead.
+    radius: keep no more once every patch lies this near to a kept one, in the projected space; 0: no such limit.
+    projection: dimensions of the random projection in which the coreset is chosen (the paper's code: 128); 0: none.
+    starts: begin with the mean distance to so many random patches, as the paper's code does with 10; 0: do not.
+    reweight: neighbours b of equation 7 for the image score; 0 leaves the largest distance as it is.
+    squared: scores are squared distances, as in the paper's code.
+    sigma: smoothing of the map, in pixels of the network's input (the paper: 4).
+    storage: of the bank; `storage_error_` then holds the largest change of a patch distance, relative to their mean.
+    index: what searches the bank; None searches all of it.
+    """
+
+    name: ClassVar[str] = "patchcore"
+    paper: ClassVar[dict[str, object]] = {"patches": "unfold", "ratio": 0.1, "starts": 10, "squared": True}
+    exact_update: ClassVar[bool] = False
+
+    patches: Literal["average", "unfold"] = "average"
+    dimensions: int = 1024
+    ratio: float = 0.01
+    count: int | None = None
+    radius: float = 0.0
+    projection: int = 128
+    starts: int = 0
+    reweight: int = 0
+    squared: bool = False
+    sigma: float = 4.0
+    storage: Storage = "float32"
+    index: IndexFactory | None = None
+
+    def partial_fit(self, images: ImageBatches) -> PatchCore:
+        """Learn from further normal images: the coreset of the bank and the new patches; `radius_` covers them all."""
+        if not hasattr(self, "bank_"):
+            return self.fit(images)
+        features = self._features(images)
+        first = next(features, None)
+        if first is None:
+            return self
+        expected = len(images) if isinstance(images, Sized) else None
+        return self._learn_from(first, features, expected=expected, bank=self.bank_.vectors())
+
+    def merge(self, other: PatchCore) -> PatchCore:
+        """Take in another model's bank: the coreset of both; `radius_` covers all that either has seen."""
+        self._require_fit("merge")
+        other._require_fit("merge")
+        mine, theirs = self.bank_.vectors(), other.bank_.vectors()
+        if mine.shape[1] != theirs.shape[1]:
+            raise ArgumentError.about("other", expected=f"patches of {mine.shape[1]} numbers", got=theirs.shape[1])
+        stream = CoresetStream(len(mine) + len(theirs), mine.shape[1], total=None, project=self._project, like=mine)
+        stream.add_coreset(torch.cat([mine, theirs]), max(self.radius_, other.radius_))
+        return self._finish(stream, self.seen_ + other.seen_)
+
+    def _check_parameters(self) -> None:
+        if self.patches not in ("average", "unfold"):
+            raise ArgumentError.about("patches", expected="average or unfold", got=self.patches)
+        if self.storage not in ("float32", "float16", "int8"):
+            raise ArgumentError.about("storage", expected="float32, float16 or int8", got=self.storage)
+        if not 0 < self.ratio <= 1:
+            raise ArgumentError.about("ratio", expected="a share in (0, 1]", got=self.ratio)
+        for name, least in (("count", 1), ("dimensions", 1), ("projection", 0), ("starts", 0), ("reweight", 0)):
+            value = getattr(self, name)
+            if not (name == "count" and value is None) and (type(value) is not int or value < least):
+                raise ArgumentError.about(name, expected=f"a whole number of at least {least}", got=value)
+        for name in ("radius", "sigma"):
+            if not getattr(self, name) >= 0:
+                raise ArgumentError.about(name, expected="a number of at least 0", got=getattr(self, name))
+
+    def _default_taps(self, row: Backbone) -> tuple[str, ...]:
+        return row.taps[-2:]
+
+    def _plan(self, first: FeatureMaps, images: int) -> Plan:
+        positions = first.maps[0].shape[2] * first.maps[0].shape[3]
+        d = self.dimensions if self.patches == "unfold" else sum(m.shape[1] for m in first.maps)
+        total = images * positions
+        kept = self._wanted(total)
+        # Merge and reduce keeps a part of the buffer for new patches, and the rest must hold the bank.
+        capacity = max(self._capacity(total, d), min(total, 4 * kept // 3))
+        return Plan(
+            model_bytes=kept * d * _BYTES[self.storage],
+            peak_bytes=capacity * self._bytes_a_patch(d) + kept * d * (4 + _BYTES[self.storage]),
+            operations=2.0 * capacity * kept * (self.projection or d) * (total / capacity) ** 0.5,
+            instead=f"Keep a smaller share than ratio={self.ratio:g}, or give more memory_gb.",
+        )
+
+    def _learn(self, features: Iterator[FeatureMaps], *, expected: int | None) -> None:
+        first = next(features)
+        self.channels_ = tuple(m.shape[1] for m in first.maps)
+        self._prepare()
+        self.seen_, self.radius_ = 0, 0.0
+        self._learn_from(first, features, expected=expected, bank=None)
+
+    def _learn_from(
+        self, first: FeatureMaps, features: Iterator[FeatureMaps], *, expected: int | None, bank: Tensor | None
+    ) -> PatchCore:
+        patches = self._embed(first)
+        old = 0 if bank is None else len(bank)
+        total = None if expected is None else expected * patches.shape[1] + old
+        capacity = max(self._capacity(total, patches.shape[2]), 2 * old)
+        stream = CoresetStream(capacity, patches.shape[2], total=total, project=self._project, like=patches)
+        if bank is not None:
+            stream.add_coreset(bank, self.radius_)
+        seen = self.seen_
+        for maps in chain([first], features):
+            patches = self._embed(maps).flatten(0, 1)
+            stream.add(patches)
+            seen += len(patches)
+        return self._finish(stream, seen)
+
+    def _finish(self, stream: CoresetStream, seen: int) -> PatchCore:
+        typical = stream.midpoints(_ERROR_PATCHES, seed=self.seed) if self._is_approximate() else None
+        vectors, radius = stream.finish(self._wanted(seen), radius=self.radius, starts=self.starts, seed=self.seed)
+        bank = self._factory().build(vectors)
+        self.storage_error_, self.recall_ = 0.0, 1.0
+        if typical is not None:
+            self.storage_error_, self.recall_ = _compare(bank, Exact().build(vectors), typical)
+        self.bank_, self.radius_, self.seen_ = bank, radius, seen
+        return self
+
+    def _score(self, features: FeatureMaps) -> Scores:
+        size = features.maps[0].shape[2:]
+        patches = self._embed(features)
+        squared, nearest = self.bank_.search(patches.flatten(0, 1), 1)
+        distances = squared if self.squared else squared.sqrt()
+        grid = distances.reshape(-1, *size)
+        maps = enlarge_and_smooth(grid, features.image_size, sigma=self.sigma)
+        scores, worst = grid.flatten(1).max(dim=1)
+        if self.reweight:
+            image = torch.arange(len(worst), device=worst.device)
+            scores = scores * self._weights(patches[image, worst], nearest.reshape(len(worst), -1)[image, worst])
+        return Scores(scores, maps)
+
+    def _weights(self, patches: Tensor, nearest: Tensor) -> Tensor:
+        """Equation 7: small where the nearest bank patch is itself in a dense neighbourhood; `(batch,)`."""
+        _, neighbours = self.bank_.search(self.bank_.vectors(nearest), min(self.reweight, len(self.bank_)))
+        around = torch.stack([self.bank_.vectors(row) for row in neighbours])
+        distances = torch.linalg.vector_norm(around - patches[:, None], dim=2)
+        to_nearest = torch.linalg.vector_norm(self.bank_.vectors(nearest) - patches, dim=1)
+        return 1 - torch.exp(to_nearest - torch.logsumexp(distances, dim=1))
+
+    def _learned(self) -> dict[str, Tensor]:
+        return self.bank_.state() | {
+            "channels": torch.tensor(self.channels_),
+            "seen": torch.tensor(self.seen_),
+            "radius": torch.tensor(self.radius_, dtype=torch.float64),
+            "storage_error": torch.tensor(self.storage_error_, dtype=torch.float64),
+            "recall": torch.tensor(self.recall_, dtype=torch.float64),
+        }
+
+    def _relearn(self, learned: dict[str, Tensor]) -> None:
+        self.channels_ = tuple(learned["channels"].tolist())
+        self._prepare()
+        self.seen_, self.radius_ = int(learned["seen"]), float(learned["radius"])
+        self.storage_error_, self.recall_ = float(learned["storage_error"]), float(learned["recall"])
+        self.bank_ = self._factory().restore(learned)
+
+    def _prepare(self) -> None:
+        """Make what follows from the parameters and the channels of the taps."""
+        device = self._device()
+        d = sum(self.channels_) if self.patches == "average" else self.dimensions
+        self._kernels: list[tuple[int, Tensor]] = []
+        if self.patches == "unfold":
+            kernels = unfolding_kernels(self.channels_, d)
+            self._kernels = [(start, kernel.to(device)) for start, kernel in kernels]
+        self._matrix = gaussian_projection(d, self.projection, seed=self.seed).to(device) if self.projection else None
+
+    def _embed(self, features: FeatureMaps) -> Tensor:
+        if self.patches == "average":
+            return average_patches(features)
+        return unfolded_patches(features, self._kernels, self.dimensions)
+
+    def _project(self, patches: Tensor) -> Tensor:
+        return patches if self._matrix is None else patches @ self._matrix
+
+    def _factory(self) -> IndexFactory:
+        return self.index or Exact(self.storage)
+
+    def _is_approximate(self) -> bool:
+        return self.index is not None or self.storage != "float32"
+
+    def _wanted(self, total: int) -> int:
+        return min(total, self.count) if self.count is not None else max(1, round(self.ratio * total))
+
+    def _capacity(self, total: int | None, d: int) -> int:
+        """Patches that a fit may hold at once."""
+        left = self._memory_left()
+        if left is None:
+            return _UNKNOWN_CAPACITY if total is None else total
+        if total is None:
+            return max(2, left // 2 // self._bytes_a_patch(d))
+        bank = self._wanted(total) * d * (4 + _BYTES[self.storage])
+        return max(2, min(total, (left - bank) // self._bytes_a_patch(d)))
+
+    def _bytes_a_patch(self, d: int) -> int:
+        """The patch, its projection, and some float64 numbers of the selection."""
+        return d * 4 + self.projection * 4 + 48
+
+
+def _compare(bank: Index, exact: Index, queries: Tensor) -> tuple[float, float]:
+    """Largest change of a distance relative to the mean distance, and share of nearest patches that are found."""
+    found, expected = bank.search(queries, 1)[0].sqrt(), exact.search(queries, 1)[0].sqrt()
+    error = float((found - expected).abs().max() / expected.mean())
+    return error, float((bank.search(queries, 1)[1] == exact.search(queries, 1)[1]).float().mean())

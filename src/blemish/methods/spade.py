@@ -1,0 +1,155 @@
+"""SPADE: anomalies by correspondence (Cohen and Hoshen, "Sub-Image Anomaly Detection with Deep Pyramid
+Correspondences", 2020).
+
+The image score is the mean squared distance of the pooled deepest features to those of the k nearest normal images. The
+map compares each activation vector with all activation vectors, at all positions, of these k images: per layer the
+squared distance to the nearest one (kappa = 1), enlarged bilinearly, averaged over the layers, smoothed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from itertools import chain
+from typing import ClassVar, Literal
+
+import torch
+from torch import Tensor
+
+from ..errors import ArgumentError
+from ..features.backbones import Backbone
+from ..features.patches import pool
+from ..ops.maps import enlarge_and_smooth
+from ..ops.neighbours import Exact, nearest_squared
+from ..types import FeatureMaps, ImageBatches, Scores
+from ._base import FeatureMethod, Plan
+
+
+@dataclass(kw_only=True)
+class SPADE(FeatureMethod):
+    """Correspondence with the nearest normal images. No training; keeps all features of all images; slow to score.
+
+    Of the tapped layers the last one, pooled, finds the nearest images, and the others are the gallery.
+
+    Parameters
+    ----------
+    k: how many nearest images (the paper: 50); all of them where there are fewer.
+    sigma: smoothing of the map, in pixels of the network's input (the paper: 4).
+    storage: `float32`, or `float16` for half the file and memory.
+    """
+
+    name: ClassVar[str] = "spade"
+
+    k: int = 50
+    sigma: float = 4.0
+    storage: Literal["float32", "float16"] = "float32"
+
+    def partial_fit(self, images: ImageBatches) -> SPADE:
+        """Append further normal images: the same model as one fit on all of them."""
+        if not hasattr(self, "gallery_"):
+            return self.fit(images)
+        return self._append([self._embed(features) for features in self._features(images)])
+
+    def merge(self, other: SPADE) -> SPADE:
+        """Append what another model with the same parameters and image size keeps."""
+        self._require_fit("merge")
+        other._require_fit("merge")
+        return self._append([(other.pooled_, other.gallery_)])
+
+    def _check_parameters(self) -> None:
+        if type(self.k) is not int or self.k < 1:
+            raise ArgumentError.about("k", expected="a whole number of at least 1", got=self.k)
+        if not self.sigma >= 0:
+            raise ArgumentError.about("sigma", expected="a number of pixels, 0 for no smoothing", got=self.sigma)
+        if self.storage not in ("float32", "float16"):
+            raise ArgumentError.about("storage", expected="float32 or float16", got=self.storage)
+
+    def _default_taps(self, row: Backbone) -> tuple[str, ...]:
+        return row.taps if not row.deepest or row.deepest in row.taps else (*row.taps, row.deepest)
+
+    def _plan(self, first: FeatureMaps, images: int) -> Plan:
+        numbers = sum(m[0].numel() for m in _layers(first)) + first.maps[-1].shape[1]
+        size = images * numbers * (2 if self.storage == "float16" else 4)
+        return Plan(
+            model_bytes=size,
+            peak_bytes=size + 2 * len(first.maps[0]) * numbers * 4,
+            instead="Write storage=float16 for half of it, give fewer layers (taps), or use patchcore, which keeps a "
+            "small part.",
+        )
+
+    def _learn(self, features: Iterator[FeatureMaps], *, expected: int | None) -> None:
+        first = next(features)
+        pooled, gallery = self._embed(first)
+        if expected is None:
+            parts = [(pooled, gallery), *(self._embed(maps) for maps in features)]
+            self.pooled_ = torch.cat([part[0] for part in parts])
+            self.gallery_ = [torch.cat(layer) for layer in zip(*(part[1] for part in parts), strict=True)]
+        else:
+            self.pooled_ = pooled.new_empty(expected, *pooled.shape[1:])
+            self.gallery_ = [layer.new_empty(expected, *layer.shape[1:]) for layer in gallery]
+            done = 0
+            for maps in chain([first], features):
+                pooled, gallery = self._embed(maps)
+                _check_shapes(self.gallery_, gallery)
+                part = slice(done, done + len(pooled))
+                self.pooled_[part] = pooled
+                for whole, layer in zip(self.gallery_, gallery, strict=True):
+                    whole[part] = layer
+                done += len(pooled)
+            self.pooled_, self.gallery_ = self.pooled_[:done], [layer[:done] for layer in self.gallery_]
+
+    def _score(self, features: FeatureMaps) -> Scores:
+        k = min(self.k, len(self.pooled_))
+        squared, neighbours = Exact().build(self.pooled_).search(pool(features.maps[-1]), k)
+        layers = _layers(features)
+        maps: Tensor = sum(
+            enlarge_and_smooth(self._distances(layer, gallery, neighbours), features.image_size, sigma=self.sigma)
+            for layer, gallery in zip(layers, self.gallery_, strict=True)
+        )  # type: ignore[assignment]
+        return Scores(squared.mean(dim=1), maps / len(layers))
+
+    def _distances(self, layer: Tensor, gallery: Tensor, neighbours: Tensor) -> Tensor:
+        """Squared distance of every activation vector to the nearest one of the image's neighbours: a map each."""
+        grids = []
+        for vectors, images in zip(_vectors(layer), neighbours, strict=True):
+            nearest = torch.full((len(vectors),), torch.inf, device=vectors.device)
+            for image in images.tolist():  # one at a time: no copy of the gallery, products that stay in the cache
+                torch.minimum(nearest, nearest_squared(vectors, gallery[image].float()), out=nearest)
+            grids.append(nearest)
+        return torch.stack(grids).reshape(-1, *layer.shape[2:])
+
+    def _learned(self) -> dict[str, Tensor]:
+        return {"pooled": self.pooled_} | {f"gallery.{i}": layer for i, layer in enumerate(self.gallery_)}
+
+    def _relearn(self, learned: dict[str, Tensor]) -> None:
+        self.pooled_ = learned["pooled"]
+        self.gallery_ = [learned[f"gallery.{i}"] for i in range(len(learned) - 1)]
+
+    def _append(self, parts: list[tuple[Tensor, list[Tensor]]]) -> SPADE:
+        for _, gallery in parts:
+            _check_shapes(self.gallery_, gallery)
+        self.pooled_ = torch.cat([self.pooled_, *(pooled for pooled, _ in parts)])
+        for i, layer in enumerate(self.gallery_):
+            self.gallery_[i] = torch.cat([layer, *(gallery[i] for _, gallery in parts)])
+        return self
+
+    def _embed(self, features: FeatureMaps) -> tuple[Tensor, list[Tensor]]:
+        dtype = torch.float16 if self.storage == "float16" else torch.float32
+        return pool(features.maps[-1]), [_vectors(layer).to(dtype) for layer in _layers(features)]
+
+
+def _layers(features: FeatureMaps) -> tuple[Tensor, ...]:
+    """The layers of the gallery: all but the one that finds the images, where there are several."""
+    return features.maps[:-1] or features.maps
+
+
+def _vectors(layer: Tensor) -> Tensor:
+    return layer.permute(0, 2, 3, 1).flatten(1, 2)
+
+
+def _check_shapes(gallery: list[Tensor], new: list[Tensor]) -> None:
+    mine, theirs = ([tuple(layer.shape[1:]) for layer in layers] for layers in (gallery, new))
+    if mine != theirs:
+        raise ArgumentError.about(
+            "images", expected=f"the same size as before (layers of {mine})", got=f"layers of {theirs}"
+        )

@@ -1,0 +1,228 @@
+"""Greedy k-centre: the few vectors that cover all others with the smallest radius, up to a factor of two.
+
+The greedy algorithm (Gonzalez, 1985) takes, again and again, the vector that is farthest from those already taken:
+
+    c_t = argmax_i min_{s < t} |x_i - c_s|,    lowest index where several are equally far.
+
+Literally, each step is one pass over all vectors. Here the passes are batched, with the same choices (`k_center`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from ..errors import ArgumentError
+
+_CANDIDATES = 1024
+_ROWS = 2048
+"""Vectors whose distances are updated at a time: the products stay in the processor's cache."""
+
+Projection = Callable[[Tensor], Tensor]
+"""Maps `(n, dimension)` vectors to those between which distances are taken."""
+
+Progress = Callable[[int, int], None]
+"""Called with (chosen, wanted) now and then."""
+
+
+@dataclass(frozen=True)
+class Coreset:
+    """What a greedy selection chose."""
+
+    indices: Tensor
+    """`(count,)` int64, in the order of choice."""
+    radius: float
+    """Every vector lies within this Euclidean distance of a chosen one."""
+
+
+def k_center(
+    vectors: Tensor,
+    count: int,
+    *,
+    radius: float = 0.0,
+    initial: Tensor | None = None,
+    progress: Progress | None = None,
+) -> Coreset:
+    """Choose up to `count` of `(n, dimension)` float32 vectors by the greedy rule; all arithmetic is in float64.
+
+    Stops early where every vector lies within `radius` of a chosen one: with the default 0, where only duplicates are
+    left. `initial` `(n,)` are distances to begin with, as if to centres that are not chosen; None begins with vector 0.
+
+    Between two passes the stored distances are upper bounds, for distances to centres only shrink. So the M vectors
+    with the largest bounds are taken as candidates; as long as the farthest candidate, with distances among candidates
+    up to date, is farther than the largest bound outside, it is the choice of the plain algorithm. Then one pass
+    brings in all new centres with matrix products.
+    """
+    if vectors.ndim != 2 or not len(vectors):
+        raise ArgumentError.about("vectors", expected="shape (n, dimension) with n of at least 1", got=vectors)
+    if count < 1:
+        raise ArgumentError.about("count", expected="at least 1", got=count)
+    state = _Distances(vectors, initial)
+    target = max(radius**2, state.tolerance)
+    while len(state.chosen) < min(count, len(vectors)):
+        bounds = state.bounds()
+        if bounds.max() <= target:
+            break
+        state.take(_choose(state, bounds, min(count, len(vectors)) - len(state.chosen), target))
+        if progress is not None:
+            progress(len(state.chosen), count)
+    farthest = state.squared.max()
+    return Coreset(torch.tensor(state.chosen), float(np.sqrt(farthest)) if farthest > state.tolerance else 0.0)
+
+
+def _choose(state: _Distances, bounds: NDArray[np.float64], most: int, target: float) -> list[int]:
+    """Choose greedily among the farthest vectors for as long as no other vector can be farther."""
+    first = int(np.argmax(bounds >= bounds.max() - state.tolerance))
+    if len(bounds) > _CANDIDATES:
+        order = np.argpartition(bounds, -_CANDIDATES - 1)
+        outside = bounds[order[-_CANDIDATES - 1]]
+        candidates = np.sort(order[-_CANDIDATES:])
+    else:
+        outside, candidates = -np.inf, np.arange(len(bounds))
+    limit = max(outside + state.tolerance, target)
+    position = int(np.searchsorted(candidates, first))
+    if bounds[first] <= limit or position == len(candidates) or candidates[position] != first:
+        return [first]  # as many vectors as there are candidates lie equally far
+    among, current = state.between(candidates), bounds[candidates].copy()
+    chosen: list[int] = []
+    while len(chosen) < most:
+        best = current.max()
+        if best <= limit:
+            break
+        # Equal distances may come out of a matrix product with different last digits. Candidates are in order of index.
+        taken = int(np.argmax(current >= best - state.tolerance))
+        chosen.append(int(candidates[taken]))
+        np.minimum(current, among[taken], out=current)
+        current[taken] = -np.inf
+    return chosen
+
+
+class CoresetStream:
+    """Vectors that arrive in parts and leave as a coreset, in a buffer of fixed size (merge and reduce).
+
+    As long as the buffer holds everything that came, `finish` is `k_center` on all of it. When it is full, the new part
+    is reduced to its own coreset. A vector within r of a kept one, which lies within R of a finally chosen one, lies
+    within r + R of that (triangle inequality): `finish` reports this bound as the radius.
+    """
+
+    def __init__(self, capacity: int, dimension: int, *, total: int | None, project: Projection, like: Tensor) -> None:
+        self._buffer = like.new_empty(capacity, dimension)
+        self._project = project
+        self._used = self._reduced = 0
+        self._slack = 0.0
+        # Keep of each part what lets all parts, and one part that is not reduced yet, find room together.
+        self._part = max(1, capacity // 4)
+        self._share = 0.5 if total is None else min(0.5, (capacity - self._part) / total)
+
+    def __len__(self) -> int:
+        return self._used
+
+    def add(self, vectors: Tensor) -> None:
+        """Take `(n, dimension)` float32 vectors."""
+        while len(vectors):
+            if self._used == len(self._buffer):
+                self._reduce()
+            taken = vectors[: len(self._buffer) - self._used]
+            self._buffer[self._used : self._used + len(taken)] = taken
+            self._used += len(taken)
+            vectors = vectors[len(taken) :]
+
+    def add_coreset(self, vectors: Tensor, radius: float) -> None:
+        """Take the coreset of an earlier stream, which covers its vectors within `radius`; before any `add`."""
+        self.add(vectors)
+        self._reduced, self._slack = self._used, radius
+
+    def finish(
+        self, count: int, *, radius: float = 0.0, starts: int = 0, seed: int = 0, progress: Progress | None = None
+    ) -> tuple[Tensor, float]:
+        """Choose up to `count` vectors: `(vectors, radius)`. The stream is used up.
+
+        `starts` > 0 begins with the mean distance to that many random vectors, as PatchCore's published code does.
+        """
+        projected = self._project(self._buffer[: self._used])
+        initial = _mean_distance(projected, starts, seed) if starts else None
+        chosen = k_center(projected, count, radius=max(0.0, radius - self._slack), initial=initial, progress=progress)
+        vectors = self._buffer[chosen.indices.to(self._buffer.device)]
+        del self._buffer
+        return vectors, chosen.radius + self._slack
+
+    def midpoints(self, count: int, *, seed: int) -> Tensor:
+        """Up to `count` points half-way between random pairs of the vectors held: `(n, dimension)`."""
+        generator = torch.Generator().manual_seed(seed)
+        pairs = torch.randint(self._used, (2, min(count, self._used)), generator=generator).to(self._buffer.device)
+        return (self._buffer[pairs[0]] + self._buffer[pairs[1]]) / 2
+
+    def _reduce(self) -> None:
+        start = self._reduced
+        if len(self._buffer) - start < self._part:  # more came than was announced: begin again with everything
+            start, keep, before = 0, len(self._buffer) // 2, self._slack
+        else:
+            keep, before = max(1, int((self._used - start) * self._share)), 0.0
+        chosen = k_center(self._project(self._buffer[start : self._used]), keep)
+        kept = self._buffer[chosen.indices.to(self._buffer.device) + start]
+        self._buffer[start : start + len(kept)] = kept
+        self._used = self._reduced = start + len(kept)
+        self._slack = max(self._slack, before + chosen.radius)
+
+
+def _mean_distance(vectors: Tensor, starts: int, seed: int) -> Tensor:
+    drawn = torch.randperm(len(vectors), generator=torch.Generator().manual_seed(seed))[:starts]
+    centres = vectors[drawn.to(vectors.device)]
+    return torch.cat([torch.cdist(part, centres).mean(dim=1) for part in vectors.split(_ROWS)])  # type: ignore[no-untyped-call]
+
+
+class _Distances:
+    """Squared distances of all vectors to their nearest chosen one."""
+
+    def __init__(self, vectors: Tensor, initial: Tensor | None) -> None:
+        self._vectors = vectors
+        self._device = vectors.device
+        # Distances are unchanged by a shift, and |x|^2 - 2 x.c + |c|^2 loses fewer digits near the origin.
+        self._centre = vectors.mean(dim=0, dtype=torch.float64)
+        self._norms = torch.cat([rows.square().sum(dim=1) for _, rows in self._chunks()])
+        self.tolerance = 1e-13 * max(float(self._norms.max()), 1e-300)
+        """Squared distances that differ by less are equal up to rounding."""
+        self._squared = torch.full_like(self._norms, torch.inf)
+        self.squared: NDArray[np.float64] = self._squared.cpu().numpy()
+        self._initial = None if initial is None else initial.double().cpu().numpy() ** 2
+        self.chosen: list[int] = []
+
+    def bounds(self) -> NDArray[np.float64]:
+        """How far each vector is from the chosen ones, exactly; chosen ones are at minus infinity."""
+        bounds: NDArray[np.float64] = self.squared.copy()
+        if self._initial is not None:
+            np.minimum(bounds, self._initial, out=bounds)
+        bounds[self.chosen] = -np.inf
+        return bounds
+
+    def take(self, indices: list[int]) -> None:
+        """Bring in new centres, with one pass over all vectors."""
+        self.chosen += indices
+        centres = self._rows(indices)
+        norms = centres.square().sum(dim=1)
+        transposed = centres.mul_(-2).T
+        for part, rows in self._chunks():
+            nearest = torch.addmm(norms, rows, transposed).amin(dim=1).add_(self._norms[part]).clamp_(min=0)
+            torch.minimum(self._squared[part], nearest, out=self._squared[part])
+        self._squared[indices] = 0
+        self.squared = self._squared.cpu().numpy()
+
+    def between(self, indices: NDArray[np.int64]) -> NDArray[np.float64]:
+        """Squared distances of some vectors to each other."""
+        rows = self._rows(indices.tolist())
+        norms = rows.square().sum(dim=1)
+        squared = torch.addmm(norms, rows, rows.T, alpha=-2).add_(norms[:, None]).clamp_(min=0)
+        return np.asarray(squared.cpu().numpy())
+
+    def _rows(self, indices: list[int]) -> Tensor:
+        return self._vectors[indices].double() - self._centre
+
+    def _chunks(self) -> Iterator[tuple[slice, Tensor]]:
+        for start in range(0, len(self._vectors), _ROWS):
+            part = slice(start, start + _ROWS)
+            yield part, self._vectors[part].double() - self._centre

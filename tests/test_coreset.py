@@ -1,0 +1,104 @@
+"""The batched greedy selection makes the choices of the plain loop, ties included."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from blemish.errors import ArgumentError
+from blemish.ops import coreset
+from blemish.ops.coreset import k_center
+from reference import coreset as reference
+
+
+@pytest.fixture(autouse=True)
+def few_candidates(monkeypatch):
+    """So few that every way through the code is taken on small data."""
+    monkeypatch.setattr(coreset, "_CANDIDATES", 16)
+    monkeypatch.setattr(coreset, "_ROWS", 100)
+
+
+def clusters(n, d, seed):
+    random = np.random.default_rng(seed)
+    centres = random.normal(size=(10, d))
+    return (centres[random.integers(0, 10, n)] + random.normal(size=(n, d)) * random.random((n, 1))).astype(np.float32)
+
+
+def assert_same_choices(points, count, **options):
+    expected, radius = reference.greedy(points.astype(np.float64), count, **options)
+    if "initial" in options:
+        options["initial"] = torch.from_numpy(options["initial"])
+    found = k_center(torch.from_numpy(points), count, **options)
+    assert found.indices.tolist() == expected
+    assert found.radius == pytest.approx(radius, rel=1e-6, abs=1e-6)
+
+
+@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize(("n", "d", "count"), [(300, 5, 90), (300, 40, 200), (120, 3, 120), (15, 4, 9), (1, 3, 1)])
+def test_choices_are_those_of_the_plain_loop(n, d, count, seed):
+    assert_same_choices(clusters(n, d, seed), count)
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    n=st.integers(1, 80), d=st.integers(1, 3), side=st.integers(1, 5), share=st.floats(0.01, 1), seed=st.integers(0, 9)
+)
+def test_ties_go_to_the_lowest_index(*, n, d, side, share, seed):
+    lattice = np.random.default_rng(seed).integers(0, side, (n, d)).astype(np.float32)
+    assert_same_choices(lattice, max(1, int(n * share)))
+
+
+def test_duplicates_are_never_chosen():
+    points = clusters(50, 6, 0)
+    chosen = k_center(torch.from_numpy(np.concatenate([points, points[:30]])), 80)
+    assert sorted(chosen.indices.tolist()) == list(range(50))
+    assert chosen.radius == 0
+
+
+def test_far_from_the_origin_choices_stay_the_same():
+    points = torch.from_numpy(clusters(200, 8, 1)).double()
+    near, far = k_center(points.float(), 60), k_center((points * 0.25 + 1000).float().double().float(), 60)
+    # Rounding to float32 at 1 000 moves the points a little; the first choices are far from ties.
+    assert near.indices[:20].tolist() == far.indices[:20].tolist()
+
+
+@pytest.mark.parametrize("radius", [0.5, 1.5, 3.0])
+def test_stops_at_the_radius(radius):
+    points = clusters(300, 5, 2)
+    found = k_center(torch.from_numpy(points), 300, radius=radius)
+    assert_same_choices(points, 300, radius=radius)
+    assert found.radius <= radius
+    assert k_center(torch.from_numpy(points), len(found.indices) - 1).radius > radius
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_initial_distances_take_part(seed):
+    points = clusters(200, 5, seed)
+    initial = np.linalg.norm(points[:, None] - points[None, :10], axis=2).mean(axis=1)
+    assert_same_choices(points, 60, initial=initial)
+
+
+def test_greedy_covers_within_twice_the_best():
+    """Gonzalez: no choice of as many centres has less than half the greedy radius."""
+    points = clusters(14, 2, 3)
+    greedy = k_center(torch.from_numpy(points), 3).radius
+    distances = np.linalg.norm(points[:, None] - points[None], axis=2)
+    best = min(distances[[a, b, c]].min(axis=0).max() for a in range(14) for b in range(a) for c in range(b))
+    assert best <= greedy <= 2 * best + 1e-6
+
+
+def test_progress_reaches_the_end():
+    seen = []
+    k_center(torch.from_numpy(clusters(200, 5, 0)), 60, progress=lambda done, wanted: seen.append((done, wanted)))
+    assert seen[-1] == (60, 60)
+    assert seen == sorted(set(seen))
+
+
+def test_bad_arguments():
+    with pytest.raises(ArgumentError, match=r"vectors: expected shape \(n, dimension\)"):
+        k_center(torch.zeros(0, 3), 1)
+    with pytest.raises(ArgumentError, match=r"count: expected at least 1, got 0"):
+        k_center(torch.zeros(4, 3), 0)

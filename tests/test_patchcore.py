@@ -1,0 +1,148 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+from blemish.errors import ArgumentError, NotEnoughMemoryError
+from blemish.features.patches import average_patches, unfolded_patches, unfolding_kernels
+from blemish.methods import PatchCore
+from blemish.ops.coreset import CoresetStream, k_center
+from blemish.types import FeatureMaps
+from contract.laws import Images, batch
+from reference import coreset as coreset_reference
+from reference import patchcore as reference
+from small import BACKBONE, layers, small_pixels
+
+TAPS = ("b", "c")
+
+
+def maps_of(pixels):
+    return FeatureMaps(tuple(torch.from_numpy(layer) for layer in layers(pixels, TAPS)), (24, 24))
+
+
+@pytest.mark.parametrize("channels", [(8, 10), (16, 5, 30), (3,)])
+def test_embeddings_equal_the_paper(channels):
+    random = np.random.default_rng(0)
+    sides = (8, 4, 3)
+    arrays = [random.normal(size=(2, c, s, s + 1)) for c, s in zip(channels, sides, strict=False)]
+    features = FeatureMaps(tuple(torch.from_numpy(a).float() for a in arrays), (32, 32))
+    np.testing.assert_allclose(average_patches(features).numpy(), reference.average_patches(arrays), atol=1e-5)
+    for dimension in (7, 20):
+        kernels = unfolding_kernels(channels, dimension)
+        found = unfolded_patches(features, kernels, dimension).numpy()
+        np.testing.assert_allclose(found, reference.official_patches(arrays, dimension, dimension), atol=1e-5)
+
+
+@pytest.mark.parametrize("patches", ["average", "unfold"])
+@pytest.mark.parametrize("reweight", [0, 4])
+def test_equals_the_paper(patches, reweight):
+    train, test = small_pixels(6, 1), small_pixels(3, 2)
+    method = PatchCore(
+        backbone=BACKBONE, patches=patches, dimensions=12, ratio=0.2, projection=0, reweight=reweight, sigma=2.0
+    )
+    scores = method.fit(Images(train)).score(batch(test))
+
+    of_train, of_test = layers(train, TAPS), layers(test, TAPS)
+    embed = reference.average_patches if patches == "average" else lambda x: reference.official_patches(x, 12, 12)
+    vectors, queries = embed(of_train), embed(of_test)
+    flat = vectors.reshape(-1, vectors.shape[2])
+    chosen, radius = coreset_reference.greedy(flat, round(0.2 * len(flat)))
+    bank = flat[chosen]
+    assert method.radius_ == pytest.approx(radius, rel=1e-4)
+    np.testing.assert_allclose(method.bank_.vectors().numpy(), bank, atol=1e-5)
+    for i in range(3):
+        assert float(scores.images[i]) == pytest.approx(reference.image_score(bank, queries[i], reweight), rel=1e-4)
+        grid = reference.patch_scores(bank, queries[i])[0].reshape(6, 6)
+        np.testing.assert_allclose(scores.maps[i].numpy(), reference.anomaly_map(grid, (24, 24), 2.0), rtol=1e-4)
+
+
+def test_published_code_scores_squared_distances_and_begins_with_random_patches():
+    train, test = Images(small_pixels(6, 1)), batch(small_pixels(3, 2))
+    plain = PatchCore(backbone=BACKBONE, patches="unfold", dimensions=12, ratio=1.0).fit(train).score(test)
+    paper = PatchCore(backbone=BACKBONE, **(PatchCore.paper | {"dimensions": 12, "ratio": 1.0})).fit(train).score(test)
+    torch.testing.assert_close(paper.images, plain.images**2, rtol=1e-4, atol=0)
+    begun = PatchCore(backbone=BACKBONE, ratio=0.1, starts=10, seed=1).fit(train)
+    assert not torch.equal(
+        begun.bank_.vectors(), PatchCore(backbone=BACKBONE, ratio=0.1, seed=1).fit(train).bank_.vectors()
+    )
+
+
+def test_stops_by_count_and_by_radius():
+    train = Images(small_pixels(6, 1))
+    assert len(PatchCore(backbone=BACKBONE, count=17).fit(train).bank_) == 17
+    covered = PatchCore(backbone=BACKBONE, ratio=1.0, radius=0.5).fit(train)
+    assert covered.radius_ <= 0.5
+    assert len(covered.bank_) < covered.seen_
+
+
+def test_every_bank_scores_at_most_its_radius_above_the_complete_one():
+    train, more, test = small_pixels(8, 1), small_pixels(5, 3), batch(small_pixels(4, 2))
+    complete = PatchCore(backbone=BACKBONE, ratio=1.0, projection=0).fit(Images(torch.cat([train, more]))).score(test)
+    updated = PatchCore(backbone=BACKBONE, ratio=0.2, projection=0).fit(Images(train))
+    before = updated.radius_
+    updated.partial_fit(Images(more))
+    other = PatchCore(backbone=BACKBONE, ratio=0.2, projection=0).fit(Images(more))
+    merged = PatchCore(backbone=BACKBONE, ratio=0.2, projection=0).fit(Images(train)).merge(other)
+    for method in (updated, merged):
+        assert method.seen_ == 13 * 36
+        assert len(method.bank_) == round(0.2 * 13 * 36)
+        assert method.radius_ >= before
+        excess = method.score(test).images - complete.images
+        assert float(excess.min()) >= -1e-5
+        assert float(excess.max()) <= method.radius_
+
+
+def test_compressed_banks_report_their_error():
+    train, test = Images(small_pixels(8, 1)), batch(small_pixels(4, 2))
+    exact = PatchCore(backbone=BACKBONE, ratio=0.5).fit(train)
+    assert (exact.storage_error_, exact.recall_) == (0.0, 1.0)
+    for storage, least, most in (("float16", 1e-6, 5e-3), ("int8", 1e-4, 0.1)):
+        method = PatchCore(backbone=BACKBONE, ratio=0.5, storage=storage).fit(train)
+        assert least < method.storage_error_ < most
+        assert 0.9 < method.recall_ <= 1
+        torch.testing.assert_close(method.score(test).images, exact.score(test).images, rtol=most, atol=0)
+
+
+@pytest.mark.parametrize("total", [None, 1000, 300], ids=["unknown", "announced", "understated"])
+def test_stream_within_a_small_buffer_covers_all_within_its_radius(total):
+    random = np.random.default_rng(0)
+    vectors = torch.from_numpy(
+        random.normal(size=(1000, 6)).astype(np.float32) * random.random((1000, 1)).astype(np.float32)
+    )
+    stream = CoresetStream(200, 6, total=total, project=lambda x: x, like=vectors)
+    for part in vectors.split(64):
+        stream.add(part)
+        assert len(stream) <= 200
+    chosen, radius = stream.finish(40)
+    assert chosen.shape == (40, 6)
+    true = float(torch.cdist(vectors, chosen).amin(dim=1).max())
+    best = k_center(vectors, 40).radius
+    assert true <= radius
+    assert true <= 2 * best
+    assert {tuple(row.tolist()) for row in chosen} <= {tuple(row.tolist()) for row in vectors}
+
+
+def test_memory_is_planned(caplog):
+    caplog.set_level("INFO", logger="blemish")
+    PatchCore(backbone=BACKBONE, ratio=0.5).fit(Images(small_pixels(6, 1)))
+    assert "patchcore: 6 images; model 0.00 GB, peak 0.00 GB beside the backbone; about 0 s" in caplog.text
+    with pytest.raises(NotEnoughMemoryError, match=r"patchcore: 6 images.*0\.00 GB are left.*Keep a smaller share"):
+        PatchCore(backbone=BACKBONE, ratio=0.5, memory_gb=1e-3).fit(Images(small_pixels(6, 1)))
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("patches", "median"), ("ratio", 0.0), ("count", 0), ("projection", -1), ("radius", -1.0), ("reweight", 1.5),
+        ("storage", "float8"), ("sigma", -1.0), ("dimensions", 0), ("starts", -1),
+    ],
+)  # fmt: skip
+def test_bad_parameters(name, value):
+    with pytest.raises(ArgumentError, match=rf"{name}: expected .*, got {value}"):
+        PatchCore(backbone=BACKBONE, **{name: value}).fit(Images(small_pixels(6, 1)))
+
+
+def test_images_of_another_size_can_be_scored():
+    method = PatchCore(backbone=BACKBONE).fit(Images(small_pixels(6, 1)))
+    assert method.score(batch(small_pixels(2, 2, (40, 32)))).maps.shape == (2, 40, 32)
