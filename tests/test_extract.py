@@ -347,6 +347,37 @@ def test_part_that_is_used_without_a_call_stays():
         build_extractor(row, weights=weights)
 
 
+@pytest.mark.parametrize(
+    "name", ["filters", "resnet18", "mobilenet_v2", "timm:vit_tiny_patch16_224", "timm:swin_tiny_patch4_window7_224"]
+)
+def test_bfloat16_is_near_and_half_the_size(name):
+    row = find_backbone(name)
+    weights = randomised(row.build()).state_dict()
+    exact = build_extractor(row, weights=weights)
+    rough = build_extractor(row, weights=weights, precision="bfloat16")
+    maps = rough(PIXELS).maps
+    for near, far in zip(maps, exact(PIXELS).maps, strict=True):
+        assert near.dtype == torch.float32
+        assert 0 < (near - far).norm() < 0.02 * far.norm()
+    sizes = [sum(t.numel() * t.element_size() for t in e.state().values()) for e in (rough, exact)]
+    assert 2 * sizes[0] == sizes[1]
+    again = build_extractor(row, folded=rough.state(), precision="bfloat16")
+    assert all(torch.equal(a, b) for a, b in zip(maps, again(PIXELS).maps, strict=True))
+
+
+def test_parameters_are_folded_before_they_are_rounded():
+    row = find_backbone("resnet18")
+    weights = randomised(row.build()).state_dict()
+    exact = build_extractor(row, weights=weights).state()
+    rough = build_extractor(row, weights=weights, precision="bfloat16").state()
+    assert all(torch.equal(rough[name], exact[name].bfloat16()) for name in exact)
+
+
+def test_unknown_precision_is_named():
+    with pytest.raises(ArgumentError, match="precision: expected float32 or bfloat16, got float16"):
+        build_extractor(find_backbone("filters"), precision="float16")
+
+
 class TestWeights:
     def test_order_file_then_environment(self, tmp_path, monkeypatch):
         monkeypatch.setenv("BLEMISH_WEIGHTS", str(tmp_path))

@@ -8,7 +8,14 @@ from blemish.methods import METHODS, Incremental
 from contract.laws import LAWS, law_update_equals_refit
 
 # Further parameters under which a method takes another way through its code.
-VARIANTS = {"padim": [{"dimensions": 9}, {"dimensions": 9, "reduction": "random"}, {"storage": "float16"}]}
+VARIANTS = {
+    "padim": [
+        {"dimensions": 9},
+        {"dimensions": 9, "reduction": "random"},
+        {"storage": "float16"},
+        {"precision": "bfloat16"},
+    ]
+}
 CASES = [(name, parameters) for name in METHODS for parameters in [{}, *VARIANTS.get(name, [])]]
 
 

@@ -12,7 +12,7 @@ import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -25,6 +25,9 @@ from .backbones import Backbone
 from .layout import Layout, as_map, main_output, read_layout
 from .weights import StateDict
 
+Precision = Literal["float32", "bfloat16"]
+PRECISIONS = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+
 _CPU_IMAGES = 4
 """Images in one forward pass on a CPU."""
 
@@ -32,14 +35,17 @@ _CPU_IMAGES = 4
 class Extractor:
     """Maps pixels `(batch, 3, height, width)` in [0, 1] to the outputs of the tapped modules.
 
-    Equal to the plain network in `eval()` mode up to float32 rounding. Build one with `build_extractor`.
+    Equal to the plain network in `eval()` mode up to rounding; always float32. Build one with `build_extractor`.
     """
 
-    def __init__(self, module: nn.Module, backbone: Backbone, structure: _Structure, device: torch.device) -> None:
-        self.module = module.to(device=device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+    def __init__(
+        self, module: nn.Module, backbone: Backbone, structure: _Structure, *, device: torch.device, dtype: torch.dtype
+    ) -> None:
+        self.module = module.to(device=device, dtype=dtype, memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.backbone = backbone
         self.taps = structure.taps
         self.device = device
+        self._dtype = dtype
         self._layouts = structure.layouts
         self._cloned = structure.overwritten
         self._lock = threading.Lock()  # hooks live on the shared module: one forward pass at a time
@@ -58,7 +64,7 @@ class Extractor:
     def _forward(self, pixels: Tensor) -> tuple[Tensor, ...]:
         size, known = (pixels.shape[2], pixels.shape[3]), self.backbone.trace_size
         pixels = pixels.to(self.device, memory_format=torch.channels_last)
-        pixels = (pixels - self._mean).mul_(self._inverse_std)
+        pixels = (pixels - self._mean).mul_(self._inverse_std).to(self._dtype)
         try:
             with self._lock:
                 outputs = _tapped(self.module, pixels, self.taps, self._cloned)
@@ -72,7 +78,7 @@ class Extractor:
                 instead=f"It takes {known} x {known}: use Preprocess(resize={known}).",
             ) from error
         return tuple(
-            as_map(outputs[tap], tap=tap, pixels=pixels, layout=layout)
+            as_map(outputs[tap], tap=tap, pixels=pixels, layout=layout).float()
             for tap, layout in zip(self.taps, self._layouts, strict=True)
         )
 
@@ -88,12 +94,16 @@ def build_extractor(
     folded: StateDict | None = None,
     taps: Sequence[str] | None = None,
     device: str | torch.device = "cpu",
+    precision: Precision = "float32",
 ) -> Extractor:
     """Prepare a row for feature extraction.
 
     `weights` are the network's own parameters: every one that the tapped layers need must be there, others are
-    passed over. `folded` are the parameters of an earlier `Extractor.state()` instead.
+    passed over. `folded` are the parameters of an earlier `Extractor.state()` instead. With `precision="bfloat16"` the
+    network computes in bfloat16 and its parameters take half the memory.
     """
+    if precision not in PRECISIONS:
+        raise ArgumentError.about("precision", expected=" or ".join(PRECISIONS), got=precision)
     with torch.inference_mode(False), torch.no_grad():  # the structure is read from tensors' version counters
         module = backbone.build().eval().requires_grad_(False)
         chosen = tuple(taps) if taps else backbone.taps
@@ -104,7 +114,8 @@ def build_extractor(
         _simplify(module, structure)
         if folded is not None:
             _load_folded(module, folded, backbone)
-        return Extractor(module, backbone, structure, torch.device(device))
+        # The cast comes last: folding in bfloat16 would round twice.
+        return Extractor(module, backbone, structure, device=torch.device(device), dtype=PRECISIONS[precision])
 
 
 @dataclass(frozen=True)

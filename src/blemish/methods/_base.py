@@ -19,7 +19,7 @@ from torch import Tensor
 
 from ..errors import ArgumentError, NotFittedError
 from ..features.backbones import Backbone, find_backbone
-from ..features.extract import build_extractor
+from ..features.extract import Precision, build_extractor
 from ..features.weights import find_weights
 from ..types import FeatureMaps, ImageBatch, ImageBatches, Scores
 
@@ -74,6 +74,8 @@ class FeatureMethod(Method):
     taps: names of the modules to read; None takes the row's.
     seed: for everything random.
     device: `auto` (CUDA where there is one), `cpu`, `cuda`, `cuda:1`, ...
+    precision: of the backbone: `float32`, or `bfloat16` for half its memory and file, and more speed where the hardware
+        has it. What the method learns stays as it is.
     """
 
     backbone: str | Backbone = "resnet18"
@@ -81,12 +83,18 @@ class FeatureMethod(Method):
     taps: tuple[str, ...] | None = None
     seed: int = 0
     device: str = "auto"
+    precision: Precision = "float32"
 
     def fit(self: _F, images: ImageBatches) -> _F:
         """Learn from normal images; forgets earlier fits."""
         row = find_backbone(self.backbone)
-        extractor = build_extractor(row, weights=find_weights(row, self.weights), taps=self.taps, device=self._device())
-        self.extractor_ = extractor
+        self.extractor_ = build_extractor(
+            row,
+            weights=find_weights(row, self.weights),
+            taps=self.taps,
+            device=self._device(),
+            precision=self.precision,
+        )
         try:
             self._learn(self._features(images), expected=len(images) if isinstance(images, Sized) else None)
         except BaseException:
@@ -115,7 +123,7 @@ class FeatureMethod(Method):
             raise ArgumentError.about(
                 "backbone", expected="the mean and std of the fit", got=f"mean {row.mean}, std {row.std}"
             )
-        self.extractor_ = build_extractor(row, folded=folded, taps=self.taps, device=device)
+        self.extractor_ = build_extractor(row, folded=folded, taps=self.taps, device=device, precision=self.precision)
         self._relearn({k: v.to(device) for k, v in state.items() if not k.startswith(("backbone.", "input."))})
 
     @abstractmethod
