@@ -178,12 +178,25 @@ def _check_taps(module: nn.Module, taps: Sequence[str], backbone: Backbone) -> N
 
 
 def _read_structure(module: nn.Module, taps: tuple[str, ...], backbone: Backbone) -> _Structure:
-    """Run a dummy image through a copy of the network and watch."""
-    probe = copy.deepcopy(module)
+    """Run a dummy image through a copy of the network and watch.
+
+    In float64, because the structure must be the same each time: a model file is read back with the structure of a
+    network with other random parameters, and in float32 a few of those draws magnify rounding above any tolerance.
+    """
+    try:
+        return _read_probe(copy.deepcopy(module).double(), taps, backbone)
+    except ArgumentError:
+        raise
+    except Exception:  # a network with float32 constants may fail in any way
+        return _read_probe(copy.deepcopy(module), taps, backbone)
+
+
+def _read_probe(probe: nn.Module, taps: tuple[str, ...], backbone: Backbone) -> _Structure:
     generator = torch.Generator().manual_seed(0)
     _disturb(probe, generator)
     size = (backbone.trace_size, backbone.trace_size)
     pixels = torch.rand(1, 3, *size, generator=generator)
+    pixels = pixels.to(next((p.dtype for p in probe.parameters()), pixels.dtype))
     calls, overwritten, before = _watch(probe, pixels, taps)
     foldable = _foldable(probe, calls)
     channels = dict(zip(backbone.taps, backbone.channels, strict=False))  # a custom row knows none
