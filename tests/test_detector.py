@@ -81,6 +81,17 @@ def test_dense_model_survives_the_file(tmp_path):
     assert [d.score for d in loaded.predict(TEST)] == [d.score for d in detector.predict(TEST)]
 
 
+def test_bfloat16_backbone_survives_the_file(tmp_path):
+    torch.manual_seed(0)
+    row = custom_backbone(Net(), taps=("a", "b"), name="mine", trace_size=64)
+    detector = make(method=PaDiM(backbone=row, precision="bfloat16"), calibration="none").fit(NORMAL)
+    detector.save(tmp_path / "model.blemish")
+    again = Detector.load(tmp_path / "model.blemish", backbone=row)
+    assert again.method.state()["backbone.a.weight"].dtype == torch.bfloat16
+    for before, after in zip(detector.predict(TEST), again.predict(TEST), strict=True):
+        np.testing.assert_array_equal(before.map, after.map)
+
+
 def test_custom_backbone_must_be_given_again(tmp_path):
     row = custom_backbone(Net(), taps=("a", "b"), name="mine", trace_size=64)
     detector = make(method=PaDiM(backbone=row), calibration="none").fit(NORMAL)

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import math
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
@@ -7,9 +8,11 @@ import torch
 from safetensors.torch import save_file
 from torch import nn
 
+from blemish._compat import import_torchvision
 from blemish.errors import ArgumentError, WeightsError
 from blemish.features.backbones import BACKBONES, Backbone, custom_backbone, find_backbone
 from blemish.features.extract import build_extractor
+from blemish.features.layout import as_map, read_layout
 from blemish.features.weights import find_weights, read_weights
 
 
@@ -68,6 +71,15 @@ def test_stored_state_gives_the_same_bits():
     again = build_extractor(row, folded=extractor.state())
     for a, b in zip(extractor(PIXELS).maps, again(PIXELS).maps, strict=True):
         assert torch.equal(a, b)
+
+
+def test_structure_does_not_depend_on_the_draw_of_parameters():
+    row = find_backbone("timm:efficientnet_b0")
+    names = []
+    for seed in (0, 3, 11):  # draws that magnify float32 rounding
+        torch.manual_seed(seed)
+        names.append(list(build_extractor(row).state()))
+    assert names[0] == names[1] == names[2]
 
 
 class Tricky(nn.Module):
@@ -151,7 +163,10 @@ def test_stored_state_of_another_network_is_refused():
     [
         (("layer9",), "taps: expected module names of resnet18 .*conv1, bn1.* got layer9"),
         (("layer1", "layer1"), "taps: expected different module names"),
-        (("avgpool", "fc"), r"tap fc: expected a module with output \(batch, channels, h, w\), got an array of shape"),
+        (
+            ("avgpool", "fc"),
+            r"tap fc: expected a module with output \(batch, channels, h, w\), .* got an array of shape",
+        ),
     ],
 )
 def test_wrong_taps_are_named(taps, message):
@@ -162,6 +177,214 @@ def test_wrong_taps_are_named(taps, message):
 def test_unknown_timm_model_suggests_others():
     with pytest.raises(ArgumentError, match=r"a timm model .*, got timm:resnet18x"):
         find_backbone("timm:resnet18x")
+
+
+class TestLayout:
+    """Every pixel of the expected map carries its own number, so that a wrong order or reading cannot pass."""
+
+    @pytest.mark.parametrize("size", [(256, 256), (128, 192), (200, 120)])
+    @pytest.mark.parametrize("prefix", [0, 1, 2, 5, 9])
+    @pytest.mark.parametrize("round_side", [math.floor, math.ceil])
+    def test_tokens_become_the_grid(self, size, prefix, round_side):
+        h, w = (round_side(side / 14) for side in size)
+        expected = torch.arange(2.0 * 3 * h * w).view(2, 3, h, w)
+        tokens = torch.cat([torch.full((2, prefix, 3), -1.0), expected.flatten(2).transpose(1, 2)], 1)
+        # 9 x 13 cells and 9 tokens before them could also be 9 x 14 cells: only a square image tells.
+        layout = read_layout(torch.zeros(2, prefix + 14 * 14, 3), image_size=(224, 224))
+        assert layout.prefix == prefix
+        pixels = torch.zeros(2, 3, *size)
+        assert torch.equal(as_map(tokens, tap="t", pixels=pixels, layout=layout), expected)
+        if prefix < 2:
+            assert torch.equal(as_map(tokens, tap="t", pixels=pixels), expected)
+
+    @pytest.mark.parametrize(
+        ("shape", "size", "channels", "last"),
+        [
+            ((1, 96, 8, 8), (64, 64), None, False),
+            ((1, 8, 8, 96), (64, 64), None, True),
+            ((1, 8, 12, 96), (64, 96), None, True),
+            ((1, 96, 8, 12), (64, 96), None, False),
+            ((1, 8, 8, 8), (64, 64), None, False),
+            ((1, 8, 8, 9), (64, 64), 9, True),
+            ((1, 8, 9, 9), (64, 72), 8, False),
+            ((1, 12, 8, 12), (64, 96), 12, False),  # the channels fit both ways, the proportion only one
+            ((1, 8, 12, 8), (64, 96), 8, True),
+        ],
+    )
+    def test_where_the_channels_are(self, shape, size, channels, last):
+        assert read_layout(torch.zeros(shape), image_size=size, channels=channels).channels_last is last
+
+    def test_channels_last_is_transposed(self):
+        expected = torch.arange(2.0 * 5 * 8 * 8).view(2, 5, 8, 8)
+        pixels = torch.zeros(2, 3, 64, 64)
+        assert torch.equal(as_map(expected.permute(0, 2, 3, 1), tap="t", pixels=pixels), expected)
+        assert torch.equal(as_map(expected, tap="t", pixels=pixels), expected)
+
+    @pytest.mark.parametrize(
+        "shape",
+        [(2, 1000), (8, 32, 8), (8, 4, 8, 8), (2, 18 * 18 - 1, 8), (2, 0, 8), (2, 3, 4, 8, 8)],
+    )
+    def test_anything_else_is_refused(self, shape):
+        with pytest.raises(ArgumentError, match=r"tap t: expected .*proportion of the images, 64 : 64, got an array"):
+            as_map(torch.zeros(shape), tap="t", pixels=torch.zeros(2, 3, 64, 64))
+
+
+def intermediates(name, row, weights, pixels):
+    """What timm itself gives as the maps of the tapped blocks of the plain network."""
+    import_torchvision()  # timm imports torchvision at once
+    import timm
+
+    plain = timm.create_model(name)
+    plain.load_state_dict(weights)
+    indices = [[level["module"] for level in plain.feature_info].index(tap) for tap in row.taps]
+    mean, std = (torch.tensor(v).view(1, 3, 1, 1) for v in (row.mean, row.std))
+    with torch.no_grad():
+        return plain.eval().forward_intermediates(
+            (pixels - mean) / std, indices=indices, intermediates_only=True, output_fmt="NCHW"
+        )
+
+
+TRANSFORMERS = [
+    "test_vit",
+    "vit_tiny_patch16_224",
+    "deit_tiny_distilled_patch16_224",
+    "vit_wee_patch16_reg1_gap_256",
+    "vit_tiny_patch16_dinov3_qkvb",  # its position embedding is a module that is never called
+    "swin_tiny_patch4_window7_224",
+    "test_mambaout",  # channels last
+    "gmlp_ti16_224",
+    "xcit_nano_12_p16_224",
+]
+
+
+@pytest.mark.parametrize("name", TRANSFORMERS)
+def test_equals_timms_own_maps(name):
+    row = find_backbone(f"timm:{name}")
+    weights = {k: v.clone() for k, v in randomised(row.build()).state_dict().items()}
+    extractor = build_extractor(row, weights=weights)
+    pixels = PIXELS[:, :, : row.trace_size, : row.trace_size]
+    if row.trace_size > 224:
+        pixels = torch.nn.functional.interpolate(PIXELS, row.trace_size)
+    maps = extractor(pixels).maps
+    for ours, theirs in zip(maps, intermediates(name, row, weights, pixels), strict=True):
+        assert ((ours - theirs).abs().max() / theirs.abs().max()) < 1e-4
+    assert tuple(m.shape[1] for m in maps) == row.channels
+    assert [row.trace_size // m.shape[2] for m in maps] == list(row.strides)
+    kept = sum(p.numel() for p in extractor.module.parameters())
+    assert kept < 0.85 * sum(p.numel() for p in row.build().parameters())
+    again = build_extractor(row, folded=extractor.state())
+    assert all(torch.equal(a, b) for a, b in zip(maps, again(pixels).maps, strict=True))
+
+
+@pytest.mark.parametrize(
+    ("name", "size", "grid"),
+    [
+        ("vit_tiny_patch16_224", (256, 256), (16, 16)),
+        ("vit_tiny_patch16_224", (128, 200), (8, 13)),  # not a multiple of the patch: padded
+        ("vit_tiny_patch16_dinov3_qkvb", (64, 96), (4, 6)),
+        ("swin_tiny_patch4_window7_224", (128, 192), (32, 48)),
+    ],
+)
+def test_transformer_takes_another_size(name, size, grid):
+    maps = build_extractor(find_backbone(f"timm:{name}"))(torch.rand(1, 3, *size)).maps
+    assert tuple(maps[0].shape[2:]) == grid
+
+
+def test_map_with_as_many_channels_as_rows_is_read_as_at_any_other_size():
+    extractor = build_extractor(find_backbone("timm:test_mambaout"))
+    pixels = torch.rand(1, 3, 256, 256, generator=torch.Generator().manual_seed(0))
+    other = pixels.clone()
+    other[:, :, 64:96, 160:192] = 1 - other[:, :, 64:96, 160:192]
+    change = (extractor(pixels).maps[1] - extractor(other).maps[1]).square().sum(1)[0]
+    assert change.shape == (32, 32)
+    assert change[6:14, 18:26].sum() > 0.9 * change.sum()
+
+
+def test_network_of_one_size_says_which():
+    extractor = build_extractor(find_backbone("timm:gmlp_ti16_224"))
+    with pytest.raises(ArgumentError, match=r"images: expected a size that timm:gmlp_ti16_224 takes, got 256 x 256 .*"
+                       r"It takes 224 x 224: use Preprocess\(resize=224\)"):  # fmt: skip
+        extractor(torch.rand(1, 3, 256, 256))
+
+
+@pytest.mark.parametrize(
+    ("name", "taps", "strides"),
+    [
+        ("test_vit", ("blocks.0", "blocks.2", "blocks.3"), (16, 16, 16)),
+        ("vit_tiny_patch16_224", ("blocks.2", "blocks.5", "blocks.8"), (16, 16, 16)),
+        ("test_convnext", ("stages.0", "stages.1", "stages.2"), (4, 8, 16)),
+        ("shvit_s1", ("stages.0",), (16,)),  # the only level of its pyramid that is not deeper than the papers'
+        ("pit_ti_224", ("transformers.0", "transformers.1"), (8, 16)),  # returns its class token beside the map
+        ("mvitv2_tiny", ("stages.0", "stages.1", "stages.2"), (4, 8, 16)),  # feature_info names modules it lacks
+    ],
+)
+def test_levels_of_a_network_without_a_row(name, taps, strides):
+    row = find_backbone(f"timm:{name}")
+    assert (row.taps, row.strides) == (taps, strides)
+    side = row.trace_size
+    maps = build_extractor(row)(torch.rand(1, 3, side, side)).maps
+    assert tuple(m.shape[1] for m in maps) == row.channels
+
+
+def test_network_with_shuffled_tokens_is_refused():
+    with pytest.raises(ArgumentError, match=r"backbone: expected a network with tokens row by row, got timm:hiera_"):
+        find_backbone("timm:hiera_tiny_224")
+
+
+class Borrowing(nn.Module):
+    """Uses a part without calling it: no hook can see that it is needed."""
+
+    def __init__(self):
+        super().__init__()
+        self.lent, self.a, self.b = nn.Linear(1, 4), nn.Conv2d(3, 4, 3, 2, 1), nn.Conv2d(4, 5, 3)
+        self.head = nn.Linear(5, 100)
+
+    def forward(self, x):
+        x = self.a(x) * self.lent.bias.view(1, -1, 1, 1)
+        return self.head(self.b(x).mean((2, 3)))
+
+
+def test_part_that_is_used_without_a_call_stays():
+    plain = randomised(Borrowing())
+    row = custom_backbone(plain, taps=("b",), trace_size=32)
+    extractor = build_extractor(row)
+    assert {name.split(".")[0] for name in extractor.state()} == {"lent", "a", "b"}
+    torch.testing.assert_close(extractor(PIXELS).maps[0], plain_outputs(plain, row, PIXELS)[0])
+    weights = plain.state_dict()
+    del weights["lent.bias"]
+    with pytest.raises(WeightsError, match=r"that the taps b need are missing: lent\.bias"):
+        build_extractor(row, weights=weights)
+
+
+@pytest.mark.parametrize(
+    "name", ["filters", "resnet18", "mobilenet_v2", "timm:vit_tiny_patch16_224", "timm:swin_tiny_patch4_window7_224"]
+)
+def test_bfloat16_is_near_and_half_the_size(name):
+    row = find_backbone(name)
+    weights = randomised(row.build()).state_dict()
+    exact = build_extractor(row, weights=weights)
+    rough = build_extractor(row, weights=weights, precision="bfloat16")
+    maps = rough(PIXELS).maps
+    for near, far in zip(maps, exact(PIXELS).maps, strict=True):
+        assert near.dtype == torch.float32
+        assert 0 < (near - far).norm() < 0.02 * far.norm()
+    sizes = [sum(t.numel() * t.element_size() for t in e.state().values()) for e in (rough, exact)]
+    assert 2 * sizes[0] == sizes[1]
+    again = build_extractor(row, folded=rough.state(), precision="bfloat16")
+    assert all(torch.equal(a, b) for a, b in zip(maps, again(PIXELS).maps, strict=True))
+
+
+def test_parameters_are_folded_before_they_are_rounded():
+    row = find_backbone("resnet18")
+    weights = randomised(row.build()).state_dict()
+    exact = build_extractor(row, weights=weights).state()
+    rough = build_extractor(row, weights=weights, precision="bfloat16").state()
+    assert all(torch.equal(rough[name], exact[name].bfloat16()) for name in exact)
+
+
+def test_unknown_precision_is_named():
+    with pytest.raises(ArgumentError, match="precision: expected float32 or bfloat16, got float16"):
+        build_extractor(find_backbone("filters"), precision="float16")
 
 
 class TestWeights:

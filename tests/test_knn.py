@@ -24,6 +24,8 @@ def test_equals_the_paper(k):
 def test_reads_the_deepest_layer():
     assert KNN()._taps(find_backbone("resnet18")) == ("layer4",)
     assert KNN()._taps(find_backbone("filters")) == ("level3",)
+    assert KNN()._taps(find_backbone("timm:resnet18")) == ("layer4",)
+    assert KNN()._taps(find_backbone("timm:vit_tiny_patch16_224")) == ("blocks.11",)
     assert KNN(taps=("layer2",))._taps(find_backbone("resnet18")) == ("layer2",)
 
 

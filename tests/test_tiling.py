@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from itertools import pairwise
+
 import numpy as np
 import pytest
 import torch
@@ -29,7 +31,7 @@ def test_tiles_cover_every_pixel_and_overlap(size, count):
     assert covered.min() >= 1
     for axis in (0, 1):
         starts = sorted({corner[axis] for corner in corners})
-        assert all(b - a <= 64 - 16 for a, b in zip(starts, starts[1:], strict=False))
+        assert all(b - a <= 64 - 16 for a, b in pairwise(starts))
 
 
 @pytest.mark.parametrize("overlap", [0, 1, 16, 32])

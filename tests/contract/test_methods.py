@@ -9,8 +9,16 @@ from contract.laws import LAWS, law_failed_update_changes_nothing, law_update_co
 
 # Further parameters under which a method takes another way through its code.
 VARIANTS = {
-    "padim": [{"dimensions": 9}, {"dimensions": 9, "reduction": "random"}, {"storage": "float16"}],
-    "patchcore": [{"patches": "unfold", "dimensions": 20, "reweight": 3, "ratio": 0.2}, {"storage": "int8", "ratio": 0.2}],
+    "padim": [
+        {"dimensions": 9},
+        {"dimensions": 9, "reduction": "random"},
+        {"storage": "float16"},
+        {"precision": "bfloat16"},
+    ],
+    "patchcore": [
+        {"patches": "unfold", "dimensions": 20, "reweight": 3, "ratio": 0.2},
+        {"storage": "int8", "ratio": 0.2},
+    ],
     "spade": [{"k": 3, "storage": "float16"}],
     "gaussian": [{"components": "npca", "variance": 0.2}],
 }

@@ -7,12 +7,16 @@ Weights are not part of a row: `weights.py` finds them.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
+from functools import cache
+from typing import Any
 
 from torch import nn
 
 from .._compat import import_torchvision
 from ..errors import ArgumentError, MissingPackageError
+from .levels import choose_levels
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
@@ -163,7 +167,44 @@ def custom_backbone(
     )
 
 
+@cache  # to read a row off a network takes as long as to build the network
 def _timm_row(name: str) -> Backbone:
+    model = timm_network(name)
+    if hasattr(model, "reroll"):  # the tokens of Hiera's blocks lie in the order of its masks, not row by row
+        raise ArgumentError.about("backbone", expected="a network with tokens row by row", got=name)
+    settings = model.pretrained_cfg
+    levels, deepest = choose_levels(model, getattr(model, "feature_info", ()), side=settings["input_size"][-1])
+    if deepest is None:
+        raise ArgumentError.about("backbone", expected="a timm network that makes feature maps", got=name)
+    channels = tuple(level.channels for level in levels)
+    return Backbone(
+        name=name,
+        build=lambda: timm_network(name),
+        taps=tuple(level.module for level in levels),
+        channels=channels,
+        strides=tuple(level.stride for level in levels),
+        deepest=deepest.module,
+        d=None if sum(channels) <= 100 else 100,
+        mean=tuple(settings["mean"]),
+        std=tuple(settings["std"]),
+        licence=settings.get("license") or "see the model card",
+        source=f"timm {settings.get('hf_hub_id') or settings.get('url') or 'no pretrained weights'}",
+        trace_size=settings["input_size"][-1],
+    )
+
+
+# Transformers are made for one image size unless told otherwise, and the flags differ: plain ones resample their
+# position embeddings (and pad up to whole patches), windowed ones recompute their masks.
+_ANY_SIZE: tuple[dict[str, bool], ...] = (
+    {"dynamic_img_size": True, "dynamic_img_pad": True},
+    {"dynamic_img_size": True},
+    {"strict_img_size": False},
+    {},
+)
+
+
+def timm_network(name: str, *, pretrained: bool = False) -> Any:
+    """Build `timm:NAME` so that it takes any image size, where timm can; the parameters are those of the plain one."""
     import_torchvision()  # timm imports torchvision at once
     try:
         import timm
@@ -173,23 +214,7 @@ def _timm_row(name: str) -> Backbone:
     if not timm.is_model(model_name):
         close = ", ".join(timm.list_models(f"*{model_name}*")[:5]) or "no similar name"
         raise ArgumentError.about("backbone", expected=f"a timm model ({close})", got=name)
-    model = timm.create_model(model_name, pretrained=False)
-    levels = [level for level in model.feature_info if level["reduction"] in (4, 8, 16)]
-    if not levels or levels[0]["reduction"] == levels[-1]["reduction"]:  # no pyramid: a plain transformer
-        raise ArgumentError.about(
-            "backbone", expected="a timm network with feature maps at strides 4 to 16", got=name, instead="Use a CNN."
-        )
-    settings = model.pretrained_cfg
-    return Backbone(
-        name=name,
-        build=lambda: timm.create_model(model_name, pretrained=False),
-        taps=tuple(level["module"] for level in levels),
-        channels=tuple(level["num_chs"] for level in levels),
-        strides=tuple(level["reduction"] for level in levels),
-        d=None if sum(level["num_chs"] for level in levels) <= 100 else 100,
-        mean=tuple(settings["mean"]),
-        std=tuple(settings["std"]),
-        licence=settings.get("license") or "see the model card",
-        source=f"timm {settings.get('hf_hub_id') or settings.get('url') or 'no pretrained weights'}",
-        trace_size=settings["input_size"][-1],
-    )
+    for flags in _ANY_SIZE[:-1]:
+        with suppress(TypeError):  # the network does not know a flag
+            return timm.create_model(model_name, pretrained=pretrained, **flags)
+    return timm.create_model(model_name, pretrained=pretrained)

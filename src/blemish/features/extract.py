@@ -1,8 +1,8 @@
 """The frozen multi-layer extractor: any network becomes a fast function from pixels to feature maps.
 
-The only file that uses hooks. A network is read once with a dummy image (`_read_structure`), then its unused part is
-dropped, BatchNorm is folded into the convolutions before it, memory becomes channels-last, and every call stops
-right after the deepest tap.
+A network is read once with a dummy image (`_read_structure`), then its unused part is dropped, BatchNorm is folded into
+the convolutions before it, memory becomes channels-last, and every call stops right after the deepest tap. What the
+taps return becomes `(batch, channels, h, w)`, whatever its layout was.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -22,7 +22,11 @@ from torch.nn.utils.fusion import fuse_conv_bn_eval
 from ..errors import ArgumentError, WeightsError
 from ..types import FeatureMaps
 from .backbones import Backbone
+from .layout import Layout, as_map, main_output, read_layout
 from .weights import StateDict
+
+Precision = Literal["float32", "bfloat16"]
+PRECISIONS = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
 _CPU_IMAGES = 4
 """Images in one forward pass on a CPU."""
@@ -31,14 +35,18 @@ _CPU_IMAGES = 4
 class Extractor:
     """Maps pixels `(batch, 3, height, width)` in [0, 1] to the outputs of the tapped modules.
 
-    Equal to the plain network in `eval()` mode up to float32 rounding. Build one with `build_extractor`.
+    Equal to the plain network in `eval()` mode up to rounding; always float32. Build one with `build_extractor`.
     """
 
-    def __init__(self, module: nn.Module, backbone: Backbone, structure: _Structure, device: torch.device) -> None:
-        self.module = module.to(device=device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+    def __init__(
+        self, module: nn.Module, backbone: Backbone, structure: _Structure, *, device: torch.device, dtype: torch.dtype
+    ) -> None:
+        self.module = module.to(device=device, dtype=dtype, memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.backbone = backbone
         self.taps = structure.taps
         self.device = device
+        self._dtype = dtype
+        self._layouts = structure.layouts
         self._cloned = structure.overwritten
         self._lock = threading.Lock()  # hooks live on the shared module: one forward pass at a time
         shape = (1, 3, 1, 1)
@@ -54,16 +62,25 @@ class Extractor:
         return FeatureMaps(maps, (pixels.shape[2], pixels.shape[3]))
 
     def _forward(self, pixels: Tensor) -> tuple[Tensor, ...]:
+        size, known = (pixels.shape[2], pixels.shape[3]), self.backbone.trace_size
         pixels = pixels.to(self.device, memory_format=torch.channels_last)
-        pixels = (pixels - self._mean).mul_(self._inverse_std)
-        with self._lock:
-            outputs = _tapped(self.module, pixels, self.taps, self._cloned)
-        for tap in self.taps:
-            if not isinstance(outputs[tap], Tensor) or outputs[tap].ndim != 4:
-                raise ArgumentError.about(
-                    f"tap {tap}", expected="a module with output (batch, channels, h, w)", got=outputs[tap]
-                )
-        return tuple(outputs[tap] for tap in self.taps)
+        pixels = (pixels - self._mean).mul_(self._inverse_std).to(self._dtype)
+        try:
+            with self._lock:
+                outputs = _tapped(self.module, pixels, self.taps, self._cloned)
+        except Exception as error:  # a network that does not take a size may fail in any way
+            if size == (known, known) or isinstance(error, torch.OutOfMemoryError):
+                raise
+            raise ArgumentError.about(
+                "images",
+                expected=f"a size that {self.backbone.name} takes",
+                got=f"{size[0]} x {size[1]} pixels ({error})",
+                instead=f"It takes {known} x {known}: use Preprocess(resize={known}).",
+            ) from error
+        return tuple(
+            as_map(outputs[tap], tap=tap, pixels=pixels, layout=layout).float()
+            for tap, layout in zip(self.taps, self._layouts, strict=True)
+        )
 
     def state(self) -> StateDict:
         """The parameters that the taps need, folded; `build_extractor(..., folded=...)` takes them back."""
@@ -77,23 +94,28 @@ def build_extractor(
     folded: StateDict | None = None,
     taps: Sequence[str] | None = None,
     device: str | torch.device = "cpu",
+    precision: Precision = "float32",
 ) -> Extractor:
     """Prepare a row for feature extraction.
 
     `weights` are the network's own parameters: every one that the tapped layers need must be there, others are
-    passed over. `folded` are the parameters of an earlier `Extractor.state()` instead.
+    passed over. `folded` are the parameters of an earlier `Extractor.state()` instead. With `precision="bfloat16"` the
+    network computes in bfloat16 and its parameters take half the memory.
     """
+    if precision not in PRECISIONS:
+        raise ArgumentError.about("precision", expected=" or ".join(PRECISIONS), got=precision)
     with torch.inference_mode(False), torch.no_grad():  # the structure is read from tensors' version counters
         module = backbone.build().eval().requires_grad_(False)
         chosen = tuple(taps) if taps else backbone.taps
         _check_taps(module, chosen, backbone)
-        structure = _read_structure(module, chosen, backbone.trace_size)
+        structure = _read_structure(module, chosen, backbone)
         if weights is not None:
             _load_needed(module, weights, structure, backbone)
         _simplify(module, structure)
         if folded is not None:
             _load_folded(module, folded, backbone)
-        return Extractor(module, backbone, structure, torch.device(device))
+        # The cast comes last: folding in bfloat16 would round twice.
+        return Extractor(module, backbone, structure, device=torch.device(device), dtype=PRECISIONS[precision])
 
 
 @dataclass(frozen=True)
@@ -101,12 +123,14 @@ class _Structure:
     """What one forward pass up to the deepest tap shows about a network."""
 
     taps: tuple[str, ...]
-    executed: frozenset[str]
-    """Names of all modules that run before the deepest tap is complete."""
+    dropped: tuple[str, ...]
+    """Names of the modules without which the taps are the same: above all, those behind the deepest tap."""
     foldable: tuple[tuple[str, str], ...]
     """Names of (convolution, BatchNorm) pairs in which the second only ever follows the first."""
     overwritten: frozenset[str]
     """Taps whose output a later in-place operation changes: they must be copied when they are read."""
+    layouts: tuple[Layout, ...]
+    """One a tap. Read here once, not from each output: at some size, 32 channels of 32 x 32 can be read two ways."""
 
 
 class _DeepestTapReached(Exception):
@@ -129,7 +153,8 @@ def _tapped(module: nn.Module, pixels: Tensor, taps: Sequence[str], cloned: froz
 
     def catch(tap: str) -> Any:
         def hook(_module: nn.Module, _inputs: Any, output: Tensor) -> None:
-            outputs[tap] = output.clone() if tap in cloned else output
+            found = main_output(output)
+            outputs[tap] = found.clone() if tap in cloned else found
             if len(outputs) == len(taps):
                 raise _DeepestTapReached
 
@@ -152,25 +177,59 @@ def _check_taps(module: nn.Module, taps: Sequence[str], backbone: Backbone) -> N
         raise ArgumentError.about("taps", expected="different module names", got=", ".join(taps))
 
 
-def _read_structure(module: nn.Module, taps: tuple[str, ...], side: int) -> _Structure:
-    """Run a dummy image through a copy of the network and watch."""
-    probe = copy.deepcopy(module)
-    # Fresh BatchNorm is nearly the identity, which would hide a wrong fold from the check below.
+def _read_structure(module: nn.Module, taps: tuple[str, ...], backbone: Backbone) -> _Structure:
+    """Run a dummy image through a copy of the network and watch.
+
+    In float64, because the structure must be the same each time: a model file is read back with the structure of a
+    network with other random parameters, and in float32 a few of those draws magnify rounding above any tolerance.
+    """
+    try:
+        return _read_probe(copy.deepcopy(module).double(), taps, backbone)
+    except ArgumentError:
+        raise
+    except Exception:  # a network with float32 constants may fail in any way
+        return _read_probe(copy.deepcopy(module), taps, backbone)
+
+
+def _read_probe(probe: nn.Module, taps: tuple[str, ...], backbone: Backbone) -> _Structure:
     generator = torch.Generator().manual_seed(0)
-    for layer in probe.modules():
+    _disturb(probe, generator)
+    size = (backbone.trace_size, backbone.trace_size)
+    pixels = torch.rand(1, 3, *size, generator=generator)
+    pixels = pixels.to(next((p.dtype for p in probe.parameters()), pixels.dtype))
+    calls, overwritten, before = _watch(probe, pixels, taps)
+    foldable = _foldable(probe, calls)
+    channels = dict(zip(backbone.taps, backbone.channels, strict=False))  # a custom row knows none
+    layouts = tuple(read_layout(before[tap], image_size=size, channels=channels.get(tap)) for tap in taps)
+    # A network may use a module without calling it (its weight, or another method), or read a convolution's output
+    # outside the modules. No hook sees that, so the boldest structure that still gives the same features is taken.
+    for dropped in (_idle(probe, calls), _idle(probe, calls, only_behind=True), ()):
+        for folded in (foldable, ()):
+            structure = _Structure(taps, dropped, folded, overwritten, layouts)
+            if _is_equal(structure, probe, pixels, before):
+                return structure
+    return _Structure(taps, (), (), overwritten, layouts)
+
+
+def _disturb(module: nn.Module, generator: torch.Generator) -> None:
+    """Fresh BatchNorm is nearly the identity and fresh scales are often 0: both would hide a wrong simplification."""
+    for layer in module.modules():
         if isinstance(layer, _BatchNorm) and layer.running_mean is not None and layer.running_var is not None:
             layer.running_mean.copy_(torch.randn(layer.running_mean.shape, generator=generator))
             layer.running_var.copy_(torch.rand(layer.running_var.shape, generator=generator) + 0.5)
-    pixels = torch.rand(1, 3, side, side, generator=generator)
-    calls, overwritten, before = _watch(probe, pixels, taps)
-    structure = _Structure(taps, frozenset(name for name, _, _ in calls), _foldable(probe, calls), overwritten)
-    if structure.foldable:
-        _simplify(probe, structure)
-        after = _tapped(probe, pixels, taps, overwritten)
-        if not all(_close(after[tap], before[tap]) for tap in taps):
-            # Something outside the modules also reads a convolution's output, so nothing may be folded.
-            return _Structure(taps, structure.executed, (), overwritten)
-    return structure
+    for parameter in module.parameters():
+        if parameter.numel() and parameter.min() == parameter.max():
+            parameter.add_(torch.rand(parameter.shape, generator=generator) / 2)
+
+
+def _is_equal(structure: _Structure, probe: nn.Module, pixels: Tensor, before: dict[str, Tensor]) -> bool:
+    trial = copy.deepcopy(probe)
+    _simplify(trial, structure)
+    try:
+        after = _tapped(trial, pixels, structure.taps, structure.overwritten)
+    except Exception:  # a network that misses a module may fail in any way
+        return False
+    return all(after[tap].shape == before[tap].shape and _close(after[tap], before[tap]) for tap in structure.taps)
 
 
 _Call = tuple[str, Tensor | None, Any]
@@ -187,8 +246,9 @@ def _watch(
     def watch(name: str) -> Any:
         def hook(_module: nn.Module, inputs: tuple[Any, ...], output: Any) -> None:
             calls.append((name, inputs[0] if inputs else None, output))
-            if name in taps and isinstance(output, Tensor):
-                versions[name], copies[name] = (output, output._version), output.clone()
+            found = main_output(output)
+            if name in taps and isinstance(found, Tensor):
+                versions[name], copies[name] = (found, found._version), found.clone()
             if len(versions) == len(taps):
                 raise _DeepestTapReached
 
@@ -212,6 +272,17 @@ def _watch(
     return calls, overwritten, copies
 
 
+def _idle(module: nn.Module, calls: list[_Call], *, only_behind: bool = False) -> tuple[str, ...]:
+    """Name the outermost modules in which nothing ran; `only_behind`: that are declared behind all that did."""
+    alive = {""}
+    for name, _, _ in calls:
+        parts = name.split(".")
+        alive.update(".".join(parts[:i]) for i in range(1, len(parts) + 1))  # a ModuleList never runs itself
+    names = [name for name, _ in module.named_modules()]
+    start = max(names.index(name) for name in alive) if only_behind else 0
+    return tuple(name for name in names[start:] if name not in alive and name.rpartition(".")[0] in alive)
+
+
 def _foldable(module: nn.Module, calls: list[_Call]) -> tuple[tuple[str, str], ...]:
     times: dict[str, int] = {}
     for name, _, _ in calls:
@@ -230,10 +301,8 @@ def _foldable(module: nn.Module, calls: list[_Call]) -> tuple[tuple[str, str], .
 
 def _simplify(module: nn.Module, structure: _Structure) -> None:
     """Drop what never runs and fold what can be folded; `module` must be in eval mode."""
-    for name, _ in list(module.named_modules()):
-        parent = name.rpartition(".")[0]
-        if name and name not in structure.executed and (not parent or parent in structure.executed):
-            module.set_submodule(name, nn.Identity())
+    for name in structure.dropped:
+        module.set_submodule(name, nn.Identity())
     for convolution, norm in structure.foldable:
         layer = module.get_submodule(norm)
         fused = fuse_conv_bn_eval(module.get_submodule(convolution), layer)  # type: ignore[type-var, arg-type]
@@ -248,10 +317,11 @@ def _close(a: Tensor, b: Tensor) -> bool:
 
 
 def _load_needed(module: nn.Module, weights: StateDict, structure: _Structure, backbone: Backbone) -> None:
-    """Copy every parameter that an executed module owns; strict about those, tolerant about the rest."""
+    """Copy every parameter that is not dropped; strict about those, tolerant about the rest."""
     own = module.state_dict()
     counters = {name for name in own if name.endswith("num_batches_tracked")}
-    needed = {name for name in own if name.rpartition(".")[0] in structure.executed} - counters
+    dropped = tuple(f"{name}." for name in structure.dropped)
+    needed = {name for name in own if not name.startswith(dropped)} - counters
     missing = sorted(needed - weights.keys())
     if missing:
         raise WeightsError(

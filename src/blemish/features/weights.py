@@ -16,7 +16,7 @@ from torch import Tensor
 
 from .._compat import import_torchvision
 from ..errors import WeightsError
-from .backbones import Backbone
+from .backbones import Backbone, timm_network
 
 StateDict = dict[str, Tensor]
 _SUFFIXES = (".safetensors", ".pth", ".pt", ".th")
@@ -67,10 +67,7 @@ def _from_hub(backbone: Backbone) -> StateDict:
     _log.warning("Getting the weights of %s (%s) from the hub, once ...", backbone.name, backbone.source)
     try:
         if backbone.name.startswith("timm:"):
-            import timm
-
-            model = timm.create_model(backbone.name.removeprefix("timm:"), pretrained=True)
-            return dict(model.state_dict())
+            return dict(timm_network(backbone.name, pretrained=True).state_dict())
         models = import_torchvision().models
         weights = models.get_model_weights(backbone.name)["IMAGENET1K_V1"]
         return dict(weights.get_state_dict(progress=False, check_hash=True))

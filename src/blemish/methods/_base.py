@@ -22,7 +22,7 @@ from torch import Tensor
 
 from ..errors import ArgumentError, NotEnoughMemoryError, NotFittedError
 from ..features.backbones import Backbone, find_backbone
-from ..features.extract import build_extractor
+from ..features.extract import Precision, build_extractor
 from ..features.weights import find_weights
 from ..memory import available_bytes, resident_bytes
 from ..types import FeatureMaps, ImageBatch, ImageBatches, Scores
@@ -95,6 +95,8 @@ class FeatureMethod(Method):
     taps: names of the modules to read; None takes those that the method recommends for the backbone.
     seed: for everything random.
     device: `auto` (CUDA where there is one), `cpu`, `cuda`, `cuda:1`, ...
+    precision: of the backbone: `float32`, or `bfloat16` for half its memory and file, and more speed where the hardware
+        has it. What the method learns stays as it is.
     memory_gb: what the whole program may hold, in 10^9 bytes; None: nine tenths of what is there. A fit that would
         need more is refused before it begins.
     """
@@ -104,13 +106,19 @@ class FeatureMethod(Method):
     taps: tuple[str, ...] | None = None
     seed: int = 0
     device: str = "auto"
+    precision: Precision = "float32"
     memory_gb: float | None = None
 
     def fit(self: _F, images: ImageBatches) -> _F:
         """Learn from normal images; forgets earlier fits."""
         row = find_backbone(self.backbone)
-        weights = find_weights(row, self.weights)
-        self.extractor_ = build_extractor(row, weights=weights, taps=self._taps(row), device=self._device())
+        self.extractor_ = build_extractor(
+            row,
+            weights=find_weights(row, self.weights),
+            taps=self._taps(row),
+            device=self._device(),
+            precision=self.precision,
+        )
         try:
             self._check_parameters()
             expected = len(images) if isinstance(images, Sized) else None
@@ -148,7 +156,9 @@ class FeatureMethod(Method):
             raise ArgumentError.about(
                 "backbone", expected="the mean and std of the fit", got=f"mean {row.mean}, std {row.std}"
             )
-        self.extractor_ = build_extractor(row, folded=folded, taps=self._taps(row), device=device)
+        self.extractor_ = build_extractor(
+            row, folded=folded, taps=self._taps(row), device=device, precision=self.precision
+        )
         self._relearn({k: v.to(device) for k, v in state.items() if not k.startswith(("backbone.", "input."))})
 
     def _check_parameters(self) -> None:
