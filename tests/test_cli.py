@@ -138,6 +138,7 @@ def test_settings_reach_the_method(dataset, tmp_path):
         "backbone": "filters",
         "taps": ["level1", "level2"],
         "seed": 0,
+        "precision": "float32",
         "dimensions": 9,
         "reduction": "random",
         "eps": 0.01,
@@ -193,3 +194,54 @@ def test_demo(tmp_path):
     assert (tmp_path / "demo.blemish").is_file()
     assert f"Report: {tmp_path / 'report.html'}" in result.stderr
     assert "image_auroc" in result.stdout
+
+
+def test_fit_of_a_bank_in_tiles_with_an_index(dataset, tmp_path):
+    path = tmp_path / "m.blemish"
+    result = run(
+        "fit", dataset, "--method", "patchcore", "--backbone", "filters", "--resize", "96x128", "--tile", 64,
+        "--index", "faiss:flat", "--set", "ratio=0.05", "--false-alarm-rate", 0.2, "--memory", 4, "--out", path,
+    )  # fmt: skip
+    plan = r"patchcore: 144 images; model 0\.00 GB, peak 0\.0\d GB beside the backbone; about \d+ s"
+    assert re.search(plan, result.stderr)
+    row = json.loads(run("predict", path, next((dataset / "test" / "good").glob("*.png"))).stdout)
+    assert row["anomalous"] in (True, False)
+    assert json.loads(run("evaluate", path, dataset, "--json").stdout)["pixel_auroc"] > 0.5
+
+
+def test_image_level_methods_evaluate_predict_and_report(dataset, tmp_path):
+    path = tmp_path / "m.blemish"
+    run("fit", dataset, "--method", "gaussian", "--backbone", "filters", "--false-alarm-rate", 0.2, "--out", path)
+    figures = json.loads(run("evaluate", path, dataset, "--json", "--report", tmp_path / "r.html").stdout)
+    assert figures["pixel_auroc"] is None
+    assert 0 <= figures["image_auroc"] <= 1
+    run("predict", path, dataset / "test" / "good", "--out", tmp_path / "out")
+    rows = [json.loads(line) for line in (tmp_path / "out" / "results.jsonl").read_text().splitlines()]
+    assert all(0 <= row["model_p_value"] <= 1 and "heatmap" not in row for row in rows)
+
+
+def test_a_fit_that_needs_too_much_memory_is_refused(dataset, tmp_path):
+    result = run(
+        *f"fit {dataset} --method spade --backbone filters --memory 0.1 --calibration none --out {tmp_path}/m".split(),
+        status=1,
+    )
+    assert "spade: 30 images" in result.stderr
+    assert "storage=float16" in result.stderr
+    assert not (tmp_path / "m").exists()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--resize", "big"], "--resize: expected SIDE or HEIGHTxWIDTH"),
+        (["--resize", "64x128", "--preset", "paper"], "--resize: expected one SIDE with --preset paper"),
+        (["--index", "annoy"], "index: expected exact or faiss:"),
+        (["--set", "memory_gb=4"], "Use --memory"),
+        (["--tile", "512"], "tile: expected at most the preprocessed image's 256 pixels"),
+    ],
+)
+def test_bad_fit_options(dataset, tmp_path, arguments, message):
+    result = run(
+        "fit", dataset, "--backbone", "filters", "--calibration", "none", *arguments, "--out", tmp_path / "m", status=1
+    )
+    assert message in result.stderr

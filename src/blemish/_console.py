@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+import logging
 import sys
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -18,6 +20,25 @@ if TYPE_CHECKING:
     from .images.source import Skipped
     from .study.evaluate import Evaluation
     from .types import Decision
+
+
+@contextmanager
+def notes_on_stderr() -> Iterator[None]:
+    """Show what the library logs, such as its plans and downloads, while a command runs."""
+    log = logging.getLogger("blemish")
+    handler, level = _Notes(), log.level
+    log.addHandler(handler)
+    log.setLevel(logging.INFO)
+    try:
+        yield
+    finally:
+        log.removeHandler(handler)
+        log.setLevel(level)
+
+
+class _Notes(logging.Handler):
+    def emit(self, record: logging.LogRecord) -> None:
+        typer.echo(record.getMessage(), err=True)
 
 
 class Speaker:
@@ -104,6 +125,7 @@ class ResultWriter:
             "image": decision.name,
             "score": decision.score,
             "p_value": decision.p_value,
+            "model_p_value": decision.model_p_value,
             "threshold": decision.threshold,
             "anomalous": decision.is_anomalous,
         }

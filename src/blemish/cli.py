@@ -11,7 +11,7 @@ from typing import Annotated, Any, Literal
 import typer
 from typer.core import TyperGroup
 
-from ._console import ResultWriter, Speaker, facts, print_evaluation, print_fit, print_rows
+from ._console import ResultWriter, Speaker, facts, notes_on_stderr, print_evaluation, print_fit, print_rows
 from .errors import ArgumentError, BlemishError, ImageError
 
 
@@ -20,7 +20,8 @@ class _Group(TyperGroup):
 
     def invoke(self, ctx: Any) -> Any:
         try:
-            return super().invoke(ctx)
+            with notes_on_stderr():
+                return super().invoke(ctx)
         except (BlemishError, OSError) as error:
             typer.echo(f"error: {error}", err=True)
             raise typer.Exit(1) from None
@@ -102,6 +103,18 @@ def fit(
             help="default: 256 x 256, no crop, a fifth held out. paper: 256, crop 224, none held out, its parameters."
         ),
     ] = "default",
+    resize: Annotated[
+        str | None, typer.Option(help="Size of the network's input, instead of the preset's: SIDE or HEIGHTxWIDTH.")
+    ] = None,
+    tile: Annotated[int | None, typer.Option(help="Learn and score large inputs in tiles of this side.")] = None,
+    overlap: Annotated[int | None, typer.Option(help="Least overlap of tiles; default: a quarter of a tile.")] = None,
+    index: Annotated[
+        str | None, typer.Option(help="What searches the bank: exact, or faiss:ivf256, faiss:hnsw32, faiss:pq16 ...")
+    ] = None,
+    memory: Annotated[
+        float | None,
+        typer.Option(metavar="GB", help="What the program may hold; default: 9/10 of what is free."),
+    ] = None,
     calibration: Annotated[
         Literal["split", "none"] | None,
         typer.Option(help="split: hold out normals for the threshold. none: raw scores only."),
@@ -124,17 +137,26 @@ def fit(
     say = Speaker()
     parameters = dict(_find_method(method).paper) if preset == "paper" else {}
     parameters |= _parse_settings(set_ or [])
-    for key in ("backbone", "weights", "seed", "device", "taps"):
+    for key in ("backbone", "weights", "seed", "device", "taps", "index", "memory_gb"):
         if key in parameters:
             raise ArgumentError.about(
-                "--set", expected="no parameter that has an option", got=key, instead=f"Use --{key}."
+                "--set",
+                expected="no parameter that has an option",
+                got=key,
+                instead=f"Use --{key.split('_')[0]}.",
             )
-    parameters |= {"backbone": backbone, "weights": weights, "seed": seed, "device": device}
+    parameters |= {"backbone": backbone, "weights": weights, "seed": seed, "device": device, "memory_gb": memory}
     parameters["taps"] = tuple(taps.split(",")) if taps else None
+    if index is not None:
+        from .edges.faiss import index_from_name
+
+        parameters["index"] = index_from_name(index)
     mode = calibration or ("none" if preset == "paper" else "split")
     detector = Detector(
         method=_make_method(method, parameters),
-        preprocess=preset,
+        preprocess=_preprocess(preset, resize),
+        tile=tile,
+        overlap=overlap,
         calibration=mode,
         held_out=held_out,
         false_alarm_rate=false_alarm_rate,
@@ -164,12 +186,11 @@ def update(
     as_json: JsonOption = False,
 ) -> None:
     """Add normal images to a model without a refit. The old threshold is dropped unless new --held-out images come."""
-    from .detector import Detector
 
     say = Speaker()
     _check_out(out or model)
     start = time.perf_counter()
-    detector = Detector.load(model, device=device)
+    detector = _load(model, device)
     detector.on_error = on_error
     with say.progress() as progress:
         detector.update(new_normals, held_out=held_out, progress=progress)
@@ -196,10 +217,9 @@ def predict(
 
     An unreadable file gives a line with "error" and does not stop the run; --on-error raise stops there instead.
     """
-    from .detector import Detector
 
     say = Speaker()
-    detector = Detector.load(model, device=device)
+    detector = _load(model, device)
     detector.batch_size, detector.workers, detector.on_error = batch_size, workers, on_error
     paths = [path for path in _image_paths(images) if out is None or out.resolve() not in path.resolve().parents]
     writer = ResultWriter(out, heatmaps)
@@ -230,7 +250,6 @@ def evaluate(
     as_json: JsonOption = False,
 ) -> None:
     """Measure a model on labelled images: AUROC, AU-PRO, F1 at the threshold that was fixed before, and more."""
-    from .detector import Detector
     from .images.datasets import open_dataset
     from .study.evaluate import evaluate as run
 
@@ -238,7 +257,7 @@ def evaluate(
     if report is not None:
         _check_out(report)
     dataset = open_dataset(data)
-    detector = Detector.load(model, device=device)
+    detector = _load(model, device)
     detector.batch_size, detector.workers, detector.on_error = batch_size, workers, on_error
     with say.progress() as progress:
         evaluation = run(detector, dataset, pixels=pixels, intervals=intervals, progress=progress)
@@ -296,6 +315,29 @@ def list_(
         typer.echo(json.dumps({table: rows}))
     else:
         print_rows(rows)
+
+
+def _load(model: Path, device: str) -> Any:
+    from .detector import Detector
+    from .edges.faiss import index_from_name
+
+    return Detector.load(model, device=device, make_index=index_from_name)
+
+
+def _preprocess(preset: str, resize: str | None) -> Any:
+    from .images.preprocess import Preprocess
+
+    if resize is None:
+        return preset
+    sides = resize.lower().split("x")
+    if len(sides) > 2 or not all(side.isdigit() for side in sides):
+        raise ArgumentError.about("--resize", expected="SIDE or HEIGHTxWIDTH in pixels, such as 512x256", got=resize)
+    size = int(sides[0]) if len(sides) == 1 else (int(sides[0]), int(sides[1]))
+    if preset == "default":
+        return Preprocess(size)
+    if isinstance(size, tuple):
+        raise ArgumentError.about("--resize", expected=f"one SIDE with --preset {preset}, which crops", got=resize)
+    return Preprocess(size, size * 7 // 8)  # 224 of 256
 
 
 def _image_paths(images: list[Path]) -> list[Path]:

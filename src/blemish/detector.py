@@ -21,6 +21,7 @@ from .images.preprocess import PRESETS, Preprocess
 from .images.source import Batches, ImageInput, ImageSource, OnError, Skipped, as_source
 from .images.tiling import Tiling
 from .methods import METHODS, Incremental, Method, PaDiM
+from .ops.neighbours import IndexFactory
 from .types import Decision, ImageBatch, Scores, Size
 
 Progress = Callable[[str, int, int], None]
@@ -163,11 +164,25 @@ class Detector:
         persist.save(path, tensors, self.manifest())
 
     @classmethod
-    def load(cls, path: str | Path, *, device: str = "auto", backbone: Backbone | None = None) -> Detector:
-        """Read a detector; it scores exactly as the saved one. A custom `backbone` must be given again."""
+    def load(
+        cls,
+        path: str | Path,
+        *,
+        device: str = "auto",
+        backbone: Backbone | None = None,
+        make_index: Callable[[str], IndexFactory] | None = None,
+    ) -> Detector:
+        """Read a detector; it scores exactly as the saved one.
+
+        A custom `backbone` must be given again. `make_index` makes the index that the file names, where it is not
+        the built-in one: `blemish.edges.faiss.index_from_name`.
+        """
         tensors, manifest = persist.load(path)
         try:
-            method = _make_method(path, manifest, device, backbone)
+            parameters = dict(manifest["parameters"])
+            if isinstance(parameters.get("index"), str):
+                parameters["index"] = _make_index(path, parameters["index"], make_index)
+            method = _make_method(path, manifest | {"parameters": parameters}, device, backbone)
             method.restore({k.removeprefix("method."): v for k, v in tensors.items() if k.startswith("method.")})
             settings = dict(manifest["detector"])
             preprocess = settings["preprocess"]
@@ -277,7 +292,18 @@ def _parameters(method: Method) -> dict[str, Any]:
     values = {name: getattr(method, name) for name in names if name not in ("device", "weights", "memory_gb")}
     if isinstance(values.get("backbone"), Backbone):
         values["backbone"] = values["backbone"].name
+    if values.get("index") is not None:
+        values["index"] = values["index"].name
     return values
+
+
+def _make_index(path: str | Path, name: str, make_index: Callable[[str], IndexFactory] | None) -> IndexFactory:
+    if make_index is None:
+        raise ModelFileError(
+            f"{path}: fitted with the index {name}. Pass what makes it: "
+            "Detector.load(path, make_index=blemish.edges.faiss.index_from_name)."
+        )
+    return make_index(name)
 
 
 def _make_method(path: str | Path, manifest: persist.Manifest, device: str, backbone: Backbone | None) -> Method:
