@@ -183,7 +183,8 @@ class _Distances:
         self._vectors = vectors
         self._device = vectors.device
         # Distances are unchanged by a shift, and |x|^2 - 2 x.c + |c|^2 loses fewer digits near the origin.
-        self._centre = vectors.mean(dim=0, dtype=torch.float64)
+        self._centre = vectors.new_zeros(vectors.shape[1], dtype=torch.float64)
+        self._centre = sum((rows.sum(dim=0) for _, rows in self._chunks()), self._centre) / len(vectors)
         self._norms = torch.cat([rows.square().sum(dim=1) for _, rows in self._chunks()])
         self.tolerance = 1e-13 * max(float(self._norms.max()), 1e-300)
         """Squared distances that differ by less are equal up to rounding."""
