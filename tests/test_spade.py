@@ -5,17 +5,36 @@ import pytest
 import torch
 
 from blemish.errors import ArgumentError
+from blemish.features.backbones import find_backbone
 from blemish.methods import SPADE
 from contract.laws import Images, batch
 from reference import knn
 from reference import spade as reference
 from small import BACKBONE, layers, small_pixels
 
+TAPS = ("a", "b")
+
+
+def test_layers():
+    row = find_backbone("resnet18")
+    assert SPADE()._taps(row) == ("layer1", "layer2", "layer3", "layer4")
+    assert SPADE(retrieval="layer3")._taps(row) == ("layer1", "layer2", "layer3")
+    assert SPADE(retrieval="layer3", taps=("layer2",))._taps(row) == ("layer2", "layer3")
+
+
+def test_a_layer_may_find_the_images_and_be_in_the_gallery():
+    train, test = small_pixels(6, 1), small_pixels(3, 2)
+    scores = SPADE(backbone=BACKBONE, k=2, sigma=2.0).fit(Images(train)).score(batch(test))
+    of_train, of_test = layers(train), layers(test)
+    pooled = knn.pool(of_train[-1]), knn.pool(of_test[-1])
+    expected = reference.maps(of_train, of_test, *pooled, k=2, size=(24, 24), sigma=2.0)
+    np.testing.assert_allclose(scores.maps.numpy(), expected, rtol=1e-4, atol=1e-5)
+
 
 @pytest.mark.parametrize("k", [1, 3, 50])
 def test_equals_the_paper(k):
     train, test = small_pixels(6, 1), small_pixels(3, 2)
-    scores = SPADE(backbone=BACKBONE, k=k, sigma=2.0).fit(Images(train)).score(batch(test))
+    scores = SPADE(backbone=BACKBONE, taps=TAPS, k=k, sigma=2.0).fit(Images(train)).score(batch(test))
     of_train, of_test = layers(train), layers(test)
     pooled = knn.pool(of_train[-1]), knn.pool(of_test[-1])
     k = min(k, 6)

@@ -29,10 +29,11 @@ from ._base import FeatureMethod, Plan
 class SPADE(FeatureMethod):
     """Correspondence with the nearest normal images. No training; keeps all features of all images; slow to score.
 
-    Of the tapped layers the last one, pooled, finds the nearest images, and the others are the gallery.
+    The layers of the gallery are `taps`.
 
     Parameters
     ----------
+    retrieval: the layer that, pooled, finds the nearest images; None takes the backbone's deepest.
     k: how many nearest images (the paper: 50); all of them where there are fewer.
     sigma: smoothing of the map, in pixels of the network's input (the paper: 4).
     storage: `float32`, or `float16` for half the file and memory.
@@ -40,6 +41,7 @@ class SPADE(FeatureMethod):
 
     name: ClassVar[str] = "spade"
 
+    retrieval: str | None = None
     k: int = 50
     sigma: float = 4.0
     storage: Literal["float32", "float16"] = "float32"
@@ -64,11 +66,20 @@ class SPADE(FeatureMethod):
         if self.storage not in ("float32", "float16"):
             raise ArgumentError.about("storage", expected="float32 or float16", got=self.storage)
 
-    def _default_taps(self, row: Backbone) -> tuple[str, ...]:
-        return row.taps if not row.deepest or row.deepest in row.taps else (*row.taps, row.deepest)
+    def _taps(self, row: Backbone) -> tuple[str, ...]:
+        gallery = super()._taps(row)
+        retrieval = self.retrieval or row.deepest or row.taps[-1]
+        self._gallery_size, self._retrieval = len(gallery), (*gallery, retrieval).index(retrieval)
+        return gallery if retrieval in gallery else (*gallery, retrieval)
+
+    def _layers(self, features: FeatureMaps) -> tuple[Tensor, ...]:
+        return features.maps[: self._gallery_size]
+
+    def _pooled(self, features: FeatureMaps) -> Tensor:
+        return pool(features.maps[self._retrieval])
 
     def _plan(self, first: FeatureMaps, images: int) -> Plan:
-        numbers = sum(m[0].numel() for m in _layers(first)) + first.maps[-1].shape[1]
+        numbers = sum(m[0].numel() for m in self._layers(first)) + first.maps[self._retrieval].shape[1]
         size = images * numbers * (2 if self.storage == "float16" else 4)
         return Plan(
             model_bytes=size,
@@ -100,8 +111,8 @@ class SPADE(FeatureMethod):
 
     def _score(self, features: FeatureMaps) -> Scores:
         k = min(self.k, len(self.pooled_))
-        squared, neighbours = Exact().build(self.pooled_).search(pool(features.maps[-1]), k)
-        layers = _layers(features)
+        squared, neighbours = Exact().build(self.pooled_).search(self._pooled(features), k)
+        layers = self._layers(features)
         maps: Tensor = sum(
             enlarge_and_smooth(self._distances(layer, gallery, neighbours), features.image_size, sigma=self.sigma)
             for layer, gallery in zip(layers, self.gallery_, strict=True)
@@ -135,12 +146,7 @@ class SPADE(FeatureMethod):
 
     def _embed(self, features: FeatureMaps) -> tuple[Tensor, list[Tensor]]:
         dtype = torch.float16 if self.storage == "float16" else torch.float32
-        return pool(features.maps[-1]), [_vectors(layer).to(dtype) for layer in _layers(features)]
-
-
-def _layers(features: FeatureMaps) -> tuple[Tensor, ...]:
-    """The layers of the gallery: all but the one that finds the images, where there are several."""
-    return features.maps[:-1] or features.maps
+        return self._pooled(features), [_vectors(layer).to(dtype) for layer in self._layers(features)]
 
 
 def _vectors(layer: Tensor) -> Tensor:

@@ -144,6 +144,8 @@ class CoresetStream:
 
         `starts` > 0 begins with the mean distance to that many random vectors, as PatchCore's published code does.
         """
+        if count >= self._used and radius == 0:  # everything is kept
+            return self._buffer[: self._used], self._slack
         projected = self._project(self._buffer[: self._used])
         initial = _mean_distance(projected, starts, seed) if starts else None
         chosen = k_center(projected, count, radius=max(0.0, radius - self._slack), initial=initial, progress=progress)
