@@ -18,6 +18,7 @@ from reference import neighbours as reference
 def small_chunks(monkeypatch):
     monkeypatch.setattr(neighbours, "_QUERIES", 7)
     monkeypatch.setattr(neighbours, "_BANK", 11)
+    monkeypatch.setattr(neighbours, "_PRODUCTS", 60)
 
 
 def normal(*shape, seed=0):
@@ -93,10 +94,10 @@ def test_one_query_gives_what_many_give():
 
 def test_nearest_squared_is_the_smallest_distance():
     bank, queries = normal(40, 6), normal(23, 6, seed=1)
-    found = nearest_squared(torch.from_numpy(queries), torch.from_numpy(bank))
+    found = nearest_squared(torch.from_numpy(queries), torch.from_numpy(bank).split(15))
     expected, _ = reference.search(bank.astype(np.float64), queries.astype(np.float64), 1)
     np.testing.assert_allclose(found.numpy(), expected[:, 0], rtol=1e-4)
-    assert float(nearest_squared(torch.from_numpy(bank), torch.from_numpy(bank)).min()) >= 0
+    assert float(nearest_squared(torch.from_numpy(bank), [torch.from_numpy(bank)]).min()) >= 0
 
 
 def test_bad_arguments():

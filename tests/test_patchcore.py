@@ -110,7 +110,7 @@ def test_stream_within_a_small_buffer_covers_all_within_its_radius(total):
     vectors = torch.from_numpy(
         random.normal(size=(1000, 6)).astype(np.float32) * random.random((1000, 1)).astype(np.float32)
     )
-    stream = CoresetStream(200, 6, total=total, project=lambda x: x, like=vectors)
+    stream = CoresetStream(200, 6, total=total, wanted=40, project=lambda x: x, like=vectors)
     for part in vectors.split(64):
         stream.add(part)
         assert len(stream) <= 200

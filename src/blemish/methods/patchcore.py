@@ -86,7 +86,8 @@ class PatchCore(FeatureMethod):
         mine, theirs = self.bank_.vectors(), other.bank_.vectors()
         if mine.shape[1] != theirs.shape[1]:
             raise ArgumentError.about("other", expected=f"patches of {mine.shape[1]} numbers", got=theirs.shape[1])
-        stream = CoresetStream(len(mine) + len(theirs), mine.shape[1], total=None, project=self._project, like=mine)
+        both = len(mine) + len(theirs)
+        stream = CoresetStream(both, mine.shape[1], total=both, wanted=both, project=self._project, like=mine)
         stream.add_coreset(torch.cat([mine, theirs]), max(self.radius_, other.radius_))
         return self._finish(stream, self.seen_ + other.seen_)
 
@@ -136,7 +137,14 @@ class PatchCore(FeatureMethod):
         old = 0 if bank is None else len(bank)
         total = None if expected is None else expected * patches.shape[1] + old
         capacity = max(self._capacity(total, patches.shape[2]), 2 * old)
-        stream = CoresetStream(capacity, patches.shape[2], total=total, project=self._project, like=patches)
+        stream = CoresetStream(
+            capacity,
+            patches.shape[2],
+            total=total,
+            wanted=self._wanted(total or capacity),
+            project=self._project,
+            like=patches,
+        )
         if bank is not None:
             stream.add_coreset(bank, self.radius_)
         seen = self.seen_

@@ -123,10 +123,8 @@ class SPADE(FeatureMethod):
         """Squared distance of every activation vector to the nearest one of the image's neighbours: a map each."""
         grids = []
         for vectors, images in zip(_vectors(layer), neighbours, strict=True):
-            nearest = torch.full((len(vectors),), torch.inf, device=vectors.device)
-            for image in images.tolist():  # one at a time: no copy of the gallery, products that stay in the cache
-                torch.minimum(nearest, nearest_squared(vectors, gallery[image].float()), out=nearest)
-            grids.append(nearest)
+            # One image at a time: no copy of the gallery, and products of bounded size.
+            grids.append(nearest_squared(vectors, (gallery[image].float() for image in images.tolist())))
         return torch.stack(grids).reshape(-1, *layer.shape[2:])
 
     def _learned(self) -> dict[str, Tensor]:

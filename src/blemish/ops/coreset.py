@@ -23,6 +23,11 @@ _CANDIDATES = 1024
 _ROWS = 2048
 """Vectors whose distances are updated at a time: the products stay in the processor's cache."""
 
+_PART = 131_072
+"""Vectors that a stream reduces at a time."""
+_KEEP = 8
+"""Vectors that a stream keeps for each one that it will choose, where there is room."""
+
 Projection = Callable[[Tensor], Tensor]
 """Maps `(n, dimension)` vectors to those between which distances are taken."""
 
@@ -105,19 +110,31 @@ def _choose(state: _Distances, bounds: NDArray[np.float64], most: int, target: f
 class CoresetStream:
     """Vectors that arrive in parts and leave as a coreset, in a buffer of fixed size (merge and reduce).
 
-    As long as the buffer holds everything that came, `finish` is `k_center` on all of it. When it is full, the new part
-    is reduced to its own coreset. A vector within r of a kept one, which lies within R of a finally chosen one, lies
-    within r + R of that (triangle inequality): `finish` reports this bound as the radius.
+    As long as the buffer holds everything that comes, `finish` is `k_center` on all of it. Where more is announced, or
+    comes, each new part is reduced to its own coreset at once. A vector within r of a kept one, which lies within R of
+    a finally chosen one, lies within r + R of that (triangle inequality): `finish` reports this bound as the radius.
+
+    Parameters
+    ----------
+    capacity: vectors that the buffer holds.
+    total: vectors that will come; None: unknown.
+    wanted: vectors that will be chosen in the end, so that the parts keep several times as many, where they can.
+    project: maps `(n, dimension)` vectors to those between which distances are taken.
+    like: a tensor of the dtype and device wanted.
     """
 
-    def __init__(self, capacity: int, dimension: int, *, total: int | None, project: Projection, like: Tensor) -> None:
+    def __init__(
+        self, capacity: int, dimension: int, *, total: int | None, wanted: int, project: Projection, like: Tensor
+    ) -> None:
         self._buffer = like.new_empty(capacity, dimension)
         self._project = project
         self._used = self._reduced = 0
         self._slack = 0.0
-        # Keep of each part what lets all parts, and one part that is not reduced yet, find room together.
-        self._part = max(1, capacity // 4)
-        self._share = 0.5 if total is None else min(0.5, (capacity - self._part) / total)
+        # The work of a reduction grows with the square of the part.
+        self._part = max(1, min(capacity // 4, _PART))
+        self._limit = capacity if total is None or total <= capacity else self._part
+        room = 0.5 if total is None else (capacity - self._part) / total
+        self._share = min(0.5, room, 1.0 if total is None else _KEEP * wanted / total)
 
     def __len__(self) -> int:
         return self._used
@@ -125,9 +142,9 @@ class CoresetStream:
     def add(self, vectors: Tensor) -> None:
         """Take `(n, dimension)` float32 vectors."""
         while len(vectors):
-            if self._used == len(self._buffer):
+            if self._used == len(self._buffer) or self._used - self._reduced >= self._limit:
                 self._reduce()
-            taken = vectors[: len(self._buffer) - self._used]
+            taken = vectors[: min(len(self._buffer) - self._used, self._limit - (self._used - self._reduced))]
             self._buffer[self._used : self._used + len(taken)] = taken
             self._used += len(taken)
             vectors = vectors[len(taken) :]

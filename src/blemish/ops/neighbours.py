@@ -6,6 +6,7 @@ computed again from differences, which loses no digits where query and neighbour
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Literal, Protocol
 
@@ -18,6 +19,8 @@ Storage = Literal["float32", "float16", "int8"]
 
 _QUERIES, _BANK = 1024, 4096
 """Size of one product: 16 MB of distances."""
+_PRODUCTS = 1 << 21
+"""Distances at once where only the smallest is wanted: 8 MB."""
 _SPARE = 8
 """Further neighbours that are looked at, so that ties and rounding cannot hide a nearer one."""
 
@@ -131,12 +134,15 @@ class ExactIndex:
         indices = torch.zeros(n, k, dtype=torch.int64, device=queries.device)
         # With the norm as one more coordinate, a single product gives |b|^2 - 2 q.b.
         extended = torch.cat([queries * -2, queries.new_ones(n, 1)], dim=1)
+        products = queries.new_empty(0)  # one buffer: fresh memory for every product costs as much as the product
         for start in range(0, len(self), _BANK):
             bank = self._decode(self._stored[start : start + _BANK]) - self._centre
             transposed = torch.cat([bank, bank.square().sum(dim=1, keepdim=True)], dim=1).T
+            if products.shape != (min(n, _QUERIES), len(bank)):
+                products = queries.new_empty(min(n, _QUERIES), len(bank))
             for rows in range(0, n, _QUERIES):
-                part = slice(rows, rows + _QUERIES)
-                values = extended[part] @ transposed
+                part = slice(rows, min(n, rows + _QUERIES))
+                values = torch.mm(extended[part], transposed, out=products[: part.stop - rows])
                 if k == 1:
                     found, at = values.min(dim=1)
                     nearer = found < best[part, 0]
@@ -183,14 +189,21 @@ def _sorted(squared: Tensor, indices: Tensor) -> tuple[Tensor, Tensor]:
     return squared, indices.gather(1, order)
 
 
-def nearest_squared(queries: Tensor, bank: Tensor) -> Tensor:
-    """Squared distance of each of `(n, dimension)` queries to the nearest bank vector: `(n,)` float32.
+def nearest_squared(queries: Tensor, banks: Iterable[Tensor]) -> Tensor:
+    """Squared distance of each of `(n, dimension)` queries to the nearest vector of all banks: `(n,)` float32.
 
     The cheapest way where the neighbour itself does not matter; right up to float32 rounding of the squared norms.
     """
-    norms = bank.square().sum(dim=1, keepdim=True)
-    transposed = torch.cat([bank, norms], dim=1).T
     extended = torch.cat([queries * -2, queries.new_ones(len(queries), 1)], dim=1)
-    step = max(1, _QUERIES * _BANK // len(bank))
-    nearest = torch.cat([(part @ transposed).amin(dim=1) for part in extended.split(step)])  # type: ignore[no-untyped-call]
+    nearest = torch.full((len(queries),), torch.inf, device=queries.device)
+    products = queries.new_empty(0)  # one buffer for all: fresh memory for every product costs more than the product
+    for bank in banks:
+        transposed = torch.cat([bank, bank.square().sum(dim=1, keepdim=True)], dim=1).T
+        rows = max(1, _PRODUCTS // len(bank))
+        if products.shape != (min(rows, len(queries)), len(bank)):
+            products = queries.new_empty(min(rows, len(queries)), len(bank))
+        for start in range(0, len(queries), rows):
+            part = extended[start : start + rows]
+            found = torch.mm(part, transposed, out=products[: len(part)]).amin(dim=1)
+            torch.minimum(nearest[start : start + rows], found, out=nearest[start : start + rows])
     return nearest.add_(queries.square().sum(dim=1)).clamp_(min=0)
