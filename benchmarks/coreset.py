@@ -5,7 +5,8 @@
 The vectors are PatchCore's projected patches of DATA (weights from $BLEMISH_WEIGHTS), or made up: clusters of unequal
 width, 128 dimensions. The plain loop is the one of the literature: for every choice the norm of all differences to the
 new centre, the minimum with what is stored, the largest of all (PyTorch, float32). It runs `--plain-steps` steps, whose
-time is scaled to all of them; with `--full` it runs to the end and its choices are compared with ours.
+time is scaled to all of them; with `--full` it runs to the end and its choices are compared with ours. Near-ties fall
+differently in float32; `--double` runs the loop in float64.
 """
 
 from __future__ import annotations
@@ -46,7 +47,7 @@ def patches(data: Path, backbone: str, n: int) -> Tensor:
 
 def plain(vectors: Tensor, count: int) -> list[int]:
     """The loop of the literature."""
-    nearest = torch.full((len(vectors),), torch.inf)
+    nearest = torch.full((len(vectors),), torch.inf, dtype=vectors.dtype)
     chosen = [0]
     for _ in range(count - 1):
         torch.minimum(nearest, torch.linalg.vector_norm(vectors - vectors[chosen[-1]], dim=1), out=nearest)
@@ -62,6 +63,7 @@ def main() -> None:
     parser.add_argument("--share", type=float, default=0.1)
     parser.add_argument("--plain-steps", type=int, default=200)
     parser.add_argument("--full", action="store_true")
+    parser.add_argument("--double", action="store_true")
     parser.add_argument("--json", type=Path)
     options = parser.parse_args()
     rows = []
@@ -73,7 +75,7 @@ def main() -> None:
         ours = k_center(vectors, count)
         mine = perf_counter() - start
         start = perf_counter()
-        loop = plain(vectors, steps)
+        loop = plain(vectors.double() if options.double else vectors, steps)
         theirs = (perf_counter() - start) * count / steps
         same = sum(a == b for a, b in zip(loop, ours.indices.tolist(), strict=False))
         row = {"n": len(vectors), "count": count, "ours": mine, "plain": theirs, "steps": steps, "same": same}

@@ -20,10 +20,11 @@ from typing import Any
 from _measure import write
 
 from blemish import METHODS, Detector, evaluate, open_dataset
+from blemish.methods import Method
 
 
-def measure(data: Path, spec: str, backbone: str, seed: int) -> dict[str, Any]:
-    """One row."""
+def make_method(spec: str, backbone: str, seed: int) -> tuple[Method, str]:
+    """The method that `NAME,KEY=VALUE,...` describes, and its preset."""
     name, *settings = spec.split(",")
     parameters = dict(setting.split("=", 1) for setting in settings)
     preset = parameters.pop("preset", "default")
@@ -32,10 +33,14 @@ def measure(data: Path, spec: str, backbone: str, seed: int) -> dict[str, Any]:
         chosen["taps"] = tuple(parameters.pop("taps").split("+"))
     for key, value in parameters.items():
         chosen[key] = json.loads(value) if value[0] in "0123456789-" else value
+    return METHODS[name](backbone=backbone, seed=seed, **chosen), preset
+
+
+def measure(data: Path, spec: str, backbone: str, seed: int) -> dict[str, Any]:
+    """One row."""
+    method, preset = make_method(spec, backbone, seed)
     dataset = open_dataset(data)
-    detector = Detector(
-        method=METHODS[name](backbone=backbone, seed=seed, **chosen), preprocess=preset, calibration="none"
-    )
+    detector = Detector(method=method, preprocess=preset, calibration="none")
     start = perf_counter()
     detector.fit(dataset.train_images())
     fit = perf_counter() - start

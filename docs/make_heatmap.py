@@ -1,7 +1,7 @@
-"""Make the README's strip of images and heat maps: `python docs/make_heatmap.py DATASET OUT.png`.
+"""Make strips of images and heat maps: `python docs/make_heatmap.py DATASET OUT.png [--method NAME]`.
 
 The pictures are chosen to explain, not to judge: of each kind the one where heat map and ground truth agree best. For
-mistakes see a report.
+mistakes see a report. Of a method without maps the scores of all test images are drawn.
 """
 
 from __future__ import annotations
@@ -13,9 +13,9 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from blemish import Detector, PaDiM, evaluate, open_dataset
+from blemish import METHODS, Detector, evaluate, open_dataset
 from blemish.images.decode import decode_mask
-from blemish.report.figures import scale_of, tile
+from blemish.report.figures import scale_of, score_plot, tile
 from blemish.study.evaluate import Evaluation
 
 WIDTH, INNER, OUTER = 900, 2, 16
@@ -32,24 +32,32 @@ def main() -> None:
     parser.add_argument("dataset", type=Path, help="dataset folder with masks, such as magnetic tile defects")
     parser.add_argument("out", type=Path, help="PNG file to write")
     parser.add_argument("--kinds", nargs="+", default=["blowhole", "break", "crack"])
+    parser.add_argument("--method", default="padim")
+    parser.add_argument("--taps", nargs="+", help="layers to read")
+    parser.add_argument("--retrieval", help="SPADE's layer for the nearest images")
     arguments = parser.parse_args()
-    evaluation = run(arguments.dataset, arguments.kinds)
+    parameters = {"taps": tuple(arguments.taps)} if arguments.taps else {}
+    parameters |= {"retrieval": arguments.retrieval} if arguments.retrieval else {}
+    method = METHODS[arguments.method](backbone="resnet18", **parameters)
+    dataset = open_dataset(arguments.dataset)
+    detector = Detector(method=method).fit(dataset.train[::2] if len(dataset.train) > 500 else dataset.train)
+    normal = [sample for sample in dataset.test if not sample.anomalous]
+    wanted = [sample for sample in dataset.test if sample.kind in arguments.kinds]
+    if arguments.method in ("knn", "gaussian"):
+        plot = score_plot(evaluate(detector, dataset))
+        assert plot is not None
+        arguments.out.write_bytes(plot)
+        return
+    evaluation = evaluate(detector, replace(dataset, test=(*normal[::5], *wanted)))
     chosen = [i for kind in arguments.kinds for i in best(evaluation, kind)]
     save(strip(evaluation, chosen), arguments.out)
-
-
-def run(root: Path, kinds: list[str]) -> Evaluation:
-    """Fit on every second normal image and score the wanted kinds, and some normal images to set the scale."""
-    dataset = open_dataset(root)
-    detector = Detector(method=PaDiM(backbone="resnet18")).fit(dataset.train[::2])
-    normal = [sample for sample in dataset.test if not sample.anomalous][::5]
-    return evaluate(detector, replace(dataset, test=(*normal, *(s for s in dataset.test if s.kind in kinds))))
 
 
 def best(evaluation: Evaluation, kind: str) -> list[int]:
     """Find the upright image of a kind whose pixels above the threshold overlap its mask best (or none)."""
     records = evaluation.records
     fitting = [i for i, r in enumerate(records) if r.sample.kind == kind and _is_upright(r.size)]
+    fitting = fitting or [i for i, r in enumerate(records) if r.sample.kind == kind]
     return sorted(fitting, key=lambda i: overlap(evaluation, i))[-1:]
 
 

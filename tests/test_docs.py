@@ -11,6 +11,7 @@ from typer.testing import CliRunner
 
 from blemish.cli import app
 from blemish.images.synthetic import write_dataset
+from blemish.methods import METHODS
 
 README = Path(__file__).parents[1] / "README.md"
 CONTRIBUTING = README.with_name("CONTRIBUTING.md")
@@ -53,6 +54,15 @@ def test_readme_names_every_command():
 @pytest.mark.parametrize(("path", "most"), [(README, 150), (CONTRIBUTING, 60)])
 def test_front_pages_stay_short(path, most):
     assert len(path.read_text(encoding="utf-8").splitlines()) <= most
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_every_method_has_its_page(name):
+    page = README.parent / "docs" / "methods" / f"{name}.md"
+    text = page.read_text(encoding="utf-8")
+    for part in ("## Recipe", "## Figures", "## Cost", "| parameter |", "!["):
+        assert part in text
+    assert f"docs/methods/{name}.md" in README.read_text(encoding="utf-8")
 
 
 def test_links_lead_somewhere():
