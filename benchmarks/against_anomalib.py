@@ -34,7 +34,8 @@ def ours(options: argparse.Namespace, data: Path, out: Path) -> None:
     parameters = dict(method.paper) if options.paper else {}
     if options.method == "patchcore":
         parameters["ratio"] = options.ratio
-    detector = Detector(method=method(weights=options.weights, seed=options.seed, **parameters), calibration="none")
+    parameters |= {"weights": options.weights, "seed": options.seed, "precision": options.precision}
+    detector = Detector(method=method(**parameters), calibration="none")
     start = perf_counter()
     detector.fit(dataset.train_images())
     fit = perf_counter() - start
@@ -79,6 +80,7 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--ratio", type=float, default=0.01, help="share of the patches that PatchCore keeps")
     parser.add_argument("--paper", action="store_true", help="our side with the paper's parameters")
+    parser.add_argument("--precision", default="float32", help="of our backbone; the peer's is float32")
     parser.add_argument("--json", type=Path)
     parser.add_argument("--only-ours", type=Path, help=argparse.SUPPRESS)
     options = parser.parse_args()
@@ -92,6 +94,7 @@ def main() -> None:
         out = Path(folder) / "found.npz"
         same = ["--seed", str(options.seed), "--ratio", str(options.ratio)]
         mine = [sys.executable, __file__, options.method, str(data), "--weights", str(options.weights), *same]
+        mine += ["--precision", options.precision]
         sides = {"blemish": [*mine, "--only-ours", str(out), *(["--paper"] if options.paper else [])]}
         if options.peer:
             peer = str(Path(__file__).with_name("_anomalib_side.py"))

@@ -1,11 +1,13 @@
 from __future__ import annotations
 
+import numpy as np
 import pytest
 import torch
 
 from blemish.errors import ArgumentError
 from blemish.features.patches import concatenate, project, random_channels, semi_orthogonal
 from blemish.types import FeatureMaps
+from reference.bilinear import enlarge
 
 
 def feature_maps():
@@ -36,7 +38,14 @@ def test_chosen_channels_are_those_of_the_full_embedding():
 def test_projection_commutes_with_alignment():
     features = feature_maps()
     matrix = semi_orthogonal(10, 4, seed=0)
-    torch.testing.assert_close(project(features, matrix), concatenate(features) @ matrix)
+    aligned = [torch.from_numpy(enlarged(m.numpy(), (8, 6))) for m in features.maps]
+    expected = torch.cat(aligned, dim=1).permute(0, 2, 3, 1).flatten(1, 2) @ matrix.double()
+    torch.testing.assert_close(project(features, matrix).double(), expected, rtol=1e-5, atol=1e-5)
+
+
+def enlarged(maps, size):
+    grids = maps.transpose(0, 2, 3, 1).astype(float)
+    return np.stack([enlarge(grid, size) for grid in grids]).transpose(0, 3, 1, 2)
 
 
 def test_random_channels_are_pythons_sample():

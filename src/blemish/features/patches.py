@@ -25,27 +25,21 @@ def concatenate(features: FeatureMaps, channels: Sequence[Tensor] | None = None)
 
 
 def project(features: FeatureMaps, matrix: Tensor) -> Tensor:
-    """Multiply the concatenated embedding by `matrix` `(all channels, dimension)`: `(batch, position, dimension)`.
+    """Align all maps to the largest bilinearly, concatenate them, and multiply by `matrix` `(all channels, dimension)`.
 
-    Each map is projected at its own size and enlarged afterwards, which is the same and much cheaper.
+    Each map is projected at its own size and enlarged afterwards, which is the same and much cheaper; the result is
+    `(batch, position, dimension)`.
     """
     size = _largest(features.maps)
     blocks = torch.split(matrix, [m.shape[1] for m in features.maps])
-    total = matrix.new_zeros(())
-    for m, block in sorted(zip(features.maps, blocks, strict=True), key=lambda pair: -pair[0].shape[2]):
-        small = functional.conv2d(m, block.T[:, :, None, None])
-        total = small if total.ndim == 0 and tuple(small.shape[2:]) == size else _add_enlarged(total, small, size)
-    return total.permute(0, 2, 3, 1).flatten(1, 2)
-
-
-def _add_enlarged(total: Tensor, small: Tensor, size: tuple[int, int]) -> Tensor:
-    """Add `small`, enlarged to `size` by nearest neighbour, to `total`, in place where the sizes divide."""
-    h, w = small.shape[2:]
-    if total.ndim == 0 or size[0] % h or size[1] % w:
-        return total + functional.interpolate(small, size, mode="nearest")
-    blocks = total.unflatten(3, (w, size[1] // w)).unflatten(2, (h, size[0] // h))  # type: ignore[no-untyped-call]
-    blocks += small[:, :, :, None, :, None]
-    return total
+    parts = (
+        _enlarged(functional.conv2d(m, block.T[:, :, None, None]), size)
+        for m, block in zip(features.maps, blocks, strict=True)
+    )
+    total = next(parts)
+    for part in parts:
+        total = total.add_(part)
+    return _flat(total)
 
 
 def random_channels(channels: Sequence[int], d: int, *, seed: int) -> tuple[Tensor, ...]:

@@ -1,7 +1,8 @@
 """PaDiM: one Gaussian a position (Defard et al., "PaDiM: a Patch Distribution Modeling Framework", ICPR 2020).
 
-Feature maps are aligned to the largest by nearest neighbour and concatenated; d dimensions are kept. For every position
-(i, j) the normal images give a mean and a covariance; the anomaly map is the Mahalanobis distance (eq. 2)
+Feature maps are aligned to the largest (by nearest neighbour; for a projection bilinearly) and concatenated; d
+dimensions are kept. For every position (i, j) the normal images give a mean and a covariance; the anomaly map is the
+Mahalanobis distance (eq. 2)
 
     M(x_ij) = sqrt((x_ij - mu_ij)^T Sigma_ij^-1 (x_ij - mu_ij)),   Sigma_ij = sample covariance + eps I   (eq. 1),
 
@@ -34,8 +35,8 @@ class PaDiM(FeatureMethod):
     Parameters
     ----------
     dimensions: embedding dimensions to keep; None takes the backbone's recommendation.
-    reduction: `random` channels (the paper's R_d), a random semi-`orthogonal` projection of all channels, which depends
-        less on the seed, or `none` (all channels).
+    reduction: `random` channels (the paper's R_d), a random semi-`orthogonal` projection of all channels,
+        aligned bilinearly, which depends less on the seed, or `none` (all channels).
     eps: added to the diagonal of every covariance (the paper: 0.01).
     sigma: smoothing of the map, in pixels of the network's input (the paper: 4).
     storage: `float32`, or `float16` for half the file and memory; `storage_error_` then holds the measured error.

@@ -19,7 +19,7 @@ from torch import Tensor
 from ..errors import ArgumentError
 from ..features.backbones import Backbone
 from ..features.patches import average_patches, gaussian_projection, unfolded_patches, unfolding_kernels
-from ..ops.coreset import CoresetStream
+from ..ops.coreset import CoresetStream, reducing_capacity
 from ..ops.maps import enlarge_and_smooth
 from ..ops.neighbours import Exact, Index, IndexFactory, Storage
 from ..types import FeatureMaps, ImageBatches, Scores
@@ -236,7 +236,8 @@ class PatchCore(FeatureMethod):
         if total is None:
             return max(2, left // 2 // self._bytes_a_patch(d))
         bank = self._wanted(total) * d * (4 + _BYTES[self.storage])
-        return max(2, min(total, (left - bank) // self._bytes_a_patch(d)))
+        fitting = (left - bank) // self._bytes_a_patch(d)
+        return total if fitting >= total else max(2, min(fitting, reducing_capacity(self._wanted(total))))
 
     def _bytes_a_patch(self, d: int) -> int:
         """The patch, its projection, and some float64 numbers of the selection."""

@@ -195,6 +195,11 @@ def _mean_distance(vectors: Tensor, starts: int, seed: int) -> Tensor:
     return torch.cat([torch.cdist(part, centres).mean(dim=1) for part in vectors.split(_ROWS)])  # type: ignore[no-untyped-call]
 
 
+def reducing_capacity(wanted: int) -> int:
+    """How many vectors a stream needs to hold that reduces its parts: more would not be used."""
+    return _KEEP * wanted + 2 * _PART
+
+
 class _Distances:
     """Squared distances of all vectors to their nearest chosen one."""
 
