@@ -92,4 +92,20 @@ def test_bad_names(name, message):
 def test_a_description_that_does_not_suit_the_bank():
     with pytest.raises(ArgumentError, match=r"index: expected a description that suits 9 vectors, got faiss:ivf64"):
         Faiss("ivf64").build(vectors(9, 0))
+    with pytest.raises(ArgumentError, match=r"index: expected a description that suits 16 dimensions, got faiss:pq5"):
+        Faiss("pq5").build(vectors(300, 0))
+    with pytest.raises(ArgumentError, match=r"index: expected a description that suits 7 vectors, got faiss:ivf64"):
+        PatchCore(backbone=BACKBONE, count=7, index=Faiss("ivf64")).fit(Images(small_pixels(6, 1)))
+
+
+def test_a_stored_exact_index_needs_no_maker(tmp_path):
+    images = list(normal_pixels(6, 0).permute(0, 2, 3, 1).numpy())
+    detector = Detector(method=KNN(backbone="filters", index=Exact("int8")), calibration="none").fit(images)
+    detector.save(tmp_path / "m.blemish")
+    assert Detector.load(tmp_path / "m.blemish").method.index == Exact("int8")
+
+
+def test_a_name_is_not_an_index():
+    with pytest.raises(ArgumentError, match=r"index: expected None or a factory, got faiss:flat\. Write"):
+        KNN(backbone=BACKBONE, index="faiss:flat").fit(Images(small_pixels(6, 1)))
     assert isinstance(index_from_name("exact"), Exact)

@@ -78,6 +78,13 @@ def test_storage(storage, share, error):
     assert all(torch.equal(a, b) for a, b in zip(restored.search(queries, 3), index.search(queries, 3), strict=True))
 
 
+@pytest.mark.parametrize("storage", ["float16", "int8"])
+def test_a_dimension_of_one_rounding_step_stays_finite(storage):
+    step = np.nextafter(np.float32(1), np.float32(2))
+    bank = torch.tensor([[1.0, 0.0], [float(step), 1.0]])
+    assert torch.isfinite(Exact(storage).build(bank).vectors()).all()
+
+
 def test_constant_dimension_survives_int8():
     bank = torch.from_numpy(normal(20, 4))
     bank[:, 2] = 5.0

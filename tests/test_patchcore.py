@@ -123,6 +123,41 @@ def test_stream_within_a_small_buffer_covers_all_within_its_radius(total):
     assert {tuple(row.tolist()) for row in chosen} <= {tuple(row.tolist()) for row in vectors}
 
 
+def test_a_coreset_that_was_put_in_stays_until_the_end():
+    random = np.random.default_rng(0)
+    old, new = torch.from_numpy(random.normal(size=(2, 150, 6))).float()
+    stream = CoresetStream(200, 6, total=5000, wanted=150, project=lambda x: x, like=old)
+    stream.add_coreset(old, 0.25)
+    for part in new.split(10):
+        stream.add(part)
+    chosen, radius = stream.finish(200)
+    rows = {tuple(row.tolist()) for row in chosen}
+    assert {tuple(row.tolist()) for row in old} <= rows
+    true = float(torch.cdist(new, chosen).amin(dim=1).max())
+    assert radius >= max(true, 0.25)
+
+
+def test_equal_patches_make_a_bank_of_one():
+    grey = Images(torch.full((4, 3, 24, 24), 0.5))
+    method = PatchCore(backbone=BACKBONE, starts=10, count=5, reweight=3, taps=("c",)).fit(grey)
+    assert 1 <= len(method.bank_) <= 5
+    assert torch.isfinite(method.score(batch(small_pixels(1, 0))).images).all()
+
+
+def test_models_that_do_not_belong_together_are_not_merged():
+    train = Images(small_pixels(6, 1))
+    first = PatchCore(backbone=BACKBONE, seed=0).fit(train)
+    with pytest.raises(ArgumentError, match=r"other: expected a PatchCore with seed 0, got 1"):
+        first.merge(PatchCore(backbone=BACKBONE, seed=1).fit(train))
+
+
+def test_batches_in_a_list_are_not_taken_for_images():
+    pixels = small_pixels(12, 1)
+    listed = PatchCore(backbone=BACKBONE, ratio=0.2).fit([batch(part) for part in pixels.split(4)])
+    counted = PatchCore(backbone=BACKBONE, ratio=0.2).fit(Images(pixels))
+    assert torch.equal(listed.bank_.vectors(), counted.bank_.vectors())
+
+
 def test_memory_is_planned(caplog):
     caplog.set_level("INFO", logger="blemish")
     PatchCore(backbone=BACKBONE, ratio=0.5).fit(Images(small_pixels(6, 1)))
@@ -134,6 +169,8 @@ def test_memory_is_planned(caplog):
 @pytest.mark.parametrize(
     ("name", "value"),
     [
+        ("reweight", 1),
+        ("index", "faiss:ivf256"),
         ("patches", "median"), ("ratio", 0.0), ("count", 0), ("projection", -1), ("radius", -1.0), ("reweight", 1.5),
         ("storage", "float8"), ("sigma", -1.0), ("dimensions", 0), ("starts", -1),
     ],

@@ -42,7 +42,7 @@ def test_foreign_damaged_and_newer_files_are_told_apart(tmp_path):
     with pytest.raises(ModelFileError, match=r"a safetensors file, but not written by blemish"):
         persist.load(path)
     save_file(TENSORS, path, metadata={"blemish": json.dumps({"format": 99, "versions": {"blemish": "9.9"}})})
-    with pytest.raises(ModelFileError, match=r"format 99, this version reads format 1. Use blemish 9\.9"):
+    with pytest.raises(ModelFileError, match=r"format 99, this version reads format 2. Use blemish 9\.9"):
         persist.load(path)
 
 

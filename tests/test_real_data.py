@@ -34,7 +34,7 @@ def test_padim_on_magnetic_tiles_is_no_worse_than_measured():
     detector = Detector(method=PaDiM(weights=DATA / "weights" / "resnet18.pth")).fit(dataset.train_images())
     figures = evaluate(detector, dataset).figures
     assert figures.image_auroc >= 0.92
-    assert figures.pixel_auroc >= 0.735
+    assert figures.pixel_auroc >= 0.74
     assert figures.false_alarms <= 0.10
 
 

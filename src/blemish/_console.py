@@ -166,8 +166,11 @@ def facts(detector: Detector) -> dict[str, str]:
         found["Normal images held out"] = str(len(detector.calibration_.scores))
         found["Wanted false-alarm rate"] = f"{detector.false_alarm_rate:g}"
     found |= {key.replace("_", " ").capitalize(): str(value) for key, value in parameters.items() if value is not None}
-    size = manifest["detector"]["preprocess"]
+    settings = manifest["detector"]
+    size = settings["preprocess"]
     found["Input"] = f"resize {size['resize']}" + (f", centre crop {size['crop']}" if size["crop"] else ", no crop")
+    if settings["tile"]:
+        found["Input"] += f", tiles of {settings['tile']}"
     found["Versions"] = ", ".join(f"{name} {number}" for name, number in manifest["versions"].items())
     return found
 

@@ -21,7 +21,7 @@ from .images.preprocess import PRESETS, Preprocess
 from .images.source import Batches, ImageInput, ImageSource, OnError, Skipped, as_source
 from .images.tiling import Tiling
 from .methods import METHODS, Incremental, Method, PaDiM
-from .ops.neighbours import IndexFactory
+from .ops.neighbours import Exact, IndexFactory
 from .types import Decision, ImageBatch, Scores, Size
 
 Progress = Callable[[str, int, int], None]
@@ -180,8 +180,10 @@ class Detector:
         tensors, manifest = persist.load(path)
         try:
             parameters = dict(manifest["parameters"])
-            if isinstance(parameters.get("index"), str):
+            if isinstance(parameters.get("index"), str) and not parameters["index"].startswith("exact"):
                 parameters["index"] = _make_index(path, parameters["index"], make_index)
+            elif parameters.get("index"):
+                parameters["index"] = Exact(parameters["index"].partition(":")[2] or "float32")
             method = _make_method(path, manifest | {"parameters": parameters}, device, backbone)
             method.restore({k.removeprefix("method."): v for k, v in tensors.items() if k.startswith("method.")})
             settings = dict(manifest["detector"])

@@ -55,7 +55,7 @@ class NotFittedError(BlemishError):
 
 
 class NotEnoughMemoryError(BlemishError, MemoryError):
-    """A fit, as planned from its shapes, would not fit into the memory there is; nothing was lost."""
+    """A fit, as planned from its shapes, would not fit into the memory there is; nothing was computed yet."""
 
 
 class CalibrationError(BlemishError):

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from .errors import ModelFileError
 
-FORMAT = 1
+FORMAT = 2
 Manifest = dict[str, Any]
 
 

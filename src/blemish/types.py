@@ -34,7 +34,10 @@ class ImageBatch:
 
 
 class ImageBatches(Protocol):
-    """What `Method.fit` takes: batches that can be iterated again, in the same order on every pass."""
+    """What `Method.fit` takes: batches that can be iterated again, in the same order on every pass.
+
+    `len`, where there is one, says how many images will come, which lets a fit plan its memory.
+    """
 
     def __iter__(self) -> Iterator[ImageBatch]: ...
 

@@ -3,7 +3,7 @@
     PatchCore(index=Faiss("ivf256"))         blemish fit part --method patchcore --index faiss:ivf256
 
 `flat` is exact. `ivfN` looks into the nearest sixteenth of N cells, `hnswM` follows a graph with M links a vector,
-`pqM` keeps M bytes a vector; `ivfN,pqM` does both. What they miss is measured at fit: `recall_`, `storage_error_`.
+`pqM` keeps M bytes a vector; `ivfN,pqM` does both. `patchcore` measures at fit what they miss.
 """
 
 from __future__ import annotations
@@ -24,9 +24,9 @@ _SPEC = re.compile(r"flat|hnsw\d+|ivf\d+(,pq\d+)?|pq\d+")
 
 def index_from_name(name: str) -> IndexFactory:
     """Make the factory that has this name: `exact`, or `faiss:` and a description."""
+    kind, _, description = name.partition(":")
     if name == "exact":
         return Exact()
-    kind, _, description = name.partition(":")
     if kind != "faiss":
         raise ArgumentError.about("index", expected="exact or faiss:DESCRIPTION", got=name)
     return Faiss(description)
@@ -43,43 +43,60 @@ class Faiss:
             raise ArgumentError.about(
                 "index", expected="faiss:flat, ivfN, hnswM, pqM or ivfN,pqM, such as faiss:ivf256", got=self.description
             )
+        _import_faiss()  # find out now, not after a fit
 
     @property
     def name(self) -> str:
         """`faiss:` and the description."""
         return f"faiss:{self.description}"
 
-    def build(self, vectors: Tensor) -> FaissIndex:
-        """Index `(n, dimension)` float32 vectors."""
-        faiss = _import_faiss()
+    def check(self, dimension: int, count: int) -> None:
+        """Refuse a bank that is too small to train on, or whose vectors cannot be cut into M parts."""
+        cells = re.search(r"ivf(\d+)", self.description)
+        least = max(int(cells[1]) if cells else 1, 256 if "pq" in self.description else 1)
+        if count < least:
+            raise ArgumentError.about(
+                "index", expected=f"a description that suits {count} vectors", got=f"{self.name} (needs {least})"
+            )
+        self._empty(dimension)
+
+    def _empty(self, dimension: int) -> Any:
         parts = re.sub(r"ivf(\d+)$", r"IVF\1,Flat", self.description).replace("ivf", "IVF").replace("pq", "PQ")
         key = parts.replace("flat", "Flat").replace("hnsw", "HNSW")
-        threads = faiss.omp_get_max_threads()
-        faiss.omp_set_num_threads(1)  # a graph built by several threads is another one each time
         try:
-            index = faiss.index_factory(vectors.shape[1], key)
-            array = np.ascontiguousarray(vectors.cpu().numpy())
-            index.train(array)
-            index.add(array)
+            return _import_faiss().index_factory(dimension, key)
         except RuntimeError as error:
             reason = str(error).rpartition(":")[2].strip()
             raise ArgumentError.about(
-                "index", expected=f"a description that suits {len(vectors)} vectors", got=f"{self.name} ({reason})"
+                "index", expected=f"a description that suits {dimension} dimensions", got=f"{self.name} ({reason})"
             ) from error
+
+    def build(self, vectors: Tensor) -> FaissIndex:
+        """Index `(n, dimension)` float32 vectors."""
+        self.check(vectors.shape[1], len(vectors))
+        faiss = _import_faiss()
+        threads = faiss.omp_get_max_threads()
+        faiss.omp_set_num_threads(1)  # a graph built by several threads is another one each time
+        try:
+            index = self._empty(vectors.shape[1])
+            array = np.ascontiguousarray(vectors.cpu().numpy())
+            index.train(array)
+            index.add(array)
         finally:
             faiss.omp_set_num_threads(threads)
-        return FaissIndex(index)
+        return FaissIndex(index, vectors.device)
 
     def restore(self, state: dict[str, Tensor]) -> FaissIndex:
         """Take back what `FaissIndex.state` handed out."""
-        return FaissIndex(_import_faiss().deserialize_index(state["faiss"].cpu().numpy()))
+        stored = state["faiss"]
+        return FaissIndex(_import_faiss().deserialize_index(stored.cpu().numpy()), stored.device)
 
 
 class FaissIndex:
     """A bank that FAISS searches."""
 
-    def __init__(self, index: Any) -> None:
-        self._index = index
+    def __init__(self, index: Any, device: torch.device) -> None:
+        self._index, self._device = index, device
         if hasattr(index, "nprobe"):
             index.nprobe = max(1, index.nlist // 16)
             index.make_direct_map()
@@ -105,8 +122,8 @@ class FaissIndex:
     def vectors(self, indices: Tensor | None = None) -> Tensor:
         """Vectors of the bank as float32, all of them or some, as exactly as the index keeps them."""
         if indices is None:
-            return torch.from_numpy(self._index.reconstruct_n(0, len(self)))
-        return torch.from_numpy(self._index.reconstruct_batch(indices.cpu().numpy()))
+            return torch.from_numpy(self._index.reconstruct_n(0, len(self))).to(self._device)
+        return torch.from_numpy(self._index.reconstruct_batch(indices.cpu().numpy())).to(self._device)
 
     def state(self) -> dict[str, Tensor]:
         """`faiss`: the index as bytes."""

@@ -97,8 +97,8 @@ class FeatureMethod(Method):
     device: `auto` (CUDA where there is one), `cpu`, `cuda`, `cuda:1`, ...
     precision: of the backbone: `float32`, or `bfloat16` for half its memory and file, and more speed where the hardware
         has it. What the method learns stays as it is.
-    memory_gb: what the whole program may hold, in 10^9 bytes; None: nine tenths of what is there. A fit that would
-        need more is refused before it begins.
+    memory_gb: what the whole program may hold on a CPU, in 10^9 bytes; None: nine tenths of what is there, as on a GPU.
+        A fit that would need more is refused before it begins.
     """
 
     backbone: str | Backbone = "resnet18"
@@ -111,6 +111,7 @@ class FeatureMethod(Method):
 
     def fit(self: _F, images: ImageBatches) -> _F:
         """Learn from normal images; forgets earlier fits."""
+        self._check_parameters()
         row = find_backbone(self.backbone)
         self.extractor_ = build_extractor(
             row,
@@ -120,8 +121,7 @@ class FeatureMethod(Method):
             precision=self.precision,
         )
         try:
-            self._check_parameters()
-            expected = len(images) if isinstance(images, Sized) else None
+            expected = announced(images)
             start = perf_counter()
             features = self._features(images)
             first = next(features, None)
@@ -231,6 +231,11 @@ class FeatureMethod(Method):
     def _require_fit(self, what: str) -> None:
         if not hasattr(self, "extractor_"):
             raise NotFittedError(f"{type(self).__name__}.{what} needs a fitted method. Call fit(normal_images) first.")
+
+
+def announced(images: ImageBatches) -> int | None:
+    """How many images a source says will come; the length of a plain list or tuple counts batches."""
+    return len(images) if isinstance(images, Sized) and not isinstance(images, list | tuple) else None
 
 
 def _operations_a_second() -> float:

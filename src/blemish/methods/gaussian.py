@@ -34,17 +34,17 @@ class GaussianAD(FeatureMethod):
     ----------
     components: `all` directions; `pca`, the fewest of largest variance that hold the share `variance`; or `npca`,
         those of smallest variance that hold at most the share `variance` (at least one).
-    variance: share of the variance for `pca` (the paper: 0.99) or `npca` (the paper: 0.01).
+    variance: share of the variance for `pca` or `npca`; None takes the paper's, 0.99 or 0.01.
     """
 
     name: ClassVar[str] = "gaussian"
 
     components: Literal["all", "pca", "npca"] = "all"
-    variance: float = 0.01
+    variance: float | None = None
 
     def partial_fit(self, images: ImageBatches) -> GaussianAD:
         """Learn from further normal images: the same model as one fit on all images."""
-        if not hasattr(self, "sums_"):
+        if not hasattr(self, "extractor_"):
             return self.fit(images)
         sums = copy.deepcopy(self.sums_)  # a bad image in the last batch must not leave half an update
         for features in self._features(images):
@@ -66,7 +66,7 @@ class GaussianAD(FeatureMethod):
     def _check_parameters(self) -> None:
         if self.components not in ("all", "pca", "npca"):
             raise ArgumentError.about("components", expected="all, pca or npca", got=self.components)
-        if not 0 < self.variance <= 1:
+        if self.variance is not None and not 0 < self.variance <= 1:
             raise ArgumentError.about("variance", expected="a share in (0, 1]", got=self.variance)
 
     def _default_taps(self, row: Backbone) -> tuple[str, ...]:
@@ -132,8 +132,8 @@ class GaussianAD(FeatureMethod):
             return slice(None)
         shares = values.cumsum(0) / values.sum()
         if self.components == "npca":
-            return slice(0, max(1, int((shares <= self.variance).sum())))
-        return slice(int((shares <= 1 - self.variance + 1e-12).sum()), None)
+            return slice(0, max(1, int((shares <= (self.variance or 0.01)).sum())))
+        return slice(int((shares <= 1 - (self.variance or 0.99) + 1e-12).sum()), None)
 
 
 def _update(sums: list[ShrinkageSums], features: FeatureMaps) -> None:

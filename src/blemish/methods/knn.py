@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import chain
 from typing import ClassVar
 
 import torch
@@ -16,7 +17,7 @@ from torch import Tensor
 from ..errors import ArgumentError
 from ..features.backbones import Backbone
 from ..features.patches import pool
-from ..ops.neighbours import Exact, Index, IndexFactory
+from ..ops.neighbours import Exact, Index, IndexFactory, check_index
 from ..types import FeatureMaps, ImageBatches, Scores
 from ._base import FeatureMethod, Plan
 
@@ -38,7 +39,7 @@ class KNN(FeatureMethod):
 
     def partial_fit(self, images: ImageBatches) -> KNN:
         """Append further normal images: the same model as one fit on all of them."""
-        if not hasattr(self, "bank_"):
+        if not hasattr(self, "extractor_"):
             return self.fit(images)
         return self._append([self._embed(features) for features in self._features(images)])
 
@@ -46,11 +47,16 @@ class KNN(FeatureMethod):
         """Append the bank of another model with the same parameters."""
         self._require_fit("merge")
         other._require_fit("merge")
-        return self._append([other.bank_.vectors()])
+        mine, theirs = self.bank_.vectors(), other.bank_.vectors()
+        if mine.shape[1] != theirs.shape[1]:
+            raise ArgumentError.about("other", expected=f"vectors of {mine.shape[1]} numbers", got=theirs.shape[1])
+        return self._append([theirs])
 
     def _check_parameters(self) -> None:
         if type(self.k) is not int or self.k < 1:
             raise ArgumentError.about("k", expected="a whole number of at least 1", got=self.k)
+
+        check_index(self.index)
 
     def _default_taps(self, row: Backbone) -> tuple[str, ...]:
         return (row.deepest or row.taps[-1],)
@@ -60,7 +66,9 @@ class KNN(FeatureMethod):
         return Plan(model_bytes=size, peak_bytes=2 * size)
 
     def _learn(self, features: Iterator[FeatureMaps], *, expected: int | None) -> None:
-        vectors = torch.cat([self._embed(maps) for maps in features])
+        first = next(features)
+        self._factory().check(sum(m.shape[1] for m in first.maps), expected or 2**31)
+        vectors = torch.cat([self._embed(maps) for maps in chain([first], features)])
         if len(vectors) < self.k:
             raise ArgumentError.about("images", expected=f"at least k = {self.k} normal images", got=len(vectors))
         self.bank_: Index = self._factory().build(vectors)

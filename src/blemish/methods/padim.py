@@ -11,7 +11,7 @@ enlarged bilinearly, smoothed with a Gaussian, and the image score is its maximu
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sized
+from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import chain
 from typing import ClassVar, Literal
@@ -25,7 +25,7 @@ from ..features.patches import concatenate, project, random_channels, semi_ortho
 from ..ops.gaussian import Gaussian, Moments
 from ..ops.maps import enlarge_and_smooth
 from ..types import FeatureMaps, ImageBatches, Scores
-from ._base import FeatureMethod, Plan
+from ._base import FeatureMethod, Plan, announced
 
 
 @dataclass(kw_only=True)
@@ -57,13 +57,14 @@ class PaDiM(FeatureMethod):
 
     def partial_fit(self, images: ImageBatches) -> PaDiM:
         """Learn from further normal images: the same model as one fit on all images, up to the factor's precision."""
-        if not hasattr(self, "gaussian_"):
+        if not hasattr(self, "extractor_"):
             return self.fit(images)
         features = self._features(images)
         first = next(features, None)
         if first is None:
             return self
-        expected = len(images) if isinstance(images, Sized) else self.gaussian_.mean.shape[1]
+        known = announced(images)
+        expected = self.gaussian_.mean.shape[1] if known is None else known
         moments = Moments.from_factor(self.gaussian_, expected=expected)
         for maps in chain([first], features):
             self._check_size(maps)

@@ -8,9 +8,11 @@ score is the largest distance, re-weighted by equation 7 where wanted.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sized
+import logging
+from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import chain
+from time import monotonic
 from typing import ClassVar, Literal
 
 import torch
@@ -21,10 +23,11 @@ from ..features.backbones import Backbone
 from ..features.patches import average_patches, gaussian_projection, unfolded_patches, unfolding_kernels
 from ..ops.coreset import CoresetStream, reducing_capacity
 from ..ops.maps import enlarge_and_smooth
-from ..ops.neighbours import Exact, Index, IndexFactory, Storage
+from ..ops.neighbours import Exact, Index, IndexFactory, Storage, check_index
 from ..types import FeatureMaps, ImageBatches, Scores
-from ._base import FeatureMethod, Plan
+from ._base import FeatureMethod, Plan, announced
 
+_log = logging.getLogger("blemish")
 _ERROR_PATCHES = 2048
 _UNKNOWN_CAPACITY = 1_000_000
 _BYTES = {"float32": 4, "float16": 2, "int8": 1}
@@ -42,6 +45,7 @@ class PatchCore(FeatureMethod):
     ratio: share of all patches to keep (the paper: 0.25, 0.1 or 0.01).
     count: keep so many patches instead.
     radius: keep no more once every patch lies this near to a kept one, in the projected space; 0: no such limit.
+        How near they are in the end is `radius_`.
     projection: dimensions of the random projection in which the coreset is chosen (the paper's code: 128); 0: none.
     starts: begin with the mean distance to so many random patches, as the paper's code does with 10; 0: do not.
     reweight: neighbours b of equation 7 for the image score; 0 leaves the largest distance as it is.
@@ -70,22 +74,24 @@ class PatchCore(FeatureMethod):
 
     def partial_fit(self, images: ImageBatches) -> PatchCore:
         """Learn from further normal images: the coreset of the bank and the new patches; `radius_` covers them all."""
-        if not hasattr(self, "bank_"):
+        if not hasattr(self, "extractor_"):
             return self.fit(images)
         features = self._features(images)
         first = next(features, None)
         if first is None:
             return self
-        expected = len(images) if isinstance(images, Sized) else None
-        return self._learn_from(first, features, expected=expected, bank=self.bank_.vectors())
+        return self._learn_from(first, features, expected=announced(images), bank=self.bank_.vectors())
 
     def merge(self, other: PatchCore) -> PatchCore:
         """Take in another model's bank: the coreset of both; `radius_` covers all that either has seen."""
         self._require_fit("merge")
         other._require_fit("merge")
+        for name in ("channels_", "patches", "dimensions", "projection", "seed"):
+            if getattr(self, name) != getattr(other, name):
+                raise ArgumentError.about(
+                    "other", expected=f"a PatchCore with {name} {getattr(self, name)}", got=getattr(other, name)
+                )
         mine, theirs = self.bank_.vectors(), other.bank_.vectors()
-        if mine.shape[1] != theirs.shape[1]:
-            raise ArgumentError.about("other", expected=f"patches of {mine.shape[1]} numbers", got=theirs.shape[1])
         both = len(mine) + len(theirs)
         stream = CoresetStream(both, mine.shape[1], total=both, wanted=both, project=self._project, like=mine)
         stream.add_coreset(torch.cat([mine, theirs]), max(self.radius_, other.radius_))
@@ -98,6 +104,11 @@ class PatchCore(FeatureMethod):
             raise ArgumentError.about("storage", expected="float32, float16 or int8", got=self.storage)
         if not 0 < self.ratio <= 1:
             raise ArgumentError.about("ratio", expected="a share in (0, 1]", got=self.ratio)
+        check_index(self.index)
+        if self.index is not None and self.storage != "float32":
+            raise ArgumentError.about("storage", expected="float32 with an index of your own", got=self.storage)
+        if self.reweight == 1:
+            raise ArgumentError.about("reweight", expected="0, or at least 2 neighbours", got=1)
         for name, least in (("count", 1), ("dimensions", 1), ("projection", 0), ("starts", 0), ("reweight", 0)):
             value = getattr(self, name)
             if not (name == "count" and value is None) and (type(value) is not int or value < least):
@@ -114,8 +125,9 @@ class PatchCore(FeatureMethod):
         d = self.dimensions if self.patches == "unfold" else sum(m.shape[1] for m in first.maps)
         total = images * positions
         kept = self._wanted(total)
+        self._factory().check(d, kept)
         # Merge and reduce keeps a part of the buffer for new patches, and the rest must hold the bank.
-        capacity = max(self._capacity(total, d), min(total, 4 * kept // 3))
+        capacity = max(self._capacity(total, d, kept), min(total, 4 * kept // 3))
         return Plan(
             model_bytes=kept * d * _BYTES[self.storage],
             peak_bytes=capacity * self._bytes_a_patch(d) + kept * d * (4 + _BYTES[self.storage]),
@@ -135,13 +147,15 @@ class PatchCore(FeatureMethod):
     ) -> PatchCore:
         patches = self._embed(first)
         old = 0 if bank is None else len(bank)
-        total = None if expected is None else expected * patches.shape[1] + old
-        capacity = max(self._capacity(total, patches.shape[2]), 2 * old)
+        new = None if expected is None else expected * patches.shape[1]
+        total = None if new is None else new + old
+        wanted = self._wanted(self.seen_ + (new or _UNKNOWN_CAPACITY))
+        capacity = max(self._capacity(total, patches.shape[2], wanted), 2 * old)
         stream = CoresetStream(
             capacity,
             patches.shape[2],
             total=total,
-            wanted=self._wanted(total or capacity),
+            wanted=wanted,
             project=self._project,
             like=patches,
         )
@@ -156,11 +170,15 @@ class PatchCore(FeatureMethod):
 
     def _finish(self, stream: CoresetStream, seen: int) -> PatchCore:
         typical = stream.midpoints(_ERROR_PATCHES, seed=self.seed) if self._is_approximate() else None
-        vectors, radius = stream.finish(self._wanted(seen), radius=self.radius, starts=self.starts, seed=self.seed)
+        vectors, radius = stream.finish(
+            self._wanted(seen), radius=self.radius, starts=self.starts, seed=self.seed, progress=_Report()
+        )
         bank = self._factory().build(vectors)
         self.storage_error_, self.recall_ = 0.0, 1.0
         if typical is not None:
             self.storage_error_, self.recall_ = _compare(bank, Exact().build(vectors), typical)
+            moved = self._project(bank.vectors() - vectors)  # compression moves the vectors away from what they cover
+            radius += float(torch.linalg.vector_norm(moved, dim=1).max())
         self.bank_, self.radius_, self.seen_ = bank, radius, seen
         return self
 
@@ -179,6 +197,8 @@ class PatchCore(FeatureMethod):
 
     def _weights(self, patches: Tensor, nearest: Tensor) -> Tensor:
         """Equation 7: small where the nearest bank patch is itself in a dense neighbourhood; `(batch,)`."""
+        if len(self.bank_) < 2:
+            return torch.ones(len(patches), device=patches.device)
         _, neighbours = self.bank_.search(self.bank_.vectors(nearest), min(self.reweight, len(self.bank_)))
         around = torch.stack([self.bank_.vectors(row) for row in neighbours])
         distances = torch.linalg.vector_norm(around - patches[:, None], dim=2)
@@ -228,20 +248,32 @@ class PatchCore(FeatureMethod):
     def _wanted(self, total: int) -> int:
         return min(total, self.count) if self.count is not None else max(1, round(self.ratio * total))
 
-    def _capacity(self, total: int | None, d: int) -> int:
+    def _capacity(self, total: int | None, d: int, wanted: int) -> int:
         """Patches that a fit may hold at once."""
         left = self._memory_left()
         if left is None:
             return _UNKNOWN_CAPACITY if total is None else total
         if total is None:
-            return max(2, left // 2 // self._bytes_a_patch(d))
-        bank = self._wanted(total) * d * (4 + _BYTES[self.storage])
+            return max(2, min(_UNKNOWN_CAPACITY, left // 2 // self._bytes_a_patch(d)))
+        bank = wanted * d * (4 + _BYTES[self.storage])
         fitting = (left - bank) // self._bytes_a_patch(d)
-        return total if fitting >= total else max(2, min(fitting, reducing_capacity(self._wanted(total))))
+        return total if fitting >= total else max(2, min(fitting, reducing_capacity(wanted)))
 
     def _bytes_a_patch(self, d: int) -> int:
         """The patch, its projection, and some float64 numbers of the selection."""
         return d * 4 + self.projection * 4 + 48
+
+
+class _Report:
+    """Says now and then how far the choice of a coreset has come."""
+
+    def __init__(self) -> None:
+        self._last = monotonic()
+
+    def __call__(self, chosen: int, wanted: int) -> None:
+        if monotonic() - self._last > 10:
+            self._last = monotonic()
+            _log.info("coreset: %d/%d patches", chosen, wanted)
 
 
 def _compare(bank: Index, exact: Index, queries: Tensor) -> tuple[float, float]:

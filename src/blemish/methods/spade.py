@@ -48,7 +48,7 @@ class SPADE(FeatureMethod):
 
     def partial_fit(self, images: ImageBatches) -> SPADE:
         """Append further normal images: the same model as one fit on all of them."""
-        if not hasattr(self, "gallery_"):
+        if not hasattr(self, "extractor_"):
             return self.fit(images)
         return self._append([self._embed(features) for features in self._features(images)])
 
@@ -102,6 +102,8 @@ class SPADE(FeatureMethod):
             for maps in chain([first], features):
                 pooled, gallery = self._embed(maps)
                 _check_shapes(self.gallery_, gallery)
+                if done + len(pooled) > expected:
+                    raise ArgumentError.about("images", expected=f"{expected}, as len(images) said", got="more")
                 part = slice(done, done + len(pooled))
                 self.pooled_[part] = pooled
                 for whole, layer in zip(self.gallery_, gallery, strict=True):
@@ -137,9 +139,13 @@ class SPADE(FeatureMethod):
     def _append(self, parts: list[tuple[Tensor, list[Tensor]]]) -> SPADE:
         for _, gallery in parts:
             _check_shapes(self.gallery_, gallery)
-        self.pooled_ = torch.cat([self.pooled_, *(pooled for pooled, _ in parts)])
-        for i, layer in enumerate(self.gallery_):
-            self.gallery_[i] = torch.cat([layer, *(gallery[i] for _, gallery in parts)])
+        # Both are made before either is kept: running out of memory must not leave half an update.
+        pooled = torch.cat([self.pooled_, *(pooled for pooled, _ in parts)])
+        gallery = [
+            torch.cat([layer, *(gallery[i].to(layer.dtype) for _, gallery in parts)])
+            for i, layer in enumerate(self.gallery_)
+        ]
+        self.pooled_, self.gallery_ = pooled, gallery
         return self
 
     def _embed(self, features: FeatureMaps) -> tuple[Tensor, list[Tensor]]:

@@ -69,15 +69,17 @@ def k_center(
         raise ArgumentError.about("count", expected="at least 1", got=count)
     state = _Distances(vectors, initial)
     target = max(radius**2, state.tolerance)
-    while len(state.chosen) < min(count, len(vectors)):
-        bounds = state.bounds()
-        if bounds.max() <= target:
-            break
-        state.take(_choose(state, bounds, min(count, len(vectors)) - len(state.chosen), target))
+    # With `initial`, bounds say who is next but not who is covered, so that has to be looked at after each choice.
+    at_once = 1 if initial is not None and radius > 0 else len(vectors)
+    while len(state.chosen) < min(count, len(vectors)) and state.squared.max() > target:
+        most = min(count - len(state.chosen), at_once)
+        state.take(_choose(state, state.bounds(), most, target))
         if progress is not None:
             progress(len(state.chosen), count)
     farthest = state.squared.max()
-    return Coreset(torch.tensor(state.chosen), float(np.sqrt(farthest)) if farthest > state.tolerance else 0.0)
+    return Coreset(
+        torch.tensor(state.chosen, dtype=torch.int64), float(np.sqrt(farthest)) if farthest > state.tolerance else 0.0
+    )
 
 
 def _choose(state: _Distances, bounds: NDArray[np.float64], most: int, target: float) -> list[int]:
@@ -130,11 +132,18 @@ class CoresetStream:
         self._project = project
         self._used = self._reduced = 0
         self._slack = 0.0
+        self._total, self._wanted = total, wanted
+        self._divide()
+
+    def _divide(self) -> None:
+        """Share out what room there is between what reduced parts keep and the next part."""
+        room = len(self._buffer) - self._reduced
+        coming = room if self._total is None else max(1, self._total - self._reduced)
         # The work of a reduction grows with the square of the part.
-        self._part = max(1, min(capacity // 4, _PART))
-        self._limit = capacity if total is None or total <= capacity else self._part
-        room = 0.5 if total is None else (capacity - self._part) / total
-        self._share = min(0.5, room, 1.0 if total is None else _KEEP * wanted / total)
+        self._part = max(1, min(room // 4, _PART))
+        self._limit = max(1, room if self._total is None or coming <= room else self._part)
+        fitting = 0.5 if self._total is None else (room - self._part) / coming
+        self._share = min(0.5, fitting, _KEEP * self._wanted / coming)
 
     def __len__(self) -> int:
         return self._used
@@ -151,8 +160,10 @@ class CoresetStream:
 
     def add_coreset(self, vectors: Tensor, radius: float) -> None:
         """Take the coreset of an earlier stream, which covers its vectors within `radius`; before any `add`."""
-        self.add(vectors)
-        self._reduced, self._slack = self._used, radius
+        self._buffer[: len(vectors)] = vectors  # not `add`, which might reduce it once more
+        self._used = self._reduced = len(vectors)
+        self._slack = radius
+        self._divide()
 
     def finish(
         self, count: int, *, radius: float = 0.0, starts: int = 0, seed: int = 0, progress: Progress | None = None
@@ -178,7 +189,7 @@ class CoresetStream:
 
     def _reduce(self) -> None:
         start = self._reduced
-        if len(self._buffer) - start < self._part:  # more came than was announced: begin again with everything
+        if self._used - start < max(2, self._part // 2):  # more came than was announced: begin again with everything
             start, keep, before = 0, len(self._buffer) // 2, self._slack
         else:
             keep, before = max(1, int((self._used - start) * self._share)), 0.0

@@ -48,11 +48,22 @@ class IndexFactory(Protocol):
     def name(self) -> str:
         """Under which the factory is found again, such as `exact` or `faiss:ivf256`."""
 
+    def check(self, dimension: int, count: int) -> None:
+        """Refuse, before the work begins, a bank of so many vectors that cannot be indexed."""
+
     def build(self, vectors: Tensor) -> Index:
         """Index `(n, dimension)` float32 vectors."""
 
     def restore(self, state: dict[str, Tensor]) -> Index:
         """Take back what `Index.state` handed out."""
+
+
+def check_index(index: IndexFactory | None) -> None:
+    """Refuse anything but an `IndexFactory` or None, such as a name."""
+    if index is not None and not all(hasattr(index, part) for part in ("name", "check", "build", "restore")):
+        raise ArgumentError.about(
+            "index", expected="None or a factory", got=index, instead="Write index=blemish.edges.faiss.Faiss('ivf256')."
+        )
 
 
 @dataclass(frozen=True)
@@ -63,8 +74,11 @@ class Exact:
 
     @property
     def name(self) -> str:
-        """`exact`; the storage belongs to the state."""
-        return "exact"
+        """`exact`, with the storage where that is not float32."""
+        return "exact" if self.storage == "float32" else f"exact:{self.storage}"
+
+    def check(self, dimension: int, count: int) -> None:
+        """Any bank can be searched completely."""
 
     def build(self, vectors: Tensor) -> ExactIndex:
         """Index `(n, dimension)` float32 vectors."""
@@ -77,7 +91,7 @@ class Exact:
         lowest, highest = vectors.amin(dim=0), vectors.amax(dim=0)
         centre = (lowest + highest) / 2
         steps, dtype = (1.0, torch.float16) if self.storage == "float16" else (127.0, torch.int8)
-        scale = ((highest - centre) / steps).clamp_min(torch.finfo(torch.float32).tiny)
+        scale = (torch.maximum(highest - centre, centre - lowest) / steps).clamp_min(torch.finfo(torch.float32).tiny)
         stored = torch.empty_like(vectors, dtype=dtype)
         for start in range(0, len(vectors), _BANK):
             values = (vectors[start : start + _BANK] - centre) / scale
@@ -110,7 +124,8 @@ class ExactIndex:
     def search(self, queries: Tensor, k: int) -> tuple[Tensor, Tensor]:
         """Squared distances `(queries, k)` float32 and indices int64 of the k nearest, nearest first.
 
-        Of several equally near ones the lowest index comes first; for k = 1 any one of them, at the same distance.
+        Of several equally near ones the lowest index comes first. For k = 1 the neighbour is the nearest one up to
+        float32 rounding of the squared norms, without a rule for ties.
         """
         if queries.ndim != 2 or queries.shape[1] != self._stored.shape[1]:
             raise ArgumentError.about("queries", expected=f"shape (n, {self._stored.shape[1]})", got=queries)
