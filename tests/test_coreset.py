@@ -97,6 +97,22 @@ def test_progress_reaches_the_end():
     assert seen == sorted(set(seen))
 
 
+def test_centres_that_are_there_cover_but_are_not_chosen():
+    points = clusters(200, 5, 4)
+    all_at_once = k_center(torch.from_numpy(points), 60)
+    first, rest = (
+        all_at_once.indices[:20],
+        torch.tensor(sorted(set(range(200)) - set(all_at_once.indices[:20].tolist()))),
+    )
+    vectors = torch.from_numpy(points)
+    then = k_center(vectors[rest], 40, centres=vectors[first])
+    assert rest[then.indices].tolist() == all_at_once.indices[20:].tolist()
+    assert then.radius == pytest.approx(all_at_once.radius, rel=1e-6)
+    covered = k_center(vectors[first], 5, centres=vectors[first])
+    assert len(covered.indices) == 0
+    assert covered.radius == 0
+
+
 def test_bad_arguments():
     with pytest.raises(ArgumentError, match=r"vectors: expected shape \(n, dimension\)"):
         k_center(torch.zeros(0, 3), 1)

@@ -134,7 +134,7 @@ def test_a_coreset_that_was_put_in_stays_until_the_end():
     rows = {tuple(row.tolist()) for row in chosen}
     assert {tuple(row.tolist()) for row in old} <= rows
     true = float(torch.cdist(new, chosen).amin(dim=1).max())
-    assert radius >= max(true, 0.25)
+    assert max(true, 0.25) <= radius
 
 
 def test_equal_patches_make_a_bank_of_one():

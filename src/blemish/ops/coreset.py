@@ -51,12 +51,14 @@ def k_center(
     *,
     radius: float = 0.0,
     initial: Tensor | None = None,
+    centres: Tensor | None = None,
     progress: Progress | None = None,
 ) -> Coreset:
     """Choose up to `count` of `(n, dimension)` float32 vectors by the greedy rule; all arithmetic is in float64.
 
     Stops early where every vector lies within `radius` of a chosen one: with the default 0, where only duplicates are
     left. `initial` `(n,)` are distances to begin with, as if to centres that are not chosen; None begins with vector 0.
+    `centres` `(m, dimension)` are there already: they cover, and count neither as chosen nor in `count`.
 
     Between two passes the stored distances are upper bounds, for distances to centres only shrink. So the M vectors
     with the largest bounds are taken as candidates; as long as the farthest candidate, with distances among candidates
@@ -68,6 +70,9 @@ def k_center(
     if count < 1:
         raise ArgumentError.about("count", expected="at least 1", got=count)
     state = _Distances(vectors, initial)
+    if centres is not None:
+        for part in centres.split(_CANDIDATES):  # type: ignore[no-untyped-call]
+            state.cover(part)
     target = max(radius**2, state.tolerance)
     # With `initial`, bounds say who is next but not who is covered, so that has to be looked at after each choice.
     at_once = 1 if initial is not None and radius > 0 else len(vectors)
@@ -131,7 +136,8 @@ class CoresetStream:
         self._buffer = like.new_empty(capacity, dimension)
         self._project = project
         self._used = self._reduced = 0
-        self._slack = 0.0
+        self._slack = self._kept_radius = 0.0
+        self._kept = 0
         self._total, self._wanted = total, wanted
         self._divide()
 
@@ -159,10 +165,14 @@ class CoresetStream:
             vectors = vectors[len(taken) :]
 
     def add_coreset(self, vectors: Tensor, radius: float) -> None:
-        """Take the coreset of an earlier stream, which covers its vectors within `radius`; before any `add`."""
-        self._buffer[: len(vectors)] = vectors  # not `add`, which might reduce it once more
-        self._used = self._reduced = len(vectors)
-        self._slack = radius
+        """Take the coreset of an earlier stream, which covers its vectors within `radius`; before any `add`.
+
+        It stays as it is while there is room, and only vectors that it does not cover join it: choosing from both again
+        would drop old ones next to new ones, and leave what they stood for uncovered.
+        """
+        self._buffer[: len(vectors)] = vectors
+        self._used = self._reduced = self._kept = len(vectors)
+        self._kept_radius = radius
         self._divide()
 
     def finish(
@@ -173,7 +183,14 @@ class CoresetStream:
         `starts` > 0 begins with the mean distance to that many random vectors, as PatchCore's published code does.
         """
         if count >= self._used and radius == 0:  # everything is kept
-            return self._buffer[: self._used], self._slack
+            return self._buffer[: self._used], max(self._slack, self._kept_radius)
+        if 0 < self._kept < min(count, self._used):
+            old, new = self._buffer[: self._kept], self._buffer[self._kept : self._used]
+            rest, limit = count - self._kept, max(0.0, radius - self._slack)
+            more = k_center(self._project(new), rest, radius=limit, centres=self._project(old), progress=progress)
+            vectors = torch.cat([old, new[more.indices.to(new.device)]])
+            return vectors, max(self._kept_radius, more.radius + self._slack)
+        self._slack = max(self._slack, self._kept_radius)
         projected = self._project(self._buffer[: self._used])
         initial = _mean_distance(projected, starts, seed) if starts else None
         chosen = k_center(projected, count, radius=max(0.0, radius - self._slack), initial=initial, progress=progress)
@@ -190,7 +207,8 @@ class CoresetStream:
     def _reduce(self) -> None:
         start = self._reduced
         if self._used - start < max(2, self._part // 2):  # more came than was announced: begin again with everything
-            start, keep, before = 0, len(self._buffer) // 2, self._slack
+            start, keep, before = 0, len(self._buffer) // 2, max(self._slack, self._kept_radius)
+            self._kept = 0
         else:
             keep, before = max(1, int((self._used - start) * self._share)), 0.0
         chosen = k_center(self._project(self._buffer[start : self._used]), keep)
@@ -239,13 +257,18 @@ class _Distances:
     def take(self, indices: list[int]) -> None:
         """Bring in new centres, with one pass over all vectors."""
         self.chosen += indices
-        centres = self._rows(indices)
+        self.cover(self._vectors[indices])
+        self._squared[indices] = 0
+        self.squared = self._squared.cpu().numpy()
+
+    def cover(self, vectors: Tensor) -> None:
+        """Bring in centres that need not be among the vectors."""
+        centres = vectors.double() - self._centre
         norms = centres.square().sum(dim=1)
         transposed = centres.mul_(-2).T
         for part, rows in self._chunks():
             nearest = torch.addmm(norms, rows, transposed).amin(dim=1).add_(self._norms[part]).clamp_(min=0)
             torch.minimum(self._squared[part], nearest, out=self._squared[part])
-        self._squared[indices] = 0
         self.squared = self._squared.cpu().numpy()
 
     def between(self, indices: NDArray[np.int64]) -> NDArray[np.float64]:
