@@ -123,6 +123,19 @@ def test_stream_within_a_small_buffer_covers_all_within_its_radius(total):
     assert {tuple(row.tolist()) for row in chosen} <= {tuple(row.tolist()) for row in vectors}
 
 
+def test_an_update_keeps_the_bank_and_its_radius():
+    """Choosing from old and new together would drop old patches and leave what they stood for uncovered."""
+    train, more = small_pixels(8, 1), small_pixels(5, 3)
+    method = PatchCore(backbone=BACKBONE, ratio=0.2, projection=0).fit(Images(train))
+    before, radius = method.bank_.vectors(), method.radius_
+    method.partial_fit(Images(more))
+    assert torch.equal(method.bank_.vectors()[: len(before)], before)
+    seen = average_patches(maps_of(torch.cat([train, more]))).flatten(0, 1)
+    true = float(torch.cdist(seen, method.bank_.vectors()).amin(dim=1).max())
+    assert true <= method.radius_ * (1 + 1e-5)
+    assert method.radius_ <= 1.5 * radius  # not the sum of two radii
+
+
 def test_a_coreset_that_was_put_in_stays_until_the_end():
     random = np.random.default_rng(0)
     old, new = torch.from_numpy(random.normal(size=(2, 150, 6))).float()

@@ -73,7 +73,10 @@ class PatchCore(FeatureMethod):
     index: IndexFactory | None = None
 
     def partial_fit(self, images: ImageBatches) -> PatchCore:
-        """Learn from further normal images: the coreset of the bank and the new patches; `radius_` covers them all."""
+        """Keep the bank and add new patches that it does not cover; `radius_` covers them all.
+
+        With `count`, where there is no room for more, the bank is chosen again from the old one and the new patches.
+        """
         if not hasattr(self, "extractor_"):
             return self.fit(images)
         features = self._features(images)
@@ -83,7 +86,7 @@ class PatchCore(FeatureMethod):
         return self._learn_from(first, features, expected=announced(images), bank=self.bank_.vectors())
 
     def merge(self, other: PatchCore) -> PatchCore:
-        """Take in another model's bank: the coreset of both; `radius_` covers all that either has seen."""
+        """Join another model's bank, thinned where both are too many; `radius_` covers all that either has seen."""
         self._require_fit("merge")
         other._require_fit("merge")
         for name in ("channels_", "patches", "dimensions", "projection", "seed"):

@@ -183,7 +183,9 @@ class CoresetStream:
         `starts` > 0 begins with the mean distance to that many random vectors, as PatchCore's published code does.
         """
         if count >= self._used and radius == 0:  # everything is kept
-            return self._buffer[: self._used], max(self._slack, self._kept_radius)
+            # A copy where the buffer is larger, or all of it would stay in memory.
+            whole = self._buffer if self._used == len(self._buffer) else self._buffer[: self._used].clone()
+            return whole, max(self._slack, self._kept_radius)
         if 0 < self._kept < min(count, self._used):
             old, new = self._buffer[: self._kept], self._buffer[self._kept : self._used]
             rest, limit = count - self._kept, max(0.0, radius - self._slack)
