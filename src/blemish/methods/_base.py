@@ -29,6 +29,7 @@ from ..types import FeatureMaps, ImageBatch, ImageBatches, Scores
 
 _M = TypeVar("_M", bound="Method")
 _F = TypeVar("_F", bound="FeatureMethod")
+_G = TypeVar("_G", bound="GrowingMethod")
 _log = logging.getLogger("blemish")
 
 
@@ -236,6 +237,39 @@ class FeatureMethod(Method):
 def announced(images: ImageBatches) -> int | None:
     """How many images a source says will come; the length of a plain list or tuple counts batches."""
     return len(images) if isinstance(images, Sized) and not isinstance(images, list | tuple) else None
+
+
+@dataclass(kw_only=True)
+class GrowingMethod(FeatureMethod):
+    """A `FeatureMethod` of the `Incremental` kind; a concrete one fills in two more hooks.
+
+    Both hooks make all that is new before they keep any of it, so that a bad image in the last batch changes nothing.
+    """
+
+    def partial_fit(self: _G, images: ImageBatches) -> _G:
+        """Learn from further normal images; on an unfitted method, `fit`."""
+        if not hasattr(self, "extractor_"):
+            return self.fit(images)
+        features = self._features(images)
+        first = next(features, None)
+        if first is not None:
+            self._learn_more(chain([first], features), expected=announced(images))
+        return self
+
+    def merge(self: _G, other: _G) -> _G:
+        """Take in what another method, fitted with the same parameters on other images, has learned."""
+        self._require_fit("merge")
+        other._require_fit("merge")
+        self._absorb(other)
+        return self
+
+    @abstractmethod
+    def _learn_more(self, features: Iterator[FeatureMaps], *, expected: int | None) -> None:
+        """Hook: learn from further feature maps, of at least one batch."""
+
+    @abstractmethod
+    def _absorb(self, other: Any) -> None:
+        """Hook: take in what `other` has learned; refuse one with other parameters."""
 
 
 def _operations_a_second() -> float:

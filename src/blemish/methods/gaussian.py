@@ -22,12 +22,12 @@ from ..errors import ArgumentError
 from ..features.backbones import Backbone
 from ..features.patches import pool
 from ..ops.shrinkage import ShrinkageSums
-from ..types import FeatureMaps, ImageBatches, Scores
-from ._base import FeatureMethod, Plan
+from ..types import FeatureMaps, Scores
+from ._base import GrowingMethod, Plan
 
 
 @dataclass(kw_only=True)
-class GaussianAD(FeatureMethod):
+class GaussianAD(GrowingMethod):
     """One Gaussian a level of pooled features, Mahalanobis distance. No map; tiny, exact, and quick to update.
 
     Parameters
@@ -42,26 +42,20 @@ class GaussianAD(FeatureMethod):
     components: Literal["all", "pca", "npca"] = "all"
     variance: float | None = None
 
-    def partial_fit(self, images: ImageBatches) -> GaussianAD:
-        """Learn from further normal images: the same model as one fit on all images."""
-        if not hasattr(self, "extractor_"):
-            return self.fit(images)
-        sums = copy.deepcopy(self.sums_)  # a bad image in the last batch must not leave half an update
-        for features in self._features(images):
-            _update(sums, features)
-        return self._finish(sums)
+    def _learn_more(self, features: Iterator[FeatureMaps], *, expected: int | None) -> None:
+        sums = copy.deepcopy(self.sums_)
+        for maps in features:
+            _update(sums, maps)
+        self._finish(sums)
 
-    def merge(self, other: GaussianAD) -> GaussianAD:
-        """Take in what another model with the same parameters has learned."""
-        self._require_fit("merge")
-        other._require_fit("merge")
+    def _absorb(self, other: GaussianAD) -> None:
         mine, theirs = ([len(s.linear) for s in method.sums_] for method in (self, other))
         if mine != theirs:
             raise ArgumentError.about("other", expected=f"levels of {mine} channels", got=theirs)
         merged = copy.deepcopy(self.sums_)
         for sums, others in zip(merged, other.sums_, strict=True):
             sums.merge(others)
-        return self._finish(merged)
+        self._finish(merged)
 
     def _check_parameters(self) -> None:
         if self.components not in ("all", "pca", "npca"):
@@ -106,7 +100,7 @@ class GaussianAD(FeatureMethod):
         self.means_ = [learned[f"{i}.mean"] for i in levels]
         self.factors_ = [learned[f"{i}.factor"] for i in levels]
 
-    def _finish(self, sums: list[ShrinkageSums]) -> GaussianAD:
+    def _finish(self, sums: list[ShrinkageSums]) -> None:
         if sums[0].count < 2:
             raise ArgumentError.about("images", expected="at least 2 normal images", got=int(sums[0].count))
         means, factors = [], []
@@ -124,7 +118,6 @@ class GaussianAD(FeatureMethod):
             means.append(mean.float())
             factors.append((vectors[:, kept] * values[kept].rsqrt()).float())
         self.sums_, self.means_, self.factors_ = sums, means, factors
-        return self
 
     def _kept(self, values: Tensor) -> slice:
         """Which components to keep; `values` are variances in ascending order."""

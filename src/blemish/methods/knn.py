@@ -18,12 +18,12 @@ from ..errors import ArgumentError
 from ..features.backbones import Backbone
 from ..features.patches import pool
 from ..ops.neighbours import Exact, Index, IndexFactory, check_index
-from ..types import FeatureMaps, ImageBatches, Scores
-from ._base import FeatureMethod, Plan
+from ..types import FeatureMaps, Scores
+from ._base import GrowingMethod, Plan
 
 
 @dataclass(kw_only=True)
-class KNN(FeatureMethod):
+class KNN(GrowingMethod):
     """Distance to the nearest normal images, one vector an image. No map; no training; the honest baseline.
 
     Parameters
@@ -37,20 +37,14 @@ class KNN(FeatureMethod):
     k: int = 2
     index: IndexFactory | None = None
 
-    def partial_fit(self, images: ImageBatches) -> KNN:
-        """Append further normal images: the same model as one fit on all of them."""
-        if not hasattr(self, "extractor_"):
-            return self.fit(images)
-        return self._append([self._embed(features) for features in self._features(images)])
+    def _learn_more(self, features: Iterator[FeatureMaps], *, expected: int | None) -> None:
+        self._append([self._embed(maps) for maps in features])
 
-    def merge(self, other: KNN) -> KNN:
-        """Append the bank of another model with the same parameters."""
-        self._require_fit("merge")
-        other._require_fit("merge")
+    def _absorb(self, other: KNN) -> None:
         mine, theirs = self.bank_.vectors(), other.bank_.vectors()
         if mine.shape[1] != theirs.shape[1]:
             raise ArgumentError.about("other", expected=f"vectors of {mine.shape[1]} numbers", got=theirs.shape[1])
-        return self._append([theirs])
+        self._append([theirs])
 
     def _check_parameters(self) -> None:
         if type(self.k) is not int or self.k < 1:
@@ -83,9 +77,8 @@ class KNN(FeatureMethod):
     def _relearn(self, learned: dict[str, Tensor]) -> None:
         self.bank_ = self._factory().restore(learned)
 
-    def _append(self, parts: list[Tensor]) -> KNN:
+    def _append(self, parts: list[Tensor]) -> None:
         self.bank_ = self._factory().build(torch.cat([self.bank_.vectors(), *parts]))
-        return self
 
     def _factory(self) -> IndexFactory:
         return self.index or Exact()

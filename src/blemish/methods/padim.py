@@ -24,12 +24,12 @@ from ..features.backbones import find_backbone
 from ..features.patches import concatenate, project, random_channels, semi_orthogonal
 from ..ops.gaussian import Gaussian, Moments
 from ..ops.maps import enlarge_and_smooth
-from ..types import FeatureMaps, ImageBatches, Scores
-from ._base import FeatureMethod, Plan, announced
+from ..types import FeatureMaps, Scores
+from ._base import GrowingMethod, Plan
 
 
 @dataclass(kw_only=True)
-class PaDiM(FeatureMethod):
+class PaDiM(GrowingMethod):
     """Patch distribution modelling. For parts that always lie in the same place; small, fast, exact.
 
     Parameters
@@ -55,27 +55,16 @@ class PaDiM(FeatureMethod):
         self.channels_: tuple[Tensor, ...] | None = None
         self.projection_: Tensor | None = None
 
-    def partial_fit(self, images: ImageBatches) -> PaDiM:
-        """Learn from further normal images: the same model as one fit on all images, up to the factor's precision."""
-        if not hasattr(self, "extractor_"):
-            return self.fit(images)
-        features = self._features(images)
-        first = next(features, None)
-        if first is None:
-            return self
-        known = announced(images)
-        expected = self.gaussian_.mean.shape[1] if known is None else known
-        moments = Moments.from_factor(self.gaussian_, expected=expected)
-        for maps in chain([first], features):
+    def _learn_more(self, features: Iterator[FeatureMaps], *, expected: int | None) -> None:
+        """The same model as one fit on all images, up to the factor's precision."""
+        coming = self.gaussian_.mean.shape[1] if expected is None else expected
+        moments = Moments.from_factor(self.gaussian_, expected=coming)
+        for maps in features:
             self._check_size(maps)
             moments.update(self._embed(maps))
         self._finish(moments)
-        return self
 
-    def merge(self, other: PaDiM) -> PaDiM:
-        """Take in what another PaDiM, fitted with the same parameters on other images, has learned."""
-        self._require_fit("merge")
-        other._require_fit("merge")
+    def _absorb(self, other: PaDiM) -> None:
         mine, theirs = self._embedding(), other._embedding()
         if mine.keys() != theirs.keys() or not all(torch.equal(mine[name], theirs[name]) for name in mine):
             different = [name for name in mine | theirs if name not in mine or name not in theirs]
@@ -88,7 +77,6 @@ class PaDiM(FeatureMethod):
         moments = Moments.from_factor(self.gaussian_, expected=other.gaussian_.count)
         moments.merge(Moments.from_factor(other.gaussian_, expected=1))
         self._finish(moments)
-        return self
 
     def _plan(self, first: FeatureMaps, images: int) -> Plan:
         channels = [m.shape[1] for m in first.maps]

@@ -24,8 +24,8 @@ from ..features.patches import average_patches, gaussian_projection, unfolded_pa
 from ..ops.coreset import CoresetStream, reducing_capacity
 from ..ops.maps import enlarge_and_smooth
 from ..ops.neighbours import Exact, Index, IndexFactory, Storage, check_index
-from ..types import FeatureMaps, ImageBatches, Scores
-from ._base import FeatureMethod, Plan, announced
+from ..types import FeatureMaps, Scores
+from ._base import GrowingMethod, Plan
 
 _log = logging.getLogger("blemish")
 _ERROR_PATCHES = 2048
@@ -34,7 +34,7 @@ _BYTES = {"float32": 4, "float16": 2, "int8": 1}
 
 
 @dataclass(kw_only=True)
-class PatchCore(FeatureMethod):
+class PatchCore(GrowingMethod):
     """Distance to a coreset of normal patches, wherever they lie. The most accurate of the untrained methods.
 
     Parameters
@@ -72,23 +72,15 @@ class PatchCore(FeatureMethod):
     storage: Storage = "float32"
     index: IndexFactory | None = None
 
-    def partial_fit(self, images: ImageBatches) -> PatchCore:
+    def _learn_more(self, features: Iterator[FeatureMaps], *, expected: int | None) -> None:
         """Keep the bank and add new patches that it does not cover; `radius_` covers them all.
 
         With `count`, where there is no room for more, the bank is chosen again from the old one and the new patches.
         """
-        if not hasattr(self, "extractor_"):
-            return self.fit(images)
-        features = self._features(images)
-        first = next(features, None)
-        if first is None:
-            return self
-        return self._learn_from(first, features, expected=announced(images), bank=self.bank_.vectors())
+        self._learn_from(features, expected=expected, bank=self.bank_.vectors())
 
-    def merge(self, other: PatchCore) -> PatchCore:
+    def _absorb(self, other: PatchCore) -> None:
         """Join another model's bank, thinned where both are too many; `radius_` covers all that either has seen."""
-        self._require_fit("merge")
-        other._require_fit("merge")
         for name in ("channels_", "patches", "dimensions", "projection", "seed"):
             if getattr(self, name) != getattr(other, name):
                 raise ArgumentError.about(
@@ -98,7 +90,7 @@ class PatchCore(FeatureMethod):
         both = len(mine) + len(theirs)
         stream = CoresetStream(both, mine.shape[1], total=both, wanted=both, project=self._project, like=mine)
         stream.add_coreset(torch.cat([mine, theirs]), max(self.radius_, other.radius_))
-        return self._finish(stream, self.seen_ + other.seen_)
+        self._finish(stream, self.seen_ + other.seen_)
 
     def _check_parameters(self) -> None:
         if self.patches not in ("average", "unfold"):
@@ -143,11 +135,10 @@ class PatchCore(FeatureMethod):
         self.channels_ = tuple(m.shape[1] for m in first.maps)
         self._prepare()
         self.seen_, self.radius_ = 0, 0.0
-        self._learn_from(first, features, expected=expected, bank=None)
+        self._learn_from(chain([first], features), expected=expected, bank=None)
 
-    def _learn_from(
-        self, first: FeatureMaps, features: Iterator[FeatureMaps], *, expected: int | None, bank: Tensor | None
-    ) -> PatchCore:
+    def _learn_from(self, features: Iterator[FeatureMaps], *, expected: int | None, bank: Tensor | None) -> None:
+        first = next(features)
         patches = self._embed(first)
         old = 0 if bank is None else len(bank)
         new = None if expected is None else expected * patches.shape[1]
@@ -169,9 +160,9 @@ class PatchCore(FeatureMethod):
             patches = self._embed(maps).flatten(0, 1)
             stream.add(patches)
             seen += len(patches)
-        return self._finish(stream, seen)
+        self._finish(stream, seen)
 
-    def _finish(self, stream: CoresetStream, seen: int) -> PatchCore:
+    def _finish(self, stream: CoresetStream, seen: int) -> None:
         typical = stream.midpoints(_ERROR_PATCHES, seed=self.seed) if self._is_approximate() else None
         vectors, radius = stream.finish(
             self._wanted(seen), radius=self.radius, starts=self.starts, seed=self.seed, progress=_Report()
@@ -183,7 +174,6 @@ class PatchCore(FeatureMethod):
             moved = self._project(bank.vectors() - vectors)  # compression moves the vectors away from what they cover
             radius += float(torch.linalg.vector_norm(moved, dim=1).max())
         self.bank_, self.radius_, self.seen_ = bank, radius, seen
-        return self
 
     def _score(self, features: FeatureMaps) -> Scores:
         size = features.maps[0].shape[2:]

@@ -21,12 +21,12 @@ from ..features.backbones import Backbone
 from ..features.patches import pool
 from ..ops.maps import enlarge_and_smooth
 from ..ops.neighbours import Exact, nearest_squared
-from ..types import FeatureMaps, ImageBatches, Scores
-from ._base import FeatureMethod, Plan
+from ..types import FeatureMaps, Scores
+from ._base import GrowingMethod, Plan
 
 
 @dataclass(kw_only=True)
-class SPADE(FeatureMethod):
+class SPADE(GrowingMethod):
     """Correspondence with the nearest normal images. No training; keeps all features of all images; slow to score.
 
     The layers of the gallery are `taps`.
@@ -46,17 +46,11 @@ class SPADE(FeatureMethod):
     sigma: float = 4.0
     storage: Literal["float32", "float16"] = "float32"
 
-    def partial_fit(self, images: ImageBatches) -> SPADE:
-        """Append further normal images: the same model as one fit on all of them."""
-        if not hasattr(self, "extractor_"):
-            return self.fit(images)
-        return self._append([self._embed(features) for features in self._features(images)])
+    def _learn_more(self, features: Iterator[FeatureMaps], *, expected: int | None) -> None:
+        self._append([self._embed(maps) for maps in features])
 
-    def merge(self, other: SPADE) -> SPADE:
-        """Append what another model with the same parameters and image size keeps."""
-        self._require_fit("merge")
-        other._require_fit("merge")
-        return self._append([(other.pooled_, other.gallery_)])
+    def _absorb(self, other: SPADE) -> None:
+        self._append([(other.pooled_, other.gallery_)])
 
     def _check_parameters(self) -> None:
         if type(self.k) is not int or self.k < 1:
@@ -136,7 +130,7 @@ class SPADE(FeatureMethod):
         self.pooled_ = learned["pooled"]
         self.gallery_ = [learned[f"gallery.{i}"] for i in range(len(learned) - 1)]
 
-    def _append(self, parts: list[tuple[Tensor, list[Tensor]]]) -> SPADE:
+    def _append(self, parts: list[tuple[Tensor, list[Tensor]]]) -> None:
         for _, gallery in parts:
             _check_shapes(self.gallery_, gallery)
         # Both are made before either is kept: running out of memory must not leave half an update.
@@ -146,7 +140,6 @@ class SPADE(FeatureMethod):
             for i, layer in enumerate(self.gallery_)
         ]
         self.pooled_, self.gallery_ = pooled, gallery
-        return self
 
     def _embed(self, features: FeatureMaps) -> tuple[Tensor, list[Tensor]]:
         dtype = torch.float16 if self.storage == "float16" else torch.float32
