@@ -7,6 +7,8 @@ import random
 import numpy as np
 from scipy.ndimage import gaussian_filter
 
+from reference.bilinear import enlarge
+
 
 def embeddings(layers: list[np.ndarray], dims: list[int]) -> np.ndarray:
     """Nearest-neighbour alignment and concatenation: (image, row, column, dimension) from (image, channel, h, w)."""
@@ -43,22 +45,5 @@ def distances(train: np.ndarray, test: np.ndarray, eps: float) -> np.ndarray:
     return result
 
 
-def enlarge(grid: np.ndarray, size: int) -> np.ndarray:
-    """Bilinear, pixel centres at half-integers, edges repeated: (size, size)."""
-    height, width = grid.shape
-    result = np.empty((size, size))
-    for y in range(size):
-        for x in range(size):
-            v = min(max((y + 0.5) * height / size - 0.5, 0), height - 1)
-            u = min(max((x + 0.5) * width / size - 0.5, 0), width - 1)
-            i, j = int(v), int(u)
-            k, m = min(i + 1, height - 1), min(j + 1, width - 1)
-            a, b = v - i, u - j
-            result[y, x] = (
-                (1 - a) * ((1 - b) * grid[i, j] + b * grid[i, m]) + a * ((1 - b) * grid[k, j] + b * grid[k, m])
-            )  # fmt: skip
-    return result
-
-
 def maps(distance_grids: np.ndarray, size: int, sigma: float) -> np.ndarray:
-    return np.stack([gaussian_filter(enlarge(grid, size), sigma) for grid in distance_grids])
+    return np.stack([gaussian_filter(enlarge(grid, (size, size)), sigma) for grid in distance_grids])
