@@ -1,12 +1,26 @@
+"""Thresholds, p-values and certificates: against plain arithmetic, and by simulation of what they promise."""
+
 from __future__ import annotations
+
+from fractions import Fraction
 
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from scipy.stats import binom
 
-from blemish.calibrate import calibrate, images_needed
+from blemish.calibrate import (
+    benjamini_hochberg,
+    calibrate,
+    certified_false_alarm_rate,
+    certified_rank,
+    images_needed,
+    images_to_certify,
+    require_images,
+)
 from blemish.errors import ArgumentError, CalibrationError
+from reference import metrics as reference
 
 scores = st.lists(st.sampled_from([0.0, 0.5, 1.0, 1.5, 2.0, 7.0]), min_size=20, max_size=60)
 rates = st.sampled_from([0.05, 0.1, 0.2, 1 / 3, 0.5])
@@ -52,3 +66,144 @@ def test_impossible_input_is_refused():
         calibrate([1.0, 2.0], false_alarm_rate=1.5)
     with pytest.raises(ArgumentError, match=r"scores: expected a list of finite numbers"):
         calibrate([1.0, float("nan")], false_alarm_rate=0.5)
+
+
+@given(scores, rates)
+def test_p_values_are_the_p_value_of_each(held_out, rate):
+    calibration = calibrate(held_out, false_alarm_rate=rate)
+    asked = np.append(np.arange(-0.25, 8, 0.25), np.inf)
+    assert calibration.p_values(asked).tolist() == [naive_p_value(held_out, score) for score in asked]
+    assert calibration.p_values(asked.astype(np.float32)).tolist() == [calibration.p_value(score) for score in asked]
+    assert calibration.p_values([]).shape == (0,)
+
+
+@pytest.mark.parametrize(("n", "alpha", "rounded"), [(39, 0.1, False), (99, 0.05, False), (39, 0.1, True)])
+def test_a_new_image_is_a_false_alarm_as_often_as_promised(n, alpha, rounded):
+    """With a fresh calibration for each image, the alarms of 1000 repetitions are Binomial(1000, alpha) exactly."""
+    random = np.random.default_rng(n)
+    alarms = 0
+    for _ in range(1000):
+        drawn = random.gamma(2.0, size=n + 1)
+        drawn = np.round(drawn) if rounded else drawn  # ties only make it more careful
+        calibration = calibrate(drawn[:n], false_alarm_rate=alpha)
+        alarm = drawn[n] > calibration.threshold
+        assert alarm == (calibration.p_values(drawn[n:])[0] <= alpha)
+        alarms += alarm
+    low, high = binom.ppf([0.0005, 0.9995], 1000, alpha)
+    assert alarms <= high
+    assert rounded or alarms >= low
+
+
+@pytest.mark.parametrize(
+    ("alpha", "ranks"),
+    [
+        (0.05, {59: 1, 500: 17, 1000: 39, 5000: 225, 10_000: 464}),
+        (0.01, {299: 1, 500: 2, 1000: 5, 5000: 39, 10_000: 84}),
+        (0.001, {2995: 1, 5000: 2, 10_000: 5}),
+    ],
+)
+def test_certified_ranks_are_those_of_the_table(alpha, ranks):
+    assert {n: certified_rank(n, alpha) for n in ranks} == ranks
+    needed = min(ranks)
+    assert images_to_certify(alpha) == needed
+    message = rf"false_alarm_rate {alpha} at confidence 0\.95 needs at least {needed} .*, there are {needed - 1}\."
+    with pytest.raises(CalibrationError, match=message):
+        certified_rank(needed - 1, alpha)
+
+
+@given(st.integers(1, 60), st.sampled_from([0.02, 0.05, 0.25, 0.5, 0.9]), st.sampled_from([0.5, 0.75, 0.9, 0.95]))
+def test_certificates_follow_from_the_binomial_distribution(n, alpha, confidence):
+    """The rate above the k-th largest is at most alpha with the chance that k of n new scores or more exceed alpha."""
+    slack = 1e-9
+    certified = [k for k in range(1, n + 1) if reference.binomial_tail(n, alpha, k) >= confidence - slack]
+    assert (n >= images_to_certify(alpha, confidence=confidence)) == bool(certified)
+    if certified:
+        assert certified_rank(n, alpha, confidence=confidence) == max(certified)
+    for k in {1, (n + 1) // 2, n}:
+        bound = certified_false_alarm_rate(n, k, confidence=confidence)
+        assert reference.binomial_tail(n, bound, k) == pytest.approx(confidence, abs=1e-9)
+
+
+def test_rates_on_the_edge_are_certified_in_spite_of_rounding():
+    assert images_to_certify(0.5, confidence=0.75) == 2
+    assert certified_rank(2, 0.5, confidence=0.75) == 1  # 1 - 0.25 ** (1 / 2), exactly
+    assert images_to_certify(0.2, confidence=1 - 0.8**7) == 7
+    assert certified_rank(7, 0.2, confidence=1 - 0.8**7) == 1
+
+
+def test_the_certificate_holds_as_often_as_it_says():
+    """For uniform scores the rate above a threshold t is 1 - t, so 1000 calibrations are Binomial(1000, 0.95)."""
+    random = np.random.default_rng(0)
+    n, rank = 200, 8
+    bound = certified_false_alarm_rate(n, rank)
+    kept = sum(1 - np.sort(random.random(n))[-rank] <= bound for _ in range(1000))
+    low, high = binom.ppf([0.0005, 0.9995], 1000, 0.95)
+    assert low <= kept <= high
+
+
+@given(st.integers(1, 60), st.data(), st.sampled_from([(1, 20), (1, 10), (3, 20), (1, 3), (1, 2), (9, 10)]))
+def test_benjamini_hochberg_decides_as_exact_fractions_do(n, data, level):
+    ranks = data.draw(st.lists(st.integers(1, n + 1), max_size=25))
+    exact = reference.benjamini_hochberg([Fraction(rank, n + 1) for rank in ranks], Fraction(*level))
+    found = benjamini_hochberg(np.array(ranks) / (n + 1), level[0] / level[1])
+    assert found.dtype == np.bool_
+    assert found.tolist() == exact
+
+
+def test_a_p_value_on_the_line_is_rejected_in_spite_of_rounding():
+    assert 0.15 / 3 < 1 / 20  # in floats
+    assert benjamini_hochberg([1 / 20, 1.0, 1.0], 0.15).tolist() == [True, False, False]
+
+
+def test_benjamini_hochberg_is_not_bonferroni_and_keeps_the_order():
+    p_values = [0.9, 0.03, 0.001, 0.045, 0.02]  # the third smallest exceeds 0.05 / 5 and counts with the others
+    assert benjamini_hochberg(p_values, 0.05).tolist() == [False, True, True, False, True]
+
+
+def test_benjamini_hochberg_keeps_its_false_discovery_rate_on_one_shared_calibration():
+    """The rate is exactly (normal share) x level where level (n + 1) / m is whole: mean over 1000 calibrations."""
+    random = np.random.default_rng(0)
+    n, normal, anomalous, level = 499, 40, 10, 0.1
+    shares, found = [], 0
+    for _ in range(1000):
+        calibration = calibrate(random.normal(size=n), false_alarm_rate=level)
+        new = np.concatenate([random.normal(size=normal), random.normal(3.0, size=anomalous)])
+        alarms = benjamini_hochberg(calibration.p_values(new), level)
+        shares.append(alarms[:normal].sum() / max(1, alarms.sum()))
+        found += alarms[normal:].sum()
+    expected = level * normal / (normal + anomalous)
+    assert abs(np.mean(shares) - expected) < 4 * np.std(shares) / np.sqrt(1000)
+    assert found > 0.5 * 1000 * anomalous
+
+
+def test_a_lone_anomaly_among_many_needs_enough_held_out_images():
+    n, level = 99, 0.1
+    calibration = calibrate(np.arange(float(n)), false_alarm_rate=level)
+    for m in (10, 11):
+        p_values = calibration.p_values(np.append(np.full(m - 1, -1.0), 1e9))
+        assert benjamini_hochberg(p_values, level).tolist() == [False] * (m - 1) + [m == 10]
+    require_images(n, level / 10)
+    with pytest.raises(CalibrationError, match=r"needs at least 109 held-out normal images, there are 99"):
+        require_images(n, level / 11)
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda: benjamini_hochberg([0.1, 1.1], 0.1), r"p_values: expected numbers in \[0, 1\] of shape \(m,\)"),
+        (lambda: benjamini_hochberg([0.1, float("nan")], 0.1), r"p_values: expected numbers in \[0, 1\]"),
+        (lambda: benjamini_hochberg([[0.1]], 0.1), r"p_values: expected .* got an array of shape \(1, 1\)"),
+        (lambda: benjamini_hochberg([0.1], 1.0), r"level: expected a number between 0 and 1, got 1\.0"),
+        (lambda: certified_false_alarm_rate(10, 0), r"rank: expected 1 to 10, the number of held-out images, got 0"),
+        (lambda: certified_false_alarm_rate(10, 11), r"rank: expected 1 to 10, .* got 11"),
+        (lambda: certified_rank(10, 0.0), r"false_alarm_rate: expected a number between 0 and 1, got 0\.0"),
+        (lambda: images_to_certify(0.1, confidence=1.0), r"confidence: expected a number between 0 and 1, got 1\.0"),
+        (
+            lambda: calibrate([1.0, 2.0], false_alarm_rate=0.5).p_values([1.0, float("nan")]),
+            r"scores: expected numbers of shape \(m,\), no NaN, got an array",
+        ),
+    ],
+)
+def test_bad_input_of_certificates_and_tests_is_named(call, message):
+    with pytest.raises(ArgumentError, match=message):
+        call()

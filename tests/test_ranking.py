@@ -16,6 +16,7 @@ from blemish.metrics import (
     f1_max_oracle,
     fpr_at_tpr,
     roc_curve,
+    tie_share,
 )
 from reference import metrics as reference
 
@@ -24,6 +25,7 @@ ALL = {
     "average_precision": average_precision,
     "average_precision_normal": average_precision_normal,
     "fpr_at_tpr": fpr_at_tpr,
+    "fpr_at_tpr_normal": lambda scores, anomalous: fpr_at_tpr(scores, anomalous, positive="normal"),
     "roc_curve": roc_curve,
     "f1_at": lambda scores, anomalous: f1_at(scores, anomalous, 0.5),
     "f1_max_oracle": f1_max_oracle,
@@ -57,6 +59,30 @@ def test_average_precision_sums_over_distinct_scores(sample):
 @given(samples(), st.sampled_from([0.01, 0.07, 0.25, 0.5, 0.75, 0.95, 1.0]))
 def test_fpr_at_tpr_takes_the_smallest_rate_without_interpolation(sample, tpr):
     assert fpr_at_tpr(*sample, tpr=tpr) == reference.fpr_at_tpr(*sample, tpr)
+
+
+@given(samples(), st.sampled_from([0.01, 0.07, 0.25, 0.5, 0.75, 0.95, 1.0]))
+def test_fpr_at_tpr_of_normal_is_the_share_of_anomalous_images_that_pass(sample, tpr):
+    assert fpr_at_tpr(*sample, tpr=tpr, positive="normal") == reference.passed_at_kept(*sample, tpr)
+
+
+def test_the_two_conventions_of_fpr95_differ_and_know_each_other_by_name():
+    scores, anomalous = np.arange(40.0), np.arange(40) >= 20
+    scores[anomalous] -= np.where(np.arange(20) < 4, 15.5, 0)  # four of twenty anomalous images look normal
+    assert fpr_at_tpr(scores, anomalous) == fpr_at_tpr(scores, anomalous, positive="anomalous") == 0.7
+    assert fpr_at_tpr(scores, anomalous, positive="normal") == 0.2
+
+
+@given(samples())
+def test_tie_share_counts_the_scores_with_an_equal(sample):
+    assert tie_share(sample[0]) == reference.tie_share(sample[0])
+
+
+def test_tie_share_sees_zeros_of_both_signs_as_equal_and_needs_finite_scores():
+    assert tie_share([0.0, -0.0, 1.0, 2.0]) == 0.5
+    assert tie_share([3.0]) == 0.0
+    with pytest.raises(ArgumentError, match=r"scores: expected finite numbers, got nan at index 1\."):
+        tie_share([0.0, float("nan")])
 
 
 def test_fpr_at_tpr_defaults_to_95_percent():
@@ -166,6 +192,11 @@ def test_bad_input_is_named(metric, scores, anomalous, message):
 def test_a_tpr_outside_its_range_is_refused(tpr):
     with pytest.raises(ArgumentError, match=r"tpr: expected a share in \(0, 1\], got .* Write 0\.95\."):
         fpr_at_tpr(np.zeros(3), LABELS, tpr=tpr)
+
+
+def test_an_unknown_positive_class_is_refused():
+    with pytest.raises(ArgumentError, match=r"positive: expected \"anomalous\" or \"normal\", got 'ood'"):
+        fpr_at_tpr(np.zeros(3), LABELS, positive="ood")
 
 
 def test_a_nan_threshold_is_refused():

@@ -1,7 +1,12 @@
 """Evaluation: pure functions on raw scores, larger = more anomalous; nothing here rescales a score."""
 
 from .intervals import Interval as Interval
+from .intervals import PairedDifference as PairedDifference
+from .intervals import RankingBootstrap as RankingBootstrap
 from .intervals import bootstrap_interval as bootstrap_interval
+from .intervals import bootstrap_ranking as bootstrap_ranking
+from .intervals import delong_difference as delong_difference
+from .intervals import delong_interval as delong_interval
 from .ranking import OracleF1 as OracleF1
 from .ranking import RocCurve as RocCurve
 from .ranking import auroc as auroc
@@ -11,9 +16,19 @@ from .ranking import f1_at as f1_at
 from .ranking import f1_max_oracle as f1_max_oracle
 from .ranking import fpr_at_tpr as fpr_at_tpr
 from .ranking import roc_curve as roc_curve
+from .ranking import tie_share as tie_share
 from .regions import Pair as Pair
 from .regions import PixelCurve as PixelCurve
 from .regions import au_pro as au_pro
 from .regions import pixel_auroc as pixel_auroc
 from .regions import pixel_average_precision as pixel_average_precision
 from .regions import pixel_curve as pixel_curve
+from .selective import Reliability as Reliability
+from .selective import RiskCoverage as RiskCoverage
+from .selective import augrc as augrc
+from .selective import aurc as aurc
+from .selective import coverage_at_risk as coverage_at_risk
+from .selective import e_aurc as e_aurc
+from .selective import reliability as reliability
+from .selective import risk_at_coverage as risk_at_coverage
+from .selective import risk_coverage as risk_coverage

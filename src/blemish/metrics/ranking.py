@@ -7,12 +7,15 @@ present and all scores finite; otherwise `ArgumentError`.
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple, get_args
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from ..errors import ArgumentError
+
+Positive = Literal["anomalous", "normal"]
+"""Which class a rate calls positive: the one to be found (anomalous), or the one to be kept (normal)."""
 
 
 class RocCurve(NamedTuple):
@@ -32,13 +35,46 @@ class OracleF1(NamedTuple):
     """In score units, for the verdict `score > threshold`."""
 
 
-class _Steps(NamedTuple):
-    """How many scores of each class are at or above each distinct score."""
+class Steps(NamedTuple):
+    """How many scores of each class are at or above each distinct score; every ranking metric follows from these."""
 
     thresholds: NDArray[np.float64]
     """`(points,)` the distinct scores, descending."""
     anomalous: NDArray[np.int64]
+    """`(points,)` ascending; the last one counts all."""
     normal: NDArray[np.int64]
+    """`(points,)` ascending; the last one counts all."""
+
+    @classmethod
+    def of_counts(
+        cls, thresholds: NDArray[np.float64], anomalous: NDArray[np.int64], normal: NDArray[np.int64]
+    ) -> Steps:
+        """Sum up how many of each class have exactly each score; a score that nobody has is no step."""
+        there = anomalous + normal > 0
+        return cls(thresholds[there], np.cumsum(anomalous[there]), np.cumsum(normal[there]))
+
+    def counts(self) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """How many anomalous and how many normal images have exactly each score, each `(points,)`."""
+        return np.diff(self.anomalous, prepend=0), np.diff(self.normal, prepend=0)
+
+    def mirrored(self) -> Steps:
+        """Turn round the scale and the classes: the steps of `-scores` with normal as the positive class."""
+        anomalous, normal = self.counts()
+        return self.of_counts(-self.thresholds[::-1], normal[::-1], anomalous[::-1])
+
+    def auroc(self) -> float:
+        # Twice the area, in whole pairs: a step right adds its height, a tie of both classes half of the rise as well.
+        passed = np.concatenate(([0], self.anomalous[:-1])) + self.anomalous
+        pairs = int(self.anomalous[-1]) * int(self.normal[-1])
+        return int(np.diff(self.normal, prepend=0) @ passed) / (2 * pairs)
+
+    def average_precision(self) -> float:
+        precision = self.anomalous / (self.anomalous + self.normal)
+        return float(np.diff(self.anomalous, prepend=0) @ precision / self.anomalous[-1])
+
+    def fpr_at_tpr(self, tpr: float) -> float:
+        first = np.searchsorted(self.anomalous / self.anomalous[-1], tpr, side="left")
+        return float(self.normal[first] / self.normal[-1])
 
 
 def auroc(scores: ArrayLike, anomalous: ArrayLike) -> float:
@@ -50,11 +86,7 @@ def auroc(scores: ArrayLike, anomalous: ArrayLike) -> float:
     >>> auroc([0.1, 0.4, 0.4, 0.9], [False, False, True, True])
     0.875
     """
-    steps = _steps(scores, anomalous)
-    # Twice the area, in whole pairs: a step right adds its height, a tie of both classes half of the rise as well.
-    passed = np.concatenate(([0], steps.anomalous[:-1])) + steps.anomalous
-    pairs = int(steps.anomalous[-1]) * int(steps.normal[-1])
-    return int(np.diff(steps.normal, prepend=0) @ passed) / (2 * pairs)
+    return steps_of(scores, anomalous).auroc()
 
 
 def average_precision(scores: ArrayLike, anomalous: ArrayLike) -> float:
@@ -66,7 +98,7 @@ def average_precision(scores: ArrayLike, anomalous: ArrayLike) -> float:
     >>> average_precision([0.1, 0.4, 0.4, 0.9], [False, False, True, True])
     0.8333333333333333
     """
-    return _average_precision(_steps(scores, anomalous))
+    return steps_of(scores, anomalous).average_precision()
 
 
 def average_precision_normal(scores: ArrayLike, anomalous: ArrayLike) -> float:
@@ -77,24 +109,49 @@ def average_precision_normal(scores: ArrayLike, anomalous: ArrayLike) -> float:
     >>> average_precision_normal([0.1, 0.4, 0.4, 0.9], [False, False, True, True])
     0.8333333333333333
     """
-    values, labels = _checked(scores, anomalous)
-    return _average_precision(_steps_of(-values, ~labels))
+    return steps_of(scores, anomalous).mirrored().average_precision()
 
 
-def fpr_at_tpr(scores: ArrayLike, anomalous: ArrayLike, *, tpr: float = 0.95) -> float:
-    """Smallest false-positive rate of a threshold that finds at least the share `tpr` of the anomalous images.
+def fpr_at_tpr(
+    scores: ArrayLike, anomalous: ArrayLike, *, tpr: float = 0.95, positive: Positive = "anomalous"
+) -> float:
+    """Smallest false-positive rate of a threshold that finds at least the share `tpr` of the positive images.
 
-    The verdict is `score >= t` for a score t of the data, so tied images stand or fall together and nothing is
-    interpolated. Chance level: about `tpr`. With `tpr=0.95` this is the FPR95 of Liang et al., "Enhancing the
-    reliability of out-of-distribution image detection", ICLR 2018.
+    With `positive="anomalous"`: the share of normal images with a false alarm, where the threshold finds at least
+    `tpr` of the anomalous ones. With `positive="normal"`: the share of anomalous images that pass, where the
+    threshold keeps at least `tpr` of the normal ones. Both are published as "FPR95", and they differ: the second is
+    that of Liang et al., "Enhancing the reliability of out-of-distribution image detection", ICLR 2018, the first
+    that of OpenOOD 1.5 (Zhang et al., 2023).
+
+    The verdict is `score >= t` for a score t of the data (for normal: `score <= t`), so tied images stand or fall
+    together and nothing is interpolated. Chance level: about `tpr`. With fewer than 20 positive images, 95 % of them
+    means all of them.
 
     >>> fpr_at_tpr([0.1, 0.4, 0.4, 0.9], [False, False, True, True])
     0.5
+    >>> fpr_at_tpr([0.1, 0.2, 0.2, 0.9, 0.9], [False, False, True, True, True], positive="normal")
+    0.3333333333333333
     """
     if not 0 < tpr <= 1:
         raise ArgumentError.about("tpr", expected="a share in (0, 1]", got=tpr, instead="Write 0.95.")
-    curve = roc_curve(scores, anomalous)
-    return float(curve.fpr[np.searchsorted(curve.tpr, tpr, side="left")])
+    if positive not in get_args(Positive):
+        raise ArgumentError.about("positive", expected='"anomalous" or "normal"', got=repr(positive))
+    steps = steps_of(scores, anomalous)
+    return (steps if positive == "anomalous" else steps.mirrored()).fpr_at_tpr(tpr)
+
+
+def tie_share(scores: ArrayLike) -> float:
+    """Share of the scores that equal at least one other: how much of the ranking the detector leaves open.
+
+    `scores` is `(n,)`, any float dtype. 0 for distinct scores; a high share tells of saturation (a softmax of 1.0 in
+    float32) or underflow, and then of a metric that depends on how ties are counted.
+
+    >>> tie_share([0.1, 0.4, 0.4, 0.9])
+    0.5
+    """
+    ranked = np.sort(checked_scores(scores))
+    tied = np.concatenate(([False], ranked[1:] == ranked[:-1], [False]))
+    return float(np.mean(tied[1:] | tied[:-1]))
 
 
 def roc_curve(scores: ArrayLike, anomalous: ArrayLike) -> RocCurve:
@@ -103,7 +160,7 @@ def roc_curve(scores: ArrayLike, anomalous: ArrayLike) -> RocCurve:
     >>> roc_curve([0.1, 0.4, 0.4, 0.9], [False, False, True, True]).tpr
     array([0. , 0.5, 1. , 1. ])
     """
-    steps = _steps(scores, anomalous)
+    steps = steps_of(scores, anomalous)
     return RocCurve(*(np.concatenate(([0.0], found / found[-1])) for found in (steps.normal, steps.anomalous)))
 
 
@@ -115,7 +172,7 @@ def f1_at(scores: ArrayLike, anomalous: ArrayLike, threshold: float) -> float:
     >>> f1_at([0.1, 0.4, 0.4, 0.9], [False, False, True, True], 0.4)
     0.6666666666666666
     """
-    values, labels = _checked(scores, anomalous)
+    values, labels = checked_sample(scores, anomalous)
     if np.isnan(threshold):
         raise ArgumentError.about("threshold", expected="a number in score units", got=threshold)
     alarms = values > threshold
@@ -131,18 +188,47 @@ def f1_max_oracle(scores: ArrayLike, anomalous: ArrayLike) -> OracleF1:
     >>> f1_max_oracle([0.1, 0.4, 0.4, 0.9], [False, False, True, True])
     OracleF1(f1=0.8, threshold=0.1)
     """
-    steps = _steps(scores, anomalous)
+    steps = steps_of(scores, anomalous)
     f1 = 2 * steps.anomalous / (steps.anomalous + steps.normal + steps.anomalous[-1])
     best = int(np.argmax(f1))
     return OracleF1(float(f1[best]), _just_below(steps.thresholds, best, np.asarray(scores).dtype))
 
 
+def steps_of(scores: ArrayLike, anomalous: ArrayLike) -> Steps:
+    """Check the sample and sort it once."""
+    values, labels = checked_sample(scores, anomalous)
+    order = np.argsort(values)[::-1]
+    ranked = values[order]
+    last_of_tie = np.append(np.flatnonzero(ranked[1:] != ranked[:-1]), ranked.size - 1)
+    found = np.cumsum(labels[order], dtype=np.int64)[last_of_tie]
+    return Steps(ranked[last_of_tie], found, last_of_tie + 1 - found)
+
+
+def checked_sample(
+    scores: ArrayLike, anomalous: ArrayLike, name: str = "scores"
+) -> tuple[NDArray[np.float64], NDArray[np.bool_]]:
+    """Check both arrays and that they are of one length."""
+    values, labels = checked_scores(scores, name), checked_labels(anomalous)
+    if labels.shape != values.shape:
+        raise ArgumentError.about("anomalous", expected=f"one label a score, {values.size} in all", got=labels)
+    return values, labels
+
+
+def checked_scores(scores: ArrayLike, name: str = "scores") -> NDArray[np.float64]:
+    """Check that `scores` is an `(n,)` array of finite floats, n >= 1."""
+    values = np.asarray(scores)
+    if values.ndim != 1 or values.size == 0 or values.dtype.kind != "f":
+        raise ArgumentError.about(name, expected="a float array of shape (n,), n >= 1", got=values)
+    finite = np.isfinite(values)
+    if not finite.all():
+        first = int(np.argmin(finite))
+        raise ArgumentError.about(name, expected="finite numbers", got=f"{values[first]} at index {first}")
+    return values.astype(np.float64, copy=False)
+
+
 def checked_labels(anomalous: ArrayLike) -> NDArray[np.bool_]:
     """Check that `anomalous` is an `(n,)` bool array with both classes present."""
-    labels = np.asarray(anomalous)
-    if labels.ndim != 1 or labels.dtype != np.bool_:
-        hint = "Write numpy.asarray(labels, dtype=bool)."
-        raise ArgumentError.about("anomalous", expected="a bool array of shape (n,)", got=labels, instead=hint)
+    labels = checked_flags(anomalous, "anomalous")
     for missing, there in (("normal", (~labels).any()), ("anomalous", labels.any())):
         if not there:
             expected = "both normal (False) and anomalous (True) images"
@@ -150,35 +236,13 @@ def checked_labels(anomalous: ArrayLike) -> NDArray[np.bool_]:
     return labels
 
 
-def _checked(scores: ArrayLike, anomalous: ArrayLike) -> tuple[NDArray[np.float64], NDArray[np.bool_]]:
-    values = np.asarray(scores)
-    if values.ndim != 1 or values.size == 0 or values.dtype.kind != "f":
-        raise ArgumentError.about("scores", expected="a float array of shape (n,), n >= 1", got=values)
-    labels = checked_labels(anomalous)
-    if labels.shape != values.shape:
-        raise ArgumentError.about("anomalous", expected=f"one label a score, {values.size} in all", got=labels)
-    finite = np.isfinite(values)
-    if not finite.all():
-        first = int(np.argmin(finite))
-        raise ArgumentError.about("scores", expected="finite numbers", got=f"{values[first]} at index {first}")
-    return values.astype(np.float64, copy=False), labels
-
-
-def _steps(scores: ArrayLike, anomalous: ArrayLike) -> _Steps:
-    return _steps_of(*_checked(scores, anomalous))
-
-
-def _steps_of(values: NDArray[np.float64], labels: NDArray[np.bool_]) -> _Steps:
-    order = np.argsort(values)[::-1]
-    ranked = values[order]
-    last_of_tie = np.append(np.flatnonzero(ranked[1:] != ranked[:-1]), ranked.size - 1)
-    found = np.cumsum(labels[order], dtype=np.int64)[last_of_tie]
-    return _Steps(ranked[last_of_tie], found, last_of_tie + 1 - found)
-
-
-def _average_precision(steps: _Steps) -> float:
-    precision = steps.anomalous / (steps.anomalous + steps.normal)
-    return float(np.diff(steps.anomalous, prepend=0) @ precision / steps.anomalous[-1])
+def checked_flags(flags: ArrayLike, name: str) -> NDArray[np.bool_]:
+    """Check that `flags` is an `(n,)` bool array."""
+    labels = np.asarray(flags)
+    if labels.ndim != 1 or labels.dtype != np.bool_:
+        hint = "Write numpy.asarray(labels, dtype=bool)."
+        raise ArgumentError.about(name, expected="a bool array of shape (n,)", got=labels, instead=hint)
+    return labels
 
 
 def _just_below(thresholds: NDArray[np.float64], index: int, dtype: np.dtype[Any]) -> float:
