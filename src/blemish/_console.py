@@ -1,4 +1,4 @@
-"""What the command line prints and writes: progress, tables, JSON lines, heat maps."""
+"""What the command line reads and writes: parameters, progress, tables, JSON lines, heat maps."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import typer
 
+from .errors import ArgumentError
 from .memory import peak_bytes
 
 if TYPE_CHECKING:
@@ -246,3 +247,17 @@ def _cell(value: object) -> str:
     if isinstance(value, dict):
         return ", ".join(f"{key}={item}" for key, item in value.items())
     return "" if value is None else str(value)
+
+
+def parse_settings(settings: list[str]) -> dict[str, Any]:
+    """Read KEY=VALUE pairs: values are JSON where they parse as JSON, else plain text."""
+    parsed: dict[str, Any] = {}
+    for setting in settings:
+        key, equals, text = setting.partition("=")
+        if not equals:
+            raise ArgumentError.about("parameter", expected="KEY=VALUE", got=setting)
+        try:
+            parsed[key] = json.loads(text)
+        except json.JSONDecodeError:
+            parsed[key] = text
+    return parsed

@@ -50,11 +50,20 @@ class Calibration:
 
     def p_values(self, scores: ArrayLike) -> NDArray[np.float64]:
         """`p_value` of each of many raw scores, `(m,)` to `(m,)`; they share the held-out images, so they correlate."""
-        values = np.asarray(scores, dtype=np.float64)
-        if values.ndim != 1 or np.isnan(values).any():
-            raise ArgumentError.about("scores", expected="numbers of shape (m,), no NaN", got=values)
-        n = len(self.scores)
-        return (1 + n - np.searchsorted(self.scores, values, side="left")) / (n + 1)
+        return conformal_p_values(self.scores, scores)
+
+
+def conformal_p_values(held_out: ArrayLike, scores: ArrayLike) -> NDArray[np.float64]:
+    """(1 + number of held-out scores >= score) / (n + 1) for each of many raw scores, `(n,)` and `(m,)` to `(m,)`.
+
+    >>> conformal_p_values([0.1, 0.4, 0.2, 0.3], [0.25, 9.0])
+    array([0.6, 0.2])
+    """
+    known, values = np.asarray(held_out, dtype=np.float64), np.asarray(scores, dtype=np.float64)
+    for name, array in (("held_out", known), ("scores", values)):
+        if array.ndim != 1 or np.isnan(array).any():
+            raise ArgumentError.about(name, expected="numbers of shape (n,), no NaN", got=array)
+    return (1 + known.size - np.searchsorted(np.sort(known), values, side="left")) / (known.size + 1)
 
 
 def calibrate(scores: Sequence[float] | NDArray[np.floating], *, false_alarm_rate: float) -> Calibration:

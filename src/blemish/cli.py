@@ -11,7 +11,17 @@ from typing import Annotated, Any, Literal
 import typer
 from typer.core import TyperGroup
 
-from ._console import ResultWriter, Speaker, facts, notes_on_stderr, print_evaluation, print_fit, print_rows
+from . import cli_ood
+from ._console import (
+    ResultWriter,
+    Speaker,
+    facts,
+    notes_on_stderr,
+    parse_settings,
+    print_evaluation,
+    print_fit,
+    print_rows,
+)  # fmt: skip
 from .errors import ArgumentError, BlemishError, ImageError
 
 
@@ -36,6 +46,9 @@ app = typer.Typer(
     "Start with `blemish demo`, then `blemish fit FOLDER --out part.blemish` and "
     "`blemish predict part.blemish IMAGES`.",
 )
+
+
+app.add_typer(cli_ood.app, name="ood")
 
 
 JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON object instead of a table.")]
@@ -136,7 +149,7 @@ def fit(
 
     say = Speaker()
     parameters = dict(_find_method(method).paper) if preset == "paper" else {}
-    parameters |= _parse_settings(set_ or [])
+    parameters |= parse_settings(set_ or [])
     for key in ("backbone", "weights", "seed", "device", "taps", "index", "memory_gb"):
         if key in parameters:
             raise ArgumentError.about(
@@ -273,7 +286,7 @@ def evaluate(
 
 @app.command(name="list")
 def list_(
-    table: Annotated[Literal["methods", "backbones", "datasets"], typer.Argument(help="Which table.")],
+    table: Annotated[Literal["methods", "backbones", "detectors", "datasets"], typer.Argument(help="Which table.")],
     *,
     as_json: JsonOption = False,
 ) -> None:
@@ -306,6 +319,19 @@ def list_(
                 "weights": row.source or "none needed",
             }
             for row in BACKBONES.values()
+        ]
+    elif table == "detectors":
+        from .ood import DETECTORS
+
+        rows = [
+            {
+                "name": name,
+                "what": (detector.__doc__ or "").splitlines()[0],
+                "learns": detector.learns,
+                "needs": sorted(detector.needs),
+                "parameters": _defaults(detector),
+            }
+            for name, detector in DETECTORS.items()
         ]
     else:
         from .images.datasets import LAYOUTS
@@ -356,20 +382,6 @@ def _image_paths(images: list[Path]) -> list[Path]:
 def _check_out(out: Path) -> None:
     if not out.resolve().parent.is_dir():
         raise ArgumentError.about("--out or --report", expected="a file in an existing folder", got=str(out))
-
-
-def _parse_settings(settings: list[str]) -> dict[str, Any]:
-    """Read KEY=VALUE pairs: values are JSON where they parse as JSON, else plain text."""
-    parsed: dict[str, Any] = {}
-    for setting in settings:
-        key, equals, text = setting.partition("=")
-        if not equals:
-            raise ArgumentError.about("--set", expected="KEY=VALUE", got=setting)
-        try:
-            parsed[key] = json.loads(text)
-        except json.JSONDecodeError:
-            parsed[key] = text
-    return parsed
 
 
 def _find_method(name: str) -> Any:

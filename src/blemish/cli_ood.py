@@ -1,0 +1,587 @@
+"""`blemish ood`: out-of-distribution detection for classifiers, on the command line."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, fields
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+import typer
+
+from ._console import Speaker, parse_settings, print_rows
+from .errors import ArgumentError
+
+if TYPE_CHECKING:
+    from .images.labelled import LabelledImages
+    from .ood import Classifier, OODDetector
+    from .study.ood import OODEvaluation, Reading
+    from .study.ood_tuning import AblationRow, SelectiveFigures, Tuning
+
+app = typer.Typer(
+    no_args_is_help=True,
+    help="Finds images that do not belong to what a classifier was trained on.\n\n"
+    "INLIERS and OUTLIERS are folders, .npz files with `images` (and `labels`), or .csv files with lines "
+    "`path,class number`. The classifier is --model: a torchvision name, timm:NAME, cifar10_resnet20 (32, 44, 56), "
+    "module:factory for a network of your own, or a .pt2 file of torch.export. Its weights come from --weights, from "
+    "$BLEMISH_WEIGHTS, or from the hub.\n\n"
+    "Detectors: `blemish list detectors`; one with parameters is written gradient,temperature=5,eps=0.002.",
+)
+
+ModelOption = Annotated[str, typer.Option("--model", help="The classifier: torchvision, timm:NAME, module:factory ...")]
+WeightsOption = Annotated[Path | None, typer.Option(help="State dict of the classifier.")]
+MemberOption = Annotated[
+    list[str] | None, typer.Option("--member", help="A further network of an ensemble, by name; repeatable.")
+]
+ResizeOption = Annotated[int | None, typer.Option(help="Side to resize to; default: what belongs to the classifier.")]
+CropOption = Annotated[int | None, typer.Option(help="Centre crop after --resize.")]
+LimitOption = Annotated[int | None, typer.Option(min=1, help="At most so many images of each set, drawn by --seed.")]
+SeedOption = Annotated[int, typer.Option(help="For every draw; the same seed gives the same numbers.")]
+BatchOption = Annotated[int, typer.Option(min=1, help="Images a forward pass.")]
+WorkersOption = Annotated[int, typer.Option(min=1, help="Decoding threads.")]
+DeviceOption = Annotated[str, typer.Option(help="cpu, cuda, cuda:1 ...")]
+ErrorOption = Annotated[
+    Literal["raise", "skip"], typer.Option(help="At an unreadable file: raise an error, or skip and count it.")
+]
+JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON object instead of a table.")]
+ReportOption = Annotated[Path | None, typer.Option(help="Also write an HTML report here.")]
+LearnOption = Annotated[
+    Path | None, typer.Option(help="In-distribution images for detectors that learn (mahalanobis, knn, vim, react).")
+]
+LabelsOption = Annotated[
+    Literal["folders", "file", "none"],
+    typer.Option(help="Classes of INLIERS and --learn-from. folders: each folder is a class. file: from .npz or .csv."),
+]
+DetectorsOption = Annotated[str | None, typer.Option(help="Separated by spaces; default: all that can run.")]
+TunedOption = Annotated[
+    list[Path] | None, typer.Option(help="File of `blemish ood tune`: its parameters are used; repeatable.")
+]
+
+
+@app.command()
+def score(
+    images: Annotated[Path, typer.Argument(help="Images to judge: folder, .npz or .csv.")],
+    *,
+    model: ModelOption,
+    detector: Annotated[str, typer.Option(help="One detector, perhaps with parameters.")] = "gradient",
+    out: Annotated[Path | None, typer.Option(help="File for the JSON lines; default: stdout.")] = None,
+    calibration: Annotated[
+        Path | None, typer.Option(help="In-distribution images held out for p-values: each line then has one.")
+    ] = None,
+    fdr: Annotated[
+        float | None,
+        typer.Option(help="Flag outliers so that at most this share of the flagged is expected to be wrong."),
+    ] = None,
+    learn_from: LearnOption = None,
+    weights: WeightsOption = None,
+    member: MemberOption = None,
+    resize: ResizeOption = None,
+    crop: CropOption = None,
+    batch_size: BatchOption = 16,
+    workers: WorkersOption = 2,
+    device: DeviceOption = "cpu",
+    on_error: ErrorOption = "skip",
+) -> None:
+    """Score images, one JSON line each: larger = less likely from the training distribution.
+
+    With --calibration each line has a conformal p-value: of images like those, at most the share p scores so high.
+    With --fdr as well, `outlier` is the verdict of Benjamini and Hochberg over the whole batch.
+
+    Example: blemish ood score photos --model mobilenet_v2 --calibration known --fdr 0.1
+    """
+    import numpy as np
+
+    from .calibrate import benjamini_hochberg, conformal_p_values
+    from .images.labelled import open_labelled
+    from .study.ood import fit_detectors, require_disjoint, score_images
+
+    if fdr is not None and calibration is None:
+        raise ArgumentError.about("--fdr", expected="--calibration with held-out images as well", got="none")
+    say = Speaker()
+    classifier = _classifier(model, weights, member, resize, crop, device)
+    name, chosen = _make(detector)
+    with say.progress() as progress:
+        reading = _reading(batch_size, workers, on_error, progress)
+        learned = None if learn_from is None else open_labelled(learn_from)
+        usable, left_out, _ = fit_detectors(classifier, {name: chosen}, learned, reading=reading)
+        if left_out:
+            raise ArgumentError.about("--detector", expected="one that can run here", got=f"{name} {left_out[name]}")
+        scores = {name: usable[name].score}
+        held_out = None
+        if calibration is not None:
+            held_out = score_images(
+                classifier, open_labelled(calibration), scores, reading=reading, stage="calibrating"
+            )
+        found = score_images(classifier, open_labelled(images), scores, reading=reading)
+    rows: list[dict[str, object]] = [
+        {"image": image, "score": float(value), "predicted": int(label)}
+        for image, value, label in zip(found.names, found.scores[name], found.predicted, strict=True)
+    ]
+    if held_out is not None:
+        require_disjoint({"images": found.digests, "calibration images": held_out.digests})
+        p_values = conformal_p_values(held_out.scores[name], found.scores[name])
+        flagged = None if fdr is None else benjamini_hochberg(p_values, fdr)
+        for i, row in enumerate(rows):
+            row["p_value"] = float(p_values[i])
+            if flagged is not None:
+                row["outlier"] = bool(flagged[i])
+        if flagged is not None:
+            say.line(f"{int(np.sum(flagged))} of {len(rows)} images flagged at a false discovery rate of {fdr:g}.")
+    text = "".join(json.dumps(row) + "\n" for row in rows)
+    if out is None:
+        typer.echo(text, nl=False)
+    else:
+        out.write_text(text, encoding="utf-8")
+        say.line(f"{len(rows)} images: {out}")
+
+
+@app.command()
+def evaluate(
+    inliers: Annotated[Path, typer.Argument(help="In-distribution test images.")],
+    *,
+    model: ModelOption,
+    outliers: Annotated[list[str], typer.Option(metavar="[NAME=]PATH", help="A set of outliers; repeatable.")],
+    detectors: DetectorsOption = None,
+    tuned: TunedOption = None,
+    exclude_tuned: Annotated[
+        bool, typer.Option("--exclude-tuned", help="Test without the images that were tuned on, instead of stopping.")
+    ] = False,
+    learn_from: LearnOption = None,
+    labels: LabelsOption = "none",
+    ablate: Annotated[bool, typer.Option("--ablate", help="Also take the gradient method apart, on each set.")] = False,
+    repetitions: Annotated[int, typer.Option(min=2, help="Of the bootstrap over images.")] = 100,
+    limit: LimitOption = None,
+    scores: Annotated[
+        Path | None, typer.Option(help="Folder that keeps finished sets, so that a stopped run goes on from there.")
+    ] = None,
+    report: ReportOption = None,
+    weights: WeightsOption = None,
+    member: MemberOption = None,
+    resize: ResizeOption = None,
+    crop: CropOption = None,
+    seed: SeedOption = 0,
+    batch_size: BatchOption = 16,
+    workers: WorkersOption = 2,
+    device: DeviceOption = "cpu",
+    on_error: ErrorOption = "raise",
+    as_json: JsonOption = False,
+) -> None:
+    """Compare detectors on labelled sets, all on one forward pass: AUROC, FPR95 and average precision both ways.
+
+    Each figure has the mean and deviation of a bootstrap over images. An image that is in two sets, or that
+    parameters were tuned on, stops the run. With labels, selective prediction is measured as well.
+
+    Example: blemish ood evaluate test --model resnet50 --outliers textures=dtd --learn-from train --report ood.html
+    """
+    from .study.ood import evaluate_ood
+    from .study.ood_tuning import ablate_ood, reliability_ood
+
+    say = Speaker()
+    classifier = _classifier(model, weights, member, resize, crop, device)
+    tunings = _tunings(tuned)
+    chosen = _detectors(detectors, classifier, tunings)
+    normal = _open(inliers, labels, limit, seed)
+    sets = {name: _open(path, "none", limit, seed) for name, path in _named(outliers).items()}
+    learned = None if learn_from is None else _open(learn_from, labels, None, seed)
+    rows: list[AblationRow] = []
+    with say.progress() as progress:
+        reading = _reading(batch_size, workers, on_error, progress)
+        evaluation = evaluate_ood(
+            classifier,
+            normal,
+            sets,
+            detectors=chosen,
+            learn_from=learned,
+            tuned_on=frozenset(digest for tuning in tunings for digest in tuning.digests),
+            exclude_tuned=exclude_tuned,
+            repetitions=repetitions,
+            seed=seed,
+            reading=reading,
+            keep=scores,
+        )
+        gradient = next((d for name, d in chosen.items() if name.split(",")[0] == "gradient"), None)
+        if ablate and gradient is not None:
+            for images in sets.values():
+                rows += ablate_ood(classifier, _tunable(gradient), normal, images, reading=reading)
+    figures = reliability_ood(evaluation.inliers) if evaluation.inliers.labels is not None else ()
+    if as_json:
+        typer.echo(json.dumps(_evaluation_json(evaluation, rows, figures)))
+    else:
+        _print_evaluation(evaluation, rows, figures)
+    for warning in evaluation.warnings:
+        say.line(f"warning: {warning}")
+    for name, reason in evaluation.left_out.items():
+        say.line(f"left out: {name} {reason}")
+    if report is not None:
+        _write_report(report, say, f"{classifier.name}: {inliers.name}", evaluation, tunings, rows, figures)
+
+
+@app.command()
+def tune(
+    inliers: Annotated[Path, typer.Argument(help="In-distribution images to tune on; test on others.")],
+    *,
+    model: ModelOption,
+    out: Annotated[Path, typer.Option(help="File for the result, for `evaluate --tuned`.")] = Path("tuning.json"),
+    outliers: Annotated[
+        Path | None, typer.Option(help="Outliers to tune on: then the choice has seen outliers.")
+    ] = None,
+    objective: Annotated[
+        Literal["outliers", "synthetic", "inliers"] | None,
+        typer.Option(
+            help="outliers: AUROC against --outliers. synthetic: against outliers made from INLIERS. inliers: "
+            "confidence of INLIERS after the step, at a fixed temperature."
+        ),
+    ] = None,
+    detector: Annotated[str, typer.Option(help="gradient or odin, perhaps with parameters.")] = "gradient",
+    temperatures: Annotated[str | None, typer.Option(help="Such as 1,2,5; default: the published ten.")] = None,
+    eps: Annotated[str | None, typer.Option(help="Such as 0,0.001; default: 21 from 0 to 0.004.")] = None,
+    limit: Annotated[int, typer.Option(min=2, help="Images of each set, drawn by --seed.")] = 500,
+    report: ReportOption = None,
+    weights: WeightsOption = None,
+    resize: ResizeOption = None,
+    crop: CropOption = None,
+    seed: SeedOption = 0,
+    batch_size: BatchOption = 16,
+    workers: WorkersOption = 2,
+    device: DeviceOption = "cpu",
+    on_error: ErrorOption = "raise",
+    as_json: JsonOption = False,
+) -> None:
+    """Choose temperature and step of ODIN or of the gradient method on a grid with shared passes.
+
+    Without outliers the choice is made on synthetic ones, or on the confidence of INLIERS; the file says which, and
+    `evaluate --tuned` refuses test images that were tuned on.
+
+    Example: blemish ood tune validation --model resnet50 --detector odin --objective inliers
+    """
+    from .images.labelled import open_labelled
+    from .study.ood_tuning import Grid, tune_ood
+
+    say = Speaker()
+    classifier = _classifier(model, weights, None, resize, crop, device)
+    _, chosen = _make(detector)
+    grid = Grid()
+    if temperatures or eps:
+        grid = Grid(
+            _numbers("--temperatures", temperatures) if temperatures else grid.temperatures,
+            _numbers("--eps", eps) if eps else grid.eps,
+        )
+    with say.progress() as progress:
+        result = tune_ood(
+            classifier,
+            _tunable(chosen),
+            open_labelled(inliers),
+            None if outliers is None else open_labelled(outliers),
+            objective=objective,
+            grid=grid,
+            limit=limit,
+            seed=seed,
+            reading=_reading(batch_size, workers, on_error, progress),
+        )
+    result.save(out)
+    if as_json:
+        typer.echo(json.dumps({key: value for key, value in asdict(result).items() if key != "digests"}))
+    else:
+        header = [f"eps {e:g}" for e in result.grid.eps]
+        rows = [
+            {"temperature": f"{t:g}", **dict(zip(header, (f"{v:.3f}" for v in values), strict=True))}
+            for t, values in zip(result.grid.temperatures, result.values, strict=True)
+        ]
+        print_rows([{"temperature": row["temperature"], "best eps": _best(row), **_thinned(row)} for row in rows])
+        typer.echo(
+            f"{result.detector}: temperature {result.temperature:g}, eps {result.chosen_eps:g}, chosen by "
+            f"{result.objective} on {result.tuned_on}. {out}"
+        )
+    if report is not None:
+        _write_report(report, say, f"{classifier.name}: tuning", None, [result], [], ())
+
+
+@app.command()
+def ablate(
+    inliers: Annotated[Path, typer.Argument(help="In-distribution images.")],
+    *,
+    model: ModelOption,
+    outliers: Annotated[Path, typer.Option(help="Outliers.")],
+    detector: Annotated[str, typer.Option(help="gradient or odin, perhaps with parameters.")] = "gradient",
+    tuned: Annotated[Path | None, typer.Option(help="File of `blemish ood tune`: its parameters are used.")] = None,
+    limit: LimitOption = None,
+    report: ReportOption = None,
+    weights: WeightsOption = None,
+    resize: ResizeOption = None,
+    crop: CropOption = None,
+    seed: SeedOption = 0,
+    batch_size: BatchOption = 16,
+    workers: WorkersOption = 2,
+    device: DeviceOption = "cpu",
+    on_error: ErrorOption = "raise",
+    as_json: JsonOption = False,
+) -> None:
+    """Show what temperature, step and each block of the network are worth, by AUROC with its 95 % interval.
+
+    Example: blemish ood ablate test --model resnet18 --outliers textures --detector gradient,temperature=5
+    """
+    from .study.ood_tuning import ablate_ood
+
+    say = Speaker()
+    classifier = _classifier(model, weights, None, resize, crop, device)
+    chosen = _tunable(_make(detector)[1])
+    if tuned is not None:
+        chosen = _tunings([tuned])[0].apply(chosen)
+    with say.progress() as progress:
+        rows = ablate_ood(
+            classifier,
+            chosen,
+            _open(inliers, "none", limit, seed),
+            _open(outliers, "none", limit, seed),
+            reading=_reading(batch_size, workers, on_error, progress),
+        )
+    if as_json:
+        typer.echo(json.dumps({"ablation": [asdict(row) for row in rows]}))
+    else:
+        print_rows([_ablation_cells(row) for row in rows])
+    if report is not None:
+        _write_report(report, say, f"{classifier.name}: ablation", None, [], rows, ())
+
+
+@app.command()
+def reliability(
+    inliers: Annotated[Path, typer.Argument(help="Labelled in-distribution images.")],
+    *,
+    model: ModelOption,
+    labels: LabelsOption = "folders",
+    detectors: DetectorsOption = None,
+    bin_size: Annotated[int, typer.Option(min=1, help="Images between two points of the curve.")] = 500,
+    limit: LimitOption = None,
+    learn_from: LearnOption = None,
+    report: ReportOption = None,
+    weights: WeightsOption = None,
+    member: MemberOption = None,
+    resize: ResizeOption = None,
+    crop: CropOption = None,
+    seed: SeedOption = 0,
+    batch_size: BatchOption = 16,
+    workers: WorkersOption = 2,
+    device: DeviceOption = "cpu",
+    on_error: ErrorOption = "raise",
+    as_json: JsonOption = False,
+) -> None:
+    """Measure how well scores tell right predictions from wrong ones: risk, coverage, and accuracy of the uncertain.
+
+    Example: blemish ood reliability test --model resnet50 --labels folders --detectors "msp gradient"
+    """
+    from .study.ood import fit_detectors, score_images
+    from .study.ood_tuning import reliability_ood
+
+    say = Speaker()
+    classifier = _classifier(model, weights, member, resize, crop, device)
+    chosen = _detectors(detectors, classifier, [])
+    learned = None if learn_from is None else _open(learn_from, labels, None, seed)
+    with say.progress() as progress:
+        reading = _reading(batch_size, workers, on_error, progress)
+        usable, left_out, _ = fit_detectors(classifier, chosen, learned, reading=reading)
+        scores = {name: detector.score for name, detector in usable.items()}
+        images = _open(inliers, labels, limit, seed)
+        figures = reliability_ood(score_images(classifier, images, scores, reading=reading), bin_size=bin_size)
+    for name, reason in left_out.items():
+        say.line(f"left out: {name} {reason}")
+    if as_json:
+        typer.echo(json.dumps({"accuracy": _accuracy(figures), "reliability": [_selective(f) for f in figures]}))
+    else:
+        print_rows([_selective_cells(f) for f in figures])
+        typer.echo(f"Accuracy {_accuracy(figures):.4f} on {len(figures[0].wrong)} images.")
+    if report is not None:
+        _write_report(report, say, f"{classifier.name}: reliability", None, [], [], figures)
+
+
+# What the commands share
+
+
+def _classifier(  # noqa: PLR0917
+    model: str, weights: Path | None, members: list[str] | None, resize: int | None, crop: int | None, device: str
+) -> Classifier:
+    from .images.preprocess import Preprocess
+    from .ood import open_classifier
+
+    if crop is not None and resize is None:
+        raise ArgumentError.about("--crop", expected="--resize as well", got="none")
+    preprocess = None if resize is None else Preprocess(resize, crop)
+    return open_classifier(model, weights=weights, preprocess=preprocess, members=members or (), device=device)
+
+
+def _reading(batch_size: int, workers: int, on_error: Literal["raise", "skip"], progress: Any) -> Reading:
+    from .study.ood import Reading
+
+    return Reading(batch_size, workers, on_error, progress)
+
+
+def _open(path: Path, labels: str, limit: int | None, seed: int) -> LabelledImages:
+    from .images.labelled import LabelledImages, open_labelled
+
+    opened = open_labelled(path, folders_are_classes=labels == "folders")
+    if labels == "none":
+        opened = LabelledImages(opened.source, None, opened.name)
+    return opened.sample(limit, seed=seed)
+
+
+def _named(outliers: Sequence[str]) -> dict[str, Path]:
+    named: dict[str, Path] = {}
+    for text in outliers:
+        name, equals, path = text.partition("=")
+        key, value = (name, Path(path)) if equals else (Path(text).stem, Path(text))
+        if key in named:
+            raise ArgumentError.about("--outliers", expected="different names", got=key, instead="Write NAME=PATH.")
+        named[key] = value
+    return named
+
+
+def _make(text: str) -> tuple[str, OODDetector]:
+    """`gradient,temperature=5` -> its name as written, and the detector."""
+    from .ood import DETECTORS
+
+    name, *settings = text.split(",")
+    if name not in DETECTORS:
+        raise ArgumentError.about("--detector", expected=f"one of {', '.join(DETECTORS)}", got=name)
+    kind = DETECTORS[name]
+    known = {field.name: field.default for field in fields(kind)}  # type: ignore[arg-type]
+    parameters = parse_settings(settings)
+    for key, value in parameters.items():
+        if key not in known:
+            raise ArgumentError.about(f"detector {name}", expected=f"a parameter of {', '.join(known)}", got=key)
+        if isinstance(known[key], float) and type(value) is int:
+            parameters[key] = float(value)
+        if key == "parameters" and isinstance(value, str):
+            parameters[key] = tuple(value.split("+"))
+    return text, kind(**parameters)
+
+
+def _detectors(text: str | None, classifier: Classifier, tunings: Sequence[Tuning]) -> dict[str, OODDetector]:
+    """The detectors asked for, or all of them, with tuned parameters."""
+    from .ood import DETECTORS
+    from .ood.ensemble import MEASURES
+
+    names = text.split() if text else [name for name in DETECTORS if name != "ensemble"]
+    if not text and classifier.members:
+        names += [f"ensemble,measure={measure}" for measure in MEASURES]
+    made = dict(_make(name) for name in names)
+    for tuning in tunings:
+        for name, detector in made.items():
+            if type(detector).__name__ == tuning.detector and "," not in name:
+                made[name] = tuning.apply(_tunable(detector))
+    return made
+
+
+def _tunable(detector: OODDetector) -> Any:
+    from .ood import ODIN, Gradient
+
+    if not isinstance(detector, ODIN | Gradient):
+        raise ArgumentError.about("--detector", expected="gradient or odin", got=type(detector).__name__)
+    return detector
+
+
+def _tunings(files: Sequence[Path] | None) -> list[Tuning]:
+    from .study.ood_tuning import Tuning
+
+    return [Tuning.load(file) for file in files or ()]
+
+
+def _numbers(name: str, text: str) -> tuple[float, ...]:
+    try:
+        return tuple(float(part) for part in text.split(","))
+    except ValueError:
+        raise ArgumentError.about(name, expected="numbers separated by commas", got=text) from None
+
+
+def _best(row: Mapping[str, str]) -> str:
+    values = {key: float(value) for key, value in row.items() if key.startswith("eps")}
+    best = max(values, key=lambda key: values[key])
+    return f"{best.removeprefix('eps ')} ({values[best]:.3f})"
+
+
+def _thinned(row: Mapping[str, str]) -> dict[str, str]:
+    """At most six steps: a table of 21 columns fits no terminal; the report and the file have all."""
+    keys = [key for key in row if key.startswith("eps")]
+    return {key: row[key] for key in keys[:: max(1, -(-len(keys) // 6))]}
+
+
+def _print_evaluation(
+    evaluation: OODEvaluation, ablation: Sequence[AblationRow], figures: Sequence[SelectiveFigures]
+) -> None:
+    for outliers in evaluation.outliers:
+        rows = [c for c in evaluation.comparisons if c.outliers == outliers.name]
+        rows.sort(key=lambda row: -row.auroc.value)
+        typer.echo(f"\n{len(evaluation.inliers)} in-distribution images against {len(outliers)} of {outliers.name}:")
+        print_rows(
+            [
+                {
+                    "detector": row.detector,
+                    "AUROC": f"{row.auroc.value:.4f} ± {row.auroc.deviation:.4f}",
+                    "FPR95": f"{row.fpr_at_95_tpr.value:.4f} ± {row.fpr_at_95_tpr.deviation:.4f}",
+                    "FPR95 (in-dist. positive)": f"{row.fpr_at_95_tpr_normal.value:.4f}",
+                    "AP outliers": f"{row.average_precision.value:.4f}",
+                    "AP in-dist.": f"{row.average_precision_normal.value:.4f}",
+                    "ties": f"{row.tie_share:.1%}",
+                }
+                for row in rows
+            ]
+        )
+    if evaluation.accuracy is not None:
+        typer.echo(f"Accuracy of the classifier: {evaluation.accuracy:.4f}")
+    if ablation:
+        print_rows([_ablation_cells(row) for row in ablation])
+    if figures:
+        print_rows([_selective_cells(figure) for figure in figures])
+
+
+def _evaluation_json(
+    evaluation: OODEvaluation, ablation: Sequence[AblationRow], figures: Sequence[SelectiveFigures]
+) -> dict[str, object]:
+    seconds = evaluation.inliers.seconds
+    return {
+        "classifier": evaluation.classifier,
+        "accuracy": evaluation.accuracy,
+        "comparisons": [asdict(row) for row in evaluation.comparisons],
+        "trivial": evaluation.trivial,
+        "warnings": list(evaluation.warnings),
+        "left_out": evaluation.left_out,
+        "detectors": evaluation.facts,
+        "seconds_an_image": {name: value / len(evaluation.inliers) for name, value in seconds.items()},
+        "ablation": [asdict(row) for row in ablation],
+        "reliability": [_selective(figure) for figure in figures],
+    }
+
+
+def _ablation_cells(row: AblationRow) -> dict[str, object]:
+    low, high = row.interval
+    return {"variant": row.variant, "part": row.part, "AUROC": f"{row.auroc:.4f}", "95 %": f"{low:.4f} to {high:.4f}"}
+
+
+def _selective(figures: SelectiveFigures) -> dict[str, object]:
+    return {
+        field.name: getattr(figures, field.name)
+        for field in fields(figures)
+        if field.name not in ("curve", "scores", "wrong")
+    }
+
+
+def _selective_cells(figures: SelectiveFigures) -> dict[str, object]:
+    return {key: f"{value:.4f}" if isinstance(value, float) else value for key, value in _selective(figures).items()}
+
+
+def _accuracy(figures: Sequence[SelectiveFigures]) -> float:
+    return float(1 - figures[0].wrong.mean())
+
+
+def _write_report(  # noqa: PLR0917
+    path: Path,
+    say: Speaker,
+    title: str,
+    evaluation: OODEvaluation | None,
+    tunings: Sequence[Tuning],
+    ablation: Sequence[AblationRow],
+    figures: Sequence[SelectiveFigures],
+) -> None:
+    from .report.ood import write_ood_report
+
+    write_ood_report(path, title=title, evaluation=evaluation, tunings=tunings, ablation=ablation, reliability=figures)
+    say.line(f"Report: {path}")

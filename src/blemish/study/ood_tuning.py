@@ -1,0 +1,337 @@
+"""Temperature and step of ODIN and of the gradient method: a grid with shared passes, and what each part is worth.
+
+Tuning, learning, calibration and test images are different arguments, and `study.ood.require_disjoint` compares them.
+A result says what it was tuned on; what is tuned on outliers has seen outliers.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from .. import metrics
+from ..errors import ArgumentError, DatasetError
+from ..images.labelled import LabelledImages, LabelledInput, open_labelled
+from ..ood import ODIN, Classifier, Gradient, Outputs
+from ..ood.perturbation import directions, step
+from ..ood.synthetic import synthetic_outliers
+from .ood import Floats, Reading, ScoredImages, joined, require_disjoint, score_images
+
+
+@dataclass(frozen=True)
+class Grid:
+    """The combinations to try; by default the published ones."""
+
+    temperatures: tuple[float, ...] = (1.0, 2.0, 5.0, 10.0, 20.0, 50.0, 100.0, 200.0, 500.0, 1000.0)
+    eps: tuple[float, ...] = tuple(round(0.0002 * i, 4) for i in range(21))
+
+    def __post_init__(self) -> None:
+        if not self.temperatures or min(self.temperatures) <= 0:
+            raise ArgumentError.about("temperatures", expected="one or more numbers > 0", got=self.temperatures)
+        if not self.eps or min(self.eps) < 0:
+            raise ArgumentError.about("eps", expected="one or more numbers >= 0", got=self.eps)
+
+    def cells(self) -> list[tuple[float, float]]:
+        """`(temperature, eps)`, temperature by temperature."""
+        return [(temperature, eps) for temperature in self.temperatures for eps in self.eps]
+
+
+Objective = Literal["outliers", "synthetic", "inliers"]
+"""AUROC against real outliers; AUROC against outliers made from the in-distribution images; or the mean log-confidence
+of in-distribution images after the step, at a fixed temperature (Hsu et al., "Generalized ODIN", 2020, section 3.2)."""
+Tunable = ODIN | Gradient
+
+
+@dataclass(frozen=True)
+class Tuning:
+    """A grid of one detector, the choice, and what it was made on."""
+
+    classifier: str
+    detector: str
+    objective: Objective
+    tuned_on: str
+    """The sets of images, in words."""
+    n_inliers: int
+    n_outliers: int
+    grid: Grid
+    values: list[list[float]]
+    """The objective by temperature and eps of the grid; larger is better."""
+    temperature: float
+    """The choice; of equal values the one with the smallest eps, then the smallest temperature."""
+    chosen_eps: float
+    digests: list[str]
+    """Of the images, so that a test on one of them is noticed."""
+
+    def save(self, path: str | Path) -> None:
+        """Write a JSON file that `Tuning.load` and `blemish ood evaluate --tuned` read."""
+        Path(path).write_text(json.dumps(asdict(self)) + "\n", encoding="utf-8")
+
+    @staticmethod
+    def load(path: str | Path) -> Tuning:
+        """Read a file written by `save`."""
+        try:
+            content = json.loads(Path(path).read_text(encoding="utf-8"))
+            content["grid"] = Grid(**{name: tuple(values) for name, values in content["grid"].items()})
+            return Tuning(**content)
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise DatasetError(f"{path}: not a file written by `blemish ood tune` ({error}).") from error
+
+    def apply(self, detector: Tunable) -> Tunable:
+        """The detector with the chosen parameters."""
+        return replace(detector, temperature=self.temperature, eps=self.chosen_eps)
+
+
+def tune_ood(
+    classifier: Classifier,
+    detector: Tunable,
+    inliers: LabelledInput,
+    outliers: LabelledInput | None = None,
+    *,
+    objective: Objective | None = None,
+    grid: Grid = Grid(),
+    limit: int | None = 500,
+    seed: int = 0,
+    reading: Reading | None = None,
+) -> Tuning:
+    """Score every combination of temperature and eps on a part of the images and choose the best.
+
+    objective: "outliers" (the default where outliers are given), else "synthetic"; "inliers" keeps the detector's
+        temperature and tunes eps only.
+    limit: images of each set, drawn by `seed`; test on the others.
+    """
+    reading = reading or Reading()
+    objective = objective or ("outliers" if outliers is not None else "synthetic")
+    _check(objective, outliers)
+    if objective == "inliers":
+        grid = replace(grid, temperatures=(detector.temperature,))
+    passes = _Passes(classifier, detector, grid, confidence=objective == "inliers")
+    normal = open_labelled(inliers).sample(limit, seed=seed)
+    inside = score_images(classifier, normal, passes.scores(), reading=reading, stage="grid on in-distribution images")
+    outside = None
+    if outliers is not None:
+        opened = open_labelled(outliers).sample(limit, seed=seed)
+        outside = score_images(classifier, opened, passes.scores(), reading=reading, stage="grid on outliers")
+        require_disjoint({"in-distribution images": inside.digests, "outliers": outside.digests})
+    elif objective == "synthetic":
+        outside = _score_synthetic(normal, passes, seed=seed, reading=reading)
+    names = [_name(*cell) for cell in grid.cells()]
+    if outside is None:
+        values = [float(inside.scores[name].mean()) for name in names]
+    else:
+        values = [metrics.auroc(*joined(inside.scores[name], outside.scores[name])) for name in names]
+    best = min(range(len(values)), key=lambda i: (-values[i], grid.cells()[i][1], grid.cells()[i][0]))
+    against = "" if outside is None else f" against {outside.name} ({len(outside)})"
+    return Tuning(
+        classifier=classifier.name,
+        detector=type(detector).__name__,
+        objective=objective,
+        tuned_on=f"{normal.name} ({len(inside)}){against}",
+        n_inliers=len(inside),
+        n_outliers=0 if outside is None else len(outside),
+        grid=grid,
+        values=[values[i : i + len(grid.eps)] for i in range(0, len(values), len(grid.eps))],
+        temperature=grid.cells()[best][0],
+        chosen_eps=grid.cells()[best][1],
+        digests=[*inside.digests, *(outside.digests if outside else ())],
+    )
+
+
+class _Passes:
+    """Scores of one batch for every combination: one forward pass, a backward pass a temperature, then the steps."""
+
+    def __init__(self, classifier: Classifier, detector: Tunable, grid: Grid, *, confidence: bool) -> None:
+        self.classifier, self._detector, self._grid, self._confidence = classifier, detector, grid, confidence
+        self._outputs: Outputs | None = None
+        self._signs: list[torch.Tensor] = []
+
+    def scores(self) -> dict[str, _Cell]:
+        """One score function a combination, for `score_images`."""
+        return {_name(*cell): _Cell(self, *cell) for cell in self._grid.cells()}
+
+    def score(self, outputs: Outputs, temperature: float, eps: float) -> Floats:
+        assert outputs.pixels is not None
+        if outputs is not self._outputs:  # the first combination of a batch
+            self._outputs = outputs
+            self._signs = directions(self.classifier, outputs.pixels, self._grid.temperatures)
+        signs = self._signs[self._grid.temperatures.index(temperature)]
+        pixels = outputs.pixels.to(signs.device)
+        detector = replace(self._detector, temperature=temperature, eps=eps)
+        if self._confidence:
+            with torch.inference_mode():
+                logits = self.classifier.logits(pixels + step(self.classifier, eps, detector.unit) * signs)
+            confidence: Floats = torch.log_softmax(logits.double() / temperature, 1).amax(1).cpu().numpy()
+            return confidence
+        if isinstance(detector, ODIN):
+            return detector.of_step(self.classifier, pixels, signs)
+        labels = torch.from_numpy(outputs.logits.argmax(1)) if detector.label == "original" else None
+        return detector.of_step(self.classifier, pixels, signs, labels)
+
+
+@dataclass(frozen=True)
+class _Cell:
+    passes: _Passes
+    temperature: float
+    eps: float
+
+    def __call__(self, outputs: Outputs) -> Floats:
+        return self.passes.score(outputs, self.temperature, self.eps)
+
+
+def _name(temperature: float, eps: float) -> str:
+    return f"T={temperature:g},eps={eps:g}"
+
+
+def _score_synthetic(normal: LabelledImages, passes: _Passes, *, seed: int, reading: Reading) -> ScoredImages:
+    cells = passes.scores()
+    kept: dict[str, list[Floats]] = {name: [] for name in cells}
+    names: list[str] = []
+    for batch in reading.batches(passes.classifier, normal, "grid on synthetic outliers"):
+        outputs = passes.classifier.outputs(synthetic_outliers(batch.pixels, first=len(names), seed=seed))
+        for name, cell in cells.items():
+            kept[name].append(cell(outputs))
+        names += batch.names
+    scores = {name: np.concatenate(parts) for name, parts in kept.items()}
+    predicted = np.zeros(len(names), dtype=np.int64)
+    return ScoredImages("synthetic outliers", tuple(names), scores, {}, predicted, None, ())
+
+
+def _check(objective: str, outliers: LabelledInput | None) -> None:
+    if objective not in ("outliers", "synthetic", "inliers"):
+        raise ArgumentError.about("objective", expected="outliers, synthetic or inliers", got=objective)
+    if (objective == "outliers") != (outliers is not None):
+        got = "none" if outliers is None else "some"
+        raise ArgumentError.about("outliers", expected="images for objective 'outliers', none for others", got=got)
+
+
+@dataclass(frozen=True)
+class AblationRow:
+    """One variant against the outliers."""
+
+    part: Literal["preprocessing", "blocks"]
+    variant: str
+    auroc: float
+    interval: tuple[float, float]
+    """95 %, DeLong."""
+
+
+def ablate_ood(
+    classifier: Classifier,
+    detector: Tunable,
+    inliers: LabelledInput,
+    outliers: LabelledInput,
+    *,
+    reading: Reading | None = None,
+) -> tuple[AblationRow, ...]:
+    """What temperature and step are worth, and, for the gradient method, what each block of the network adds.
+
+    Preprocessing: none (T = 1, eps = 0), the detector's temperature only, its step only, both. Blocks: the norm over
+    the first block, the first two ..., from the input on; all of them in one backward pass.
+    """
+    reading = reading or Reading()
+    variants: dict[str, Tunable] = {
+        "none": replace(detector, temperature=1.0, eps=0.0),
+        f"T = {detector.temperature:g}": replace(detector, eps=0.0),
+        f"eps = {detector.eps:g}": replace(detector, temperature=1.0),
+    }
+    if isinstance(detector, ODIN):
+        variants["both"] = detector
+    blocks = _Blocks(detector) if isinstance(detector, Gradient) else None
+    scored = []
+    for images in (inliers, outliers):
+        scores = {name: variant.score for name, variant in variants.items()}
+        if blocks is not None:
+            blocks.start()
+            scores["both"] = blocks.score
+        found = score_images(classifier, open_labelled(images), scores, reading=reading)
+        scored.append(found if blocks is None else replace(found, scores=found.scores | blocks.cumulative()))
+    require_disjoint({"in-distribution images": scored[0].digests, "outliers": scored[1].digests})
+    order = [*variants, *(["both"] if blocks is not None else [])]
+    rows = [_ablation_row("preprocessing", name, name, scored) for name in order]
+    if blocks is not None:
+        rows += [_ablation_row("blocks", words, key, scored) for key, words in blocks.names().items()]
+    return tuple(rows)
+
+
+class _Blocks:
+    """Norms by block, kept beside the total."""
+
+    def __init__(self, detector: Gradient) -> None:
+        self._detector = detector
+        self._power = 2 if detector.norm == "l2" else 1
+        self._kept: list[dict[str, Floats]] = []
+
+    def start(self) -> None:
+        self._kept = []
+
+    def score(self, outputs: Outputs) -> Floats:
+        self._kept.append(self._detector.blocks(outputs))
+        total: Floats = np.sum([norm**self._power for norm in self._kept[-1].values()], axis=0) ** (1 / self._power)
+        return total
+
+    def cumulative(self) -> dict[str, Floats]:
+        """Norm over the first blocks, by the name of the last of them."""
+        found: dict[str, Floats] = {}
+        total: Floats | None = None
+        for name in self._kept[0]:
+            powers = np.concatenate([batch[name] for batch in self._kept]) ** self._power
+            total = powers if total is None else total + powers
+            found[f"block {name}"] = total ** (1 / self._power)
+        return found
+
+    def names(self) -> dict[str, str]:
+        names = list(self._kept[0])
+        return {f"block {name}": name if name == names[0] else f"{names[0]} to {name}" for name in names}
+
+
+def _ablation_row(
+    part: Literal["preprocessing", "blocks"], variant: str, key: str, scored: Sequence[ScoredImages]
+) -> AblationRow:
+    scores, anomalous = joined(scored[0].scores[key], scored[1].scores[key])
+    interval = metrics.delong_interval(scores, anomalous)
+    return AblationRow(part, variant, metrics.auroc(scores, anomalous), (interval.low, interval.high))
+
+
+@dataclass(frozen=True)
+class SelectiveFigures:
+    """How well one detector's score tells right predictions from wrong ones, on labelled in-distribution images."""
+
+    detector: str
+    aurc: float
+    e_aurc: float
+    augrc: float
+    risk_at_80_coverage: float
+    coverage_at_5_risk: float
+    curve: metrics.Reliability
+    scores: NDArray[np.float64]
+    wrong: NDArray[np.bool_]
+
+
+def reliability_ood(evaluation_inliers: ScoredImages, *, bin_size: int = 500) -> tuple[SelectiveFigures, ...]:
+    """Selective prediction with each detector's score as uncertainty; needs labels."""
+    wrong = evaluation_inliers.wrong
+    if wrong is None:
+        raise ArgumentError.about(
+            "inliers", expected="images with class labels", got="none",
+            instead="Give class folders (--labels folders), an .npz with labels, or a .csv file.",
+        )  # fmt: skip
+    return tuple(
+        SelectiveFigures(
+            name,
+            metrics.aurc(scores, wrong),
+            metrics.e_aurc(scores, wrong),
+            metrics.augrc(scores, wrong),
+            metrics.risk_at_coverage(scores, wrong, 0.8),
+            metrics.coverage_at_risk(scores, wrong, 0.05),
+            metrics.reliability(scores, wrong, bin_size=min(bin_size, len(scores))),
+            scores,
+            wrong,
+        )
+        for name, scores in evaluation_inliers.scores.items()
+    )

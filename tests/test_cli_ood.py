@@ -1,0 +1,205 @@
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+from PIL import Image
+from typer.testing import CliRunner
+
+import stripes
+from blemish.cli import app
+
+MODEL = ("--model", "stripes:factory")
+
+
+def run(*arguments, status=0):
+    result = CliRunner().invoke(app, ["ood", *(str(a) for a in arguments)])
+    assert result.exit_code == status, result.output + repr(result.exception)
+    return result
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    root = tmp_path_factory.mktemp("ood")
+    for name, seed in (("test", 11), ("train", 13), ("held_out", 14)):
+        images, labels = stripes.stripes(45, seed)
+        for i, (image, label) in enumerate(zip(images, labels, strict=True)):
+            path = root / name / str(label) / f"{i}.png"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            Image.fromarray(image).save(path)
+    np.savez(root / "blobs.npz", images=stripes.blobs(30, 12))
+    return root
+
+
+def test_every_command_teaches():
+    for command in ("score", "evaluate", "tune", "ablate", "reliability"):
+        assert "Example: blemish ood" in run(command, "--help").stdout
+
+
+def test_score_prints_a_line_an_image_with_p_values_and_verdicts(data):
+    (data / "test" / "0" / "broken.png").write_bytes(b"no image")
+    try:
+        result = run(
+            "score",
+            data / "test",
+            *MODEL,
+            "--detector",
+            "mahalanobis",
+            "--learn-from",
+            data / "train",
+            "--calibration",
+            data / "held_out",
+            "--fdr",
+            "0.3",
+        )
+    finally:
+        (data / "test" / "0" / "broken.png").unlink()
+    rows = [json.loads(line) for line in result.stdout.splitlines()]
+    assert len(rows) == 45
+    assert "broken.png" in result.stderr
+    assert all(0 < row["p_value"] <= 1 for row in rows)
+    assert sum(row["outlier"] for row in rows) <= 10
+    outside = run(
+        "score",
+        data / "blobs.npz",
+        *MODEL,
+        "--detector",
+        "mahalanobis",
+        "--learn-from",
+        data / "train",
+        "--calibration",
+        data / "held_out",
+        "--fdr",
+        "0.3",
+    )
+    flagged = [json.loads(line)["outlier"] for line in outside.stdout.splitlines()]
+    assert np.mean(flagged) > 0.9
+
+
+def test_score_refuses_what_cannot_be(data):
+    assert "--calibration" in run("score", data / "test", *MODEL, "--fdr", "0.1", status=1).stderr
+    error = run("score", data / "test", *MODEL, "--detector", "vim", status=1).stderr
+    assert "learn from" in error
+    error = run("score", data / "test", *MODEL, "--calibration", data / "test", status=1).stderr
+    assert "45 equal images" in error
+    assert "one of msp" in run("score", data / "test", *MODEL, "--detector", "magic", status=1).stderr
+    assert "a parameter of" in run("score", data / "test", *MODEL, "--detector", "odin,size=3", status=1).stderr
+
+
+def test_evaluate_from_end_to_end(data, tmp_path):
+    common = ("evaluate", data / "test", *MODEL, "--outliers", f"blobs={data / 'blobs.npz'}")
+    report = tmp_path / "r.html"
+    result = run(
+        *common,
+        "--learn-from",
+        data / "train",
+        "--labels",
+        "folders",
+        "--ablate",
+        "--report",
+        report,
+        "--json",
+        "--scores",
+        tmp_path / "scores",
+    )
+    content = json.loads(result.stdout)
+    names = {row["detector"] for row in content["comparisons"]}
+    assert {"msp", "odin", "gradient", "mahalanobis", "vim"} <= names
+    assert content["accuracy"] == 1.0
+    assert content["left_out"].keys() == {"knn"} or "knn" in names
+    assert {row["part"] for row in content["ablation"]} == {"preprocessing", "blocks"}
+    assert {row["detector"] for row in content["reliability"]} == names
+    assert "blobs" in report.read_text()
+    table = run(*common, "--detectors", "msp gradient,temperature=5", "--limit", "20").stdout
+    assert "20 in-distribution images against 20 of blobs" in table
+    assert "gradient,temperature=5" in table
+
+
+def test_tune_then_evaluate_on_the_rest(data, tmp_path):
+    tuning = tmp_path / "t.json"
+    result = run(
+        "tune",
+        data / "test",
+        *MODEL,
+        "--outliers",
+        data / "blobs.npz",
+        "--temperatures",
+        "1,5",
+        "--eps",
+        "0,0.01",
+        "--limit",
+        "10",
+        "--out",
+        tuning,
+        "--report",
+        tmp_path / "t.html",
+    )
+    assert "chosen by outliers on test (10) against blobs (10)" in " ".join(result.stdout.split())
+    common = (
+        "evaluate",
+        data / "test",
+        *MODEL,
+        "--outliers",
+        data / "blobs.npz",
+        "--detectors",
+        "gradient",
+        "--tuned",
+        tuning,
+        "--json",
+    )
+    assert "tuned on" in run(*common, status=1).stderr
+    content = json.loads(run(*common, "--exclude-tuned").stdout)
+    chosen = json.loads(tuning.read_text())
+    assert f"temperature={chosen['temperature']}, eps={chosen['chosen_eps']}" in content["detectors"]["gradient"]
+    assert content["comparisons"][0]["n_inliers"] == 35
+    ablated = json.loads(
+        run("ablate", data / "test", *MODEL, "--outliers", data / "blobs.npz", "--tuned", tuning, "--json").stdout
+    )
+    assert len(ablated["ablation"]) == 9
+
+
+def test_tuning_without_outliers(data, tmp_path):
+    printed = json.loads(
+        run(
+            "tune",
+            data / "test",
+            *MODEL,
+            "--detector",
+            "odin,temperature=10",
+            "--objective",
+            "inliers",
+            "--eps",
+            "0,0.01",
+            "--limit",
+            "10",
+            "--out",
+            tmp_path / "t.json",
+            "--json",
+        ).stdout
+    )
+    assert (printed["objective"], printed["grid"]["temperatures"]) == ("inliers", [10.0])
+    assert (
+        "numbers separated by commas"
+        in run("tune", data / "test", *MODEL, "--eps", "a", "--out", tmp_path / "t.json", status=1).stderr
+    )
+
+
+def test_reliability(data, tmp_path):
+    result = run(
+        "reliability",
+        data / "test",
+        *MODEL,
+        "--detectors",
+        "msp energy",
+        "--bin-size",
+        "10",
+        "--json",
+        "--report",
+        tmp_path / "r.html",
+    )
+    content = json.loads(result.stdout)
+    assert content["accuracy"] == 1.0
+    assert [row["detector"] for row in content["reliability"]] == ["msp", "energy"]
+    assert content["reliability"][0]["aurc"] == 0.0
+    assert "class labels" in run("reliability", data / "test", *MODEL, "--labels", "none", status=1).stderr
