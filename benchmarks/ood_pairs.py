@@ -32,8 +32,8 @@ def main() -> None:
     parser.add_argument("--data", type=Path, required=True)
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--limit", type=int, default=1000, help="images of each set")
-    parser.add_argument("--grid-images", type=int, default=200, help="images of each set to tune on")
-    parser.add_argument("--coarse", action="store_true", help="grid of 4 temperatures x 6 steps instead of 10 x 11")
+    parser.add_argument("--grid-images", type=int, default=150, help="images of each set to tune on")
+    parser.add_argument("--coarse", action="store_true", help="grid of 4 temperatures x 5 steps instead of 10 x 6")
     args = parser.parse_args()
     args.out.mkdir(parents=True, exist_ok=True)
     classifier, inliers, learn_from = opened(args.classifier, args.pairs, args.limit)
@@ -43,9 +43,9 @@ def main() -> None:
         "notMNIST": open_labelled(args.pairs / "notmnist.npz").sample(args.limit, seed=1),
     }
     reading = Reading(batch_size=64 if args.classifier == "cifar10" else 16, progress=progress)
-    grid = Grid((1.0, 2.0, 5.0, 1000.0), (0.0, 0.0004, 0.001, 0.0014, 0.002, 0.004))
+    grid = Grid((1.0, 2.0, 5.0, 1000.0), (0.0, 0.0004, 0.001, 0.002, 0.004))
     if not args.coarse:
-        grid = Grid(eps=Grid().eps[::2])
+        grid = Grid(eps=Grid().eps[::4])
 
     tunings: dict[str, Tuning] = {}
     for kind in (Gradient(), ODIN()):

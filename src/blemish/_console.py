@@ -249,13 +249,13 @@ def _cell(value: object) -> str:
     return "" if value is None else str(value)
 
 
-def parse_settings(settings: list[str]) -> dict[str, Any]:
+def parse_settings(settings: list[str], *, option: str) -> dict[str, Any]:
     """Read KEY=VALUE pairs: values are JSON where they parse as JSON, else plain text."""
     parsed: dict[str, Any] = {}
     for setting in settings:
         key, equals, text = setting.partition("=")
         if not equals:
-            raise ArgumentError.about("parameter", expected="KEY=VALUE", got=setting)
+            raise ArgumentError.about(option, expected="KEY=VALUE", got=setting)
         try:
             parsed[key] = json.loads(text)
         except json.JSONDecodeError:

@@ -58,6 +58,9 @@ WorkersOption = Annotated[int, typer.Option(min=1, help="Decoding threads.")]
 ErrorOption = Annotated[
     Literal["raise", "skip"], typer.Option(help="At an unreadable file: raise an error, or skip and count it.")
 ]
+MemoryOption = Annotated[
+    float | None, typer.Option(metavar="GB", help="What the program may hold; default: 9/10 of what is free.")
+]
 ModelArgument = Annotated[Path, typer.Argument(help="Model file written by `blemish fit`.")]
 
 
@@ -124,10 +127,7 @@ def fit(
     index: Annotated[
         str | None, typer.Option(help="What searches the bank: exact, or faiss:ivf256, faiss:hnsw32, faiss:pq16 ...")
     ] = None,
-    memory: Annotated[
-        float | None,
-        typer.Option(metavar="GB", help="What the program may hold; default: 9/10 of what is free."),
-    ] = None,
+    memory: MemoryOption = None,
     calibration: Annotated[
         Literal["split", "none"] | None,
         typer.Option(help="split: hold out normals for the threshold. none: raw scores only."),
@@ -149,7 +149,7 @@ def fit(
 
     say = Speaker()
     parameters = dict(_find_method(method).paper) if preset == "paper" else {}
-    parameters |= parse_settings(set_ or [])
+    parameters |= parse_settings(set_ or [], option="--set")
     for key in ("backbone", "weights", "seed", "device", "taps", "index", "memory_gb"):
         if key in parameters:
             raise ArgumentError.about(
@@ -194,6 +194,7 @@ def update(
     *,
     held_out: Annotated[Path | None, typer.Option(help="Folder of normal images for a new threshold.")] = None,
     out: Annotated[Path | None, typer.Option(help="Where to write; default: replace the model.")] = None,
+    memory: MemoryOption = None,
     device: DeviceOption = "auto",
     on_error: ErrorOption = "raise",
     as_json: JsonOption = False,
@@ -205,6 +206,8 @@ def update(
     start = time.perf_counter()
     detector = _load(model, device)
     detector.on_error = on_error
+    if memory is not None:
+        detector.method.memory_gb = memory
     with say.progress() as progress:
         detector.update(new_normals, held_out=held_out, progress=progress)
     detector.save(out or model)

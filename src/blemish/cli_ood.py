@@ -444,7 +444,7 @@ def _make(text: str) -> tuple[str, OODDetector]:
         raise ArgumentError.about("--detector", expected=f"one of {', '.join(DETECTORS)}", got=name)
     kind = DETECTORS[name]
     known = {field.name: field.default for field in fields(kind)}  # type: ignore[arg-type]
-    parameters = parse_settings(settings)
+    parameters = parse_settings(settings, option=f"detector {name}")
     for key, value in parameters.items():
         if key not in known:
             raise ArgumentError.about(f"detector {name}", expected=f"a parameter of {', '.join(known)}", got=key)

@@ -2,19 +2,16 @@
 
 from __future__ import annotations
 
-import base64
-import os
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from ..errors import ArgumentError
 from ..study.evaluate import Evaluation, Figures, KindFigures
 from . import figures as draw
+from .page import EN_DASH, NOTHING, counted, data_uri, percent, write_page
 
 MISSES, FALSE_ALARMS, DETECTIONS = 12, 6, 24
 """Most images that each part of the gallery shows."""
-NOTHING = EN_DASH = "\N{EN DASH}"
 
 
 def write_report(
@@ -25,18 +22,7 @@ def write_report(
     `facts` becomes a small table: method, backbone, images, preprocessing, seed, versions. Test images are read again
     for the gallery; one that has gone meanwhile leaves a placeholder.
     """
-    path = Path(path)
-    page = _render(evaluation, title, dict(facts or {}))
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        # A file name that is not UTF-8 has no letters to show: it comes out escaped.
-        temporary.write_bytes(page.encode("utf-8", "backslashreplace"))
-        os.replace(temporary, path)
-    except OSError as error:
-        raise ArgumentError.about("path", expected="a file that can be written", got=f"{path} ({error})") from error
-    finally:
-        temporary.unlink(missing_ok=True)
-    return path
+    return write_page(Path(path), "page.html.jinja", _content(evaluation, title, dict(facts or {})))
 
 
 @dataclass(frozen=True)
@@ -92,70 +78,37 @@ class _Section:
     cards: list[_Card] = field(default_factory=list)
 
 
-def _render(evaluation: Evaluation, title: str, facts: dict[str, str]) -> str:
-    from jinja2 import Environment, PackageLoader, StrictUndefined
-
-    from .. import __version__
-
-    environment = Environment(
-        loader=PackageLoader("blemish", "report"), autoescape=True, undefined=StrictUndefined,
-        trim_blocks=True, lstrip_blocks=True,
-    )  # fmt: skip
-    environment.filters["tight"] = _tight
+def _content(evaluation: Evaluation, title: str, facts: dict[str, str]) -> dict[str, object]:
     scale = draw.scale_of(evaluation)
-    return environment.get_template("page.html.jinja").render(
-        title=title,
-        version=__version__,
-        headline=_headline(evaluation),
-        headline_interval=_range(evaluation.intervals.get("image_auroc")),
-        verdict=_verdict(evaluation),
-        numbers=_numbers(evaluation),
-        groups=_groups(evaluation),
-        has_intervals=bool(evaluation.intervals),
-        facts=facts,
-        score_plot=_uri("png", draw.score_plot(evaluation)),
-        score_alt=_score_alt(evaluation),
-        roc_plot=_uri("png", draw.roc_plot(evaluation)),
-        roc_alt=_roc_alt(evaluation),
-        kinds=_kinds(evaluation),
-        is_calibrated=evaluation.figures.threshold is not None,
-        has_masks=any(record.sample.mask is not None for record in evaluation.records),
-        scale=scale,
-        scale_strip=None if scale is None else _uri("webp", draw.scale_strip()),
-        is_cropped=evaluation.preprocess.crop is not None,
-        sections=_gallery(evaluation, scale),
-        skipped=evaluation.skipped,
-    )
-
-
-def _uri(kind: str, data: bytes | None) -> str | None:
-    return None if data is None else f"data:image/{kind};base64,{base64.b64encode(data).decode('ascii')}"
+    return {
+        "title": title,
+        "headline": _headline(evaluation),
+        "headline_interval": _range(evaluation.intervals.get("image_auroc")),
+        "verdict": _verdict(evaluation),
+        "numbers": _numbers(evaluation),
+        "groups": _groups(evaluation),
+        "has_intervals": bool(evaluation.intervals),
+        "facts": facts,
+        "score_plot": data_uri("png", draw.score_plot(evaluation)),
+        "score_alt": _score_alt(evaluation),
+        "roc_plot": data_uri("png", draw.roc_plot(evaluation)),
+        "roc_alt": _roc_alt(evaluation),
+        "kinds": _kinds(evaluation),
+        "is_calibrated": evaluation.figures.threshold is not None,
+        "has_masks": any(record.sample.mask is not None for record in evaluation.records),
+        "scale": scale,
+        "scale_strip": None if scale is None else data_uri("webp", draw.scale_strip()),
+        "is_cropped": evaluation.preprocess.crop is not None,
+        "sections": _gallery(evaluation, scale),
+        "skipped": evaluation.skipped,
+    }
 
 
 # Numbers as text
 
 
-def _percent(value: float | None) -> str:
-    """A share with one decimal; only what is exactly 0 or 1 is printed as 0 or 100."""
-    if value is None:
-        return NOTHING
-    text = f"{100 * value:.1f}"
-    if text == "100.0" and value < 1:
-        return "> 99.9 %"
-    return "< 0.1 %" if text == "0.0" and value > 0 else f"{text} %"
-
-
-def _tight(text: str) -> str:
-    """Keep a number and its percent sign on one line."""
-    return text.replace(" %", "\N{NO-BREAK SPACE}%")
-
-
 def _range(interval: tuple[float, float] | None) -> str:
     return "" if interval is None else f"{100 * interval[0]:.1f} {EN_DASH} {100 * interval[1]:.1f} %"
-
-
-def _counted(count: int, noun: str) -> str:
-    return f"{count} {noun}" if count == 1 else f"{count} {noun}s"
 
 
 def _flagged(evaluation: Evaluation, *, anomalous: bool) -> int:
@@ -169,7 +122,7 @@ def _headline(evaluation: Evaluation) -> str:
     figures = evaluation.figures
     if figures.image_auroc is None:
         return f"No image AUROC: {_one_class(figures)}"
-    return f"Image AUROC {_percent(figures.image_auroc)}"
+    return f"Image AUROC {percent(figures.image_auroc)}"
 
 
 def _verdict(evaluation: Evaluation) -> list[str]:
@@ -178,7 +131,7 @@ def _verdict(evaluation: Evaluation) -> list[str]:
     if figures.threshold is None:
         return ["The detector was not calibrated: it gives scores, but has no threshold and gives no verdicts."]
     parts = [
-        f"{_flagged(evaluation, anomalous=anomalous)} of {_counted(total, f'{word} image')}"
+        f"{_flagged(evaluation, anomalous=anomalous)} of {counted(total, f'{word} image')}"
         for anomalous, word, total in ((True, "anomalous", figures.n_anomalous), (False, "normal", figures.n_normal))
         if total
     ]
@@ -212,12 +165,12 @@ def _numbers(evaluation: Evaluation) -> list[_Number]:
     found = None if figures.misses is None else 1 - figures.misses
     of = {wanted: f"{_flagged(evaluation, anomalous=wanted)} of" for wanted in (True, False)}
     rows = (
-        ("Found", found, f"{of[True]} {_counted(figures.n_anomalous, 'anomalous image')} above the threshold"),
-        ("False alarms", figures.false_alarms, f"{of[False]} {_counted(figures.n_normal, 'normal image')} above it"),
+        ("Found", found, f"{of[True]} {counted(figures.n_anomalous, 'anomalous image')} above the threshold"),
+        ("False alarms", figures.false_alarms, f"{of[False]} {counted(figures.n_normal, 'normal image')} above it"),
         ("F1 at the threshold", figures.f1, "balance of found anomalies and right alarms"),
         ("AU-PRO 30 %", figures.au_pro_30, "how well the heat maps outline the defects"),
     )
-    return [_Number(label, _percent(value), note) for label, value, note in rows if value is not None]
+    return [_Number(label, percent(value), note) for label, value, note in rows if value is not None]
 
 
 # Tables
@@ -227,7 +180,7 @@ def _groups(evaluation: Evaluation) -> list[tuple[str, list[_Row]]]:
     """The figure table: groups of rows, each with its explanation or the reason why it is missing."""
     figures = evaluation.figures
     images = figures.n_normal + figures.n_anomalous
-    chance = {name: _percent(n / images if images else None) for name, n in
+    chance = {name: percent(n / images if images else None) for name, n in
               (("anomalous", figures.n_anomalous), ("normal", figures.n_normal))}  # fmt: skip
     where = "original pixels" if evaluation.pixels == "original" else "pixels of the network's input, as in the papers"
     table: list[tuple[str, list[tuple[str, str, str]]]] = [
@@ -265,7 +218,7 @@ def _groups(evaluation: Evaluation) -> list[tuple[str, list[_Row]]]:
 def _row(evaluation: Evaluation, name: str, label: str, explanation: str) -> _Row:
     value: float | None = getattr(evaluation.figures, name)
     text = explanation if value is not None else f"{explanation} Not computed: {_reason(evaluation, name)}"
-    return _Row(label, _percent(value), _range(evaluation.intervals.get(name)), text, "oracle" in name)
+    return _Row(label, percent(value), _range(evaluation.intervals.get(name)), text, "oracle" in name)
 
 
 def _reason(evaluation: Evaluation, name: str) -> str:
@@ -288,7 +241,7 @@ def _kinds(evaluation: Evaluation) -> list[_Kind]:
     anomalous = {kind.kind for kind in _anomalous_kinds(evaluation)}
     return [
         _Kind(
-            kind.kind, kind.images, kind.kind in anomalous, _percent(kind.image_auroc),
+            kind.kind, kind.images, kind.kind in anomalous, percent(kind.image_auroc),
             NOTHING if kind.flagged is None else _flagged_of(kind),
             None if kind.flagged is None else 100 * kind.flagged,
         )
@@ -306,9 +259,9 @@ def _roc_alt(evaluation: Evaluation) -> str:
     figures = evaluation.figures
     point = ""
     if figures.false_alarms is not None and figures.misses is not None:
-        found, alarms = _percent(1 - figures.misses), _percent(figures.false_alarms)
+        found, alarms = percent(1 - figures.misses), percent(figures.false_alarms)
         point = f" At the threshold: {found} found, {alarms} false alarms."
-    return f"ROC curve, area {_percent(figures.image_auroc)}.{point}"
+    return f"ROC curve, area {percent(figures.image_auroc)}.{point}"
 
 
 # Gallery
@@ -376,8 +329,8 @@ def _card(evaluation: Evaluation, index: int, scale: draw.Scale | None) -> _Card
         badge=_badge(decision.is_anomalous, anomalous),
         is_wrong=decision.is_anomalous is not None and decision.is_anomalous != anomalous,
         numbers=f"score {decision.score:.4g}{p_value}",
-        photo=None if tile.photo is None else _uri("webp", draw.webp(tile.photo)),
-        heat=None if tile.heat is None else _uri("webp", draw.webp(tile.heat)),
+        photo=None if tile.photo is None else data_uri("webp", draw.webp(tile.photo)),
+        heat=None if tile.heat is None else data_uri("webp", draw.webp(tile.heat)),
         heat_alt=("Heat map" if scale is not None else "Image") + outlined,
         is_wide=tile.photo is not None and tile.photo.width > 1.5 * tile.photo.height,
         remark=tile.remark,

@@ -159,7 +159,7 @@ def score_plot(evaluation: Evaluation) -> bytes | None:
     _strips(below, scores, anomalous, rows)
     if evaluation.figures.threshold is not None:
         _threshold_line(above, below, evaluation.figures.threshold)
-    return _png(figure)
+    return png(figure)
 
 
 def roc_plot(evaluation: Evaluation) -> bytes | None:
@@ -184,9 +184,9 @@ def roc_plot(evaluation: Evaluation) -> bytes | None:
     axes.set(xlim=(-1.5, 101.5), ylim=(-1.5, 101.5), aspect="equal")
     axes.set_xlabel("normal images called anomalous (%)")
     axes.set_ylabel("anomalous images found (%)")
-    _tidy(axes)
+    tidy(axes)
     axes.grid(color="#e6e8eb", linewidth=0.8)
-    return _png(figure)
+    return png(figure)
 
 
 def webp(image: Image.Image) -> bytes:
@@ -251,7 +251,7 @@ def _histogram(axes: Axes, scores: NDArray[np.float64], anomalous: NDArray[np.bo
     axes.yaxis.set_major_locator(MaxNLocator(nbins=5, integer=True))
     axes.margins(x=0.02)
     axes.set_ylim(0, 1.25 * axes.get_ylim()[1])  # room for the legend
-    _tidy(axes)
+    tidy(axes)
 
 
 def _rows(evaluation: Evaluation) -> list[tuple[str, NDArray[np.bool_]]]:
@@ -271,12 +271,12 @@ def _strips(
     for row, (_, chosen) in enumerate(kinds):
         colours = np.where(anomalous[chosen], ANOMALOUS, NORMAL)
         axes.scatter(scores[chosen], row + spread[chosen], s=11, c=colours, alpha=0.6, linewidths=0)
-    axes.set_yticks(range(len(kinds)), [_drawable(kind) for kind, _ in kinds])
+    axes.set_yticks(range(len(kinds)), [drawable(kind) for kind, _ in kinds])
     for label in axes.get_yticklabels():
         label.set_parse_math(False)
     axes.set_ylim(len(kinds) - 0.4, -0.6)
     axes.set_xlabel("image score (larger = more anomalous)")
-    _tidy(axes)
+    tidy(axes)
     axes.tick_params(axis="y", length=0)
     axes.spines["left"].set_visible(False)
 
@@ -300,7 +300,8 @@ def _operating_point(axes: Axes, fpr: float, tpr: float) -> None:
     )  # fmt: skip
 
 
-def _tidy(axes: Axes) -> None:
+def tidy(axes: Axes) -> None:
+    """Leave only what is needed to read the numbers."""
     axes.spines[["top", "right"]].set_visible(False)
     for side in ("left", "bottom"):
         axes.spines[side].set_color("#b5bcc4")
@@ -309,16 +310,17 @@ def _tidy(axes: Axes) -> None:
     axes.yaxis.label.set(color=INK, size=9)
 
 
-def _drawable(text: str) -> str:
+def drawable(text: str, length: int = 24) -> str:
     """Shorten a name, and replace letters that the plot's font does not have."""
     from matplotlib.font_manager import FontProperties, findfont, get_font
 
     font: Any = get_font(findfont(FontProperties()))
-    short = text if len(text) <= 24 else f"{text[:23]}…"
+    short = text if len(text) <= length else f"{text[: length - 1]}…"
     return "".join(letter if font.get_char_index(ord(letter)) else "□" for letter in short)
 
 
-def _png(figure: Figure) -> bytes:
+def png(figure: Figure) -> bytes:
+    """Encode a figure; equal figures give equal bytes."""
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", dpi=200, metadata={"Software": None})
     return buffer.getvalue()

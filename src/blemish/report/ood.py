@@ -1,0 +1,479 @@
+"""Studies of out-of-distribution detectors as one HTML file that needs nothing else: results, and what to doubt."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from ..errors import ArgumentError
+from ..study.ood import SUSPICIOUS, Comparison, Figure, OODEvaluation, ScoredImages
+from ..study.ood_tuning import AblationRow, SelectiveFigures, Tuning
+from . import ood_figures as draw
+from .page import EN_DASH, NOTHING, counted, data_uri, percent, write_page
+
+SHOWN = 5
+"""Most detectors in the plots."""
+TIED = 0.01
+"""Share of tied scores from which a detector gets a remark."""
+
+
+def write_ood_report(
+    path: str | Path,
+    *,
+    title: str,
+    evaluation: OODEvaluation | None = None,
+    tunings: Sequence[Tuning] = (),
+    ablation: Sequence[AblationRow] = (),
+    reliability: Sequence[SelectiveFigures] = (),
+    facts: Mapping[str, str] | None = None,
+) -> Path:
+    """Write one self-contained HTML file; an existing one is replaced in one step.
+
+    Only what is given has a section; at least one of the four studies must be. `facts` becomes a small table.
+    """
+    sentences = [
+        *(_evaluation_words(evaluation) if evaluation else ()),
+        *(sentence for tuning in tunings for sentence in _tuning_words(tuning)),
+        *_ablation_words(ablation),
+        *_reliability_words(reliability),
+    ]
+    if not sentences:
+        raise ArgumentError.about("evaluation", expected="an evaluation, tuning, ablation or reliability", got="none")
+    sections = [
+        *(_evaluation_sections(evaluation) if evaluation else ()),
+        *(_tuning_section(tuning) for tuning in tunings),
+        *([_ablation_section(ablation)] if ablation else []),
+        *([_reliability_section(reliability)] if reliability else []),
+        *(_fact_sections(evaluation, facts or {})),
+    ]
+    content = {
+        "title": title,
+        "headline": sentences[0].removesuffix("."),
+        "headline_interval": "",
+        "verdict": sentences[1:],
+        "warnings": evaluation.warnings if evaluation else (),
+        "left_out": evaluation.left_out if evaluation else {},
+        "sections": sections,
+    }
+    return write_page(Path(path), "ood.html.jinja", content)
+
+
+@dataclass(frozen=True)
+class _Cell:
+    text: str
+    note: str = ""
+    is_best: bool = False
+
+
+@dataclass(frozen=True)
+class _Row:
+    name: str
+    cells: Sequence[_Cell]
+    note: str = ""
+
+
+@dataclass(frozen=True)
+class _Table:
+    corner: str
+    columns: Sequence[tuple[str, str]]
+    """Name and note; none for a table of facts."""
+    rows: Sequence[_Row]
+
+
+@dataclass(frozen=True)
+class _Plot:
+    picture: str | None
+    words: str
+
+
+@dataclass(frozen=True)
+class _Section:
+    heading: str
+    lead: Sequence[str]
+    table: _Table | None = None
+    plots: Sequence[_Plot] = ()
+    folded: str = ""
+    """Where the table is only shown on a click: what is in it."""
+
+
+def _plot(png: bytes, words: str) -> _Plot:
+    return _Plot(data_uri("png", png), words)
+
+
+# Numbers as text
+
+
+def _range(interval: tuple[float, float]) -> str:
+    low, high = interval
+    return NOTHING if math.isnan(low + high) else f"{100 * low:.2f} {EN_DASH} {100 * high:.2f} %"
+
+
+def _share(value: float) -> str:
+    return percent(value, 2)
+
+
+def _descending(value: float) -> tuple[bool, float]:
+    """Sort key: largest first, NaN last."""
+    return math.isnan(value), -value
+
+
+def _best(values: Iterable[float], choose: Callable[[list[float]], float]) -> float:
+    """NaN, which equals nothing, where there is no value."""
+    found = [value for value in values if not math.isnan(value)]
+    return choose(found) if found else math.nan
+
+
+# Evaluation
+
+
+def _by_set(evaluation: OODEvaluation) -> dict[str, list[Comparison]]:
+    """Comparisons by set of outliers, best first."""
+    return {
+        images.name: sorted(found, key=lambda c: _descending(c.auroc.value))
+        for images in evaluation.outliers
+        if (found := [c for c in evaluation.comparisons if c.outliers == images.name])
+    }
+
+
+def _means(evaluation: OODEvaluation) -> dict[str, float]:
+    """Mean AUROC over the sets of outliers, best first; NaN where one has none."""
+    values: dict[str, list[float]] = {}
+    for comparison in evaluation.comparisons:
+        values.setdefault(comparison.detector, []).append(comparison.auroc.value)
+    means = {name: float(np.mean(found)) for name, found in values.items()}
+    return dict(sorted(means.items(), key=lambda item: _descending(item[1])))
+
+
+def _evaluation_words(evaluation: OODEvaluation) -> Iterator[str]:
+    sets, means = _by_set(evaluation), _means(evaluation)
+    if not sets:
+        yield "No detector was compared."
+    best, mean = next(iter(means.items()), ("", math.nan))
+    if len(sets) > 1 and not math.isnan(mean):
+        yield f"Best on average over {len(sets)} sets of outliers: {best}, mean AUROC {_share(mean)}."
+    for name, (top, *_) in sets.items():
+        interval = f"95 % interval {_range(top.auroc_interval)}"
+        found = f"Best on {name}: {top.detector}, AUROC {_share(top.auroc.value)} ({interval})."
+        yield f"No detector has an AUROC on {name}." if math.isnan(top.auroc.value) else found
+    if evaluation.accuracy is not None:
+        right = percent(evaluation.accuracy)
+        yield f"The classifier {evaluation.classifier} is right about {right} of the in-distribution images."
+    if len(means) > 1:
+        yield f"The best of {len(means)} is chosen on these very images: expect less of it on others."
+
+
+def _evaluation_sections(evaluation: OODEvaluation) -> Iterator[_Section]:
+    for i, (name, found) in enumerate(_by_set(evaluation).items()):
+        yield _set_section(name, found, explained=i == 0)
+    if any(evaluation.trivial.values()):
+        yield _trivial_section(evaluation)
+    shown = _shown([name for name, mean in _means(evaluation).items() if not math.isnan(mean)])
+    if shown:
+        yield from _curve_sections(evaluation, shown)
+    if evaluation.inliers.seconds:
+        yield _cost_section(evaluation)
+
+
+READING = (
+    "Of FPR95 less is better, of the others more. Emphasised: the best of each column and, of the AUROC, every "
+    "detector whose interval (DeLong) contains the best one.",
+    "Small: mean ± standard deviation over bootstraps (100 by default), which draw images anew. They say nothing about "
+    "other networks, training runs or parameters.",
+)
+
+
+def _set_section(name: str, found: Sequence[Comparison], *, explained: bool) -> _Section:
+    first = found[0]
+    total = first.n_inliers + first.n_outliers
+    chance = [f"guessing: {percent(n / total if total else None)}" for n in (first.n_outliers, first.n_inliers)]
+    columns = (
+        ("AUROC", "95 % interval; guessing: 50 %"),
+        ("FPR95, positive: outlier", "in-distribution images flagged where 95 % of the outliers are found"),
+        ("FPR95, positive: in-distribution", "outliers that pass where 95 % of the in-distribution images do"),
+        ("Average precision, positive: outlier", chance[0]),
+        ("Average precision, positive: in-distribution", chance[1]),
+    )
+    top = _best((c.auroc.value for c in found), max)
+    smallest = [_best((f.value for f in column), min) for column in zip(*(_errors(c) for c in found), strict=True)]
+    largest = [_best((f.value for f in column), max) for column in zip(*(_precisions(c) for c in found), strict=True)]
+    rows = [
+        _Row(
+            c.detector,
+            [
+                _auroc_cell(c, top),
+                *(_cell(f, best) for f, best in zip((*_errors(c), *_precisions(c)), smallest + largest, strict=True)),
+            ],
+            f"{percent(c.tie_share)} of the scores are tied" if c.tie_share > TIED else "",
+        )
+        for c in found
+    ]
+    return _Section(
+        f"In-distribution images against {name}",
+        (
+            f"{counted(first.n_inliers, 'in-distribution image')}, {counted(first.n_outliers, 'outlier')}.",
+            *(READING if explained else ()),
+        ),
+        _Table("Detector", columns, rows),
+    )
+
+
+def _errors(comparison: Comparison) -> tuple[Figure, Figure]:
+    return comparison.fpr_at_95_tpr, comparison.fpr_at_95_tpr_normal
+
+
+def _precisions(comparison: Comparison) -> tuple[Figure, Figure]:
+    return comparison.average_precision, comparison.average_precision_normal
+
+
+def _cell(figure: Figure, best: float) -> _Cell:
+    return _Cell(_share(figure.value), _spread(figure), figure.value == best)
+
+
+def _auroc_cell(comparison: Comparison, best: float) -> _Cell:
+    low, high = comparison.auroc_interval
+    note = f"{_range(comparison.auroc_interval)}\n{_spread(comparison.auroc)}".rstrip()
+    value = comparison.auroc.value
+    return _Cell(_share(value), note, value == best or low <= best <= high)
+
+
+def _spread(figure: Figure) -> str:
+    if math.isnan(figure.mean) or math.isnan(figure.deviation):
+        return ""
+    return f"{100 * figure.mean:.2f} ± {100 * figure.deviation:.2f}"
+
+
+def _trivial_section(evaluation: OODEvaluation) -> _Section:
+    names = list(dict.fromkeys(name for aurocs in evaluation.trivial.values() for name in aurocs))
+    rows = [
+        _Row(outliers, [_trivial_cell(aurocs.get(name, math.nan)) for name in names])
+        for outliers, aurocs in evaluation.trivial.items()
+    ]
+    return _Section(
+        "What detectors that know nothing find",
+        (
+            "AUROC of single numbers, larger taken as more anomalous; far from 50 % in either direction, the sets "
+            "differ in how the images were made. A detector may then find that, and not what is on them.",
+        ),
+        _Table("Outliers", [(name, "") for name in names], rows),
+    )
+
+
+def _trivial_cell(value: float) -> _Cell:
+    suspicious = max(value, 1 - value) >= SUSPICIOUS
+    return _Cell(percent(value), "separates the sets" if suspicious else "")
+
+
+def _shown(ranked: Sequence[str]) -> list[str]:
+    """The best few, and always the gradient method, whose norms are to be seen."""
+    gradients = sorted((name for name in ranked if draw.is_gradient(name)), key=lambda name: name != "gradient")[:1]
+    kept = [*gradients, *(name for name in ranked if name not in gradients)][:SHOWN]
+    return sorted(kept, key=ranked.index)
+
+
+def _curve_sections(evaluation: OODEvaluation, shown: Sequence[str]) -> Iterator[_Section]:
+    named = f"of {', '.join(shown)}"
+    yield _Section(
+        "ROC curves",
+        (
+            f"The best detectors{' and the gradient method' if any(map(draw.is_gradient, shown)) else ''}. Where a "
+            "curve meets the dotted line is its FPR95 (positive: outlier).",
+        ),
+        plots=[
+            _plot(draw.roc_plot(evaluation, outliers.name, shown), f"ROC curves {named} on {outliers.name}.")
+            for outliers in evaluation.outliers
+        ],
+    )
+    sets = ", ".join(outliers.name for outliers in evaluation.outliers)
+    yield _Section(
+        "Scores",
+        ("In shares of each set. The less the two colours overlap, the better.",),
+        plots=[
+            _plot(
+                draw.histogram_plot(evaluation.inliers, evaluation.outliers, name),
+                f"Histogram of {'||G||' if draw.is_gradient(name) else 'the scores'} ({name}): in-distribution images "
+                f"against {sets}.",
+            )
+            for name in shown
+        ],
+    )
+
+
+def _cost_section(evaluation: OODEvaluation) -> _Section:
+    every = (evaluation.inliers, *evaluation.outliers)
+    cost = {name: _milliseconds(every, name) for name in evaluation.inliers.seconds}
+    forward = cost.pop("forward", math.nan)
+    rows = [
+        _Row(name, [_Cell(f"{cost[name]:.3g}"), _Cell(percent(cost[name] / forward, 0) if forward > 0 else NOTHING)])
+        for name in sorted(cost, key=cost.__getitem__)
+    ]
+    shared = "" if math.isnan(forward) else f", which takes {forward:.3g} ms"
+    return _Section(
+        "Cost",
+        (f"Wall time an image on this machine, beyond the forward pass that all detectors share{shared}.",),
+        _Table("Detector", [("ms an image", ""), ("of a forward pass", "")], rows),
+    )
+
+
+def _milliseconds(every: Sequence[ScoredImages], name: str) -> float:
+    timed = [images for images in every if name in images.seconds and len(images)]
+    return 1000 * sum(i.seconds[name] for i in timed) / sum(map(len, timed)) if timed else math.nan
+
+
+# Tuning
+
+
+KNOWS = {
+    "outliers": "was tuned on outliers and has seen them: its figures are not those for unknown outliers.",
+    "synthetic": "was tuned on outliers made from in-distribution images and has seen no real one.",
+    "inliers": "was tuned on in-distribution images alone and has seen no outlier.",
+}
+
+
+def _tuning_words(tuning: Tuning) -> Iterator[str]:
+    yield f"Chosen for {tuning.detector}: T = {tuning.temperature:g} and ε = {tuning.chosen_eps:g}."
+    yield f"{tuning.detector} {KNOWS[tuning.objective]}"
+
+
+def _objective(tuning: Tuning, value: float) -> str:
+    if math.isnan(value):
+        return NOTHING
+    return f"{value:.4f}" if tuning.objective == "inliers" else _share(value)
+
+
+def _tuning_section(tuning: Tuning) -> _Section:
+    grid = tuning.grid
+    values = dict(zip(grid.cells(), (value for row in tuning.values for value in row), strict=True))
+    chosen = (tuning.temperature, tuning.chosen_eps)
+    name = "mean log-confidence" if tuning.objective == "inliers" else "AUROC"
+    best = _objective(tuning, values.get(chosen, math.nan))
+    cell = f"T = {chosen[0]:g} and ε = {chosen[1]:g}"
+    lead = [
+        f"Chosen: {cell}, {name} {best} of {tuning.classifier} on {tuning.tuned_on}. It is the best of "
+        f"{counted(len(values), 'combination')}, so a little too good. {_without(tuning, values)}",
+        f"{tuning.detector} {KNOWS[tuning.objective]} {_edge(tuning)}",
+    ]
+    rows = [
+        _Row(f"T = {t:g}", [_Cell(_objective(tuning, values[t, eps]), "", (t, eps) == chosen) for eps in grid.eps])
+        for t in grid.temperatures
+    ]
+    words = f"Heat map of the {name} over temperature and step; chosen: {cell}."
+    return _Section(
+        f"Temperature and step of {tuning.detector}",
+        [sentence.strip() for sentence in lead],
+        _Table("", [(f"ε = {eps:g}", "") for eps in grid.eps], rows),
+        [_plot(draw.grid_plot(tuning), words)],
+        folded="All values",
+    )
+
+
+def _without(tuning: Tuning, values: Mapping[tuple[float, float], float]) -> str:
+    plain = values.get((1.0, 0.0), math.nan)
+    return "" if math.isnan(plain) else f"Without both (T = 1, ε = 0): {_objective(tuning, plain)}."
+
+
+def _edge(tuning: Tuning) -> str:
+    """Say where a wider grid may hold better; ε = 0 is an end that nothing lies beyond."""
+    temperatures, eps = tuning.grid.temperatures, tuning.grid.eps
+    ends = [
+        *(["temperature"] if len(temperatures) > 1 and tuning.temperature in _ends(temperatures) else []),
+        *(["step"] if len(eps) > 1 and tuning.chosen_eps == max(eps) else []),
+    ]
+    return f"The chosen {' and '.join(ends)} lies at the end of the grid: there may be better beyond." if ends else ""
+
+
+def _ends(values: Sequence[float]) -> tuple[float, float]:
+    return min(values), max(values)
+
+
+# Ablation
+
+
+def _ablation_words(rows: Sequence[AblationRow]) -> Iterator[str]:
+    for part, words in draw.PARTS.items():
+        found = [row for row in rows if row.part == part]
+        if len(found) > 1:
+            first, last = found[0], found[-1]
+            ends = f"from {_share(first.auroc)} ({first.variant}) to {_share(last.auroc)} ({last.variant})"
+            yield f"Ablation, {words}: AUROC {ends}."
+        elif found:
+            yield f"Ablation, {words}: AUROC {_share(found[0].auroc)} ({found[0].variant})."
+
+
+def _ablation_section(rows: Sequence[AblationRow]) -> _Section:
+    table = [
+        _Row(row.variant, [_Cell(row.part), _Cell(_share(row.auroc)), _Cell(_range(row.interval))]) for row in rows
+    ]
+    return _Section(
+        "What each part is worth",
+        (
+            "Each interval (DeLong) is that of one AUROC. All variants see the same images, so their differences are "
+            "surer than intervals that overlap suggest.",
+        ),
+        _Table("Variant", [("Part", ""), ("AUROC", ""), ("95 % interval", "")], table),
+        [_plot(draw.ablation_plot(rows), "AUROC of each variant with its 95 % interval.")],
+    )
+
+
+# Reliability
+
+
+def _ranked(reliability: Sequence[SelectiveFigures]) -> list[SelectiveFigures]:
+    return sorted(reliability, key=lambda figures: _descending(-figures.aurc))
+
+
+def _reliability_words(reliability: Sequence[SelectiveFigures]) -> Iterator[str]:
+    if reliability:
+        best = _ranked(reliability)[0]
+        yield (
+            f"Best order of the predictions by trust: {best.detector}, AURC {_share(best.aurc)}; an order that says "
+            f"nothing has {_share(float(best.wrong.mean()))}."
+        )
+
+
+def _reliability_section(reliability: Sequence[SelectiveFigures]) -> _Section:
+    ranked = _ranked(reliability)
+    wrong = ranked[0].wrong
+    columns = (
+        ("AURC", "smaller is better"),
+        ("E-AURC", "beyond a perfect order"),
+        ("AUGRC", "smaller is better"),
+        ("Risk at 80 % coverage", "wrong among the 80 % most certain"),
+        ("Coverage at 5 % risk", "larger is better"),
+    )
+    values = [(f.aurc, f.e_aurc, f.augrc, f.risk_at_80_coverage, f.coverage_at_5_risk) for f in ranked]
+    choices: tuple[Callable[[list[float]], float], ...] = (min, min, min, min, max)
+    best = [_best(column, choose) for column, choose in zip(zip(*values, strict=True), choices, strict=True)]
+    rows = [
+        _Row(f.detector, [_Cell(_share(value), "", value == top) for value, top in zip(row, best, strict=True)])
+        for f, row in zip(ranked, values, strict=True)
+    ]
+    shown = _shown([figures.detector for figures in ranked])
+    plotted = [figures for figures in ranked if figures.detector in shown]
+    return _Section(
+        "Which predictions to trust",
+        (
+            f"{counted(len(wrong), 'in-distribution image')} sorted by score, {percent(float(wrong.mean()))} of the "
+            "predictions wrong. An order that says nothing has that as AURC and as risk, and half of it as AUGRC.",
+            "Each point of a curve: the accuracy on all images whose score is at least the threshold above it. The "
+            f"band is pointwise: each {100 * plotted[0].curve.confidence:g} % interval (Clopper-Pearson) holds for its "
+            "own threshold, chosen beforehand, and not for all at once. Coverage at 5 % risk is read off these very "
+            "labels.",
+        ),
+        _Table("Detector", columns, rows),
+        [_plot(draw.reliability_plot(plotted), f"Accuracy over the score threshold: {', '.join(shown)}.")],
+    )
+
+
+# Facts
+
+
+def _fact_sections(evaluation: OODEvaluation | None, facts: Mapping[str, str]) -> Iterator[_Section]:
+    parameters = evaluation.facts if evaluation else {}
+    for heading, table in (("Detectors as they ran", parameters), ("Facts", facts)):
+        if table:
+            rows = [_Row(name, [_Cell(value)]) for name, value in table.items()]
+            yield _Section(heading, (), _Table("", (), rows))
