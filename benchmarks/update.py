@@ -32,12 +32,16 @@ def main() -> None:
     parser.add_argument("--first", type=int, default=300)
     parser.add_argument("--methods", nargs="+", default=["padim", "patchcore"])
     parser.add_argument("--backbone", default="resnet18")
+    parser.add_argument("--seeds", nargs="+", type=int, default=[0], help="of the method and, but for 0, of the order")
     options = parser.parse_args()
     dataset = open_dataset(options.data)
-    images, anomalous = dataset.train_images(), np.array([sample.anomalous for sample in dataset.test])
-    for spec in options.methods:
+    anomalous = np.array([sample.anomalous for sample in dataset.test])
+    for spec, seed in ((spec, seed) for spec in options.methods for seed in options.seeds):
+        images = dataset.train_images()
+        if seed:
+            images = images.subset(np.random.default_rng(seed).permutation(len(images)).tolist())
         whole, grown = (
-            Detector(method=make_method(spec, options.backbone, 0)[0], calibration="none") for _ in range(2)
+            Detector(method=make_method(spec, options.backbone, seed)[0], calibration="none") for _ in range(2)
         )
         start = perf_counter()
         whole.fit(images)
@@ -51,7 +55,7 @@ def main() -> None:
         if maps is not None and found_maps is not None:
             apart = max(apart, float((found_maps - maps).abs().max() / maps.abs().max()))
         print(
-            f"{spec}: scores and maps at most {apart:.1e} apart; image AUROC "
+            f"{spec}, seed {seed}: scores and maps at most {apart:.1e} apart; image AUROC "
             f"{metrics.auroc(found.numpy(), anomalous):.4f} grown, {metrics.auroc(expected.numpy(), anomalous):.4f} "
             f"refitted; update {update:.1f} s, refit {refit:.1f} s",
             flush=True,

@@ -220,6 +220,16 @@ def test_image_level_methods_evaluate_predict_and_report(dataset, tmp_path):
     assert all(0 <= row["model_p_value"] <= 1 and "heatmap" not in row for row in rows)
 
 
+def test_an_update_says_what_it_needs_and_is_refused_where_that_is_not_there(dataset, tmp_path):
+    path, more = tmp_path / "m", dataset / "test" / "good"
+    run(*f"fit {dataset} --method knn --backbone filters --calibration none --out {path}".split())
+    before = path.read_bytes()
+    result = run("update", path, more, "--memory", 0.01, status=1)
+    assert "are left for it" in result.stderr
+    assert path.read_bytes() == before
+    assert "knn: 6 images; model" in run("update", path, more, "--memory", 8).stderr
+
+
 def test_a_fit_that_needs_too_much_memory_is_refused(dataset, tmp_path):
     result = run(
         *f"fit {dataset} --method spade --backbone filters --memory 0.1 --calibration none --out {tmp_path}/m".split(),

@@ -241,19 +241,25 @@ def announced(images: ImageBatches) -> int | None:
 
 @dataclass(kw_only=True)
 class GrowingMethod(FeatureMethod):
-    """A `FeatureMethod` of the `Incremental` kind; a concrete one fills in two more hooks.
+    """A `FeatureMethod` of the `Incremental` kind; a concrete one fills in three more hooks.
 
-    Both hooks make all that is new before they keep any of it, so that a bad image in the last batch changes nothing.
+    The last two make all that is new before they keep any of it, so that a bad image in the last batch changes nothing.
     """
 
     def partial_fit(self: _G, images: ImageBatches) -> _G:
         """Learn from further normal images; on an unfitted method, `fit`."""
         if not hasattr(self, "extractor_"):
             return self.fit(images)
+        expected = announced(images)
+        start = perf_counter()
         features = self._features(images)
         first = next(features, None)
-        if first is not None:
-            self._learn_more(chain([first], features), expected=announced(images))
+        if first is None:
+            return self
+        if expected is not None:
+            plan = self._plan(first, self._images(first) + expected)
+            self._announce(plan, expected, (perf_counter() - start) / len(first.maps[0]))
+        self._learn_more(chain([first], features), expected=expected)
         return self
 
     def merge(self: _G, other: _G) -> _G:
@@ -262,6 +268,10 @@ class GrowingMethod(FeatureMethod):
         other._require_fit("merge")
         self._absorb(other)
         return self
+
+    @abstractmethod
+    def _images(self, first: FeatureMaps) -> int:
+        """Hook: how many images were learned so far; `first` is the first new batch."""
 
     @abstractmethod
     def _learn_more(self, features: Iterator[FeatureMaps], *, expected: int | None) -> None:

@@ -42,6 +42,9 @@ class GaussianAD(GrowingMethod):
     components: Literal["all", "pca", "npca"] = "all"
     variance: float | None = None
 
+    def _images(self, first: FeatureMaps) -> int:
+        return int(self.sums_[0].count)
+
     def _learn_more(self, features: Iterator[FeatureMaps], *, expected: int | None) -> None:
         sums = copy.deepcopy(self.sums_)
         for maps in features:

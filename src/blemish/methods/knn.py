@@ -37,6 +37,9 @@ class KNN(GrowingMethod):
     k: int = 2
     index: IndexFactory | None = None
 
+    def _images(self, first: FeatureMaps) -> int:
+        return len(self.bank_)
+
     def _learn_more(self, features: Iterator[FeatureMaps], *, expected: int | None) -> None:
         self._append([self._embed(maps) for maps in features])
 

@@ -55,6 +55,9 @@ class PaDiM(GrowingMethod):
         self.channels_: tuple[Tensor, ...] | None = None
         self.projection_: Tensor | None = None
 
+    def _images(self, first: FeatureMaps) -> int:
+        return self.gaussian_.count
+
     def _learn_more(self, features: Iterator[FeatureMaps], *, expected: int | None) -> None:
         """The same model as one fit on all images, up to the factor's precision."""
         coming = self.gaussian_.mean.shape[1] if expected is None else expected

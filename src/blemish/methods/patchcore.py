@@ -72,6 +72,9 @@ class PatchCore(GrowingMethod):
     storage: Storage = "float32"
     index: IndexFactory | None = None
 
+    def _images(self, first: FeatureMaps) -> int:
+        return self.seen_ // (first.maps[0].shape[2] * first.maps[0].shape[3])
+
     def _learn_more(self, features: Iterator[FeatureMaps], *, expected: int | None) -> None:
         """Keep the bank and add new patches that it does not cover; `radius_` covers them all.
 

@@ -46,6 +46,9 @@ class SPADE(GrowingMethod):
     sigma: float = 4.0
     storage: Literal["float32", "float16"] = "float32"
 
+    def _images(self, first: FeatureMaps) -> int:
+        return len(self.pooled_)
+
     def _learn_more(self, features: Iterator[FeatureMaps], *, expected: int | None) -> None:
         self._append([self._embed(maps) for maps in features])
 
