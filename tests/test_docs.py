@@ -12,6 +12,7 @@ from typer.testing import CliRunner
 from blemish.cli import app
 from blemish.images.synthetic import write_dataset
 from blemish.methods import METHODS
+from blemish.ood import DETECTORS
 
 README = Path(__file__).parents[1] / "README.md"
 CONTRIBUTING = README.with_name("CONTRIBUTING.md")
@@ -63,6 +64,20 @@ def test_every_method_has_its_page(name):
     for part in ("## Recipe", "## Figures", "## Cost", "| parameter |", "!["):
         assert part in text
     assert f"docs/methods/{name}.md" in README.read_text(encoding="utf-8")
+
+
+def test_a_classifier_of_your_own_takes_ten_lines(capsys):
+    page = (README.parent / "docs" / "ood.md").read_text(encoding="utf-8")
+    (python,) = re.findall(r"```python\n(.*?)```", page, flags=re.DOTALL)
+    code = [line for line in python.splitlines() if line and not line.startswith(("import", "from"))]
+    assert len(code) <= 10
+    exec(compile(python, "docs/ood.md", "exec"), {})
+    assert 0 <= float(capsys.readouterr().out) <= 1
+
+
+def test_every_detector_is_on_its_page():
+    page = (README.parent / "docs" / "ood.md").read_text(encoding="utf-8")
+    assert all(f"`{name}`" in page for name in DETECTORS)
 
 
 def test_links_lead_somewhere():
