@@ -20,6 +20,7 @@ from typing import Any, Literal, overload
 import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
+from torch.utils.checkpoint import CheckpointError
 
 from ..errors import ArgumentError
 from .layer_calls import (
@@ -36,7 +37,7 @@ from .layer_calls import (
     version_of,
     watched,
 )
-from .layer_gradients import Form, Use, in_range, power_of_two, power_sum
+from .layer_gradients import Form, Use, in_range, power_of_two, power_sum, rules_of
 
 Loss = Callable[[Any], Tensor]
 """From the network's output (its floats in float64) to one loss a sample, `(batch,)`."""
@@ -335,6 +336,7 @@ class _Run:
                 self._parameters[owner].append(name)
 
     def forward(self, model: nn.Module, x: Tensor) -> Any:
+        self._check_layers(model)
         functions = Functions(model)
         with watched(model, {call.owner for call in self._reading.calls}, self._on_call), functions:
             output = model(x.clone())
@@ -346,6 +348,16 @@ class _Run:
             place.of(part.shape, self._batch) for place, part in zip(self._reading.outputs, found, strict=True)
         ]
         return output
+
+    def _check_layers(self, model: nn.Module) -> None:
+        """Raise where a layer is no longer what it was when the network was read, such as for a new hook."""
+        rules = {owner: rules_of(model.get_submodule(owner)) for owner in self._parameters}
+        for name, rule in self._reading.rules.items():
+            if any(rules[owner].get(local) is not rule for owner, local in self._reading.owners[name]):
+                raise changing(f"another layer for {name}")
+        for owner in self._reading.alone.values():
+            if model.get_submodule(owner)._forward_pre_hooks:
+                raise changing(f"a new hook of {owner}")
 
     def output_gradients(self, output: Any, loss: Loss) -> tuple[list[Tensor], Tensor]:
         """Gradient of each sample's loss by the output, divided by a power of two a sample, and these `(batch,)`.
@@ -382,8 +394,15 @@ class _Run:
             for part, fold, seed in zip(tensors(output), self.folds, seeds, strict=True)
             if part.requires_grad and fold is not None
         ]
-        if pairs:
+        try:
             torch.autograd.backward([part for part, _ in pairs], [seed for _, seed in pairs])
+        except CheckpointError as error:
+            raise ArgumentError.about(
+                "model",
+                expected="checkpoints behind the first layer only",
+                got=str(error).partition("\n")[0],
+                instead="Call the first layer, or all, without torch.utils.checkpoint.",
+            ) from error
         for name in list(self._uses):  # of layers whose output did not influence the loss
             self._reduce(name)
         for name in self._reading.rules:
