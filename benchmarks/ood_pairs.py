@@ -33,7 +33,8 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--limit", type=int, default=1000, help="images of each set")
     parser.add_argument("--grid-images", type=int, default=150, help="images of each set to tune on")
-    parser.add_argument("--coarse", action="store_true", help="grid of 4 temperatures x 5 steps instead of 10 x 6")
+    parser.add_argument("--coarse", action="store_true", help="grid of 4 temperatures x 4 steps instead of 10 x 6")
+    parser.add_argument("--tune-on", nargs="*", default=["synthetic", "Tiny-ImageNet", "Textures", "notMNIST"])
     args = parser.parse_args()
     args.out.mkdir(parents=True, exist_ok=True)
     classifier, inliers, learn_from = opened(args.classifier, args.pairs, args.limit)
@@ -43,14 +44,15 @@ def main() -> None:
         "notMNIST": open_labelled(args.pairs / "notmnist.npz").sample(args.limit, seed=1),
     }
     reading = Reading(batch_size=64 if args.classifier == "cifar10" else 16, progress=progress)
-    grid = Grid((1.0, 2.0, 5.0, 1000.0), (0.0, 0.0004, 0.001, 0.002, 0.004))
+    grid = Grid((1.0, 2.0, 5.0, 1000.0), (0.0, 0.0004, 0.001, 0.004))
     if not args.coarse:
         grid = Grid(eps=Grid().eps[::4])
 
     tunings: dict[str, Tuning] = {}
     for kind in (Gradient(), ODIN()):
         name = type(kind).__name__.lower()
-        for goal, images in ({"synthetic": None} | outliers).items():
+        for goal in args.tune_on:
+            images = outliers.get(goal)
             file = args.out / f"tuning-{name}-{goal}.json"
             if not file.exists():  # a stopped run goes on
                 tune_ood(classifier, kind, inliers, images, grid=grid, limit=args.grid_images, reading=reading).save(
@@ -61,8 +63,7 @@ def main() -> None:
     detectors |= {f"ensemble {measure}": Ensemble(measure=measure) for measure in MEASURES}
     for kind in (Gradient(), ODIN()):
         name = type(kind).__name__.lower()
-        detectors[f"{name}, tuned on synthetic"] = tunings[f"{name} synthetic"].apply(kind)
-        for goal in outliers:
+        for goal in args.tune_on:
             detectors[f"{name}, tuned on {goal}"] = tunings[f"{name} {goal}"].apply(kind)
     tuned_on = frozenset(digest for tuning in tunings.values() for digest in tuning.digests)
     evaluation = evaluate_ood(
@@ -72,9 +73,10 @@ def main() -> None:
     rows = {}
     for name, images in outliers.items():
         file = args.out / f"ablation-{name}.json"
+        tuning = tunings[f"gradient {name if name in args.tune_on else args.tune_on[0]}"]
         rows[name] = ablate_ood(
-            classifier, tunings[f"gradient {name}"].apply(Gradient()), inliers.sample(args.limit // 2, seed=2),
-            images.sample(args.limit // 2, seed=2), reading=reading,
+            classifier, tuning.apply(Gradient()), inliers.sample(args.limit // 2, seed=2),
+            images.sample(args.limit // 2, seed=2), tuned_on=tuned_on, reading=reading,
         )  # fmt: skip
         file.write_text(json.dumps([asdict(row) for row in rows[name]], indent=1))
         (args.out / f"ablation-{name}.png").write_bytes(draw.ablation_plot(rows[name]))

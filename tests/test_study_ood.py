@@ -292,6 +292,10 @@ def test_ablation_rows_are_the_single_variants():
         assert rows[name].auroc == pytest.approx(wanted, abs=3e-3)
         assert rows[name].interval[0] <= rows[name].auroc <= rows[name].interval[1]
     assert [row.part for row in rows.values()] == ["preprocessing"] * 4 + ["blocks"] * 5
+    tuned_on = frozenset(score_images(classifier, inliers(), {}, reading=READING).digests[:30])
+    rest = ablate_ood(classifier, detector, inliers(), outliers(), tuned_on=tuned_on, reading=READING)
+    scores = [*detector.score(inside)[30:], *detector.score(outside)]
+    assert rest[3].auroc == pytest.approx(naive.auroc(scores, [False] * 10 + [True] * 30), abs=5e-3)
     odin = ablate_ood(classifier, ODIN(), inliers(), outliers(), reading=READING)
     assert [row.variant for row in odin] == ["none", "T = 1000", "eps = 0.0014", "both"]
 

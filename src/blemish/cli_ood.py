@@ -193,7 +193,7 @@ def evaluate(
             sets,
             detectors=chosen,
             learn_from=learned,
-            tuned_on=frozenset(digest for tuning in tunings for digest in tuning.digests),
+            tuned_on=_digests(tunings),
             exclude_tuned=exclude_tuned,
             repetitions=repetitions,
             seed=seed,
@@ -203,7 +203,9 @@ def evaluate(
         gradient = next((d for name, d in chosen.items() if name.split(",")[0] == "gradient"), None)
         if ablate and gradient is not None:
             for images in sets.values():
-                rows += ablate_ood(classifier, _tunable(gradient), normal, images, reading=reading)
+                rows += ablate_ood(
+                    classifier, _tunable(gradient), normal, images, tuned_on=_digests(tunings), reading=reading
+                )
     figures = reliability_ood(evaluation.inliers) if evaluation.inliers.labels is not None else ()
     if as_json:
         typer.echo(json.dumps(_evaluation_json(evaluation, rows, figures)))
@@ -319,6 +321,8 @@ def ablate(
 ) -> None:
     """Show what temperature, step and each block of the network are worth, by AUROC with its 95 % interval.
 
+    Images that were tuned on are left out.
+
     Example: blemish ood ablate test --model resnet18 --outliers textures --detector gradient,temperature=5
     """
     from .study.ood_tuning import ablate_ood
@@ -326,14 +330,16 @@ def ablate(
     say = Speaker()
     classifier = _classifier(model, weights, None, resize, crop, device)
     chosen = _tunable(_make(detector)[1])
-    if tuned is not None:
-        chosen = _tunings([tuned])[0].apply(chosen)
+    tunings = _tunings(None if tuned is None else [tuned])
+    for tuning in tunings:
+        chosen = tuning.apply(chosen)
     with say.progress() as progress:
         rows = ablate_ood(
             classifier,
             chosen,
             _open(inliers, "none", limit, seed),
             _open(outliers, "none", limit, seed),
+            tuned_on=_digests(tunings),
             reading=_reading(batch_size, workers, on_error, progress),
         )
     if as_json:
@@ -483,6 +489,10 @@ def _tunings(files: Sequence[Path] | None) -> list[Tuning]:
     from .study.ood_tuning import Tuning
 
     return [Tuning.load(file) for file in files or ()]
+
+
+def _digests(tunings: Sequence[Tuning]) -> frozenset[str]:
+    return frozenset(digest for tuning in tunings for digest in tuning.digests)
 
 
 def _numbers(name: str, text: str) -> tuple[float, ...]:

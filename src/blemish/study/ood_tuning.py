@@ -227,9 +227,12 @@ def ablate_ood(
     inliers: LabelledInput,
     outliers: LabelledInput,
     *,
+    tuned_on: frozenset[str] = frozenset(),
     reading: Reading | None = None,
 ) -> tuple[AblationRow, ...]:
     """What temperature and step are worth, and, for the gradient method, what each block of the network adds.
+
+    Images with a digest in `tuned_on` are left out.
 
     Preprocessing: none (T = 1, eps = 0), the detector's temperature only, its step only, both. Blocks: the norm over
     the first block, the first two ..., from the input on; all of them in one backward pass.
@@ -250,7 +253,10 @@ def ablate_ood(
             blocks.start()
             scores["both"] = blocks.score
         found = score_images(classifier, open_labelled(images), scores, reading=reading)
-        scored.append(found if blocks is None else replace(found, scores=found.scores | blocks.cumulative()))
+        found = found if blocks is None else replace(found, scores=found.scores | blocks.cumulative())
+        scored.append(found.without(tuned_on))
+        if not len(scored[-1]):
+            raise ArgumentError.about(found.name, expected="images that were not tuned on", got="none")
     require_disjoint({"in-distribution images": scored[0].digests, "outliers": scored[1].digests})
     order = [*variants, *(["both"] if blocks is not None else [])]
     rows = [_ablation_row("preprocessing", name, name, scored) for name in order]
