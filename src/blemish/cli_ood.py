@@ -207,14 +207,8 @@ def evaluate(
                     classifier, _tunable(gradient), normal, images, tuned_on=_digests(tunings), reading=reading
                 )
     figures = reliability_ood(evaluation.inliers) if evaluation.inliers.labels is not None else ()
-    if as_json:
-        typer.echo(json.dumps(_evaluation_json(evaluation, rows, figures)))
-    else:
-        _print_evaluation(evaluation, rows, figures)
-    for warning in evaluation.warnings:
-        say.line(f"warning: {warning}")
-    for name, reason in evaluation.left_out.items():
-        say.line(f"left out: {name} {reason}")
+    _print_evaluation(evaluation, rows, figures, as_json=as_json)
+    _say_remarks(say, evaluation)
     if report is not None:
         _write_report(report, say, f"{classifier.name}: {inliers.name}", evaluation, tunings, rows, figures)
 
@@ -514,9 +508,23 @@ def _thinned(row: Mapping[str, str]) -> dict[str, str]:
     return {key: row[key] for key in keys[:: max(1, -(-len(keys) // 6))]}
 
 
+def _say_remarks(say: Speaker, evaluation: OODEvaluation) -> None:
+    for warning in evaluation.warnings:
+        say.line(f"warning: {warning}")
+    for name, reason in evaluation.left_out.items():
+        say.line(f"left out: {name} {reason}")
+
+
 def _print_evaluation(
-    evaluation: OODEvaluation, ablation: Sequence[AblationRow], figures: Sequence[SelectiveFigures]
+    evaluation: OODEvaluation,
+    ablation: Sequence[AblationRow],
+    figures: Sequence[SelectiveFigures],
+    *,
+    as_json: bool,
 ) -> None:
+    if as_json:
+        typer.echo(json.dumps(_evaluation_json(evaluation, ablation, figures)))
+        return
     for outliers in evaluation.outliers:
         rows = [c for c in evaluation.comparisons if c.outliers == outliers.name]
         rows.sort(key=lambda row: -row.auroc.value)

@@ -22,7 +22,7 @@ from ..images.labelled import LabelledImages, LabelledInput, open_labelled
 from ..ood import ODIN, Classifier, Gradient, Outputs
 from ..ood.perturbation import directions, step
 from ..ood.synthetic import synthetic_outliers
-from .ood import Floats, Reading, ScoredImages, joined, require_disjoint, score_images
+from .ood import Floats, Reading, Score, ScoredImages, joined, require_disjoint, score_images
 
 
 @dataclass(frozen=True)
@@ -238,43 +238,41 @@ def ablate_ood(
     the first block, the first two ..., from the input on; all of them in one backward pass.
     """
     reading = reading or Reading()
+    names, scored = list[str](), []
+    for images in (inliers, outliers):
+        found, names = _score_variants(classifier, detector, open_labelled(images), reading)
+        scored.append(found.without(tuned_on))
+        if not len(scored[-1]):
+            raise ArgumentError.about(found.name, expected="images that were not tuned on", got="none")
+    require_disjoint({"in-distribution images": scored[0].digests, "outliers": scored[1].digests})
+    rows = [_ablation_row("preprocessing", name, scored) for name in scored[0].scores if name not in names]
+    return (*rows, *(_ablation_row("blocks", name, scored) for name in names))
+
+
+def _score_variants(
+    classifier: Classifier, detector: Tunable, images: LabelledImages, reading: Reading
+) -> tuple[ScoredImages, list[str]]:
+    """Scores of all variants, and the names of those that are blocks."""
     variants: dict[str, Tunable] = {
         "none": replace(detector, temperature=1.0, eps=0.0),
         f"T = {detector.temperature:g}": replace(detector, eps=0.0),
         f"eps = {detector.eps:g}": replace(detector, temperature=1.0),
     }
+    scores: dict[str, Score] = {name: variant.score for name, variant in variants.items()}
     if isinstance(detector, ODIN):
-        variants["both"] = detector
-    blocks = _Blocks(detector) if isinstance(detector, Gradient) else None
-    scored = []
-    for images in (inliers, outliers):
-        scores = {name: variant.score for name, variant in variants.items()}
-        if blocks is not None:
-            blocks.start()
-            scores["both"] = blocks.score
-        found = score_images(classifier, open_labelled(images), scores, reading=reading)
-        found = found if blocks is None else replace(found, scores=found.scores | blocks.cumulative())
-        scored.append(found.without(tuned_on))
-        if not len(scored[-1]):
-            raise ArgumentError.about(found.name, expected="images that were not tuned on", got="none")
-    require_disjoint({"in-distribution images": scored[0].digests, "outliers": scored[1].digests})
-    order = [*variants, *(["both"] if blocks is not None else [])]
-    rows = [_ablation_row("preprocessing", name, name, scored) for name in order]
-    if blocks is not None:
-        rows += [_ablation_row("blocks", words, key, scored) for key, words in blocks.names().items()]
-    return tuple(rows)
+        return score_images(classifier, images, scores | {"both": detector.score}, reading=reading), []
+    blocks = _Blocks(detector)
+    found = score_images(classifier, images, scores | {"both": blocks.score}, reading=reading)
+    cumulative = blocks.cumulative()
+    return replace(found, scores=found.scores | cumulative), list(cumulative)
 
 
 class _Blocks:
-    """Norms by block, kept beside the total."""
+    """The gradient method's score, which keeps the norms by block."""
 
     def __init__(self, detector: Gradient) -> None:
-        self._detector = detector
-        self._power = 2 if detector.norm == "l2" else 1
+        self._detector, self._power = detector, 2 if detector.norm == "l2" else 1
         self._kept: list[dict[str, Floats]] = []
-
-    def start(self) -> None:
-        self._kept = []
 
     def score(self, outputs: Outputs) -> Floats:
         self._kept.append(self._detector.blocks(outputs))
@@ -282,24 +280,17 @@ class _Blocks:
         return total
 
     def cumulative(self) -> dict[str, Floats]:
-        """Norm over the first blocks, by the name of the last of them."""
-        found: dict[str, Floats] = {}
-        total: Floats | None = None
-        for name in self._kept[0]:
-            powers = np.concatenate([batch[name] for batch in self._kept]) ** self._power
-            total = powers if total is None else total + powers
-            found[f"block {name}"] = total ** (1 / self._power)
-        return found
-
-    def names(self) -> dict[str, str]:
+        """Norm over the first block, over the first two, ..., over all."""
         names = list(self._kept[0])
-        return {f"block {name}": name if name == names[0] else f"{names[0]} to {name}" for name in names}
+        norms = np.array([np.concatenate([batch[name] for batch in self._kept]) for name in names])
+        sums = np.cumsum(norms**self._power, axis=0) ** (1 / self._power)
+        return {name if i == 0 else f"{names[0]} to {name}": sums[i] for i, name in enumerate(names)}
 
 
 def _ablation_row(
-    part: Literal["preprocessing", "blocks"], variant: str, key: str, scored: Sequence[ScoredImages]
+    part: Literal["preprocessing", "blocks"], variant: str, scored: Sequence[ScoredImages]
 ) -> AblationRow:
-    scores, anomalous = joined(scored[0].scores[key], scored[1].scores[key])
+    scores, anomalous = joined(scored[0].scores[variant], scored[1].scores[variant])
     interval = metrics.delong_interval(scores, anomalous)
     return AblationRow(part, variant, metrics.auroc(scores, anomalous), (interval.low, interval.high))
 
