@@ -82,9 +82,21 @@ def test_score_refuses_what_cannot_be(data):
     error = run("score", data / "test", *MODEL, "--detector", "vim", status=1).stderr
     assert "learn from" in error
     error = run("score", data / "test", *MODEL, "--calibration", data / "test", status=1).stderr
-    assert "45 equal images" in error
+    assert "16 equal images" in error
     assert "one of msp" in run("score", data / "test", *MODEL, "--detector", "magic", status=1).stderr
     assert "a parameter of" in run("score", data / "test", *MODEL, "--detector", "odin,size=3", status=1).stderr
+
+
+def test_what_is_scored_before_an_error_is_not_lost(data, tmp_path):
+    broken = data / "test" / "2" / "z.png"
+    broken.write_bytes(b"no image")
+    common = ("score", data / "test", *MODEL, "--detector", "msp", "--batch-size", "8", "--out", tmp_path / "lines")
+    try:
+        error = run(*common, "--on-error", "raise", status=1).stderr
+    finally:
+        broken.unlink()
+    assert "z.png" in error
+    assert len((tmp_path / "lines").read_text().splitlines()) == 40
 
 
 def test_evaluate_from_end_to_end(data, tmp_path):

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -16,7 +18,7 @@ from .errors import ArgumentError
 if TYPE_CHECKING:
     from .images.labelled import LabelledImages
     from .ood import Classifier, OODDetector
-    from .study.ood import OODEvaluation, Reading
+    from .study.ood import OODEvaluation, Reading, ScoredImages
     from .study.ood_tuning import AblationRow, SelectiveFigures, Tuning
 
 app = typer.Typer(
@@ -83,18 +85,16 @@ def score(
     device: DeviceOption = "cpu",
     on_error: ErrorOption = "skip",
 ) -> None:
-    """Score images, one JSON line each: larger = less likely from the training distribution.
+    """Score images, one JSON line each as soon as it is known: larger = less likely from the training distribution.
 
     With --calibration each line has a conformal p-value: of images like those, at most the share p scores so high.
-    With --fdr as well, `outlier` is the verdict of Benjamini and Hochberg over the whole batch.
+    With --fdr as well, `outlier` is the verdict of Benjamini and Hochberg over all images, and lines come at the end.
 
     Example: blemish ood score photos --model mobilenet_v2 --calibration known --fdr 0.1
     """
-    import numpy as np
-
-    from .calibrate import benjamini_hochberg, conformal_p_values
+    from .calibrate import benjamini_hochberg
     from .images.labelled import open_labelled
-    from .study.ood import fit_detectors, require_disjoint, score_images
+    from .study.ood import fit_detectors, require_disjoint, score_batches, score_images
 
     if fdr is not None and calibration is None:
         raise ArgumentError.about("--fdr", expected="--calibration with held-out images as well", got="none")
@@ -110,30 +110,48 @@ def score(
         scores = {name: usable[name].score}
         held_out = None
         if calibration is not None:
-            held_out = score_images(
-                classifier, open_labelled(calibration), scores, reading=reading, stage="calibrating"
-            )
-        found = score_images(classifier, open_labelled(images), scores, reading=reading)
-    rows: list[dict[str, object]] = [
+            known = open_labelled(calibration)
+            held_out = score_images(classifier, known, scores, reading=reading, stage="calibrating")
+        with _lines(out) as write:
+            parts = []
+            for part in score_batches(classifier, open_labelled(images), scores, reading=reading):
+                if held_out is not None:
+                    require_disjoint({"images": part.digests, "calibration images": held_out.digests})
+                rows = _score_rows(part, name, held_out)
+                if fdr is None:
+                    write(rows)
+                parts += rows
+            if fdr is not None:  # the verdict is over all images together
+                flagged = benjamini_hochberg([row["p_value"] for row in parts], fdr)
+                write([row | {"outlier": bool(flag)} for row, flag in zip(parts, flagged, strict=True)])
+                say.line(f"{flagged.sum()} of {len(parts)} images flagged at a false discovery rate of {fdr:g}.")
+    if out is not None:
+        say.line(f"{len(parts)} images: {out}")
+
+
+def _score_rows(part: ScoredImages, name: str, held_out: ScoredImages | None) -> list[dict[str, Any]]:
+    from .calibrate import conformal_p_values
+
+    rows: list[dict[str, Any]] = [
         {"image": image, "score": float(value), "predicted": int(label)}
-        for image, value, label in zip(found.names, found.scores[name], found.predicted, strict=True)
+        for image, value, label in zip(part.names, part.scores[name], part.predicted, strict=True)
     ]
     if held_out is not None:
-        require_disjoint({"images": found.digests, "calibration images": held_out.digests})
-        p_values = conformal_p_values(held_out.scores[name], found.scores[name])
-        flagged = None if fdr is None else benjamini_hochberg(p_values, fdr)
-        for i, row in enumerate(rows):
-            row["p_value"] = float(p_values[i])
-            if flagged is not None:
-                row["outlier"] = bool(flagged[i])
-        if flagged is not None:
-            say.line(f"{int(np.sum(flagged))} of {len(rows)} images flagged at a false discovery rate of {fdr:g}.")
-    text = "".join(json.dumps(row) + "\n" for row in rows)
-    if out is None:
-        typer.echo(text, nl=False)
-    else:
-        out.write_text(text, encoding="utf-8")
-        say.line(f"{len(rows)} images: {out}")
+        p_values = conformal_p_values(held_out.scores[name], part.scores[name])
+        rows = [row | {"p_value": float(p)} for row, p in zip(rows, p_values, strict=True)]
+    return rows
+
+
+@contextmanager
+def _lines(out: Path | None) -> Iterator[Callable[[list[dict[str, Any]]], None]]:
+    """Write JSON lines, each batch as soon as it is known."""
+    with nullcontext(sys.stdout) if out is None else out.open("w", encoding="utf-8") as file:
+
+        def write(rows: list[dict[str, Any]]) -> None:
+            file.writelines(json.dumps(row) + "\n" for row in rows)
+            file.flush()
+
+        yield write
 
 
 @app.command()

@@ -112,38 +112,48 @@ class ScoredImages:
 Score = Callable[[Outputs], Floats]
 
 
-def score_images(
+def score_batches(
     classifier: Classifier, images: LabelledImages, scores: Mapping[str, Score], *, reading: Reading, stage: str = ""
-) -> ScoredImages:
-    """Score every image with every detector, `scores` by name, on one shared forward pass a batch."""
-    seconds = dict.fromkeys(("forward", *scores), 0.0)
-    kept: dict[str, list[Floats]] = {name: [] for name in scores}
-    names: list[str] = []
-    trivial: list[Floats] = []
-    predicted: list[NDArray[np.int64]] = []
-    digests: list[str] = []
+) -> Iterator[ScoredImages]:
+    """Score batch by batch with every detector, `scores` by name, on one shared forward pass a batch."""
     for batch in reading.batches(classifier, images, stage or f"scoring {images.name}"):
         start = perf_counter()
         outputs = classifier.outputs(batch.pixels)
-        seconds["forward"] += perf_counter() - start
+        seconds = {"forward": perf_counter() - start}
+        found: dict[str, Floats] = {}
         for name, score in scores.items():
             start = perf_counter()
-            kept[name].append(score(outputs))
-            seconds[name] += perf_counter() - start
-        names += batch.names
-        predicted.append(outputs.logits.argmax(1).astype(np.int64))
-        trivial.append(_trivial(batch))
-        digests += _digests(batch.pixels)
-    facts = np.concatenate(trivial)
+            found[name] = score(outputs)
+            seconds[name] = perf_counter() - start
+        facts = _trivial(batch)
+        yield ScoredImages(
+            images.name,
+            batch.names,
+            found,
+            {name: facts[:, i] for i, name in enumerate(TRIVIAL)},
+            outputs.logits.argmax(1).astype(np.int64),
+            images.of(batch.names),
+            tuple(_digests(batch.pixels)),
+            seconds,
+        )
+
+
+def score_images(
+    classifier: Classifier, images: LabelledImages, scores: Mapping[str, Score], *, reading: Reading, stage: str = ""
+) -> ScoredImages:
+    """`score_batches`, joined; trivial detectors that do not apply to every image are left out."""
+    parts = list(score_batches(classifier, images, scores, reading=reading, stage=stage))
+    trivial = {name: np.concatenate([part.trivial[name] for part in parts]) for name in TRIVIAL}
+    names = tuple(name for part in parts for name in part.names)
     return ScoredImages(
         images.name,
-        tuple(names),
-        {name: np.concatenate(parts) for name, parts in kept.items()},
-        {name: facts[:, i] for i, name in enumerate(TRIVIAL) if np.isfinite(facts[:, i]).all()},
-        np.concatenate(predicted),
+        names,
+        {name: np.concatenate([part.scores[name] for part in parts]) for name in scores},
+        {name: values for name, values in trivial.items() if np.isfinite(values).all()},
+        np.concatenate([part.predicted for part in parts]),
         images.of(names),
-        tuple(digests),
-        seconds,
+        tuple(digest for part in parts for digest in part.digests),
+        {name: sum(part.seconds[name] for part in parts) for name in ("forward", *scores)},
     )
 
 
