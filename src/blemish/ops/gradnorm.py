@@ -237,8 +237,9 @@ class GradNorms:
         return reading
 
     def _require_gradients(self, names: Collection[str]) -> None:
+        chosen = frozenset(names)
         for name, parameter in self._model.named_parameters():
-            parameter.requires_grad_(name in names)
+            parameter.requires_grad_(name in chosen)
 
     def _of_piece(self, piece: _Piece) -> dict[str, Tensor]:
         """Sum of |gradient|^p by differentiating one module for each sample."""
