@@ -2,13 +2,16 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test lint clean
+.PHONY: demo test test-all lint clean
 
 demo: .venv/ready  ## Draw a product with defects, learn it, evaluate, write demo/report.html
 	$(BIN)/blemish demo --out demo
 
 test: lint  ## Lint, types, layers, then all tests
 	$(BIN)/python -m pytest
+
+test-all: lint  ## The same, and the largest backbones
+	$(BIN)/python -m pytest -m ""
 
 lint: .venv/ready
 	$(BIN)/ruff check src tests benchmarks docs

@@ -34,6 +34,7 @@ def main() -> None:
     parser.add_argument("--limit", type=int, default=1000, help="images of each set")
     parser.add_argument("--grid-images", type=int, default=150, help="images of each set to tune on")
     parser.add_argument("--coarse", action="store_true", help="grid of 4 temperatures x 4 steps instead of 10 x 6")
+    parser.add_argument("--no-ablation", action="store_true")
     parser.add_argument("--tune-on", nargs="*", default=["synthetic", "Tiny-ImageNet", "Textures", "notMNIST"])
     args = parser.parse_args()
     args.out.mkdir(parents=True, exist_ok=True)
@@ -71,7 +72,7 @@ def main() -> None:
         tuned_on=tuned_on, exclude_tuned=True, keep=args.out / "scores",
     )  # fmt: skip
     rows = {}
-    for name, images in outliers.items():
+    for name, images in ({} if args.no_ablation else outliers).items():
         file = args.out / f"ablation-{name}.json"
         tuning = tunings[f"gradient {name if name in args.tune_on else args.tune_on[0]}"]
         rows[name] = ablate_ood(
@@ -90,7 +91,7 @@ def main() -> None:
         (args.out / f"histogram-{scored.name}.png").write_bytes(picture)
     report.write_ood_report(
         args.out / "report.html", title=classifier.name, evaluation=evaluation, tunings=list(tunings.values()),
-        ablation=rows["Tiny-ImageNet"], reliability=figures,
+        ablation=rows.get("Tiny-ImageNet", ()), reliability=figures,
     )  # fmt: skip
     content = {
         "accuracy": evaluation.accuracy,

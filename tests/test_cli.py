@@ -163,7 +163,7 @@ def test_update(model, dataset, tmp_path):
         (["--set", "seed=3"], "--set: expected no parameter that has an option, got seed. Use --seed"),
         (["--set", "eps"], "--set: expected KEY=VALUE, got eps"),
         (["--set", "eps=small"], "--set eps: expected a value like 0.001, got small"),
-        (["--backbone", "resnet19"], "backbone: expected one of filters"),
+        (["--backbone", "resnet19"], "backbone: expected a name of the table, such as .*resnet18.* got resnet19"),
         (["--false-alarm-rate", "0.001"], "needs at least 999 held-out normal images, there are 6"),
         (["--out", "/nowhere/at/all/m"], "--out or --report: expected a file in an existing folder"),
     ],

@@ -246,6 +246,16 @@ def test_classifiers_by_name(tmp_path, monkeypatch):
     assert open_classifier("stripes:factory").name == "stripes"
 
 
+@pytest.mark.parametrize(("name", "mean"), [("mnasnet0_5", 0.485), ("googlenet", 0.5)])
+def test_networks_with_habits_of_their_own(name, mean, tmp_path, monkeypatch):
+    """MNASNet wants to know a version; GoogLeNet's weights expect inputs from -1 to 1."""
+    from blemish.features.backbones import BACKBONES
+
+    monkeypatch.setenv("BLEMISH_WEIGHTS", str(tmp_path))
+    torch.save(dict(BACKBONES[name].build().state_dict()), tmp_path / f"{name}.pth")
+    assert open_classifier(name).mean[0] == mean
+
+
 def test_incomplete_weights_are_refused(tmp_path):
     state = CifarResNet(20).state_dict()
     del state["layer3.0.conv1.weight"]

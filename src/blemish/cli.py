@@ -11,7 +11,7 @@ from typing import Annotated, Any, Literal
 import typer
 from typer.core import TyperGroup
 
-from . import cli_ood
+from . import cli_ood, cli_study
 from ._console import (
     ResultWriter,
     Speaker,
@@ -49,6 +49,7 @@ app = typer.Typer(
 
 
 app.add_typer(cli_ood.app, name="ood")
+app.command()(cli_study.study)
 
 
 JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON object instead of a table.")]
@@ -108,7 +109,7 @@ def fit(
     out: Annotated[Path, typer.Option(help="Model file to write.")] = Path("model.blemish"),
     method: Annotated[str, typer.Option(help="See `blemish list methods`.")] = "padim",
     backbone: Annotated[str, typer.Option(help="See `blemish list backbones`; or timm:NAME.")] = "resnet18",
-    weights: Annotated[Path | None, typer.Option(help="Pretrained weights; else $BLEMISH_WEIGHTS, then hub.")] = None,
+    weights: Annotated[Path | None, typer.Option(help="File, or random; else $BLEMISH_WEIGHTS, then hub.")] = None,
     taps: Annotated[str | None, typer.Option(help="Layers to read, comma-separated, such as layer2,layer3.")] = None,
     set_: Annotated[
         list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="A parameter of the method; repeatable.")
@@ -308,21 +309,7 @@ def list_(
             for name, method in METHODS.items()
         ]
     elif table == "backbones":
-        from .features.backbones import BACKBONES
-
-        rows = [
-            {
-                "name": row.name,
-                "taps": list(row.taps),
-                "channels": list(row.channels),
-                "strides": list(row.strides),
-                "dim": sum(row.channels),
-                "d": row.d,
-                "licence": row.licence,
-                "weights": row.source or "none needed",
-            }
-            for row in BACKBONES.values()
-        ]
+        rows = _backbones(short=not as_json)
     elif table == "detectors":
         from .ood import DETECTORS
 
@@ -344,6 +331,29 @@ def list_(
         typer.echo(json.dumps({table: rows}))
     else:
         print_rows(rows)
+
+
+def _backbones(*, short: bool) -> list[dict[str, object]]:
+    """What is known of each row; `short`: what fits on one line of a terminal."""
+    from .features.backbones import BACKBONES
+    from .features.costs import table_costs
+
+    costs = table_costs()
+    rows: list[dict[str, object]] = []
+    for row in BACKBONES.values():
+        cost = costs.get(row.name)  # None for a new row, until `python -m blemish.features.costs` has run
+        figures: dict[str, object] = {
+            "name": row.name,
+            "strides": list(row.strides),
+            "dim": sum(row.channels),
+            "d": row.d,
+            "parameters": cost and (f"{cost.parameters / 1e6:.2f} M" if short else cost.parameters),
+            "multiply_adds": cost and (f"{cost.multiply_adds / 1e9:.2f} G" if short else cost.multiply_adds),
+            "licence": row.licence.partition(";")[0] if short else row.licence,
+        }
+        more = {"taps": list(row.taps), "channels": list(row.channels), "weights": row.source or "none needed"}
+        rows.append(figures if short else figures | more)
+    return rows
 
 
 def _load(model: Path, device: str) -> Any:

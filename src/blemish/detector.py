@@ -15,12 +15,14 @@ import torch
 from . import persist
 from .calibrate import Calibration, calibrate, require_images
 from .errors import ArgumentError, DatasetError, ModelFileError, NotFittedError
-from .features.backbones import Backbone
+from .features.backbones import Backbone, find_backbone
+from .features.weights import is_random
 from .images.datasets import open_dataset
+from .images.feature_memory import FeatureMemory
 from .images.preprocess import PRESETS, Preprocess
 from .images.source import Batches, ImageInput, ImageSource, OnError, Skipped, as_source
 from .images.tiling import Tiling
-from .methods import METHODS, Incremental, Method, PaDiM
+from .methods import METHODS, FeatureMethod, Incremental, Method, PaDiM
 from .ops.neighbours import Exact, IndexFactory
 from .types import Decision, ImageBatch, Scores, Size
 
@@ -45,6 +47,8 @@ class Detector:
     false_alarm_rate: the share of normal images that may be called anomalous.
     seed: chooses the held-out images.
     batch_size, workers, on_error: see `Batches`.
+    features: feature maps of all images that will come, made with the method's backbone and weights: they are read
+        instead of the images. Not part of a model file.
 
     >>> import numpy as np
     >>> images = np.random.default_rng(0).integers(0, 255, (30, 64, 64, 3), dtype=np.uint8)
@@ -65,6 +69,7 @@ class Detector:
     batch_size: int = 8
     workers: int = 2
     on_error: OnError = "raise"
+    features: FeatureMemory | None = field(default=None, repr=False)
 
     calibration_: Calibration | None = field(default=None, init=False, repr=False)
     images_: int = field(default=0, init=False, repr=False)
@@ -229,7 +234,21 @@ class Detector:
 
     def _batches(self, source: ImageSource) -> Batches:
         batch_size = self.batch_size if self.tile is None else 1  # a large image is a batch of tiles by itself
-        return Batches(source, self.preprocessing, batch_size, self.workers, self.on_error)
+        if self.features is not None:
+            self._require_own(self.features)
+        return Batches(source, self.preprocessing, batch_size, self.workers, self.on_error, features=self.features)
+
+    def _require_own(self, features: FeatureMemory) -> None:
+        """Refuse the features of another network: no shape would tell."""
+        if self.tile is not None:
+            raise ArgumentError.about("tile", expected="None with the features of whole images", got=self.tile)
+        if not isinstance(self.method, FeatureMethod):
+            raise ArgumentError.about("method", expected="one that reads features", got=type(self.method).name)
+        own = find_backbone(self.method.backbone).name, self.method.precision
+        if own != (features.backbone, features.precision):
+            raise ArgumentError.about(
+                "features", expected=f"those of {' in '.join(own)}", got=f"{features.backbone} in {features.precision}"
+            )
 
     @property
     def _tiling(self) -> Tiling | None:
@@ -289,9 +308,11 @@ def _normal_images(images: ImageInput) -> ImageSource:
 
 
 def _parameters(method: Method) -> dict[str, Any]:
-    """The method's parameters as JSON; where a model runs and where its weights came from is not part of it."""
+    """The method's parameters as JSON; where a model runs and from which file its weights came is not part of it."""
     names: list[str] = [f.name for f in fields(method)] if is_dataclass(method) else []
     values = {name: getattr(method, name) for name in names if name not in ("device", "weights", "memory_gb")}
+    if is_random(getattr(method, "weights", None)):
+        values["weights"] = "random"  # and the seed is a parameter anyway
     if isinstance(values.get("backbone"), Backbone):
         values["backbone"] = values["backbone"].name
     if values.get("index") is not None:

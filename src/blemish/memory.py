@@ -23,6 +23,23 @@ def peak_bytes() -> int | None:
     return peak if sys.platform == "darwin" else peak * 1024
 
 
+def forget_peak() -> bool:
+    """Begin to measure `peak_since` anew; False where the system cannot."""
+    try:
+        Path("/proc/self/clear_refs").write_text("5", encoding="ascii")
+    except OSError:
+        return False
+    return True
+
+
+def peak_since() -> int | None:
+    """The most memory that this process has held since `forget_peak`, or so far where the system cannot forget."""
+    for line in _read("/proc/self/status").splitlines():
+        if line.startswith("VmHWM:"):
+            return int(line.split()[1]) * 1024
+    return peak_bytes()
+
+
 def available_bytes() -> int | None:
     """Memory that this process can still take, a container's limit included."""
     limits = []

@@ -5,7 +5,7 @@ Larger scores are more anomalous, everywhere. Axis words: `batch channel height 
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
@@ -28,6 +28,8 @@ class ImageBatch:
     """Path or index of each image."""
     sizes: tuple[Size, ...]
     """Original `(height, width)` of each image, after EXIF orientation."""
+    features: Mapping[str, Tensor] | None = None
+    """Feature maps of the images by tap, each `(batch, channels, h, w)` float32, where they are known already."""
 
     def __len__(self) -> int:
         return len(self.names)

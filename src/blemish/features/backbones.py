@@ -1,7 +1,7 @@
-"""THE TABLE of backbones: one row each. A new backbone is one row.
+"""THE TABLE of backbones: one row each, alike ones on one line. A new backbone is one line (docs/backbones.md).
 
 `d` is the number of embedding dimensions that PaDiM keeps (None: all of them). Channels and strides are of the taps.
-Weights are not part of a row: `weights.py` finds them.
+Weights are not part of a row: `weights.py` finds them. What a row costs is measured: `costs.py`.
 """
 
 from __future__ import annotations
@@ -9,7 +9,8 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
-from functools import cache
+from difflib import get_close_matches
+from functools import cache, partial
 from typing import Any
 
 from torch import nn
@@ -19,6 +20,7 @@ from ..errors import ArgumentError, MissingPackageError
 from .levels import choose_levels
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+_IMAGENET = "trained on ImageNet (research terms)"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -26,6 +28,7 @@ class Backbone:
     """One row: how to build a network, where to read its features, and what its input and weights are."""
 
     name: str
+    """Before a colon stands what is not the network's own name: `timm:`, `custom:`, or `thesis:` for other taps."""
     build: Callable[[], nn.Module]
     """Makes the network with random weights."""
     taps: tuple[str, ...]
@@ -37,20 +40,82 @@ class Backbone:
     d: int | None = None
     mean: tuple[float, float, float] = IMAGENET_MEAN
     std: tuple[float, float, float] = IMAGENET_STD
-    licence: str = "BSD-3-Clause; trained on ImageNet (research terms)"
+    licence: str = f"BSD-3-Clause; {_IMAGENET}"
     source: str = "torchvision IMAGENET1K_V1"
-    """Which pretrained weights belong to the row; empty where none are needed."""
+    """Which pretrained weights belong to the row: package and name, or address; empty where none are needed."""
     trace_size: int = 224
     """Side in pixels of the dummy image with which the network's structure is read."""
 
+    @property
+    def network(self) -> str:
+        """The network's own name; a file of its weights is called like that."""
+        return self.name.rpartition(":")[2]
 
-def _torchvision(name: str) -> Callable[[], nn.Module]:
-    def build() -> nn.Module:
-        models = import_torchvision().models
-        module: nn.Module = models.get_model(name, weights=None)
-        return module
 
-    return build
+def _torchvision(names: str, **fields: Any) -> list[Backbone]:
+    """A row for each of these networks of torchvision."""
+    return [Backbone(name=name, build=partial(_torchvision_network, name), **fields) for name in names.split()]
+
+
+def _timm(names: str, tag: str, **fields: Any) -> list[Backbone]:
+    """A row for each of these networks of timm, with the weights `tag`; empty where the name of the row shall tell it.
+
+    It does where timm itself would take other weights for the plain name.
+    """
+    fields = {"licence": f"Apache-2.0; {_IMAGENET}"} | fields
+    return [
+        Backbone(name=f"timm:{name}", build=partial(timm_network, full), source=f"timm {full}", **fields)
+        for name, full in ((name, f"{name}.{tag}" if tag else name) for name in names.split())
+    ]
+
+
+def _ibn(files: str, **fields: Any) -> list[Backbone]:
+    """A row for each of these published checkpoints of IBN-Net, which comes in no package."""
+    address = "https://github.com/XingangPan/IBN-Net/releases/download/v1.0"
+    return [
+        Backbone(name=name, build=partial(_ibn_network, name), source=f"{address}/{file}.pth", **fields)
+        for name, file in ((file.rpartition("-")[0], file) for file in files.split())
+    ]
+
+
+def _torchvision_network(name: str) -> nn.Module:
+    # These two warn where nothing says that they shall draw their weights as published.
+    options = {"init_weights": True} if name in ("googlenet", "inception_v3") else {}
+    module: nn.Module = import_torchvision().models.get_model(name.rpartition(":")[2], weights=None, **options)
+    return module
+
+
+# Transformers are made for one image size unless told otherwise, and the flags differ: plain ones resample their
+# position embeddings (and pad up to whole patches), windowed ones recompute their masks.
+_ANY_SIZE: tuple[dict[str, bool], ...] = (
+    {"dynamic_img_size": True, "dynamic_img_pad": True},
+    {"dynamic_img_size": True},
+    {"strict_img_size": False},
+    {},
+)
+
+
+def timm_network(name: str, *, pretrained: bool = False) -> Any:
+    """Build `timm:NAME` so that it takes any image size, where timm can; the parameters are those of the plain one."""
+    import_torchvision()  # timm imports torchvision at once
+    try:
+        import timm
+    except ImportError:
+        raise MissingPackageError(f"backbone {name}: timm is not installed. Run `pip install blemish[timm]`.") from None
+    model_name = name.removeprefix("timm:")
+    if not timm.is_model(model_name):
+        close = ", ".join(timm.list_models(f"*{model_name}*")[:5]) or "no similar name"
+        raise ArgumentError.about("backbone", expected=f"a timm model ({close})", got=name)
+    for flags in _ANY_SIZE[:-1]:
+        with suppress(TypeError):  # the network does not know a flag
+            return timm.create_model(model_name, pretrained=pretrained, **flags)
+    return timm.create_model(model_name, pretrained=pretrained)
+
+
+def _ibn_network(name: str) -> nn.Module:
+    from .ibn import build_ibn
+
+    return build_ibn(name)
 
 
 def _filter_bank() -> nn.Module:
@@ -59,58 +124,184 @@ def _filter_bank() -> nn.Module:
     return FilterBank()
 
 
-_RESNET_TAPS = ("layer1", "layer2", "layer3")
+# fmt: off
+# What is the same in a family:
+_PYRAMID = (4, 8, 16)
+_RESNET = dict(taps=("layer1", "layer2", "layer3"), strides=_PYRAMID, deepest="layer4")
+_BOTTLENECK = dict(_RESNET, channels=(256, 512, 1024), d=550)
+_DENSENET = dict(
+    taps=("features.denseblock1", "features.denseblock2", "features.denseblock3"), strides=_PYRAMID,
+    deepest="features.norm5",
+)
+_MNASNET = dict(taps=("layers.8", "layers.9", "layers.10"), strides=_PYRAMID, deepest="layers.16")
+_SHUFFLENET = dict(taps=("stage2", "stage3", "stage4"), strides=(8, 16, 32), deepest="conv5")
+_FEATURES_1_2_3 = dict(taps=("features.1", "features.2", "features.3"))
+_EFFICIENTNET = dict(_FEATURES_1_2_3, strides=(2, 4, 8), deepest="features.8")
+_REGNET = dict(
+    taps=("trunk_output.block1", "trunk_output.block2", "trunk_output.block3"), strides=_PYRAMID,
+    deepest="trunk_output.block4",
+)
+_FEATURES_1_3_5 = dict(taps=("features.1", "features.3", "features.5"), strides=_PYRAMID, deepest="features.7")
+_STAGES = dict(taps=("stages.0", "stages.1", "stages.2"), strides=_PYRAMID, deepest="stages.3")
+_BLOCKS = dict(taps=("blocks.0", "blocks.1", "blocks.2"), strides=_PYRAMID, deepest="blocks.4")
+_OF_12 = dict(taps=("blocks.2", "blocks.5", "blocks.8"), deepest="blocks.11")
+_OF_24 = dict(taps=("blocks.5", "blocks.11", "blocks.17"), deepest="blocks.23")
+_TINY = dict(_OF_12, channels=(192, 192, 192), d=170)
+_SMALL = dict(_OF_12, channels=(384, 384, 384), d=350)
+_BASE = dict(_OF_12, channels=(768, 768, 768), d=690)
+_LARGE = dict(_OF_24, channels=(1024, 1024, 1024), d=920)
+_16, _14 = dict(strides=(16, 16, 16)), dict(strides=(14, 14, 14))
+_HALF = dict(mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5))
+_CLIP = dict(mean=(0.48145466, 0.4578275, 0.40821073), std=(0.26862954, 0.26130258, 0.27577711))
+_OPENAI = dict(_CLIP, licence="Apache-2.0; trained on image-text pairs of the web")
+_DINOV2 = dict(licence="Apache-2.0; trained on LVD-142M")
+_DINOV3 = dict(licence="DINOv3-license; trained on LVD-1689M")
+_NON_COMMERCIAL = dict(licence=f"CC-BY-NC-4.0; {_IMAGENET}")
 
-_ROWS = (
-    Backbone(
-        name="filters",
-        build=_filter_bank,
-        taps=("level1", "level2", "level3"),
-        channels=(27, 27, 27),
-        strides=(4, 8, 16),
-        mean=(0.0, 0.0, 0.0),
-        std=(1.0, 1.0, 1.0),
-        licence="Apache-2.0 (part of blemish)",
-        source="",
-    ),
-    Backbone(
-        name="resnet18",
-        build=_torchvision("resnet18"),
-        taps=_RESNET_TAPS,
-        channels=(64, 128, 256),
-        strides=(4, 8, 16),
-        deepest="layer4",
-        d=100,
-    ),
-    Backbone(
-        name="wide_resnet50_2",
-        build=_torchvision("wide_resnet50_2"),
-        taps=_RESNET_TAPS,
-        channels=(256, 512, 1024),
-        strides=(4, 8, 16),
-        deepest="layer4",
-        d=550,
-    ),
-    Backbone(
-        name="mobilenet_v2",
-        build=_torchvision("mobilenet_v2"),
-        taps=("features.3", "features.6", "features.13"),
-        channels=(24, 32, 96),
-        strides=(4, 8, 16),
-        deepest="features.18",
-        d=100,
-    ),
-    Backbone(
-        name="squeezenet1_1",
-        build=_torchvision("squeezenet1_1"),
-        taps=("features.4", "features.7", "features.12"),
-        channels=(128, 256, 512),
-        strides=(4, 8, 16),
-        d=100,
-    ),
+_FILTERS = Backbone(
+    name="filters", build=_filter_bank, taps=("level1", "level2", "level3"), channels=(27, 27, 27),
+    strides=_PYRAMID, mean=(0.0, 0.0, 0.0), std=(1.0, 1.0, 1.0), licence="Apache-2.0; part of blemish", source="",
 )
 
-BACKBONES = {row.name: row for row in _ROWS}
+# The 71 networks of the thesis on backbone layers (2022) with its taps and its d; where it leaves d open, about 0.3 of
+# the channels. Two of them have other taps as well, which were here first and which published figures name.
+_THESIS = (
+    *_torchvision("alexnet", taps=("features",), channels=(256,), strides=(32,), d=100),
+    *_torchvision(
+        "vgg11 vgg13 vgg16 vgg19 vgg11_bn vgg13_bn vgg16_bn vgg19_bn",
+        taps=("features",), channels=(512,), strides=(32,), d=120,
+    ),
+    *_torchvision("resnet18 resnet34", channels=(64, 128, 256), d=100, **_RESNET),
+    *_torchvision("resnet50 resnet101 resnet152", **_BOTTLENECK),
+    *_torchvision("squeezenet1_0 thesis:squeezenet1_1", taps=("features",), channels=(512,), strides=(16,), d=100),
+    *_torchvision("densenet121", channels=(256, 512, 1024), d=540, **_DENSENET),
+    *_torchvision("densenet169", channels=(256, 512, 1280), d=610, **_DENSENET),
+    *_torchvision("densenet161", channels=(384, 768, 2112), d=980, **_DENSENET),
+    *_torchvision("densenet201", channels=(256, 512, 1792), d=770, **_DENSENET),
+    *_torchvision(  # its weights expect another scaling than ImageNet's; torchvision converts inside the network
+        "googlenet", taps=("inception3a", "inception3b", "inception4a"), channels=(256, 480, 512), strides=(8, 8, 16),
+        deepest="inception5b", d=550, **_HALF,
+    ),
+    *_torchvision(
+        "inception_v3", taps=("Mixed_5b", "Mixed_5c", "Mixed_5d"), channels=(256, 288, 288), strides=(8, 8, 8),
+        deepest="Mixed_7c", d=220, **_HALF,
+    ),
+    *_torchvision("shufflenet_v2_x0_5", channels=(48, 96, 192), d=100, **_SHUFFLENET),
+    *_torchvision("shufflenet_v2_x1_0", channels=(116, 232, 464), d=220, **_SHUFFLENET),
+    *_torchvision(
+        "thesis:mobilenet_v2", channels=(16, 24, 24), strides=(2, 4, 4), deepest="features.18", **_FEATURES_1_2_3
+    ),
+    *_torchvision(
+        "mobilenet_v3_small", channels=(16, 24, 24), strides=(4, 8, 8), deepest="features.12", **_FEATURES_1_2_3
+    ),
+    *_torchvision(
+        "mobilenet_v3_large", channels=(16, 24, 24), strides=(2, 4, 4), deepest="features.16", **_FEATURES_1_2_3
+    ),
+    *_torchvision("resnext50_32x4d resnext101_32x8d wide_resnet50_2 wide_resnet101_2", **_BOTTLENECK),
+    *_timm("legacy_seresnet50 legacy_seresnet101 legacy_seresnet152", "in1k", **_BOTTLENECK),
+    *_timm("legacy_seresnext50_32x4d legacy_seresnext101_32x4d legacy_senet154", "in1k", **_BOTTLENECK),
+    *_timm("resnest50d resnest101e", "in1k", **_BOTTLENECK),
+    *_ibn(
+        "resnet50_ibn_a-d9d0bb7b resnet101_ibn_a-59ea0ac6 resnext101_ibn_a-6ace051d se_resnet101_ibn_a-fabed4e2",
+        licence=f"MIT; {_IMAGENET}", **_BOTTLENECK,
+    ),
+    *_torchvision("mnasnet0_5", channels=(16, 24, 40), **_MNASNET),
+    *_torchvision("mnasnet1_0", channels=(24, 40, 80), **_MNASNET),
+    *_torchvision("efficientnet_b0 efficientnet_b1", channels=(16, 24, 40), **_EFFICIENTNET),
+    *_torchvision("efficientnet_b2", channels=(16, 24, 48), **_EFFICIENTNET),
+    *_torchvision("efficientnet_b3", channels=(24, 32, 48), d=100, **_EFFICIENTNET),
+    *_torchvision("efficientnet_b4", channels=(24, 32, 56), d=100, **_EFFICIENTNET),
+    *_torchvision("efficientnet_b5", channels=(24, 40, 64), d=100, **_EFFICIENTNET),
+    *_torchvision("efficientnet_b6", channels=(32, 40, 72), d=100, **_EFFICIENTNET),
+    *_torchvision("efficientnet_b7", channels=(32, 48, 80), d=100, **_EFFICIENTNET),
+    *_torchvision("regnet_y_400mf", channels=(48, 104, 208), d=100, **_REGNET),
+    *_torchvision("regnet_y_800mf", channels=(64, 144, 320), d=150, **_REGNET),
+    *_torchvision("regnet_y_1_6gf", channels=(48, 120, 336), d=150, **_REGNET),
+    *_torchvision("regnet_y_3_2gf", channels=(72, 216, 576), d=220, **_REGNET),
+    *_torchvision("regnet_y_8gf", channels=(224, 448, 896), d=450, **_REGNET),
+    *_torchvision("regnet_y_16gf", channels=(224, 448, 1232), d=600, **_REGNET),
+    *_torchvision("regnet_y_32gf", channels=(232, 696, 1392), d=700, **_REGNET),
+    *_torchvision("regnet_x_400mf", channels=(32, 64, 160), d=100, **_REGNET),
+    *_torchvision("regnet_x_800mf", channels=(64, 128, 288), d=100, **_REGNET),
+    *_torchvision("regnet_x_1_6gf", channels=(72, 168, 408), d=150, **_REGNET),
+    *_torchvision("regnet_x_3_2gf", channels=(96, 192, 432), d=200, **_REGNET),
+    *_torchvision("regnet_x_8gf", channels=(80, 240, 720), d=300, **_REGNET),
+    *_torchvision("regnet_x_16gf", channels=(256, 512, 896), d=500, **_REGNET),
+    *_torchvision("regnet_x_32gf", channels=(336, 672, 1344), d=700, **_REGNET),
+    *_torchvision("convnext_tiny convnext_small", channels=(96, 192, 384), d=200, **_FEATURES_1_3_5),
+    *_torchvision("convnext_base", channels=(128, 256, 512), d=270, **_FEATURES_1_3_5),
+    *_torchvision("convnext_large", channels=(192, 384, 768), d=400, **_FEATURES_1_3_5),
+)
+
+_OTHERS = (
+    *_torchvision(
+        "mobilenet_v2", taps=("features.3", "features.6", "features.13"), channels=(24, 32, 96), strides=_PYRAMID,
+        deepest="features.18", d=100,
+    ),
+    *_torchvision(
+        "squeezenet1_1", taps=("features.4", "features.7", "features.12"), channels=(128, 256, 512), strides=_PYRAMID,
+        d=100,
+    ),
+    *_torchvision("resnext101_64x4d", **_BOTTLENECK),
+    *_torchvision("mnasnet0_75", channels=(24, 32, 64), **_MNASNET),
+    *_torchvision("mnasnet1_3", channels=(32, 56, 104), d=100, **_MNASNET),
+    *_torchvision("shufflenet_v2_x1_5", channels=(176, 352, 704), d=370, **_SHUFFLENET),
+    *_torchvision("shufflenet_v2_x2_0", channels=(244, 488, 976), d=510, **_SHUFFLENET),
+    *_torchvision(
+        "efficientnet_v2_s", taps=("features.2", "features.3", "features.5"), channels=(48, 64, 160), strides=_PYRAMID,
+        deepest="features.7", d=100,
+    ),
+    *_torchvision(
+        "efficientnet_v2_m", taps=("features.2", "features.3", "features.5"), channels=(48, 80, 176), strides=_PYRAMID,
+        deepest="features.8", d=100,
+    ),
+    *_torchvision(
+        "efficientnet_v2_l", taps=("features.2", "features.3", "features.5"), channels=(64, 96, 224), strides=_PYRAMID,
+        deepest="features.8", d=120, **_HALF,
+    ),
+    *_torchvision("swin_t swin_s swin_v2_t swin_v2_s", channels=(96, 192, 384), d=200, **_FEATURES_1_3_5),
+    *_torchvision("swin_b swin_v2_b", channels=(128, 256, 512), d=270, **_FEATURES_1_3_5),
+    *_timm("vit_tiny_patch16_224", "augreg_in21k_ft_in1k", **_TINY, **_16, **_HALF),
+    *_timm("vit_small_patch16_224", "augreg_in21k_ft_in1k", **_SMALL, **_16, **_HALF),
+    *_timm("vit_base_patch16_224", "augreg2_in21k_ft_in1k", **_BASE, **_16, **_HALF),
+    *_timm("deit_tiny_patch16_224", "fb_in1k", **_TINY, **_16),
+    *_timm("deit_small_patch16_224", "fb_in1k", **_SMALL, **_16),
+    *_timm("vit_small_patch16_224.dino", "", **_SMALL, **_16),
+    *_timm("vit_small_patch8_224", "dino", strides=(8, 8, 8), **_SMALL),
+    *_timm("vit_base_patch16_224.dino", "", **_BASE, **_16),
+    *_timm("vit_small_patch14_dinov2 vit_small_patch14_reg4_dinov2", "lvd142m", **_SMALL, **_14, **_DINOV2),
+    *_timm("vit_base_patch14_dinov2 vit_base_patch14_reg4_dinov2", "lvd142m", **_BASE, **_14, **_DINOV2),
+    *_timm("vit_large_patch14_dinov2", "lvd142m", **_LARGE, **_14, **_DINOV2),
+    *_timm("vit_small_patch16_dinov3", "lvd1689m", **_SMALL, **_16, **_DINOV3),
+    *_timm("vit_base_patch16_dinov3", "lvd1689m", **_BASE, **_16, **_DINOV3),
+    *_timm("vit_large_patch16_dinov3", "lvd1689m", **_LARGE, **_16, **_DINOV3),
+    *_timm("convnext_tiny.dinov3_lvd1689m", "", channels=(96, 192, 384), d=200, **_STAGES, **_DINOV3),
+    *_timm("convnext_small.dinov3_lvd1689m", "", channels=(96, 192, 384), d=200, **_STAGES, **_DINOV3),
+    *_timm("vit_base_patch16_clip_224.openai", "", **_BASE, **_16, **_OPENAI),
+    *_timm("vit_base_patch32_clip_224.openai", "", strides=(32, 32, 32), **_BASE, **_OPENAI),
+    *_timm("vit_large_patch14_clip_224.openai", "", **_LARGE, **_14, **_OPENAI),
+    *_timm("vit_base_patch16_siglip_224", "v2_webli", licence="Apache-2.0; trained on WebLI", **_BASE, **_16, **_HALF),
+    *_timm("eva02_small_patch14_224", "mim_in22k", licence=f"MIT; {_IMAGENET}", **_SMALL, **_14, **_CLIP),
+    *_timm("convnextv2_atto", "fcmae_ft_in1k", channels=(40, 80, 160), d=80, **_STAGES, **_NON_COMMERCIAL),
+    *_timm("convnextv2_pico", "fcmae_ft_in1k", channels=(64, 128, 256), d=130, **_STAGES, **_NON_COMMERCIAL),
+    *_timm("convnextv2_nano", "fcmae_ft_in22k_in1k", channels=(80, 160, 320), d=170, **_STAGES, **_NON_COMMERCIAL),
+    *_timm("convnextv2_tiny", "fcmae_ft_in22k_in1k", channels=(96, 192, 384), d=200, **_STAGES, **_NON_COMMERCIAL),
+    *_timm("convnextv2_base", "fcmae_ft_in22k_in1k", channels=(128, 256, 512), d=270, **_STAGES, **_NON_COMMERCIAL),
+    *_timm("mobilenetv4_conv_small", "e2400_r224_in1k", channels=(32, 64, 96), d=60, **_BLOCKS),
+    *_timm("mobilenetv4_conv_medium", "e500_r256_in1k", channels=(48, 80, 160), d=90, **_BLOCKS),
+    *_timm("mobilenetv4_conv_large", "e600_r384_in1k", channels=(48, 96, 192), d=100, **_BLOCKS),
+    *_timm("mobilenetv4_hybrid_medium", "e200_r256_in12k_ft_in1k", channels=(48, 80, 160), d=90, **_BLOCKS),
+    *_timm("efficientvit_b1", "r224_in1k", channels=(32, 64, 128), d=70, **_STAGES),
+    *_timm("repvit_m1", "dist_in1k", channels=(48, 96, 192), d=100, **_STAGES),
+    *_timm("pvt_v2_b2", "in1k", channels=(64, 128, 320), d=150, **_STAGES),
+    *_timm("mambaout_tiny", "in1k", channels=(96, 192, 384), d=200, **_STAGES),
+    *_timm("hgnetv2_b0", "ssld_stage2_ft_in1k", channels=(64, 256, 512), d=250, **_STAGES),
+)
+# fmt: on
+
+BACKBONES = {row.name: row for row in (_FILTERS, *_THESIS, *_OTHERS)}
+THESIS = tuple(row.name for row in _THESIS)
+"""The rows of the thesis, for a study of all of them."""
 
 
 def find_backbone(backbone: str | Backbone) -> Backbone:
@@ -120,7 +311,7 @@ def find_backbone(backbone: str | Backbone) -> Backbone:
     (64, 128, 256)
     >>> find_backbone("resnet81")
     Traceback (most recent call last):
-    blemish.errors.ArgumentError: backbone: expected one of filters, resnet18, ... or timm:NAME, got resnet81. ...
+    blemish.errors.ArgumentError: backbone: expected a name of the table, such as resnet18, ... got resnet81. ...
     """
     if isinstance(backbone, Backbone):
         return backbone
@@ -128,9 +319,10 @@ def find_backbone(backbone: str | Backbone) -> Backbone:
         return BACKBONES[backbone]
     if backbone.startswith("timm:"):
         return _timm_row(backbone)
+    close = get_close_matches(backbone, BACKBONES, n=4) or ["filters", "resnet18"]
     raise ArgumentError.about(
         "backbone",
-        expected=f"one of {', '.join(BACKBONES)} or timm:NAME",
+        expected=f"a name of the table, such as {', '.join(close)}, or timm:NAME",
         got=backbone,
         instead="`blemish list backbones` shows them all.",
     )
@@ -188,33 +380,6 @@ def _timm_row(name: str) -> Backbone:
         mean=tuple(settings["mean"]),
         std=tuple(settings["std"]),
         licence=settings.get("license") or "see the model card",
-        source=f"timm {settings.get('hf_hub_id') or settings.get('url') or 'no pretrained weights'}",
+        source=f"timm {settings['architecture']}.{settings.get('tag', '')}".rstrip("."),
         trace_size=settings["input_size"][-1],
     )
-
-
-# Transformers are made for one image size unless told otherwise, and the flags differ: plain ones resample their
-# position embeddings (and pad up to whole patches), windowed ones recompute their masks.
-_ANY_SIZE: tuple[dict[str, bool], ...] = (
-    {"dynamic_img_size": True, "dynamic_img_pad": True},
-    {"dynamic_img_size": True},
-    {"strict_img_size": False},
-    {},
-)
-
-
-def timm_network(name: str, *, pretrained: bool = False) -> Any:
-    """Build `timm:NAME` so that it takes any image size, where timm can; the parameters are those of the plain one."""
-    import_torchvision()  # timm imports torchvision at once
-    try:
-        import timm
-    except ImportError:
-        raise MissingPackageError(f"backbone {name}: timm is not installed. Run `pip install blemish[timm]`.") from None
-    model_name = name.removeprefix("timm:")
-    if not timm.is_model(model_name):
-        close = ", ".join(timm.list_models(f"*{model_name}*")[:5]) or "no similar name"
-        raise ArgumentError.about("backbone", expected=f"a timm model ({close})", got=name)
-    for flags in _ANY_SIZE[:-1]:
-        with suppress(TypeError):  # the network does not know a flag
-            return timm.create_model(model_name, pretrained=pretrained, **flags)
-    return timm.create_model(model_name, pretrained=pretrained)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import copy
 import threading
+from collections import OrderedDict
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -223,7 +224,8 @@ def _disturb(module: nn.Module, generator: torch.Generator) -> None:
 
 
 def _is_equal(structure: _Structure, probe: nn.Module, pixels: Tensor, before: dict[str, Tensor]) -> bool:
-    trial = copy.deepcopy(probe)
+    shared: dict[int, Any] = {id(tensor): tensor for tensor in (*probe.parameters(), *probe.buffers())}
+    trial = copy.deepcopy(probe, shared)  # modules are replaced below, but no tensor is written to
     _simplify(trial, structure)
     try:
         after = _tapped(trial, pixels, structure.taps, structure.overwritten)
@@ -334,14 +336,21 @@ def _load_needed(module: nn.Module, weights: StateDict, structure: _Structure, b
             raise WeightsError.about(
                 f"weights of {backbone.name}, {name}", expected=f"shape {tuple(own[name].shape)}", got=weights[name]
             )
-    module.load_state_dict({name: weights[name] for name in needed}, strict=False)
+    module.load_state_dict(of_this_version(module, {name: weights[name] for name in needed}), strict=False)
 
 
 def _load_folded(module: nn.Module, folded: StateDict, backbone: Backbone) -> None:
     try:
-        module.load_state_dict(folded, strict=True)
+        module.load_state_dict(of_this_version(module, folded), strict=True)
     except RuntimeError as error:
         raise WeightsError(
             f"backbone {backbone.name}: the stored parameters do not fit the network that this installation builds "
             f"({error}). Install the package versions named in the model file, or fit again."
         ) from error
+
+
+def of_this_version(module: nn.Module, state: StateDict) -> StateDict:
+    """Mark parameters as this module's own: torchvision's MNASNet takes none that do not tell their version."""
+    marked = OrderedDict(state)
+    marked._metadata = module.state_dict()._metadata  # type: ignore[attr-defined]
+    return marked

@@ -1,7 +1,7 @@
-"""Finding and reading pretrained weights.
+"""Finding and reading weights: pretrained ones, or random ones on request.
 
-The order: an explicit file; a file named after the backbone in the folder `$BLEMISH_WEIGHTS`; the hub of torchvision
-or timm, which downloads once, says so, and caches.
+The order: an explicit file; a file named after the network in the folder `$BLEMISH_WEIGHTS`; the hub of torchvision
+or timm or the address of the row, which downloads once, says so, and caches.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from .._compat import import_torchvision
-from ..errors import WeightsError
+from ..errors import ArgumentError, WeightsError
 from .backbones import Backbone, timm_network
 
 StateDict = dict[str, Tensor]
@@ -23,23 +23,40 @@ _SUFFIXES = (".safetensors", ".pth", ".pt", ".th")
 _log = logging.getLogger("blemish")
 
 
-def find_weights(backbone: Backbone, weights: str | Path | None = None) -> StateDict | None:
-    """Return the pretrained parameters of a row, or None where the row needs none.
+def find_weights(backbone: Backbone, weights: str | Path | None = None, *, seed: int = 0) -> StateDict | None:
+    """Return the parameters of a row: those of a file, `pretrained` (or None), or `random`; None where it needs none.
 
     Raises `WeightsError` that names all places searched.
     """
-    if weights is not None:
+    if is_random(weights):
+        return _random_weights(backbone, seed)
+    if weights is not None and str(weights) != "pretrained":
         return read_weights(weights)
     if not backbone.source:
         return None
     folder = os.environ.get("BLEMISH_WEIGHTS")
     if folder:
-        stem = backbone.name.removeprefix("timm:")
         for suffix in _SUFFIXES:
-            path = Path(folder) / f"{stem}{suffix}"
+            path = Path(folder) / f"{backbone.network}{suffix}"
             if path.is_file():
                 return read_weights(path)
     return _from_hub(backbone)
+
+
+def is_random(weights: str | Path | None) -> bool:
+    """Tell whether the network shall be as before any training; the command line gives the word as a path."""
+    return str(weights) == "random"
+
+
+def _random_weights(backbone: Backbone, seed: int) -> StateDict:
+    if not backbone.source:
+        raise ArgumentError.about(
+            "weights", expected=f"none for {backbone.name}, which brings its own", got="random",
+            instead="Random weights are for rows with pretrained ones.",
+        )  # fmt: skip
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return dict(backbone.build().state_dict())
 
 
 def read_weights(path: str | Path) -> StateDict:
@@ -66,15 +83,25 @@ def read_weights(path: str | Path) -> StateDict:
 def _from_hub(backbone: Backbone) -> StateDict:
     _log.warning("Getting the weights of %s (%s) from the hub, once ...", backbone.name, backbone.source)
     try:
-        if backbone.name.startswith("timm:"):
-            return dict(timm_network(backbone.name, pretrained=True).state_dict())
-        models = import_torchvision().models
-        weights = models.get_model_weights(backbone.name)["IMAGENET1K_V1"]
-        return dict(weights.get_state_dict(progress=False, check_hash=True))
+        return _download(backbone)
     except Exception as error:  # network, proxy, disk and hub errors share no base class
         raise WeightsError(
             f"weights of {backbone.name}: not given, not in $BLEMISH_WEIGHTS "
             f"({os.environ.get('BLEMISH_WEIGHTS') or 'not set'}), and the download failed ({error}). "
-            f"Pass a file (--weights FILE), put {backbone.name.removeprefix('timm:')}.pth into a folder and set "
+            f"Pass a file (--weights FILE), put {backbone.network}.pth into a folder and set "
             "BLEMISH_WEIGHTS to it, or use the backbone `filters`, which needs no weights."
         ) from error
+
+
+def _download(backbone: Backbone) -> StateDict:
+    if backbone.source.startswith("https:"):
+        return dict(
+            torch.hub.load_state_dict_from_url(
+                backbone.source, map_location="cpu", progress=False, check_hash=True, weights_only=True
+            )
+        )
+    if backbone.name.startswith("timm:"):
+        pinned = backbone.source.removeprefix("timm ") if backbone.source.startswith("timm ") else backbone.name
+        return dict(timm_network(pinned, pretrained=True).state_dict())
+    weights = import_torchvision().models.get_model_weights(backbone.network)["IMAGENET1K_V1"]
+    return dict(weights.get_state_dict(progress=False, check_hash=True))

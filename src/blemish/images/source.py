@@ -18,6 +18,7 @@ from PIL import Image
 from ..errors import ArgumentError, DatasetError, ImageError
 from ..types import ImageBatch, Size
 from .decode import MAX_PIXELS, SUFFIXES, decode, from_array
+from .feature_memory import FeatureMemory
 from .preprocess import Preprocess
 
 OnError = Literal["raise", "skip"]
@@ -139,6 +140,7 @@ class Batches:
 
     Decoding and preprocessing run in `workers` threads, at most two batches ahead. With `on_error="skip"` a bad
     file is left out, `skipped` names it with its reason, and the batch is filled from the next files.
+    With `features`, batches bring the maps of their images from there, and nothing is decoded.
     """
 
     source: ImageSource
@@ -148,12 +150,15 @@ class Batches:
     on_error: OnError = "raise"
     skipped: list[Skipped] = field(default_factory=list)
     """The files left out by the latest pass."""
+    features: FeatureMemory | None = None
 
     def __post_init__(self) -> None:
         if self.batch_size < 1:
             raise ArgumentError.about("batch_size", expected="at least 1", got=self.batch_size)
         if self.on_error not in ("raise", "skip"):
             raise ArgumentError.about("on_error", expected="'raise' or 'skip'", got=repr(self.on_error))
+        if self.features is not None and self.features.preprocess != self.preprocess:
+            raise ArgumentError.about("preprocess", expected=f"{self.features.preprocess}", got=self.preprocess)
 
     def __len__(self) -> int:
         """Number of images listed, bad ones included."""
@@ -161,6 +166,11 @@ class Batches:
 
     def __iter__(self) -> Iterator[ImageBatch]:
         self.skipped.clear()
+        if self.features is not None:
+            known = self._known(self.features)
+            while some := tuple(islice(known, self.batch_size)):
+                yield self.features.batch(some)
+            return
         images = self._images()
         while chunk := list(islice(images, self.batch_size)):
             names, sizes, pixels = zip(*chunk, strict=True)
@@ -175,9 +185,24 @@ class Batches:
             try:
                 yield name, *image.result()
             except ImageError as error:
-                if self.on_error == "raise":
-                    raise
-                self.skipped.append((name, str(error)))
+                self._leave_out(name, error)
+
+    def _known(self, features: FeatureMemory) -> Iterator[str]:
+        for index, name in enumerate(self.source.names):
+            if name in features:
+                yield name
+                continue
+            try:
+                self._read(index)
+            except ImageError as error:
+                self._leave_out(name, error)
+            else:
+                raise ArgumentError.about("images", expected="images that `features` knows", got=name)
+
+    def _leave_out(self, name: str, error: ImageError) -> None:
+        if self.on_error == "raise":
+            raise error
+        self.skipped.append((name, str(error)))
 
     def _prefetched(self) -> Iterator[Future[tuple[Size, torch.Tensor]]]:
         with ThreadPoolExecutor(max(1, self.workers), thread_name_prefix="blemish-decode") as pool:

@@ -84,6 +84,10 @@ class Plan:
     instead: str = ""
     """What to write where this does not fit."""
 
+    def seconds(self) -> float:
+        """What the operations take on this machine, roughly."""
+        return self.operations / _operations_a_second() if self.operations else 0.0
+
 
 @dataclass(kw_only=True)
 class FeatureMethod(Method):
@@ -92,7 +96,8 @@ class FeatureMethod(Method):
     Parameters
     ----------
     backbone: name of a row (`blemish list backbones`), `timm:NAME`, or a `Backbone` made by `custom_backbone`.
-    weights: file of pretrained weights; None looks in `$BLEMISH_WEIGHTS`, then in the hub.
+    weights: file of pretrained weights; None looks in `$BLEMISH_WEIGHTS`, then in the hub; `random` draws them by the
+        seed.
     taps: names of the modules to read; None takes those that the method recommends for the backbone.
     seed: for everything random.
     device: `auto` (CUDA where there is one), `cpu`, `cuda`, `cuda:1`, ...
@@ -116,7 +121,7 @@ class FeatureMethod(Method):
         row = find_backbone(self.backbone)
         self.extractor_ = build_extractor(
             row,
-            weights=find_weights(row, self.weights),
+            weights=find_weights(row, self.weights, seed=self.seed),
             taps=self._taps(row),
             device=self._device(),
             precision=self.precision,
@@ -141,7 +146,16 @@ class FeatureMethod(Method):
         self._require_fit("score")
         check_batch(batch)
         with torch.inference_mode():
-            return self._score(self.extractor_(batch.pixels))
+            return self._score(self._maps(batch))
+
+    def tapped(self) -> tuple[str, ...]:
+        """Names of the modules whose outputs it reads: `taps`, or what it recommends for the backbone."""
+        return self._taps(find_backbone(self.backbone))
+
+    def plan(self, first: FeatureMaps, images: int) -> Plan:
+        """What a fit on so many images will need, `first` being the maps of some of them."""
+        self._check_parameters()
+        return self._plan(first, images)
 
     def state(self) -> dict[str, Tensor]:
         """The backbone's folded parameters and input scaling (`backbone.*`, `input.*`), and what the method learned."""
@@ -204,7 +218,7 @@ class FeatureMethod(Method):
     def _announce(self, plan: Plan, images: int, seconds_an_image: float) -> None:
         """Say in one line what the fit will take; refuse it where that is not there."""
         left = self._memory_left()
-        seconds = images * seconds_an_image + (plan.operations / _operations_a_second() if plan.operations else 0)
+        seconds = images * seconds_an_image + plan.seconds()
         line = (
             f"{self.name}: {images} images; model {plan.model_bytes / 1e9:.2f} GB, "
             f"peak {plan.peak_bytes / 1e9:.2f} GB beside the backbone"
@@ -216,7 +230,17 @@ class FeatureMethod(Method):
     def _features(self, images: ImageBatches) -> Iterator[FeatureMaps]:
         for batch in images:
             check_batch(batch)
-            yield self.extractor_(batch.pixels)
+            yield self._maps(batch)
+
+    def _maps(self, batch: ImageBatch) -> FeatureMaps:
+        """The feature maps that a batch brings, or else the network's."""
+        extractor, given = self.extractor_, batch.features
+        if given is None:
+            return extractor(batch.pixels)
+        if not given.keys() >= set(extractor.taps):
+            raise ArgumentError.about("features", expected=f"maps of {', '.join(extractor.taps)}", got=", ".join(given))
+        size = (batch.pixels.shape[2], batch.pixels.shape[3])
+        return FeatureMaps(tuple(given[tap].to(extractor.device) for tap in extractor.taps), size)
 
     def _device(self) -> torch.device:
         if self.device == "auto":
@@ -306,6 +330,8 @@ def check_batch(batch: ImageBatch) -> None:
         raise ArgumentError.about(
             "pixels", expected="shape (batch, 3, height, width) and dtype torch.float32", got=pixels
         )
+    if batch.features is not None:
+        return  # nothing reads the pixels
     low, high = float(pixels.min()), float(pixels.max())
     if not (low >= 0.0 and high <= 1.0):  # also false for NaN
         raise ArgumentError.about(

@@ -15,7 +15,8 @@ from torch import Tensor, nn
 
 from .._compat import import_torchvision
 from ..errors import ArgumentError, WeightsError
-from ..features.backbones import IMAGENET_MEAN, IMAGENET_STD, Backbone, timm_network
+from ..features.backbones import BACKBONES, IMAGENET_MEAN, IMAGENET_STD, Backbone, timm_network
+from ..features.extract import of_this_version
 from ..features.weights import find_weights, read_weights
 from ..images.preprocess import Preprocess
 from ..ops.gradnorm import GradNorms, Norm
@@ -196,7 +197,11 @@ def _recipe(name: str) -> _Recipe:
             expected=f"a torchvision classifier, timm:NAME, {', '.join(_CIFAR_DEPTHS)}, module:factory or FILE.pt2",
             got=name,
         )
-    return lambda: models.get_model(name, weights=None), _torchvision_size(models, name), IMAGENET_MEAN, IMAGENET_STD
+    size = _torchvision_size(models, name)
+    if name in BACKBONES:  # some weights were trained on inputs scaled in another way
+        row = BACKBONES[name]
+        return row.build, size, row.mean, row.std
+    return lambda: models.get_model(name, weights=None), size, IMAGENET_MEAN, IMAGENET_STD
 
 
 def _torchvision_size(models: Any, name: str) -> Preprocess:
@@ -238,7 +243,7 @@ def _load(model: nn.Module, state: dict[str, Tensor], name: str) -> None:
             f"weights of {name}: {len(missing)} of {len(wanted)} tensors are missing or of another shape, such as "
             f"{', '.join(missing[:3])}. A classifier needs all of them; pass a complete file (--weights FILE)."
         )
-    model.load_state_dict({key: state[key] for key in wanted}, strict=False)
+    model.load_state_dict(of_this_version(model, {key: state[key] for key in wanted}), strict=False)
 
 
 def _is_part(name: str, prefix: str) -> bool:

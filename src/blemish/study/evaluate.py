@@ -7,8 +7,10 @@ normal images alone.
 from __future__ import annotations
 
 import time
+import zlib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Literal
 
 import numpy as np
@@ -103,6 +105,22 @@ class Evaluation:
         return self.preprocess.to_original(torch.from_numpy(self.maps[index]), self.records[index].size)
 
 
+class Masks:
+    """Mask files, each decoded once and kept small; several evaluations of one data set may share them."""
+
+    def __init__(self) -> None:
+        self._kept: dict[Path, tuple[bytes, tuple[int, int]]] = {}
+
+    def __getitem__(self, path: Path) -> NDArray[np.bool_]:
+        if path not in self._kept:
+            mask = decode_mask(path)
+            # Zeros for the most part: a few kilobytes, and read back much faster than a picture.
+            self._kept[path] = zlib.compress(np.packbits(mask).tobytes(), 1), (mask.shape[0], mask.shape[1])
+        data, shape = self._kept[path]
+        bits = np.unpackbits(np.frombuffer(zlib.decompress(data), np.uint8), count=shape[0] * shape[1])
+        return bits.reshape(shape).view(np.bool_)
+
+
 def evaluate(
     detector: Detector,
     dataset: Dataset,
@@ -110,13 +128,15 @@ def evaluate(
     pixels: Pixels | None = None,
     intervals: bool = False,
     repetitions: int = 100,
+    masks: Masks | None = None,
     progress: Progress | None = None,
 ) -> Evaluation:
     """Score the test images of a data set and compute all figures.
 
     `pixels` chooses where maps and masks meet: on the `original` pixels (the default without a crop), or on the
     `network`'s input (the default with one, as the papers do: what the crop cut away is not judged).
-    `intervals` adds bootstrap intervals over images; those of pixel figures take `repetitions` times the metric's time.
+    `intervals` adds bootstrap intervals over images; those of pixel figures take `repetitions` times the metric's time,
+    and are left out with 0. `masks` may be shared with other evaluations.
     """
     if not dataset.test:
         raise DatasetError(f"{dataset.root}: no test images ({dataset.layout} layout). `predict` needs no labels.")
@@ -126,7 +146,7 @@ def evaluate(
     pairs = None
     if maps is not None and any(record.sample.mask for record in records):
         _require_masks(records)
-        pairs = _Pairs(records, maps, preprocess, where)
+        pairs = _Pairs(records, maps, preprocess, where, Masks() if masks is None else masks)
     table = _table(records, detector)
     return Evaluation(
         figures=_figures(table, pairs),
@@ -182,14 +202,20 @@ def _score(
 class _Pairs:
     """Re-iterable (map, mask) pairs; original-size maps are made anew on each pass, so memory stays small."""
 
-    def __init__(
-        self, records: Sequence[Record], maps: NDArray[np.float32], preprocess: Preprocess, where: Pixels
+    def __init__(  # noqa: PLR0917
+        self,
+        records: Sequence[Record],
+        maps: NDArray[np.float32],
+        preprocess: Preprocess,
+        where: Pixels,
+        masks: Masks,
     ) -> None:
-        self._records, self._maps, self._preprocess, self._where = records, maps, preprocess, where
+        self._records, self._maps, self._preprocess = records, maps, preprocess
+        self._where, self._masks = where, masks
 
     def __iter__(self) -> Iterator[metrics.Pair]:
         for record, map in zip(self._records, self._maps, strict=True):
-            mask = None if record.sample.mask is None else decode_mask(record.sample.mask)
+            mask = None if record.sample.mask is None else self._masks[record.sample.mask]
             if mask is not None:
                 _check_aspect(record, mask)
             if self._where == "network":
@@ -200,7 +226,8 @@ class _Pairs:
             yield placed[seen], None if mask is None else _at_size(mask, record.size)[seen]
 
     def subset(self, indices: NDArray[np.intp]) -> _Pairs:
-        return _Pairs([self._records[i] for i in indices], self._maps[indices], self._preprocess, self._where)
+        records = [self._records[i] for i in indices]
+        return _Pairs(records, self._maps[indices], self._preprocess, self._where, self._masks)
 
     def _seen(self, size: Size) -> tuple[slice, slice]:
         """The rectangle of original pixels that the crop looked at."""
@@ -292,7 +319,7 @@ def _intervals(table: _Table, pairs: _Pairs | None, repetitions: int) -> dict[st
     threshold = table.threshold
     if threshold is not None:
         found["f1"] = of_images(lambda s, a: metrics.f1_at(s, a, threshold))
-    if pairs is not None:
+    if pairs is not None and repetitions:
         found |= _pixel_intervals(table, pairs, repetitions)
     return found
 

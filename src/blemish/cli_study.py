@@ -1,0 +1,332 @@
+"""`blemish study`: compare methods, backbones and settings over data sets, on the command line."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+import typer
+
+from ._console import Speaker, print_rows
+from .errors import ArgumentError
+
+if TYPE_CHECKING:
+    from .study.plan import Cell, Plan
+    from .study.run import Executor, Progress, Settings
+    from .study.store import Store
+
+
+def study(
+    data: Annotated[list[Path] | None, typer.Argument(help="Dataset folders with labelled test images.")] = None,
+    *,
+    plan: Annotated[
+        Path | None, typer.Option(help="TOML file that says all this; see docs/study.md. Instead of the options below.")
+    ] = None,
+    methods: Annotated[
+        str | None, typer.Option(help="Such as padim,dimensions=50,spade,patchcore,ratio=0.1; default: all.")
+    ] = None,
+    backbones: Annotated[str | None, typer.Option(help="Separated by commas; default: resnet18.")] = None,
+    taps: Annotated[
+        str | None, typer.Option(help="default, layer1+layer2, all-subsets ...; separated by commas.")
+    ] = None,
+    dimensions: Annotated[str | None, typer.Option(help="For padim; separated by commas.")] = None,
+    seeds: Annotated[str | None, typer.Option(help="Separated by commas; default: 0.")] = None,
+    weights: Annotated[str | None, typer.Option(help="pretrained, random, or a file.")] = None,
+    preset: Annotated[Literal["default", "paper"] | None, typer.Option(help="As in `blemish fit`.")] = None,
+    resize: Annotated[str | None, typer.Option(help="Size of the network's input: SIDE or HEIGHTxWIDTH.")] = None,
+    held_out: Annotated[
+        float | None, typer.Option(help="Share of the normal images that fix the threshold; 0: no threshold.")
+    ] = None,
+    false_alarm_rate: Annotated[float | None, typer.Option(help="Share of normal images that may be flagged.")] = None,
+    intervals: Annotated[
+        bool | None, typer.Option("--intervals/--no-intervals", help="95 % intervals of the image figures.")
+    ] = None,
+    repetitions: Annotated[
+        int | None, typer.Option(min=0, help="Bootstrap repetitions for pixel figures; each as long as the figures.")
+    ] = None,
+    out: Annotated[Path, typer.Option(help="Folder for study.sqlite, study.csv and plan.toml.")] = Path("study"),
+    workers: Annotated[
+        int | None, typer.Option(min=1, help="Processes at a time. Default: 1; with --ray: all CPUs.")
+    ] = None,
+    threads: Annotated[
+        int | None,
+        typer.Option(
+            min=1,
+            help="Threads a process; default: the cores, shared out (--ray: 1). As many give the same last digits.",
+        ),
+    ] = None,
+    memory: Annotated[float | None, typer.Option(metavar="GB", help="What each process may hold.")] = None,
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1 ...")] = "auto",
+    ray: Annotated[
+        str | None, typer.Option(metavar="ADDRESS", help="Run on a Ray cluster: its address, auto, or local.")
+    ] = None,
+    retry_failed: Annotated[bool, typer.Option("--retry-failed", help="Run failed cells again.")] = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="List the cells and what they will need; run none.")
+    ] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object instead of a table.")] = False,
+) -> None:
+    """Measure every combination of data sets, methods, backbones, layers and seeds, each a row of one SQLite file.
+
+    Stop it at any moment and start it again: what is finished stays. A combination that fails is recorded with its
+    reason, and the rest goes on; the exit status is then 1.
+
+    Example: blemish study mvtec_ad/* --methods padim,spade,knn --backbones resnet18,mobilenet_v2 --out study
+    """
+    lists = {"methods": methods, "backbones": backbones, "taps": taps, "dimensions": dimensions, "seeds": seeds}
+    values = {
+        "weights": weights,
+        "preset": preset,
+        "held_out": held_out,
+        "false_alarm_rate": false_alarm_rate,
+        "intervals": intervals,
+        "repetitions": repetitions,
+    }
+    chosen = _plan(plan, data or [], lists | values | {"resize": resize})
+    settings = _settings(ray, workers, threads, memory=memory, device=device)
+    if dry_run:
+        _print_estimate(chosen, settings, out, as_json)
+        return
+    _run(chosen, out, _executor(ray, workers, settings), retry_failed=retry_failed, as_json=as_json)
+
+
+def _run(chosen: Plan, out: Path, executor: Executor, *, retry_failed: bool, as_json: bool) -> None:
+    from .study.run import run_study
+    from .study.store import Store
+
+    cells = chosen.cells()
+    with Store(out / "study.sqlite") as store:
+        (out / "plan.toml").write_text(chosen.text(), encoding="utf-8")
+        try:
+            with _view() as progress:
+                run_study(chosen, store, executor=executor, progress=progress, retry_failed=retry_failed)
+        finally:
+            store.write_csv(out / "study.csv")
+        rows = _rows_of(store, cells)
+    _print_results(rows, out, as_json)
+    if any(row["status"] == "failed" for row in rows):
+        raise typer.Exit(1)
+
+
+# From options to a plan
+
+
+def _plan(path: Path | None, data: list[Path], options: dict[str, Any]) -> Plan:
+    from .methods import METHODS
+    from .study.plan import Plan, split_methods
+
+    given = {name: value for name, value in options.items() if value is not None}
+    if path is not None:
+        if data or given:
+            also = ", ".join([*(["DATA"] if data else []), *(f"--{name.replace('_', '-')}" for name in given)])
+            raise ArgumentError.about("--plan", expected="all in the file", got=f"{also} as well")
+        return Plan.load(path)
+    if not data:
+        raise ArgumentError.about("DATA", expected="dataset folders, or --plan FILE", got="none")
+    for name in ("backbones", "taps"):
+        if name in given:
+            given[name] = tuple(given[name].split(","))
+    for name in ("dimensions", "seeds"):
+        if name in given:
+            given[name] = _numbers(name, given[name])
+    if "resize" in given:
+        given["resize"] = _size(given["resize"])
+    given["methods"] = split_methods(given["methods"]) if "methods" in given else tuple(METHODS)
+    return Plan(data=tuple(str(folder.absolute()) for folder in data), **given)
+
+
+def _numbers(name: str, text: str) -> tuple[int, ...]:
+    try:
+        return tuple(int(part) for part in text.split(","))
+    except ValueError:
+        raise ArgumentError.about(f"--{name}", expected="whole numbers separated by commas", got=text) from None
+
+
+def _size(text: str) -> int | tuple[int, int]:
+    sides = text.lower().split("x")
+    if len(sides) > 2 or not all(side.isdigit() for side in sides):
+        raise ArgumentError.about("--resize", expected="SIDE or HEIGHTxWIDTH in pixels, such as 512x256", got=text)
+    return int(sides[0]) if len(sides) == 1 else (int(sides[0]), int(sides[1]))
+
+
+def _settings(
+    ray: str | None, workers: int | None, threads: int | None, *, memory: float | None, device: str
+) -> Settings:
+    from .study.run import Settings
+
+    wanted = os.environ.get("OMP_NUM_THREADS", "")
+    cpus = int(wanted) if wanted.isdigit() else os.cpu_count() or 1
+    shared = 1 if ray else max(1, cpus // (workers or 1))  # a cluster's nodes are not like this machine
+    return Settings(threads=threads or shared, device=device, memory_gb=memory)
+
+
+def _executor(ray: str | None, workers: int | None, settings: Settings) -> Executor:
+    from .study.run import LocalExecutor
+
+    if ray is None:
+        return LocalExecutor(workers or 1, settings)
+    from .edges.ray import RayExecutor
+
+    return RayExecutor(ray, workers=workers, settings=settings)
+
+
+# What is shown
+
+
+@contextmanager
+def _view() -> Iterator[Callable[[Progress], None]]:
+    """A bar on a terminal, else a line a cell."""
+    if not sys.stderr.isatty():
+        yield _Lines()
+        return
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, TextColumn
+    from rich.progress import Progress as Bar
+
+    columns = (TextColumn("cells"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.description}"))
+    with Bar(*columns, console=Console(stderr=True)) as bar:
+        task = bar.add_task("", total=None)
+
+        def show(progress: Progress) -> None:
+            done = progress.finished + progress.failed
+            bar.update(task, completed=done, total=progress.total, description=_news(progress))
+
+        yield show
+
+
+class _Lines:
+    """A line for each finished cell, and now and then one while images are read."""
+
+    def __init__(self) -> None:
+        self._last = time.monotonic()
+
+    def __call__(self, progress: Progress) -> None:
+        from .study.run import Finished
+
+        now = time.monotonic()
+        if isinstance(progress.message, Finished) or now - self._last > 10:
+            self._last = now
+            done = progress.finished + progress.failed
+            typer.echo(f"{done}/{progress.total} cells: {_news(progress)}", err=True)
+
+
+def _news(progress: Progress) -> str:
+    from .study.run import Finished, Reading
+
+    parts = [f"{progress.failed} failed"] if progress.failed else []
+    if progress.seconds_left is not None:
+        parts.append(f"about {_duration(progress.seconds_left)} left")
+    text = str(progress.cell)
+    if isinstance(progress.message, Reading):
+        text = f"reading {Path(progress.cell.dataset).name} with {progress.cell.backbone}: "
+        text += f"{progress.message.done}/{progress.message.total} images"
+    if isinstance(progress.message, Finished):
+        values = progress.message.values
+        text += f": {values['reason'] or 'image AUROC ' + _figure(values['image_auroc'])}"
+    return "; ".join([*parts, text])
+
+
+def _duration(seconds: float) -> str:
+    if seconds < 120:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"
+
+
+def _rows_of(store: Store, cells: tuple[Cell, ...]) -> list[dict[str, Any]]:
+    wanted = {cell.key for cell in cells}
+    return [row for row in store.rows() if row["key"] in wanted]
+
+
+def _print_results(rows: list[dict[str, Any]], out: Path, as_json: bool) -> None:
+    failed = sum(row["status"] == "failed" for row in rows)
+    if as_json:
+        counts = {"finished": len(rows) - failed, "failed": failed}
+        typer.echo(json.dumps({"out": str(out), **counts, "cells": rows}))
+        return
+    if failed < len(rows):
+        print_rows([_shown(row) for row in rows if row["status"] == "finished"])
+    typer.echo(f"{len(rows) - failed} cells finished, {failed} failed: {out / 'study.sqlite'}, {out / 'study.csv'}")
+    for reason, count in Counter(row["reason"] for row in rows if row["status"] == "failed").items():
+        Speaker().line(f"{count} failed: {reason}")
+    if failed:
+        Speaker().line("The same command with --retry-failed tries them again.")
+
+
+def _shown(row: dict[str, Any]) -> dict[str, object]:
+    parameters = "".join(f" {name}={value}" for name, value in json.loads(row["parameters"]).items())
+    return {
+        "data": Path(row["dataset"]).name,
+        "method": row["method"] + parameters,
+        "backbone": row["backbone"],
+        "taps": row["taps"] or "default",
+        "seed": row["seed"],
+        **{
+            name: _figure(row[column])
+            for name, column in (
+                ("image AUROC", "image_auroc"),
+                ("pixel AUROC", "pixel_auroc"),
+                ("AU-PRO", "au_pro_30"),
+                ("F1", "f1"),
+            )
+        },
+        "fit s": _figure(row["fit_seconds"], 2),
+        "score ms": _figure(row["score_ms"], 2),
+    }
+
+
+def _figure(value: float | None, digits: int = 4) -> str:
+    return "-" if value is None else f"{value:.{digits}f}"
+
+
+def _print_estimate(chosen: Plan, settings: Settings, out: Path, as_json: bool) -> None:
+    from .study.estimate import estimate
+    from .study.plan import groups
+    from .study.store import Store
+
+    cells = chosen.cells()
+    known: dict[str, str] = {}
+    if (out / "study.sqlite").exists():
+        with Store(out / "study.sqlite") as store:
+            known = {row["key"]: row["status"] for row in store.rows()}
+    start = time.perf_counter()
+    found = [estimate(group, settings) for group in groups(cells) if any(_is_open(cell, known) for cell in group.cells)]
+    planned = {cell.cell.key: (group, cell) for group in found for cell in group.cells}
+    rows: list[dict[str, object]] = []
+    for cell in cells:
+        row: dict[str, object] = {"cell": str(cell), "status": known.get(cell.key, "waiting")}
+        if cell.key in planned:
+            group, one = planned[cell.key]
+            row |= {
+                "images": group.images,
+                "features GB": _billions(group.feature_bytes),
+                "model GB": _billions(one.model_bytes),
+                "peak GB": _billions(one.peak_bytes),
+                "problem": one.problem,
+            }
+        else:
+            row |= {"images": "", "features GB": "", "model GB": "", "peak GB": "", "problem": ""}
+        rows.append(row)
+    seconds = sum(group.seconds for group in found)
+    if as_json:
+        typer.echo(json.dumps({"cells": rows, "groups": len(found), "seconds": seconds}))
+        return
+    print_rows(rows)
+    typer.echo(
+        f"{len(cells)} cells, {len(found)} groups to read; about {_duration(seconds)} of reading and fitting in one "
+        f"process, scoring and figures on top. (Estimated in {_duration(time.perf_counter() - start)}.)"
+    )
+
+
+def _is_open(cell: Cell, known: dict[str, str]) -> bool:
+    return known.get(cell.key) != "finished"
+
+
+def _billions(value: int | None) -> str:
+    return "-" if value is None else f"{value / 1e9:.3f}"

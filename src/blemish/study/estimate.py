@@ -1,0 +1,72 @@
+"""What a plan will cost before it runs: shapes from one image, times from a few."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+
+from ..errors import ArgumentError, BlemishError
+from ..features.backbones import find_backbone
+from ..images.datasets import open_dataset
+from ..images.preprocess import Preprocess
+from ..types import FeatureMaps
+from .group import make_method, shared_extractor, timed
+from .plan import Cell, Group
+from .run import Settings
+
+
+@dataclass(frozen=True)
+class CellEstimate:
+    """One cell; bytes beside the network and the shared features."""
+
+    cell: Cell
+    model_bytes: int | None
+    peak_bytes: int | None
+    problem: str
+    """Why it will fail; empty where nothing speaks against it."""
+
+
+@dataclass(frozen=True)
+class GroupEstimate:
+    """One group."""
+
+    images: int
+    feature_bytes: int
+    """Of the features that its cells share, in memory or on disk."""
+    seconds: float
+    """For reading all images once, and for the fits; scoring and figures come on top."""
+    cells: tuple[CellEstimate, ...]
+
+
+def estimate(group: Group, settings: Settings) -> GroupEstimate:
+    """Look at a few images of a group; needs no weights."""
+    torch.set_num_threads(settings.threads)
+    first = group.cells[0]
+    try:
+        dataset = open_dataset(first.dataset)
+        backbone = find_backbone(first.backbone)
+        extractor = shared_extractor(group, backbone, None, settings)
+        preprocess = Preprocess(first.resize, first.crop)
+        times = timed(extractor, dataset, preprocess)
+        maps = extractor(torch.zeros(1, 3, *preprocess.size)).maps
+    except BlemishError as error:
+        return GroupEstimate(0, 0, 0.0, tuple(CellEstimate(cell, None, None, str(error)) for cell in group.cells))
+    by_tap = dict(zip(extractor.taps, maps, strict=True))
+    images = len(dataset.train) + len(dataset.test)
+    seconds = images * max(times["decode_ms"] / settings.decoders, times["forward_ms"]) / 1e3
+    cells = []
+    for cell in group.cells:
+        try:
+            method = make_method(cell, backbone, settings)
+            if missing := [tap for tap in method.tapped() if tap not in by_tap]:
+                raise ArgumentError.about("taps", expected=f"layers of {backbone.name}", got=", ".join(missing))
+            some = FeatureMaps(tuple(by_tap[tap] for tap in method.tapped()), preprocess.size)
+            needed = method.plan(some, round(len(dataset.train) * (1 - cell.held_out)))
+        except (BlemishError, TypeError) as error:
+            cells.append(CellEstimate(cell, None, None, str(error)))
+            continue
+        seconds += needed.seconds()
+        cells.append(CellEstimate(cell, needed.model_bytes, needed.peak_bytes, ""))
+    each = sum(m.numel() * m.element_size() for m in maps)
+    return GroupEstimate(images, images * each, seconds, tuple(cells))

@@ -1,0 +1,277 @@
+"""What happens inside the process of one group: the images are read once, then its cells are fitted and measured."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import time
+import traceback
+from collections.abc import Generator, Iterable, Iterator, Sequence
+from dataclasses import asdict, dataclass, replace
+from datetime import datetime, timezone
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ..detector import Detector
+from ..errors import ArgumentError, BlemishError, DatasetError, WeightsError
+from ..features.backbones import Backbone, find_backbone
+from ..features.extract import Extractor, build_extractor
+from ..features.weights import StateDict, find_weights, read_weights
+from ..images.datasets import Dataset, open_dataset
+from ..images.feature_memory import FeatureMemory
+from ..images.preprocess import Preprocess
+from ..images.source import Batches
+from ..memory import available_bytes, forget_peak, peak_since
+from ..methods import METHODS, FeatureMethod
+from .evaluate import Evaluation, Masks, evaluate
+from .plan import Cell, Group
+from .run import Finished, Message, Reading, Settings, Started
+
+_BATCH = 8
+_TIMED = 8
+"""Images on which decoding and forward passes are timed, one after the other; together they disturb each other."""
+
+
+def run_group(group: Group, settings: Settings) -> Iterator[Message]:
+    """Run all cells of a group, one message a step; an error ends its cell, not the group."""
+    torch.set_num_threads(settings.threads)
+    try:
+        shared = yield from _read(group, settings)
+    except Exception as error:
+        for cell in group.cells:
+            yield Finished(cell.key, failure(error))
+        return
+    for cell in group.cells:
+        yield Started(cell.key, os.getpid())
+        try:
+            values = _run(cell, shared, settings)
+        except Exception as error:
+            values = failure(error)
+        yield Finished(cell.key, values)
+
+
+def failure(error: Exception) -> dict[str, Any]:
+    """The values of a cell that an error ended."""
+    reason = " ".join(str(error).split()) or "no message"
+    trace = None if isinstance(error, BlemishError) else "".join(traceback.format_exception(error))
+    return {"status": "failed", "reason": f"{type(error).__name__}: {reason}", "trace": trace, "finished_at": _now()}
+
+
+@dataclass(frozen=True)
+class _Shared:
+    """What the cells of a group have in common."""
+
+    dataset: Dataset
+    backbone: Backbone
+    features: FeatureMemory
+    masks: Masks
+    columns: dict[str, Any]
+    """Columns of the row that are the same for all cells."""
+
+
+def _read(group: Group, settings: Settings) -> Generator[Message, None, _Shared]:
+    """Read every image once; returns what the cells share."""
+    first = group.cells[0]
+    dataset = open_dataset(first.dataset)
+    if not dataset.test:
+        raise DatasetError(f"{dataset.root}: no labelled test images ({dataset.layout} layout), so no figures.")
+    backbone, weights = _backbone(first)
+    extractor = shared_extractor(group, backbone, weights, settings)
+    preprocess = Preprocess(first.resize, first.crop)
+    features = FeatureMemory(
+        backbone=backbone.name,
+        precision=_precision(first),
+        preprocess=preprocess,
+        images=len(dataset.train) + len(dataset.test),
+        budget=_budget(settings),
+    )
+    # Separately, so that the last batch of each is the one that a fit and an evaluation see.
+    for source in (dataset.train_images(), dataset.test_images()):
+        for batch in Batches(source, preprocess, _BATCH, settings.decoders):
+            maps = extractor(batch.pixels).maps
+            features.add(batch, dict(zip(extractor.taps, maps, strict=True)))
+            yield Reading(len(features), len(dataset.train) + len(dataset.test))
+    columns = timed(extractor, dataset, preprocess) | {
+        "dataset_digest": _digest_of_files(dataset),
+        "weights_digest": _digest_of_tensors(weights),
+        "shared_bytes": features.bytes,
+        "threads": settings.threads,
+        "device": str(extractor.device),
+    }
+    return _Shared(dataset, backbone, features, Masks(), columns)
+
+
+def _run(cell: Cell, shared: _Shared, settings: Settings) -> dict[str, Any]:
+    start = time.perf_counter()
+    forget_peak()
+    detector = Detector(
+        method=make_method(cell, shared.backbone, settings),
+        preprocess=shared.features.preprocess,
+        calibration="split" if cell.held_out else "none",
+        held_out=cell.held_out,
+        false_alarm_rate=cell.false_alarm_rate,
+        seed=cell.seed,
+        batch_size=_BATCH,
+        features=shared.features,
+    )
+    detector.fit(shared.dataset.train_images())
+    fit_seconds = time.perf_counter() - start
+    evaluation = evaluate(
+        detector, shared.dataset, intervals=cell.intervals, repetitions=cell.repetitions, masks=shared.masks
+    )
+    return {
+        "status": "finished",
+        "reason": None,
+        **shared.columns,
+        **asdict(evaluation.figures),
+        **_facts(detector, evaluation),
+        "fit_seconds": fit_seconds,
+        "score_ms": 1e3 * evaluation.seconds / len(evaluation.records),
+        "seconds": time.perf_counter() - start,
+        "peak_bytes": peak_since(),
+        "finished_at": _now(),
+    }
+
+
+def _facts(detector: Detector, evaluation: Evaluation) -> dict[str, Any]:
+    calibration = detector.calibration_
+    state = detector.method.state()
+    return {
+        "n_fit": detector.images_,
+        "n_held_out": 0 if calibration is None else len(calibration.scores),
+        "model_bytes": sum(tensor.numel() * tensor.element_size() for tensor in state.values()),
+        "intervals": evaluation.intervals,
+        "versions": detector.manifest()["versions"],
+        "rest": {"kinds": [asdict(kind) for kind in evaluation.kinds], "pixels": evaluation.pixels},
+    }
+
+
+def make_method(cell: Cell, backbone: Backbone, settings: Settings) -> FeatureMethod:
+    """The method of a cell, not fitted."""
+    method = METHODS[cell.method](
+        backbone=backbone,
+        weights=cell.weights if cell.weights not in ("pretrained", "random") else None,
+        taps=cell.taps,
+        seed=cell.seed,
+        device=settings.device,
+        memory_gb=settings.memory_gb,
+        **dict(cell.parameters),
+    )  # type: ignore[call-arg]
+    if not isinstance(method, FeatureMethod):
+        raise ArgumentError.about("methods", expected="methods on features of a backbone", got=cell.method)
+    return method
+
+
+def _backbone(cell: Cell) -> tuple[Backbone, StateDict]:
+    """The row, and the parameters that its network will have."""
+    row = find_backbone(cell.backbone)
+    if cell.weights == "random":
+        row = replace(row, build=_Seeded(row, cell.seed), source="")
+    elif cell.weights != "pretrained":
+        return row, read_weights(cell.weights)
+    return row, find_weights(row) or dict(row.build().state_dict())
+
+
+@dataclass(frozen=True)
+class _Seeded:
+    """Builds a network whose random weights depend on the seed alone."""
+
+    row: Backbone
+    seed: int
+
+    def __call__(self) -> nn.Module:
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(self.seed)
+            return self.row.build()
+
+
+def shared_extractor(group: Group, backbone: Backbone, weights: StateDict | None, settings: Settings) -> Extractor:
+    """An extractor of all layers that the cells read, those left out that cannot be read."""
+
+    def build(taps: Sequence[str]) -> Extractor:
+        return build_extractor(
+            backbone, weights=weights or None, taps=taps, device=device, precision=_precision(group.cells[0])
+        )
+
+    device = settings.device
+    if device == "auto":
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+    sets = dict.fromkeys(taps for cell in group.cells if (taps := _tapped(cell, backbone, settings)))
+    try:
+        return build(_union(sets))
+    except (ArgumentError, WeightsError) as error:
+        # One cell's wrong layer, or one without weights, must not end the others; it gets its own error in its fit.
+        good = [taps for taps in sets if _works(build, taps)]
+        if not good:
+            raise error
+        return build(_union(good))
+
+
+def _works(build: Any, taps: Sequence[str]) -> bool:
+    try:
+        build(taps)
+    except (ArgumentError, WeightsError):
+        return False
+    return True
+
+
+def _union(sets: Iterable[Sequence[str]]) -> tuple[str, ...]:
+    return tuple(dict.fromkeys(tap for taps in sets for tap in taps))
+
+
+def _tapped(cell: Cell, backbone: Backbone, settings: Settings) -> tuple[str, ...]:
+    """The layers that a cell reads; none where its method cannot even be made."""
+    try:
+        return make_method(cell, backbone, settings).tapped()
+    except Exception:  # it comes again, and is recorded, where the cell is fitted
+        return ()
+
+
+def _precision(cell: Cell) -> Any:
+    return dict(cell.parameters).get("precision", "float32")
+
+
+def _budget(settings: Settings) -> int | None:
+    """Half of what this process may hold is for features, the other half for the methods."""
+    if settings.memory_gb is not None:
+        return int(settings.memory_gb * 1e9 / 2)
+    available = available_bytes()
+    return None if available is None else available // 2
+
+
+def timed(extractor: Extractor, dataset: Dataset, preprocess: Preprocess) -> dict[str, Any]:
+    """Milliseconds to decode one image, and to push it through the network."""
+    source = dataset.test_images().subset(range(min(_TIMED, len(dataset.test))))
+    start = time.perf_counter()
+    pixels = torch.stack([preprocess.pixels(source.load(i)) for i in range(len(source))])
+    middle = time.perf_counter()
+    extractor(pixels).maps[-1].cpu()  # a GPU has not done its work before someone wants to see it
+    end = time.perf_counter()
+    return {"decode_ms": 1e3 * (middle - start) / len(source), "forward_ms": 1e3 * (end - middle) / len(source)}
+
+
+def _digest_of_files(dataset: Dataset) -> str:
+    """Of names and sizes of all images and masks, in order; their content is not read."""
+    digest = hashlib.sha256()
+    for part, paths in (("train", dataset.train), ("test", [sample.path for sample in dataset.test])):
+        for path in paths:
+            digest.update(f"{part} {os.path.relpath(path, dataset.root)} {path.stat().st_size}\n".encode())
+    for sample in dataset.test:
+        if sample.mask is not None:
+            digest.update(f"mask {os.path.relpath(sample.mask, dataset.root)} {sample.mask.stat().st_size}\n".encode())
+    return digest.hexdigest()
+
+
+def _digest_of_tensors(tensors: StateDict) -> str:
+    digest = hashlib.sha256()
+    for name in sorted(tensors):
+        tensor: Tensor = tensors[name].detach().cpu().contiguous()
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+        digest.update(tensor.reshape(-1).view(torch.uint8).numpy().data)
+    return digest.hexdigest()
+
+
+def _now() -> str:
+    return datetime.now(timezone.utc).isoformat(timespec="seconds")

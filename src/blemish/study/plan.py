@@ -1,0 +1,345 @@
+"""What a study compares: data sets x methods x backbones x taps x dimensions x seeds.
+
+A plan is a few lists; a cell is one combination of their items, one row of the result. Cells that read the same
+features form a group.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import sys
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import asdict, dataclass, fields, replace
+from itertools import combinations, product
+from pathlib import Path
+from typing import Any
+
+from ..errors import ArgumentError, DatasetError
+
+DEFAULT_TAPS, ALL_SUBSETS = "default", "all-subsets"
+_WEIGHTS = ("pretrained", "random")
+_FIXED = ("backbone", "weights", "seed", "device", "memory_gb", "index")
+"""Parameters of a method that a plan sets itself, or that no text can give."""
+
+Value = str | int | float | bool | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Cell:
+    """One combination: everything that decides its figures, and nothing else."""
+
+    dataset: str
+    """Absolute path of the folder."""
+    method: str
+    parameters: tuple[tuple[str, Value], ...]
+    """Those that differ from the method's defaults, sorted by name; taps and seed apart."""
+    backbone: str
+    weights: str
+    """`pretrained`, `random`, or a file."""
+    taps: tuple[str, ...] | None
+    """None: those that the method recommends."""
+    seed: int
+    """Of the method, of the images held out, and of random weights."""
+    resize: int | tuple[int, int]
+    crop: int | None
+    held_out: float
+    """Share of the normal images that fix the threshold; 0: no threshold."""
+    false_alarm_rate: float
+    intervals: bool
+    repetitions: int
+
+    @property
+    def key(self) -> str:
+        """The same for the same cell, on any machine that has the data in the same place."""
+        text = json.dumps(asdict(self), sort_keys=True)
+        return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+    @property
+    def spec(self) -> str:
+        """Method and parameters as a plan writes them."""
+        return ",".join([self.method, *(f"{name}={_text(value)}" for name, value in self.parameters)])
+
+    def __str__(self) -> str:
+        taps = "+".join(self.taps) if self.taps else DEFAULT_TAPS
+        return f"{Path(self.dataset).name} {self.spec} {self.backbone} {taps} seed {self.seed}"
+
+
+@dataclass(frozen=True)
+class Group:
+    """Cells that read the features of the same images, made by the same network."""
+
+    cells: tuple[Cell, ...]
+
+
+def groups(cells: Iterable[Cell]) -> tuple[Group, ...]:
+    """Bundle cells by what their features depend on, in the order of each bundle's first cell."""
+    bundles: dict[tuple[object, ...], list[Cell]] = {}
+    for cell in cells:
+        initialisation = cell.seed if cell.weights == "random" else None
+        precision = dict(cell.parameters).get("precision")
+        same = (cell.dataset, cell.backbone, cell.weights, initialisation, cell.resize, cell.crop, precision)
+        bundles.setdefault(same, []).append(cell)
+    return tuple(Group(tuple(bundle)) for bundle in bundles.values())
+
+
+def _is_list(kind: type, *, least: int = 1) -> Callable[[Any], bool]:
+    return lambda value: isinstance(value, tuple) and len(value) >= least and all(type(item) is kind for item in value)
+
+
+def _is_share(value: Any) -> bool:
+    return type(value) in (int, float) and 0 <= value < 1
+
+
+_TEXTS, _NUMBERS = "a list of texts, at least one", "a list of whole numbers, at least one"
+_RULES: dict[str, tuple[str, Callable[[Any], bool]]] = {
+    "data": (_TEXTS, _is_list(str)),
+    "methods": (_TEXTS, _is_list(str)),
+    "backbones": (_TEXTS, _is_list(str)),
+    "taps": (_TEXTS, _is_list(str)),
+    "dimensions": ("a list of whole numbers", _is_list(int, least=0)),
+    "seeds": (_NUMBERS, _is_list(int)),
+    "weights": ("pretrained, random or a file", lambda value: isinstance(value, str)),
+    "preset": ("default or paper", lambda value: value in ("default", "paper")),
+    "resize": (
+        "a side, or height and width, in whole pixels",
+        lambda value: value is None or type(value) is int or (_is_list(int)(value) and len(value) == 2),
+    ),
+    "held_out": ("a share in [0, 1)", lambda value: value is None or _is_share(value)),
+    "false_alarm_rate": ("a share in (0, 1)", lambda value: _is_share(value) and value > 0),
+    "intervals": ("true or false", lambda value: type(value) is bool),
+    "repetitions": ("a whole number of at least 0", lambda value: type(value) is int and value >= 0),
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plan:
+    """The lists whose product is the study, and the settings that all cells share.
+
+    Parameters
+    ----------
+    data: dataset folders; `*` stands for any part of a name. Relative to the plan's file, or to the working
+        folder.
+    methods: each `NAME,KEY=VALUE,...`; `taps=layer1+layer2` and `preset=paper` may stand there as well.
+    backbones: see `blemish list backbones`; or `timm:NAME`.
+    taps: layers joined by `+`; `default`, what each method recommends; `all-subsets` of the backbone's layers.
+    dimensions: for the methods that leave the number of dimensions open (padim); empty: the backbone's own.
+    seeds: of the method, of the images held out for the threshold, and of random weights.
+    weights: `pretrained`, `random`, or a file that fits all backbones.
+    preset: `default` (256 x 256, nothing cropped, a fifth of the normal images held out) or `paper` (256, crop 224,
+        none held out, each method's parameters of its paper).
+    resize: another input size in pixels: a side, or height and width.
+    held_out: share of the normal images that fix the threshold; 0: no threshold; None: the preset's.
+    false_alarm_rate: the share of normal images that may be called anomalous.
+    intervals: 95 % bootstrap intervals of the image figures.
+    repetitions: of the bootstrap for pixel figures, each as long as the figures themselves; 0: no such intervals.
+    """
+
+    data: tuple[str, ...]
+    methods: tuple[str, ...]
+    backbones: tuple[str, ...] = ("resnet18",)
+    taps: tuple[str, ...] = (DEFAULT_TAPS,)
+    dimensions: tuple[int, ...] = ()
+    seeds: tuple[int, ...] = (0,)
+    weights: str = "pretrained"
+    preset: str = "default"
+    resize: int | tuple[int, int] | None = None
+    held_out: float | None = None
+    false_alarm_rate: float = 0.05
+    intervals: bool = True
+    repetitions: int = 0
+
+    def __post_init__(self) -> None:
+        for name, (expected, is_right) in _RULES.items():
+            value = getattr(self, name)
+            if not is_right(value):
+                raise ArgumentError.about(name, expected=expected, got=value)
+
+    @classmethod
+    def load(cls, path: str | Path) -> Plan:
+        """Read a plan from a TOML file; dataset paths in it are relative to it."""
+        path = Path(path)
+        table = _read_toml(path)
+        known = [field.name for field in fields(cls)]
+        for name in table:
+            if name not in known:
+                raise ArgumentError.about(str(path), expected=f"the keys {', '.join(known)}", got=name)
+        for name in ("data", "methods"):
+            if name not in table:
+                raise ArgumentError.about(str(path), expected=f"a list `{name}`", got="none")
+        values: dict[str, Any] = {
+            name: tuple(value) if isinstance(value, list) else value for name, value in table.items()
+        }
+        try:
+            plan = cls(**values)
+        except ArgumentError as error:
+            raise ArgumentError(f"{path}: {error}") from None
+        here = path.resolve().parent
+        weights = plan.weights if plan.weights in _WEIGHTS else str(here / plan.weights)
+        return replace(plan, data=tuple(str(here / folder) for folder in plan.data), weights=weights)
+
+    def text(self) -> str:
+        """The plan as TOML, which `load` reads back."""
+        chosen = {field.name: getattr(self, field.name) for field in fields(self)}
+        # The strings, numbers and lists of JSON are TOML too; nothing stands for None.
+        lines = (
+            f"{name} = {json.dumps(value, ensure_ascii=False)}\n" for name, value in chosen.items() if value is not None
+        )
+        return "".join(lines)
+
+    def cells(self) -> tuple[Cell, ...]:
+        """All combinations, each once, in the order of the lists: data sets outside, then backbones, methods ..."""
+        from ..features.backbones import find_backbone
+
+        for backbone in self.backbones:
+            if not backbone.startswith("timm:"):  # to look those up is to build them
+                find_backbone(backbone)
+        found: dict[Cell, None] = {}
+        for dataset, backbone, spec in product(self._folders(), self.backbones, self.methods):
+            for cell in self._cells(dataset, backbone, spec):
+                found.setdefault(cell)
+        return tuple(found)
+
+    def _cells(self, dataset: str, backbone: str, spec: str) -> Iterator[Cell]:
+        method, parameters = parse_method(spec, preset=self.preset)
+        preset = parameters.pop("preset", self.preset)
+        own_taps = parameters.pop("taps", None)
+        taps = [_split(str(own_taps))] if own_taps else _tap_sets(self.taps, backbone)
+        defaults = _parameters_of(method)
+        for chosen, dimensions, seed in product(taps, self._dimensions(method, parameters), self.seeds):
+            values = sorted((parameters | dimensions).items())
+            yield Cell(
+                dataset=dataset,
+                method=method,
+                parameters=tuple((name, value) for name, value in values if value != defaults[name]),
+                backbone=backbone,
+                weights=self._weights(),
+                taps=chosen,
+                seed=seed,
+                **self._input(preset),
+                held_out=(0.0 if preset == "paper" else 0.2) if self.held_out is None else float(self.held_out),
+                false_alarm_rate=float(self.false_alarm_rate),
+                intervals=self.intervals,
+                repetitions=self.repetitions,
+            )
+
+    def _folders(self) -> list[str]:
+        folders: list[str] = []
+        for text in self.data:
+            path = Path(os.path.abspath(text))  # links stay: where they lead to may change
+            found = sorted(p for p in Path(path.anchor).glob(str(path.relative_to(path.anchor))) if p.is_dir())
+            if "*" in text and not found:
+                raise DatasetError.about(text, expected="folders of that name", got="none")
+            folders += [str(p) for p in found or [path]]
+        return list(dict.fromkeys(folders))
+
+    def _dimensions(self, method: str, parameters: Mapping[str, Value]) -> list[dict[str, Value]]:
+        open_ = _parameters_of(method).get("dimensions", 0) is None and "dimensions" not in parameters
+        return [{"dimensions": d} for d in self.dimensions] if open_ and self.dimensions else [{}]
+
+    def _weights(self) -> str:
+        return self.weights if self.weights in _WEIGHTS else os.path.abspath(self.weights)
+
+    def _input(self, preset: Value) -> dict[str, Any]:
+        resize: Any = 256 if self.resize is None else self.resize
+        if preset != "paper":
+            return {"resize": resize, "crop": None}
+        if type(resize) is not int:
+            raise ArgumentError.about("resize", expected="one side with preset=paper, which crops", got=resize)
+        return {"resize": resize, "crop": resize * 7 // 8}  # 224 of 256
+
+
+def parse_method(spec: str, *, preset: str = "default") -> tuple[str, dict[str, Any]]:
+    """The name and the parameters of `NAME,KEY=VALUE,...`, those of its paper included with the preset `paper`.
+
+    >>> parse_method("padim,dimensions=50,sigma=2")
+    ('padim', {'dimensions': 50, 'sigma': 2.0})
+    """
+    from ..methods import METHODS
+
+    name, *settings = spec.split(",")
+    if name not in METHODS:
+        raise ArgumentError.about("methods", expected=f"one of {', '.join(METHODS)}", got=name)
+    known = _parameters_of(name)
+    written: dict[str, Any] = {}
+    for setting in settings:
+        key, equals, text = setting.partition("=")
+        if not equals or (key not in known and key != "preset"):
+            raise ArgumentError.about(
+                f"method {name}", expected=f"KEY=VALUE, KEY one of {', '.join(known)}, preset", got=setting
+            )
+        written[key] = _value(text, known.get(key))
+    if written.get("preset", "default") not in ("default", "paper"):
+        raise ArgumentError.about(f"method {name}, preset", expected="default or paper", got=written["preset"])
+    chosen = METHODS[name].paper if written.get("preset", preset) == "paper" else {}
+    return name, {**chosen, **written}
+
+
+def split_methods(text: str) -> tuple[str, ...]:
+    """Cut a list of methods at the commas before names, not at those before parameters.
+
+    >>> split_methods("knn,padim,dimensions=50,seed=1,spade")
+    ('knn', 'padim,dimensions=50,seed=1', 'spade')
+    """
+    specs: list[str] = []
+    for part in text.split(","):
+        if "=" in part and specs:
+            specs[-1] += f",{part}"
+        else:
+            specs.append(part)
+    return tuple(specs)
+
+
+def _parameters_of(method: str) -> dict[str, Any]:
+    from ..methods import METHODS
+
+    names = [field for field in fields(METHODS[method]) if field.name not in _FIXED]  # type: ignore[arg-type]
+    return {field.name: field.default for field in names}
+
+
+def _tap_sets(taps: Iterable[str], backbone: str) -> list[tuple[str, ...] | None]:
+    sets: list[tuple[str, ...] | None] = []
+    for text in taps:
+        if text == DEFAULT_TAPS:
+            sets.append(None)
+        elif text == ALL_SUBSETS:
+            from ..features.backbones import find_backbone
+
+            names = find_backbone(backbone).taps
+            sets += [some for count in range(1, len(names) + 1) for some in combinations(names, count)]
+        else:
+            sets.append(_split(text))
+    return sets
+
+
+def _split(taps: str) -> tuple[str, ...]:
+    return tuple(taps.split("+"))
+
+
+def _value(text: str, default: object) -> Value:
+    try:
+        value = json.loads(text)
+    except json.JSONDecodeError:
+        return text
+    if isinstance(default, float) and type(value) is int:
+        return float(value)  # 4 and 4.0 are the same cell
+    return value if isinstance(value, str | int | float | bool | None) else text
+
+
+def _text(value: Value) -> str:
+    return value if isinstance(value, str) else json.dumps(value)
+
+
+def _read_toml(path: Path) -> dict[str, Any]:
+    if sys.version_info >= (3, 11):
+        import tomllib
+    else:
+        import tomli as tomllib
+    try:
+        table: dict[str, Any] = tomllib.loads(path.read_text(encoding="utf-8"))
+        return table
+    except OSError as error:
+        raise ArgumentError(f"{path}: cannot be read ({error.strerror}).") from None
+    except (UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+        raise ArgumentError(f"{path}: not a TOML file ({error}).") from None

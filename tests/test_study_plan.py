@@ -1,0 +1,200 @@
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+
+import pytest
+
+from blemish.errors import ArgumentError, DatasetError
+from blemish.study.plan import Cell, Plan, groups, split_methods
+
+
+def plan(**changes):
+    return Plan(**{"data": ("/data/a",), "methods": ("padim",), "backbones": ("filters",), **changes})
+
+
+def test_cells_are_the_product_in_the_order_of_the_lists():
+    cells = plan(
+        data=("/data/b", "/data/a"),
+        backbones=("resnet18", "filters"),
+        methods=("padim", "knn"),
+        taps=("default", "level1+level2"),
+        seeds=(1, 0),
+    ).cells()
+    assert len(cells) == len({cell.key for cell in cells}) == 32
+    found = [(c.dataset, c.backbone, c.method, c.taps, c.seed) for c in cells]
+    assert found[:3] == [
+        ("/data/b", "resnet18", "padim", None, 1),
+        ("/data/b", "resnet18", "padim", None, 0),
+        ("/data/b", "resnet18", "padim", ("level1", "level2"), 1),
+    ]
+    assert found[-1] == ("/data/a", "filters", "knn", ("level1", "level2"), 0)
+
+
+def test_a_cell_keeps_its_key():
+    """A changed key would make every stored study begin anew."""
+    cell = Cell(
+        dataset="/data/a",
+        method="padim",
+        parameters=(("dimensions", 50),),
+        backbone="resnet18",
+        weights="pretrained",
+        taps=("layer1",),
+        seed=0,
+        resize=256,
+        crop=None,
+        held_out=0.2,
+        false_alarm_rate=0.05,
+        intervals=True,
+        repetitions=0,
+    )
+    assert cell.key == "60517c612b93d430"
+    assert str(cell) == "a padim,dimensions=50 resnet18 layer1 seed 0"
+
+
+def test_keys_do_not_depend_on_the_process():
+    code = "import json; from blemish.study.plan import Plan; print(json.dumps([c.key for c in Plan(**%r).cells()]))"
+    arguments = {"data": ("/data/a",), "methods": ("padim,sigma=2,eps=0.1",), "seeds": (0, 1)}
+    done = subprocess.run([sys.executable, "-c", code % arguments], capture_output=True, text=True, check=True)
+    assert json.loads(done.stdout) == [cell.key for cell in Plan(**arguments).cells()]
+
+
+def test_the_same_combination_comes_once():
+    same = ("padim", "padim,eps=0.001", "padim,reduction=orthogonal", "padim,sigma=4", "padim,sigma=4.0")
+    assert len(plan(methods=same, data=("/data/a", "/data/../data/a"), seeds=(0, 0)).cells()) == 1
+
+
+def test_parameters_are_read_as_numbers_and_sorted():
+    (cell,) = plan(methods=("patchcore,starts=10,ratio=0.1,patches=unfold,squared=true",)).cells()
+    assert cell.parameters == (("patches", "unfold"), ("ratio", 0.1), ("squared", True), ("starts", 10))
+
+
+def test_taps_of_a_method_stand_above_those_of_the_plan():
+    cells = plan(methods=("knn,taps=level3", "padim"), taps=("level1", "default")).cells()
+    assert [(c.method, c.taps) for c in cells] == [("knn", ("level3",)), ("padim", ("level1",)), ("padim", None)]
+
+
+def test_all_subsets():
+    cells = plan(taps=("all-subsets",)).cells()
+    assert ["+".join(c.taps) for c in cells] == [
+        "level1", "level2", "level3", "level1+level2", "level1+level3", "level2+level3", "level1+level2+level3",
+    ]  # fmt: skip
+
+
+def test_dimensions_go_to_the_methods_that_leave_them_open():
+    cells = plan(methods=("padim", "padim,dimensions=7", "knn", "patchcore"), dimensions=(10, 20)).cells()
+    assert [c.spec for c in cells] == [
+        "padim,dimensions=10",
+        "padim,dimensions=20",
+        "padim,dimensions=7",
+        "knn",
+        "patchcore",
+    ]
+
+
+def test_the_paper_preset_brings_crop_and_parameters_and_no_threshold():
+    (cell,) = plan(methods=("padim",), preset="paper").cells()
+    assert (cell.resize, cell.crop, cell.held_out) == (256, 224, 0.0)
+    assert dict(cell.parameters) == {"reduction": "random", "eps": 0.01}
+    (cell,) = plan(methods=("padim,preset=paper,eps=0.5",), resize=128, held_out=0.3).cells()
+    assert (cell.resize, cell.crop, cell.held_out) == (128, 112, 0.3)
+    assert dict(cell.parameters) == {"reduction": "random", "eps": 0.5}
+
+
+def test_groups_share_what_features_depend_on():
+    cells = plan(data=("/data/a", "/data/b"), methods=("padim", "knn", "padim,preset=paper"), seeds=(0, 1)).cells()
+    bundles = groups(cells)
+    assert [len(group.cells) for group in bundles] == [4, 2, 4, 2]
+    assert sorted(c.key for group in bundles for c in group.cells) == sorted(c.key for c in cells)
+    assert {c.crop for c in bundles[1].cells} == {224}
+    random = plan(methods=("padim", "knn"), weights="random", seeds=(0, 1)).cells()
+    assert [[c.seed for c in group.cells] for group in groups(random)] == [[0, 0], [1, 1]]
+    precise = plan(methods=("padim", "padim,precision=bfloat16")).cells()
+    assert len(groups(precise)) == 2
+
+
+def test_toml_round_trip(tmp_path):
+    full = plan(
+        data=(str(tmp_path / 'a "quoted" name'), str(tmp_path / "grün")),
+        methods=("padim,dimensions=50", "knn"),
+        taps=("default", "all-subsets"),
+        dimensions=(10, 20),
+        seeds=(0, 1),
+        resize=(64, 128),
+        held_out=0.1,
+        false_alarm_rate=1e-05,
+        intervals=False,
+        repetitions=10,
+    )
+    for one in (plan(), full):
+        (tmp_path / "plan.toml").write_text(one.text(), encoding="utf-8")
+        assert Plan.load(tmp_path / "plan.toml") == one
+
+
+def test_paths_in_a_file_are_relative_to_it_and_may_have_stars(tmp_path, monkeypatch):
+    for name in ("bottle", "cable", "screw"):
+        (tmp_path / "mvtec" / name).mkdir(parents=True)
+    (tmp_path / "mvtec" / "license.txt").touch()
+    (tmp_path / "plan.toml").write_text('data = ["mvtec/*", "other"]\nmethods = ["knn"]\n')
+    monkeypatch.chdir("/")
+    cells = Plan.load(tmp_path / "plan.toml").cells()
+    assert [c.dataset for c in cells] == [
+        str(tmp_path / part) for part in ("mvtec/bottle", "mvtec/cable", "mvtec/screw", "other")
+    ]
+    with pytest.raises(DatasetError, match=r"visa/\*: expected folders of that name, got none"):
+        plan(data=(str(tmp_path / "visa" / "*"),)).cells()
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("data = [", "plan.toml: not a TOML file"),
+        ('methods = ["knn"]', "plan.toml: expected a list `data`, got none"),
+        ('data = ["a"]', "plan.toml: expected a list `methods`, got none"),
+        ('data = ["a"]\nmethods = ["knn"]\nbackbone = ["x"]', "plan.toml: expected the keys data, .*, got backbone"),
+        ('data = "a"\nmethods = ["knn"]', "plan.toml: data: expected a list of texts, at least one, got a"),
+        ('data = ["a"]\nmethods = []', "plan.toml: methods: expected a list of texts, at least one"),
+        ('data = ["a"]\nmethods = ["knn"]\nseeds = [0.5]', "plan.toml: seeds: expected a list of whole numbers"),
+        ('data = ["a"]\nmethods = ["knn"]\npreset = "best"', "preset: expected default or paper, got best"),
+        ('data = ["a"]\nmethods = ["knn"]\nheld_out = 1.5', "held_out: expected a share"),
+        ('data = ["a"]\nmethods = ["knn"]\nresize = "big"', "resize: expected"),
+        ('data = ["a"]\nmethods = ["knn"]\nintervals = 3', "intervals: expected true or false, got 3"),
+        ('data = ["a"]\nmethods = ["knn"]\nfalse_alarm_rate = "low"', "false_alarm_rate: expected"),
+        ('data = ["a"]\nmethods = ["knn"]\nweights = 3', "weights: expected"),
+    ],
+)
+def test_a_wrong_file_is_named_with_the_wrong_key(tmp_path, text, message):
+    (tmp_path / "plan.toml").write_text(text)
+    with pytest.raises(ArgumentError, match=message):
+        Plan.load(tmp_path / "plan.toml")
+
+
+def test_a_missing_file_is_named(tmp_path):
+    with pytest.raises(ArgumentError, match=r"none\.toml: cannot be read \(No such file"):
+        Plan.load(tmp_path / "none.toml")
+
+
+@pytest.mark.parametrize(
+    ("method", "message"),
+    [
+        ("padin", "methods: expected one of padim, .*, got padin"),
+        ("padim,dimension=5", "method padim: expected KEY=VALUE, KEY one of .*dimensions.*, got dimension=5"),
+        ("padim,dimensions", "method padim: expected KEY=VALUE"),
+        ("padim,seed=3", "method padim: expected KEY=VALUE, .*, got seed=3"),
+        ("padim,preset=own", "method padim, preset: expected default or paper, got own"),
+    ],
+)
+def test_a_wrong_method_is_found_before_anything_runs(method, message):
+    with pytest.raises(ArgumentError, match=message):
+        plan(methods=(method,)).cells()
+
+
+def test_a_wrong_backbone_is_found_before_anything_runs():
+    with pytest.raises(ArgumentError, match=r"backbone: expected .*, got resnet81"):
+        plan(backbones=("filters", "resnet81")).cells()
+
+
+def test_methods_on_the_command_line():
+    assert split_methods("padim,dimensions=100,spade") == ("padim,dimensions=100", "spade")
+    assert split_methods("ratio=0.1") == ("ratio=0.1",)

@@ -1,0 +1,445 @@
+from __future__ import annotations
+
+import os
+import random
+import re
+import signal
+import sqlite3
+import subprocess
+import sys
+from collections import Counter
+from contextlib import closing, suppress
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from blemish import evaluate, open_dataset
+from blemish.detector import Detector
+from blemish.errors import ArgumentError
+from blemish.features.backbones import find_backbone
+from blemish.features.extract import Extractor
+from blemish.images import datasets
+from blemish.images.datasets import Dataset, Layout
+from blemish.images.decode import decode_mask
+from blemish.images.preprocess import Preprocess
+from blemish.images.source import image_files
+from blemish.memory import forget_peak, peak_since
+from blemish.methods import METHODS, PaDiM
+from blemish.study import evaluate as study_evaluate
+from blemish.study.plan import groups
+from blemish.study.run import Finished, LocalExecutor, Reading, Started, run_study
+from blemish.study.store import COLUMNS, COSTS, FIGURES, Store
+from studies import ONE_THREAD, Inline, Scripted, plan, write_products
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    return write_products(tmp_path_factory.mktemp("data"))
+
+
+def forty(data):
+    return plan(data, data=(str(data / "*"),), methods=tuple(METHODS), taps=("default", "level1+level3"), seeds=(0, 1))
+
+
+def same(rows):
+    """What must not depend on when, where and how often a study ran."""
+    return [{name: value for name, value in row.items() if name not in COSTS} for row in rows]
+
+
+def run(path, plan, executor=None, **settings):
+    with Store(path) as store:
+        run_study(plan, store, executor=executor or Inline(), **settings)
+        return store.rows()
+
+
+@pytest.fixture(scope="module")
+def reference(data, tmp_path_factory):
+    """The rows of forty cells, from an undisturbed run with two workers; the tests below have one, or Ray."""
+    assert len(groups(forty(data).cells())) == 2
+    rows = run(tmp_path_factory.mktemp("reference") / "study.sqlite", forty(data), LocalExecutor(2, ONE_THREAD))
+    assert [row["status"] for row in rows] == ["finished"] * 40
+    return rows
+
+
+# Rows
+
+
+def test_a_row_holds_the_figures_of_a_plain_fit_and_all_that_was_promised(data, tmp_path):
+    (row,) = run(tmp_path / "s.sqlite", plan(data, methods=("padim,dimensions=20",), seeds=(3,), intervals=True))
+    method = PaDiM(backbone="filters", dimensions=20, seed=3)
+    detector = Detector(method=method, preprocess=Preprocess(64), held_out=0.25, false_alarm_rate=0.25, seed=3)
+    dataset = open_dataset(data / "washer")
+    detector.fit(dataset.train_images())
+    for name, value in vars(evaluate(detector, dataset).figures).items():
+        assert row[name] == value, name
+    detector.save(tmp_path / "m.blemish")
+    assert row["model_bytes"] == pytest.approx((tmp_path / "m.blemish").stat().st_size, abs=8000)
+    assert (row["n_fit"], row["n_held_out"], row["n_normal"], row["n_anomalous"]) == (12, 4, 3, 7)
+    for name in ("fit_seconds", "decode_ms", "forward_ms", "score_ms", "seconds", "peak_bytes", "shared_bytes"):
+        assert row[name] > 0, name
+    assert '"image_auroc": [' in row["intervals"]
+    assert "pixel_auroc" not in row["intervals"]
+    assert '"torch": ' in row["versions"]
+    assert len(row["dataset_digest"]) == len(row["weights_digest"]) == 64
+    assert (row["status"], row["reason"], row["threads"], row["device"]) == ("finished", None, 1, "cpu")
+
+
+def test_digests_change_with_what_they_digest(data, tmp_path):
+    (before, other) = run(tmp_path / "1", plan(data, data=(str(data / "*"),), methods=("knn",)))
+    copy = tmp_path / "washer"
+    subprocess.run(["cp", "-r", data / "washer", copy], check=True)
+    (copied,) = run(tmp_path / "2", plan(data, data=(str(copy),), methods=("knn",)))
+    (copy / "train" / "good" / "000.png").unlink()
+    (less,) = run(tmp_path / "3", plan(data, data=(str(copy),), methods=("knn",)))
+    assert before["dataset_digest"] == copied["dataset_digest"]
+    assert len({row["dataset_digest"] for row in (before, other, less)}) == 3
+
+
+def test_random_weights_depend_on_the_seed_alone(data, tmp_path):
+    again = plan(data, methods=("knn",), backbones=("squeezenet1_1",), weights="random", seeds=(0, 1))
+    torch.manual_seed(1)
+    one = run(tmp_path / "1", again)
+    torch.manual_seed(2)
+    two = run(tmp_path / "2", again)
+    assert same(one) == same(two)
+    assert one[0]["weights_digest"] != one[1]["weights_digest"]
+    assert one[0]["image_auroc"] is not None
+
+
+# Sharing
+
+
+def count_images(monkeypatch):
+    seen = []
+    call = Extractor.__call__
+    monkeypatch.setattr(Extractor, "__call__", lambda self, pixels: seen.append(len(pixels)) or call(self, pixels))
+    return seen
+
+
+def test_five_methods_on_one_backbone_cost_one_extraction(data, tmp_path, monkeypatch):
+    images = 16 + 10
+    timed = 8
+    five = plan(data, methods=tuple(METHODS))
+    seen = count_images(monkeypatch)
+    together = run(tmp_path / "together", five)
+    assert sum(seen) == images + timed
+    seen.clear()
+    alone = [row for cell in five.cells() for row in _alone(tmp_path, five, cell)]
+    assert sum(seen) == 5 * (images + timed)
+    assert same(together) == same(alone)
+
+
+def _alone(tmp_path, plan, cell):
+    changes = {"methods": (cell.spec,), "taps": ("+".join(cell.taps),) if cell.taps else ("default",)}
+    return run(tmp_path / cell.key, type(plan)(**{**vars(plan), **changes}))
+
+
+def test_masks_are_decoded_once_a_group(data, tmp_path, monkeypatch):
+    seen = []
+    monkeypatch.setattr(study_evaluate, "decode_mask", lambda path: seen.append(path) or decode_mask(path))
+    run(tmp_path / "s", plan(data, methods=("padim", "spade")))
+    assert len(seen) == len(set(seen)) == 7
+
+
+def test_masks_come_back_as_they_were(tmp_path):
+    mask = np.random.default_rng(0).random((13, 7)) < 0.3
+    Image.fromarray(mask.astype(np.uint8) * 255).save(tmp_path / "m.png")
+    masks = study_evaluate.Masks()
+    for _ in range(2):
+        found = masks[tmp_path / "m.png"]
+        assert found.dtype == bool
+        np.testing.assert_array_equal(found, mask)
+
+
+# Failures
+
+
+def test_a_failing_cell_is_recorded_with_its_reason_and_the_rest_goes_on(data, tmp_path):
+    rows = run(
+        tmp_path / "s",
+        plan(
+            data,
+            data=(str(tmp_path / "missing"), str(data / "washer"), str(data / "washer" / "train" / "good")),
+            methods=("padim,eps=-1", "padim,eps=low", "padim,taps=level9", "knn,k=100", "knn"),
+        ),
+    )
+    reasons = [row["reason"] or row["status"] for row in rows]
+    assert all("missing: expected a dataset folder, got nothing there" in reason for reason in reasons[:5])
+    assert reasons[5].startswith("ArgumentError: eps: expected a number above 0, got -1.0")
+    assert reasons[6].startswith("TypeError: ")
+    assert "test_study_run" not in rows[6]["trace"]
+    assert "Traceback" in rows[6]["trace"]
+    assert reasons[7].startswith("ArgumentError: taps: expected module names of filters")
+    assert reasons[8].startswith("ArgumentError: images: expected at least k = 100 normal images")
+    assert reasons[9] == "finished"
+    assert all("no labelled test images (folder layout)" in reason for reason in reasons[10:])
+    assert all(row["image_auroc"] is None for row in rows if row["status"] == "failed")
+
+
+def test_missing_weights_fail_their_cells_only(data, tmp_path, monkeypatch):
+    monkeypatch.setenv("BLEMISH_WEIGHTS", str(tmp_path))
+    (tmp_path / "resnet18.pth").write_bytes(b"not weights")
+    rows = run(tmp_path / "s", plan(data, backbones=("resnet18", "filters")))
+    assert [row["status"] for row in rows] == ["failed", "failed", "finished", "finished"]
+    assert "resnet18.pth: cannot be read as a state dict" in rows[0]["reason"]
+    (row,) = run(tmp_path / "t", plan(data, methods=("knn",), weights=str(tmp_path / "none.pth")))
+    assert "none.pth: the file does not exist" in row["reason"]
+
+
+def test_weights_that_end_before_the_deepest_layer_serve_the_cells_that_do_not_read_it(data, tmp_path):
+    state = find_backbone("squeezenet1_1").build().state_dict()
+    torch.save({name: value for name, value in state.items() if "features.12" not in name}, tmp_path / "w.pth")
+    methods = ("padim,taps=features.4", "knn")
+    rows = run(
+        tmp_path / "s", plan(data, methods=methods, backbones=("squeezenet1_1",), weights=str(tmp_path / "w.pth"))
+    )
+    assert [row["status"] for row in rows] == ["finished", "failed"]
+    assert rows[1]["reason"].startswith("WeightsError: weights of squeezenet1_1: ")
+
+
+def test_failed_cells_run_again_when_asked_and_finished_ones_never(data, tmp_path):
+    folder = tmp_path / "late"
+    both = plan(data, data=(str(folder), str(data / "washer")), methods=("knn",))
+    first = run(tmp_path / "s", both)
+    assert [row["status"] for row in first] == ["failed", "finished"]
+    folder.symlink_to(data / "weave")
+    assert run(tmp_path / "s", both) == first
+    again = run(tmp_path / "s", both, retry_failed=True)
+    assert [(row["status"], row["reason"], row["trace"]) for row in again] == [("finished", None, None)] * 2
+    assert again[1] == first[1]
+    assert run(tmp_path / "s", both, retry_failed=True) == again
+
+
+def test_a_cell_whose_process_dies_is_tried_once_more_after_the_others(data, tmp_path):
+    executor = Scripted("knn", "knn")
+    rows = run(tmp_path / "s", plan(data, methods=("padim", "knn", "spade")), executor)
+    assert executor.runs == [["padim", "knn", "spade"], ["spade", "knn"]]
+    assert [row["status"] for row in rows] == ["finished", "failed", "finished"]
+    assert rows[1]["reason"] == "WorkerDied: killed, twice"
+    executor = Scripted("knn")
+    rows = run(tmp_path / "t", plan(data, methods=("padim", "knn")), executor)
+    assert executor.runs == [["padim", "knn"], ["knn"]]
+    assert [row["status"] for row in rows] == ["finished", "finished"]
+
+
+def test_a_death_while_images_are_read_costs_one_more_try(data, tmp_path):
+    executor = Scripted("reading", "reading")
+    rows = run(tmp_path / "s", plan(data), executor)
+    assert executor.runs == [["padim", "knn"]] * 2
+    assert {row["reason"] for row in rows} == {"WorkerDied: while the images were read: killed, twice"}
+    assert {row["status"] for row in run(tmp_path / "t", plan(data), Scripted("reading"))} == {"finished"}
+
+
+def test_a_process_that_is_killed_is_replaced(data, tmp_path):
+    """A real process and a real SIGKILL, as from a system that is out of memory."""
+    starts = Counter()
+
+    def kill(progress):
+        if isinstance(progress.message, Started):
+            starts[progress.cell.method] += 1
+            if progress.cell.method == "padim":
+                os.kill(progress.message.pid, signal.SIGKILL)
+
+    rows = run(tmp_path / "s", plan(data), LocalExecutor(1, ONE_THREAD), progress=kill)
+    assert starts == {"padim": 2, "knn": 1}
+    assert [row["status"] for row in rows] == ["failed", "finished"]
+    assert rows[0]["reason"].startswith("WorkerDied: its process was killed (SIGKILL): most often, the system ran out")
+
+
+def test_an_error_of_the_executor_ends_the_study(data, tmp_path):
+    class Broken(Inline):
+        def run(self, group):
+            raise ConnectionError("the cluster is gone")
+            yield
+
+    with pytest.raises(ConnectionError, match="the cluster is gone"):
+        run(tmp_path / "s", plan(data), Broken())
+
+
+# Stopping and going on
+
+
+def test_progress_counts_and_foretells(data, tmp_path):
+    told = []
+    run(tmp_path / "s", plan(data, methods=("padim", "knn", "padim,eps=-1")), progress=told.append)
+    kinds = [type(progress.message) for progress in told]
+    assert kinds == [Reading] * 4 + [Started, Finished] * 3
+    assert [p.message.done for p in told[:4]] == [8, 16, 24, 26]
+    assert [(p.finished, p.failed, p.total) for p in told[5::2]] == [(1, 0, 3), (2, 0, 3), (2, 1, 3)]
+    assert told[0].seconds_left is None
+    assert told[5].seconds_left > told[7].seconds_left > told[9].seconds_left == 0
+
+
+def test_an_interrupted_study_goes_on_where_it_was(data, tmp_path):
+    class Stop(Exception):
+        pass
+
+    def stop(progress):
+        if progress.finished == 2:
+            raise Stop
+
+    four = plan(data, methods=("padim", "knn", "spade", "gaussian"))
+    with pytest.raises(Stop):
+        run(tmp_path / "s", four, progress=stop)
+    with Store(tmp_path / "s") as store:
+        part = store.rows()
+    assert [row["status"] for row in part] == ["finished", "finished", "waiting", "waiting"]
+    executor = Scripted()
+    whole = run(tmp_path / "s", four, executor)
+    assert executor.runs == [["spade", "gaussian"]]
+    assert whole[:2] == part[:2]
+    assert same(whole) == same(run(tmp_path / "t", four))
+
+
+def test_another_plan_adds_cells_and_deletes_none(data, tmp_path):
+    first = run(tmp_path / "s", plan(data, methods=("knn",)))
+    both = run(tmp_path / "s", plan(data, methods=("padim",)))
+    assert [row["method"] for row in both] == ["knn", "padim"]
+    assert both[:1] == first
+    executor = Scripted()
+    assert run(tmp_path / "s", plan(data, methods=("padim", "knn")), executor) == both
+    assert executor.runs == []
+
+
+def command(one, out, *more):
+    out.mkdir(exist_ok=True)
+    (out / "wanted.toml").write_text(one.text(), encoding="utf-8")
+    code = "from blemish.cli import app; app()"
+    options = ("--plan", out / "wanted.toml", "--out", out, "--threads", "1", *more)
+    return [sys.executable, "-c", code, "study", *map(str, options)]
+
+
+def test_a_study_of_one_worker_killed_five_times_ends_as_an_undisturbed_one_of_two(data, reference, tmp_path):
+    draw = random.Random()  # other moments each time: no moment may matter
+    kept = []
+    for _ in range(5):
+        process = subprocess.Popen(
+            command(forty(data), tmp_path),
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.PIPE,
+            text=True,
+            start_new_session=True,
+        )
+        with process, process.stderr as lines:
+            for _ in range(draw.randrange(1 + (40 - len(kept)) // 8)):  # so few that work is left for the next kill
+                assert "cells: " in lines.readline()
+            try:
+                process.wait(draw.uniform(0, 0.1))
+            except subprocess.TimeoutExpired:
+                os.killpg(process.pid, signal.SIGKILL)
+            assert process.wait() == -signal.SIGKILL
+        if (tmp_path / "study.sqlite").exists():
+            with Store(tmp_path / "study.sqlite") as store:
+                finished = [row for row in store.rows() if row["status"] == "finished"]
+            assert [row for row in finished if row["key"] in {k["key"] for k in kept}] == kept  # not even run again
+            kept = finished
+    assert len(kept) < 40
+    subprocess.run(command(forty(data), tmp_path), check=True, capture_output=True)
+    with Store(tmp_path / "study.sqlite") as store:
+        rows = store.rows()
+    assert same(rows) == same(reference)
+    assert [row for row in rows if row["key"] in {k["key"] for k in kept}] == kept
+    with closing(sqlite3.connect(tmp_path / "study.sqlite")) as file:
+        assert file.execute("PRAGMA integrity_check").fetchall() == [("ok",)]
+    assert len((tmp_path / "study.csv").read_text().splitlines()) == 41
+
+
+def test_a_killed_parent_leaves_nothing_running(data, tmp_path):
+    endless = plan(data, methods=("knn", "padim"), intervals=True, repetitions=10**9)
+    process = subprocess.Popen(
+        command(endless, tmp_path), stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, start_new_session=True
+    )
+    try:
+        assert "1/2 cells: " in process.stderr.readline()
+        process.kill()
+        process.communicate(timeout=30)  # comes back when the last process that holds the other end is gone
+    finally:
+        with suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+
+
+# Where it runs
+
+
+def test_a_ray_cluster_finds_what_this_machine_finds(data, reference, tmp_path):
+    pytest.importorskip("ray")
+    subprocess.run(command(forty(data), tmp_path, "--ray", "local", "--workers", "2"), check=True, capture_output=True)
+    with Store(tmp_path / "study.sqlite") as store:
+        assert same(store.rows()) == same(reference)
+
+
+def test_workers_are_counted():
+    with pytest.raises(ArgumentError, match="workers: expected at least 1, got 0"):
+        LocalExecutor(0)
+
+
+# The file
+
+
+def test_other_files_are_refused(tmp_path):
+    (tmp_path / "text").write_text("not a database, but long enough to be looked at " * 20)
+    with closing(sqlite3.connect(tmp_path / "foreign")) as file:
+        file.execute("CREATE TABLE birds (name TEXT)")
+    with closing(sqlite3.connect(tmp_path / "newer")) as file:
+        file.execute("PRAGMA user_version = 9")
+    for name, found in (("text", "not a database"), ("foreign", "version 0"), ("newer", "version 9")):
+        before = (tmp_path / name).read_bytes()
+        with pytest.raises(ArgumentError, match=f"{name}: expected a study file.*, got .*{found}"):
+            Store(tmp_path / name)
+        assert (tmp_path / name).read_bytes() == before
+
+
+def test_a_finished_row_is_never_written_again(data, tmp_path):
+    (cell,) = plan(data, methods=("knn",)).cells()
+    with Store(tmp_path / "s") as store:
+        store.add([cell])
+        store.add([cell])
+        store.record(cell.key, {"status": "finished", "image_auroc": 0.5})
+        store.record(cell.key, {"status": "failed", "reason": "late"})
+        store.retry([cell])
+        (row,) = store.rows()
+    assert (row["status"], row["reason"], row["image_auroc"]) == ("finished", None, 0.5)
+
+
+def test_the_csv_has_all_columns(data, tmp_path):
+    with Store(tmp_path / "s") as store:
+        store.add(plan(data).cells())
+        store.write_csv(tmp_path / "s.csv")
+    header, *rows = (tmp_path / "s.csv").read_text().splitlines()
+    assert header.split(",") == list(COLUMNS)
+    assert len(rows) == 2
+
+
+def test_every_figure_has_its_column(data):
+    page = Path(__file__).parents[1] / "docs" / "study.md"
+    described = set(re.findall(r"`(\w+)`", page.read_text(encoding="utf-8")))
+    assert set(FIGURES) | set(COSTS) <= described
+
+
+# What a stranger adds
+
+
+def test_a_dataset_layout_is_one_line(data, tmp_path, monkeypatch):
+    for ours, theirs in (("train/good", "fine"), ("test", "check"), ("ground_truth", "where")):
+        (tmp_path / "shop" / theirs).parent.mkdir(exist_ok=True)
+        subprocess.run(["cp", "-r", data / "washer" / ours, tmp_path / "shop" / theirs], check=True)
+    # fmt: off
+    row = Layout("shop", "fine, check/<kind>, where/<kind>", lambda root: (root / "fine").is_dir(), lambda root: Dataset(root, "shop", tuple(image_files(root / "fine")), tuple(datasets._kinds(root / "check", root / "where", normal="good", suffix="_mask"))))  # noqa: E501
+    # fmt: on
+    monkeypatch.setattr(datasets, "LAYOUTS", (row, *datasets.LAYOUTS))
+    theirs, ours = run(
+        tmp_path / "s", plan(data, data=(str(tmp_path / "shop"), str(data / "washer")), methods=("padim",))
+    )
+    for name in FIGURES:
+        assert theirs[name] == ours[name] or name == "dataset_digest", name
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="no other system forgets its peak")
+def test_the_peak_can_be_measured_anew():
+    torch.ones(60_000_000)
+    high = peak_since()
+    assert forget_peak()
+    assert peak_since() < high - 100_000_000
