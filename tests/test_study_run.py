@@ -246,7 +246,7 @@ def test_a_process_that_is_killed_is_replaced(data, tmp_path):
     rows = run(tmp_path / "s", plan(data), LocalExecutor(1, ONE_THREAD), progress=kill)
     assert starts == {"padim": 2, "knn": 1}
     assert [row["status"] for row in rows] == ["failed", "finished"]
-    assert rows[0]["reason"].startswith("WorkerDied: its process was killed (SIGKILL): most often, the system ran out")
+    assert rows[0]["reason"].startswith("WorkerDied: its process was ended by SIGKILL: most often, the system ran out")
 
 
 def test_an_error_of_the_executor_ends_the_study(data, tmp_path):
@@ -413,7 +413,7 @@ def test_the_csv_has_all_columns(data, tmp_path):
     assert len(rows) == 2
 
 
-def test_every_figure_has_its_column(data):
+def test_every_column_of_a_result_is_described():
     page = Path(__file__).parents[1] / "docs" / "study.md"
     described = set(re.findall(r"`(\w+)`", page.read_text(encoding="utf-8")))
     assert set(FIGURES) | set(COSTS) <= described

@@ -249,6 +249,14 @@ def _cell(value: object) -> str:
     return "" if value is None else str(value)
 
 
+def parse_size(text: str) -> int | tuple[int, int]:
+    """Read SIDE or HEIGHTxWIDTH of `--resize`."""
+    sides = text.lower().split("x")
+    if len(sides) > 2 or not all(side.isdigit() for side in sides):
+        raise ArgumentError.about("--resize", expected="SIDE or HEIGHTxWIDTH in pixels, such as 512x256", got=text)
+    return int(sides[0]) if len(sides) == 1 else (int(sides[0]), int(sides[1]))
+
+
 def parse_settings(settings: list[str], *, option: str) -> dict[str, Any]:
     """Read KEY=VALUE pairs: values are JSON where they parse as JSON, else plain text."""
     parsed: dict[str, Any] = {}

@@ -18,6 +18,7 @@ from ._console import (
     facts,
     notes_on_stderr,
     parse_settings,
+    parse_size,
     print_evaluation,
     print_fit,
     print_rows,
@@ -368,10 +369,7 @@ def _preprocess(preset: str, resize: str | None) -> Any:
 
     if resize is None:
         return preset
-    sides = resize.lower().split("x")
-    if len(sides) > 2 or not all(side.isdigit() for side in sides):
-        raise ArgumentError.about("--resize", expected="SIDE or HEIGHTxWIDTH in pixels, such as 512x256", got=resize)
-    size = int(sides[0]) if len(sides) == 1 else (int(sides[0]), int(sides[1]))
+    size = parse_size(resize)
     if preset == "default":
         return Preprocess(size)
     if isinstance(size, tuple):

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from ._console import Speaker, print_rows
+from ._console import Speaker, parse_size, print_rows
 from .errors import ArgumentError
 
 if TYPE_CHECKING:
@@ -137,7 +137,7 @@ def _plan(path: Path | None, data: list[Path], options: dict[str, Any]) -> Plan:
         if name in given:
             given[name] = _numbers(name, given[name])
     if "resize" in given:
-        given["resize"] = _size(given["resize"])
+        given["resize"] = parse_size(given["resize"])
     given["methods"] = split_methods(given["methods"]) if "methods" in given else tuple(METHODS)
     return Plan(data=tuple(str(folder.absolute()) for folder in data), **given)
 
@@ -147,13 +147,6 @@ def _numbers(name: str, text: str) -> tuple[int, ...]:
         return tuple(int(part) for part in text.split(","))
     except ValueError:
         raise ArgumentError.about(f"--{name}", expected="whole numbers separated by commas", got=text) from None
-
-
-def _size(text: str) -> int | tuple[int, int]:
-    sides = text.lower().split("x")
-    if len(sides) > 2 or not all(side.isdigit() for side in sides):
-        raise ArgumentError.about("--resize", expected="SIDE or HEIGHTxWIDTH in pixels, such as 512x256", got=text)
-    return int(sides[0]) if len(sides) == 1 else (int(sides[0]), int(sides[1]))
 
 
 def _settings(

@@ -316,10 +316,10 @@ def _messages(receiver: Connection[Any, Any]) -> Iterator[Message]:
 
 
 def _how(exitcode: int) -> str:
-    if exitcode == -signal.SIGKILL:
-        return "its process was killed (SIGKILL): most often, the system ran out of memory"
     if exitcode < 0:
-        return f"its process was ended by {signal.Signals(-exitcode).name}"
+        name = signal.Signals(-exitcode).name
+        hint = ": most often, the system ran out of memory" if name == "SIGKILL" else ""
+        return f"its process was ended by {name}{hint}"
     return f"its process ended with exit status {exitcode}"
 
 
