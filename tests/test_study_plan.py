@@ -1,8 +1,12 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
+from collections import Counter
+from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
@@ -130,6 +134,17 @@ def test_toml_round_trip(tmp_path):
     for one in (plan(), full):
         (tmp_path / "plan.toml").write_text(one.text(), encoding="utf-8")
         assert Plan.load(tmp_path / "plan.toml") == one
+
+
+def test_the_plan_on_the_page_is_one(tmp_path):
+    page = (Path(__file__).parents[1] / "docs" / "study.md").read_text(encoding="utf-8")
+    (example,) = re.findall(r"```toml\n(.*?)```", page, flags=re.DOTALL)
+    (tmp_path / "plan.toml").write_text(example, encoding="utf-8")
+    shown = Plan.load(tmp_path / "plan.toml")
+    assert {line.split(" = ")[0] for line in example.splitlines()} == set(vars(shown))
+    simple = replace(shown, data=("/data/a",), backbones=("filters",), seeds=(0,))
+    # Seven subsets and the default, of which padim has two each; the paper preset brings the same choice.
+    assert Counter(cell.method for cell in simple.cells()) == {"padim": 32, "patchcore": 8, "knn": 8}
 
 
 def test_paths_in_a_file_are_relative_to_it_and_may_have_stars(tmp_path, monkeypatch):
