@@ -162,6 +162,10 @@ def test_tune_then_evaluate_on_the_rest(data, tmp_path):
     )
     assert "tuned on" in run(*common, status=1).stderr
     content = json.loads(run(*common, "--exclude-tuned").stdout)
+    assert content["tuned"][0]["tuned_on"] == "test (10) against blobs (10)"
+    others = (*common[:-4], "msp", *common[-3:])
+    assert common[-4] == "gradient"
+    assert "each for one of --detectors" in run(*others, status=1).stderr
     chosen = json.loads(tuning.read_text())
     assert f"temperature={chosen['temperature']}, eps={chosen['chosen_eps']}" in content["detectors"]["gradient"]
     assert content["comparisons"][0]["n_inliers"] == 35

@@ -215,6 +215,21 @@ def test_a_last_layer_that_is_not_the_logits_is_no_head():
     assert Classifier(Scaled(), Preprocess(16)).outputs(torch.rand(1, 3, 16, 16)).head is None
 
 
+def test_the_search_for_the_head_bears_any_last_layer_and_draws_nothing():
+    class Pairs(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.fc = nn.Linear(768, 6)
+
+        def forward(self, x):
+            return self.fc(x.flatten(1)).unflatten(1, (3, 2)).sum(2)
+
+    network = Pairs()
+    state = torch.random.get_rng_state()
+    assert Classifier(network, Preprocess(16)).outputs(torch.zeros(1, 3, 16, 16)).head is None
+    assert torch.equal(torch.random.get_rng_state(), state)
+
+
 def test_an_ensemble_runs_every_member_on_the_same_pixels(images):
     members = [stripes.classifier(seed) for seed in (1, 2)]
     outputs = stripes.classifier(0, members).outputs(images)

@@ -169,6 +169,15 @@ def test_a_stopped_run_goes_on_behind_the_finished_sets(tmp_path):
     assert result.inliers.digests == plain.inliers.digests
 
 
+def test_kept_scores_are_not_taken_for_other_images_of_the_same_name(tmp_path):
+    kept = {"detectors": {"msp": MSP()}, "reading": READING, "keep": tmp_path}
+    first = evaluate_ood(stripes.classifier(), inliers(), {"a/b": list(stripes.blobs(30, 12))}, **kept)
+    second = evaluate_ood(stripes.classifier(), inliers(), {"a/b": list(stripes.blobs(30, 99))}, **kept)
+    assert first.outliers[0].names == second.outliers[0].names
+    assert not set(first.outliers[0].digests) & set(second.outliers[0].digests)
+    assert len(list(tmp_path.iterdir())) == 3
+
+
 def test_a_bad_file_is_skipped_and_labels_stay_right(tmp_path):
     from PIL import Image
 
@@ -234,6 +243,8 @@ def test_a_tuning_file_comes_back(tmp_path):
     tuning = tune_ood(stripes.classifier(), ODIN(), inliers(6), grid=Grid((1.0,), (0.0,)), reading=READING)
     tuning.save(tmp_path / "t.json")
     assert Tuning.load(tmp_path / "t.json") == tuning
+    with pytest.raises(ArgumentError, match="ODIN, as tuned"):
+        tuning.apply(Gradient())
     (tmp_path / "bad.json").write_text("{}")
     with pytest.raises(DatasetError, match=r"bad\.json"):
         Tuning.load(tmp_path / "bad.json")

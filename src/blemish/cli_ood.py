@@ -225,7 +225,12 @@ def evaluate(
                     classifier, _tunable(gradient), normal, images, tuned_on=_digests(tunings), reading=reading
                 )
     figures = reliability_ood(evaluation.inliers) if evaluation.inliers.labels is not None else ()
-    _print_evaluation(evaluation, rows, figures, as_json=as_json)
+    if as_json:
+        typer.echo(json.dumps(_evaluation_json(evaluation, rows, figures) | {"tuned": [_tuned(t) for t in tunings]}))
+    else:
+        _print_evaluation(evaluation, rows, figures)
+        for tuning in tunings:
+            say.line("{detector}: T {temperature:g}, eps {eps:g}, tuned on {tuned_on}".format(**_tuned(tuning)))
     _say_remarks(say, evaluation)
     if report is not None:
         _write_report(report, say, f"{classifier.name}: {inliers.name}", evaluation, tunings, rows, figures)
@@ -483,9 +488,13 @@ def _detectors(text: str | None, classifier: Classifier, tunings: Sequence[Tunin
         names += [f"ensemble,measure={measure}" for measure in MEASURES]
     made = dict(_make(name) for name in names)
     for tuning in tunings:
-        for name, detector in made.items():
-            if type(detector).__name__ == tuning.detector and "," not in name:
-                made[name] = tuning.apply(_tunable(detector))
+        if tuning.classifier != classifier.name.split(" + ")[0]:  # an ensemble is named after its first network
+            raise ArgumentError.about("--tuned", expected=f"a file for {classifier.name}", got=tuning.classifier)
+        tuned = [name for name, d in made.items() if type(d).__name__ == tuning.detector]
+        if not tuned or sum(other.detector == tuning.detector for other in tunings) > 1:
+            expected = "one file a detector, each for one of --detectors"
+            raise ArgumentError.about("--tuned", expected=expected, got=f"a file for {tuning.detector}")
+        made |= {name: tuning.apply(_tunable(made[name])) for name in tuned}
     return made
 
 
@@ -501,6 +510,16 @@ def _tunings(files: Sequence[Path] | None) -> list[Tuning]:
     from .study.ood_tuning import Tuning
 
     return [Tuning.load(file) for file in files or ()]
+
+
+def _tuned(tuning: Tuning) -> dict[str, Any]:
+    return {
+        "detector": tuning.detector,
+        "temperature": tuning.temperature,
+        "eps": tuning.chosen_eps,
+        "objective": tuning.objective,
+        "tuned_on": tuning.tuned_on,
+    }
 
 
 def _digests(tunings: Sequence[Tuning]) -> frozenset[str]:
@@ -537,12 +556,7 @@ def _print_evaluation(
     evaluation: OODEvaluation,
     ablation: Sequence[AblationRow],
     figures: Sequence[SelectiveFigures],
-    *,
-    as_json: bool,
 ) -> None:
-    if as_json:
-        typer.echo(json.dumps(_evaluation_json(evaluation, ablation, figures)))
-        return
     for outliers in evaluation.outliers:
         rows = [c for c in evaluation.comparisons if c.outliers == outliers.name]
         rows.sort(key=lambda row: -row.auroc.value)

@@ -171,11 +171,9 @@ class ScoreStore:
         """`score_images`, or what it gave the last time."""
         if self.folder is None:
             return score_images(classifier, images, scores, reading=reading)
-        text = "\n".join([self.situation, images.name, *images.source.names])
-        path = (
-            self.folder
-            / f"{images.name}-{hashlib.sha256(text.encode('utf-8', 'surrogateescape')).hexdigest()[:16]}.npz"
-        )
+        text = "\n".join([self.situation, images.name, *_contents(images)])
+        name = "".join(letter if letter.isalnum() else "-" for letter in images.name)
+        path = self.folder / f"{name}-{hashlib.sha256(text.encode('utf-8', 'surrogateescape')).hexdigest()[:16]}.npz"
         if path.is_file():
             _log.info("%s: scores from %s", images.name, path)
             return _read_scored(path, images)
@@ -183,6 +181,18 @@ class ScoreStore:
         self.folder.mkdir(parents=True, exist_ok=True)
         _write_scored(path, found)
         return found
+
+
+def _contents(images: LabelledImages) -> Iterator[str]:
+    """What tells each image from another of the same name: size and time of a file, else the pixels."""
+    for i, name in enumerate(images.source.names):
+        path = Path(name)
+        if path.is_file():
+            facts = path.stat()
+            yield f"{name} {facts.st_size} {facts.st_mtime_ns}"
+        else:
+            pixels = np.asarray(images.source.load(i))
+            yield f"{name} {hashlib.sha256(pixels.tobytes()).hexdigest()}"
 
 
 def _situation(classifier: Classifier, detectors: Mapping[str, OODDetector], learned: ScoredImages | None) -> str:
@@ -318,7 +328,7 @@ class OODEvaluation:
     accuracy: float | None
     """Of the classifier on the in-distribution images, where labels are known."""
     facts: dict[str, str]
-    """What a reader must know: parameters, what was learned from, what was tuned on what."""
+    """Parameters of each detector, by name."""
 
 
 def evaluate_ood(  # noqa: PLR0913 (keyword-only but for the data)
@@ -356,22 +366,25 @@ def evaluate_ood(  # noqa: PLR0913 (keyword-only but for the data)
         )
     scores = {name: detector.score for name, detector in usable.items()}
     store = ScoreStore(None if keep is None else Path(keep), _situation(classifier, usable, learned))
-    inside = store.get(classifier, normal, scores, reading=reading)
+    seen: dict[str, Collection[str]] = {
+        "images tuned on": tuned_on,
+        "images to learn from": learned.digests if learned else (),
+    }
+    require_disjoint(seen)
+
+    def scored(images: LabelledImages, role: str) -> ScoredImages:
+        found = store.get(classifier, images, scores, reading=reading)
+        if exclude_tuned:
+            found = found.without(tuned_on)
+        if not len(found):
+            raise ArgumentError.about(images.name, expected="images that were not tuned on", got="none")
+        seen[role] = found.digests
+        require_disjoint(seen)  # before the next set is scored
+        return found
+
+    inside = scored(normal, "in-distribution test images")
     opened = {name: LabelledImages(open_labelled(images).source, None, name) for name, images in outliers.items()}
-    sets = [store.get(classifier, images, scores, reading=reading) for images in opened.values()]
-    if exclude_tuned:
-        inside, *sets = (scored.without(tuned_on) for scored in (inside, *sets))
-        empty = [scored.name for scored in (inside, *sets) if not len(scored)]
-        if empty:
-            raise ArgumentError.about(", ".join(empty), expected="images that were not tuned on", got="none")
-    require_disjoint(
-        {
-            "in-distribution test images": inside.digests,
-            **{f"outliers {s.name}": s.digests for s in sets},
-            "images to learn from": learned.digests if learned else (),
-            "images tuned on": tuned_on,
-        }
-    )
+    sets = [scored(images, f"outliers {name}") for name, images in opened.items()]
     trivial = {s.name: _trivial_aurocs(inside, s) for s in sets}
     comparisons = [compare(inside, s, name, repetitions, seed=seed) for s in sets for name in scores]
     return OODEvaluation(

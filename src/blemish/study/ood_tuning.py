@@ -84,7 +84,9 @@ class Tuning:
             raise DatasetError(f"{path}: not a file written by `blemish ood tune` ({error}).") from error
 
     def apply(self, detector: Tunable) -> Tunable:
-        """The detector with the chosen parameters."""
+        """The detector with the chosen parameters; it must be of the kind that was tuned."""
+        if type(detector).__name__ != self.detector:
+            raise ArgumentError.about("detector", expected=f"{self.detector}, as tuned", got=type(detector).__name__)
         return replace(detector, temperature=self.temperature, eps=self.chosen_eps)
 
 
