@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +24,7 @@ def save(path: str | Path, tensors: dict[str, Tensor], manifest: Manifest) -> No
     """Write a model file; an existing one is replaced in one step, so a crash never leaves half a file."""
     path = Path(path)
     tensors = {name: tensor.cpu().contiguous() for name, tensor in tensors.items()}
-    manifest = {"format": FORMAT, **manifest, "digest": _digest(tensors)}
+    manifest = {"format": FORMAT, **manifest, "digest": digest(tensors)}
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         temporary.touch()
@@ -58,15 +59,16 @@ def load(path: str | Path) -> tuple[dict[str, Tensor], Manifest]:
             f"{path}: format {manifest.get('format')}, this version reads format {FORMAT}. "
             f"Use blemish {manifest.get('versions', {}).get('blemish', '(unknown)')}, or fit again."
         )
-    if manifest["digest"] != _digest(tensors):
+    if manifest["digest"] != digest(tensors):
         raise ModelFileError(f"{path}: damaged, the content does not match its digest. Copy or save it again.")
     return tensors, manifest
 
 
-def _digest(tensors: dict[str, Tensor]) -> str:
-    digest = hashlib.sha256()
+def digest(tensors: Mapping[str, Tensor]) -> str:
+    """SHA-256 of names, types, shapes and content, whatever the order and the device."""
+    found = hashlib.sha256()
     for name in sorted(tensors):
-        tensor = tensors[name]
-        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
-        digest.update(tensor.reshape(-1).view(torch.uint8).numpy().data)
-    return digest.hexdigest()
+        tensor = tensors[name].detach().cpu().contiguous()
+        found.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+        found.update(tensor.reshape(-1).view(torch.uint8).numpy().data)
+    return found.hexdigest()

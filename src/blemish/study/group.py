@@ -7,24 +7,24 @@ import os
 import time
 import traceback
 from collections.abc import Generator, Iterable, Iterator, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from datetime import datetime, timezone
 from typing import Any
 
 import torch
-from torch import Tensor, nn
 
 from ..detector import Detector
 from ..errors import ArgumentError, BlemishError, DatasetError, WeightsError
 from ..features.backbones import Backbone, find_backbone
 from ..features.extract import Extractor, build_extractor
-from ..features.weights import StateDict, find_weights, read_weights
+from ..features.weights import StateDict, find_weights
 from ..images.datasets import Dataset, open_dataset
 from ..images.feature_memory import FeatureMemory
 from ..images.preprocess import Preprocess
 from ..images.source import Batches
 from ..memory import available_bytes, forget_peak, peak_since
 from ..methods import METHODS, FeatureMethod
+from ..persist import digest
 from .evaluate import Evaluation, Masks, evaluate
 from .plan import Cell, Group
 from .run import Finished, Message, Reading, Settings, Started
@@ -95,7 +95,7 @@ def _read(group: Group, settings: Settings) -> Generator[Message, None, _Shared]
             yield Reading(len(features), len(dataset.train) + len(dataset.test))
     columns = timed(extractor, dataset, preprocess) | {
         "dataset_digest": _digest_of_files(dataset),
-        "weights_digest": _digest_of_tensors(weights),
+        "weights_digest": digest(weights),
         "shared_bytes": features.bytes,
         "threads": settings.threads,
         "device": str(extractor.device),
@@ -152,7 +152,7 @@ def make_method(cell: Cell, backbone: Backbone, settings: Settings) -> FeatureMe
     """The method of a cell, not fitted."""
     method = METHODS[cell.method](
         backbone=backbone,
-        weights=cell.weights if cell.weights not in ("pretrained", "random") else None,
+        weights=cell.weights,
         taps=cell.taps,
         seed=cell.seed,
         device=settings.device,
@@ -167,24 +167,7 @@ def make_method(cell: Cell, backbone: Backbone, settings: Settings) -> FeatureMe
 def _backbone(cell: Cell) -> tuple[Backbone, StateDict]:
     """The row, and the parameters that its network will have."""
     row = find_backbone(cell.backbone)
-    if cell.weights == "random":
-        row = replace(row, build=_Seeded(row, cell.seed), source="")
-    elif cell.weights != "pretrained":
-        return row, read_weights(cell.weights)
-    return row, find_weights(row) or dict(row.build().state_dict())
-
-
-@dataclass(frozen=True)
-class _Seeded:
-    """Builds a network whose random weights depend on the seed alone."""
-
-    row: Backbone
-    seed: int
-
-    def __call__(self) -> nn.Module:
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(self.seed)
-            return self.row.build()
+    return row, find_weights(row, cell.weights, seed=cell.seed) or dict(row.build().state_dict())
 
 
 def shared_extractor(group: Group, backbone: Backbone, weights: StateDict | None, settings: Settings) -> Extractor:
@@ -254,23 +237,14 @@ def timed(extractor: Extractor, dataset: Dataset, preprocess: Preprocess) -> dic
 
 def _digest_of_files(dataset: Dataset) -> str:
     """Of names and sizes of all images and masks, in order; their content is not read."""
-    digest = hashlib.sha256()
+    found = hashlib.sha256()
     for part, paths in (("train", dataset.train), ("test", [sample.path for sample in dataset.test])):
         for path in paths:
-            digest.update(f"{part} {os.path.relpath(path, dataset.root)} {path.stat().st_size}\n".encode())
+            found.update(f"{part} {os.path.relpath(path, dataset.root)} {path.stat().st_size}\n".encode())
     for sample in dataset.test:
         if sample.mask is not None:
-            digest.update(f"mask {os.path.relpath(sample.mask, dataset.root)} {sample.mask.stat().st_size}\n".encode())
-    return digest.hexdigest()
-
-
-def _digest_of_tensors(tensors: StateDict) -> str:
-    digest = hashlib.sha256()
-    for name in sorted(tensors):
-        tensor: Tensor = tensors[name].detach().cpu().contiguous()
-        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
-        digest.update(tensor.reshape(-1).view(torch.uint8).numpy().data)
-    return digest.hexdigest()
+            found.update(f"mask {os.path.relpath(sample.mask, dataset.root)} {sample.mask.stat().st_size}\n".encode())
+    return found.hexdigest()
 
 
 def _now() -> str:

@@ -26,6 +26,7 @@ from ..images.labelled import LabelledImages, LabelledInput, open_labelled
 from ..images.source import Batches, OnError, Skipped
 from ..ood import OODDetector, Outputs
 from ..ood.classifier import Classifier
+from ..persist import digest
 from ..types import ImageBatch
 
 Floats = NDArray[np.float64]
@@ -196,13 +197,9 @@ def _contents(images: LabelledImages) -> Iterator[str]:
 
 
 def _situation(classifier: Classifier, detectors: Mapping[str, OODDetector], learned: ScoredImages | None) -> str:
-    digest = hashlib.sha256()
+    parts = [repr(classifier.preprocess)]
     for network in (classifier, *classifier.members):
-        for name, tensor in network.model.state_dict().items():
-            digest.update(
-                name.encode() + tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes()
-            )
-    parts = [digest.hexdigest(), repr(classifier.preprocess), repr(classifier.mean), repr(classifier.std)]
+        parts += [digest(network.model.state_dict()), f"{network.mean} {network.std}"]
     parts += [f"{name}: {detector!r}" for name, detector in detectors.items()]
     return "\n".join([*parts, *(sorted(learned.digests) if learned else ())])
 
