@@ -51,6 +51,7 @@ app = typer.Typer(
 
 app.add_typer(cli_ood.app, name="ood")
 app.command()(cli_study.study)
+app.command()(cli_study.report)
 
 
 JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON object instead of a table.")]

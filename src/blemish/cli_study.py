@@ -115,6 +115,43 @@ def _run(chosen: Plan, out: Path, executor: Executor, *, retry_failed: bool, as_
         raise typer.Exit(1)
 
 
+def report(
+    folder: Annotated[Path, typer.Argument(help="Folder of a study, the --out of `blemish study`.")],
+    *,
+    out: Annotated[
+        Path | None, typer.Option(help="Folder for report.html, report.md and study.csv; default: the study's.")
+    ] = None,
+    as_json: Annotated[
+        bool, typer.Option("--json", help="Print the picks and the summary as one JSON object.")
+    ] = False,
+) -> None:
+    """Say what a study found: one HTML page, the same as Markdown, the rows as CSV; finished or not.
+
+    Example: blemish report study
+    """
+    from .report.study import write_study_report
+    from .study.store import Store
+
+    file, out = folder / "study.sqlite", out or folder
+    if not file.is_file():
+        raise ArgumentError.about("FOLDER", expected="the folder of a study, with study.sqlite", got=str(folder))
+    with Store(file) as store:
+        rows = store.rows()
+        if not rows:
+            raise ArgumentError.about(str(file), expected="at least one cell", got="an empty study")
+        out.mkdir(parents=True, exist_ok=True)
+        store.write_csv(out / "study.csv")
+    summary = write_study_report(out, rows)
+    if as_json:
+        typer.echo(json.dumps(summary | {"csv": str(out / "study.csv")}))
+        return
+    for warning in summary["warnings"]:
+        Speaker().line(warning)
+    for goal, pick in summary["picks"].items():
+        typer.echo(f"{goal}: {pick['words']}")
+    typer.echo(f"Report: {summary['report']}, {summary['markdown']}, {out / 'study.csv'}")
+
+
 # From options to a plan
 
 

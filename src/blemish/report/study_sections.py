@@ -1,0 +1,468 @@
+"""The sections of a report on a study, each a question that a reader may have."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from statistics import fmean
+
+from ..study import compare as study
+from ..study.compare import Choice, Comparison, Cost, Measured, Pair, Row, grouped
+from . import study_figures as draw
+from . import study_words as words
+from .page import NOTHING, counted, data_uri
+from .study_parts import Cell, Column, Panel, Plot, Section, Table, number_cell, quality_cell, text_cell, words_column
+from .study_words import Names, figure, megabytes, short
+
+COLUMNS = 8
+"""Most configurations side by side in the table of data sets."""
+DRAWN = 6
+"""Most backbones, or curves, in pictures."""
+UNFOLDED = 24
+"""Most kinds of defects that are seen without a click."""
+
+
+def sections_of(rows: Sequence[Row], comparisons: Sequence[Comparison], names: Names) -> list[Section]:
+    """All sections for which there is something to show."""
+    sections = [
+        *(_comparing_sections(rows, comparisons, names) if comparisons else ()),
+        _cells_section(rows, names),
+        _unfinished_section(rows, names),
+        _facts_section(rows),
+    ]
+    return [section for section in sections if section.panels]
+
+
+def _comparing_sections(rows: Sequence[Row], comparisons: Sequence[Comparison], names: Names) -> Iterator[Section]:
+    yield _ranking_section(comparisons, names)
+    yield _pareto_section(comparisons, names)
+    yield _layer_section(comparisons)
+    yield _dimension_section(comparisons, names)
+    yield _dataset_section(comparisons, names)
+    yield _kind_section(rows, comparisons[0], names)
+    yield _weights_section(rows, comparisons, names)
+    yield _cost_section(comparisons[0])
+
+
+def _quality_name(comparison: Comparison) -> str:
+    return study.QUALITIES[comparison.figure]
+
+
+def _identity(choice: Choice, names: Names) -> list[Cell]:
+    return [
+        text_cell(choice.spec, names.settings(choice)),
+        text_cell(choice.backbone),
+        text_cell(words.weights_name(choice.weights)),
+        text_cell(choice.taps),
+    ]
+
+
+IDENTITY = (
+    words_column("Method"),
+    words_column("Backbone"),
+    words_column("Weights"),
+    words_column("Layers"),
+)
+
+
+def _ranking_section(comparisons: Sequence[Comparison], names: Names) -> Section:
+    reference, _ = study.reference_ms(comparisons[0].measured)
+    return Section(
+        "All configurations",
+        (
+            "Best first; an interval that overlaps the best one's is marked ≈. The time of an image is decode + "
+            f"forward + score; absolute times are those of the machine that ran the study, ratios are to {reference}.",
+        ),
+        [Panel(_quality_name(c), _compared(c), [_ranking(c, names)]) for c in comparisons],
+    )
+
+
+def _compared(comparison: Comparison) -> tuple[str, ...]:
+    sets, found = counted(len(comparison.datasets), "data set"), counted(len(comparison.measured), "configuration")
+    return (f"{found}, {sets}.{words.left_out(comparison)}",)
+
+
+def _ranking(comparison: Comparison, names: Names) -> Table:
+    best = comparison.measured[0]
+    _, reference = study.reference_ms(comparison.measured)
+    columns = (
+        *IDENTITY, Column(_quality_name(comparison), "95 % interval"), Column("Seeds"), Column("ms an image"),
+        Column("ratio"), Column("fit s"), Column("peak MB"), Column("model MB"),
+    )  # fmt: skip
+    rows = []
+    for m in comparison.measured:
+        near = m is not best and study.overlap(m.interval, best.interval)
+        note = words.between(m.interval) + (" ≈" if near else "")
+        rows.append(
+            [
+                *_identity(m.choice, names),
+                quality_cell(m.quality, best.quality, note),
+                number_cell(m.seeds, str(m.seeds)),
+                *_costs(m, reference),
+            ]
+        )
+    return Table(columns, rows)
+
+
+def _costs(m: Measured, reference: float) -> list[Cell]:
+    ratio = m.total_ms / reference
+    return [
+        number_cell(m.total_ms, short(m.total_ms)),
+        number_cell(ratio, words.times(ratio)),
+        number_cell(m.fit_seconds, short(m.fit_seconds)),
+        number_cell(m.peak_bytes, megabytes(m.peak_bytes)),
+        number_cell(m.model_bytes, megabytes(m.model_bytes)),
+    ]
+
+
+COSTS: dict[Cost, str] = {
+    "total_ms": "decode + forward + score", "work_ms": "forward + score", "peak_bytes": "peak memory",
+    "model_bytes": "model file",
+}  # fmt: skip
+
+
+def _pareto_section(comparisons: Sequence[Comparison], names: Names) -> Section:
+    return Section(
+        "Quality against cost",
+        (
+            "On a front lies what no other configuration beats in both. Numbers, where there is room, are those of the "
+            "table below.",
+            "Time is that of one image. For decoding and forward passes it is the least of all cells that did the "
+            "same, whatever their method. The forward pass goes through the deepest layer that any cell of the same "
+            "backbone and data set reads, so shallow layers are in truth a little faster than shown. Peak memory is "
+            "that of the study's process, with the features that its cells share: a fit by itself holds less.",
+        ),
+        [_pareto_panel(c, names) for c in comparisons],
+    )
+
+
+def _pareto_panel(comparison: Comparison, names: Names) -> Panel:
+    fronts = {cost: study.pareto_front(comparison.measured, cost) for cost in COSTS}
+    listed = [m for m in comparison.measured if any(m in front for front in fronts.values())]
+    numbers = {m.choice: number for number, m in enumerate(listed, 1)}
+    plots = [
+        _plot(
+            draw.pareto_plot(
+                comparison.measured, front, numbers=[numbers[m.choice] for m in front], cost=cost,
+                quality=_quality_name(comparison),
+            ),
+            f"{_quality_name(comparison)} against {COSTS[cost]}; on the front: "
+            f"{', '.join(names(m.choice) for m in front)}.",
+        )
+        for cost, front in fronts.items() if front
+    ]  # fmt: skip
+    columns = (
+        words_column("No."), *IDENTITY, Column(_quality_name(comparison)),
+        Column("ms an image", COSTS["total_ms"]), Column("ms an image", COSTS["work_ms"]),
+        Column("peak MB"), Column("model MB"),
+    )  # fmt: skip
+    rows = []
+    for m in listed:
+        costs = (m.total_ms, m.work_ms, m.peak_bytes / 1e6, m.model_bytes / 1e6)
+        rows.append(
+            [
+                number_cell(numbers[m.choice], str(numbers[m.choice])),
+                *_identity(m.choice, names),
+                quality_cell(m.quality),
+            ]
+            + [number_cell(v, short(v), is_best=m in fronts[cost]) for v, cost in zip(costs, COSTS, strict=True)]
+        )
+    return Panel(_quality_name(comparison), ("Bold: on the front of that cost.",), [Table(columns, rows)], plots)
+
+
+def _plot(png: bytes, description: str) -> Plot:
+    return Plot(data_uri("png", png), description)
+
+
+def _layer_section(comparisons: Sequence[Comparison]) -> Section:
+    panels = []
+    for comparison in comparisons:
+        grids = study.by_layers(comparison.measured)
+        specs = list(dict.fromkeys(spec for grid in grids for spec in grid.columns))
+        if grids:
+            plots = [
+                _plot(
+                    draw.layer_plot(grid, specs, _quality_name(comparison)),
+                    f"{_quality_name(comparison)} of each set of layers of {grid.name.backbone}; best: "
+                    f"{_best_row(grid)}.",
+                )
+                for grid in grids[:DRAWN]
+            ]
+            panels.append(
+                Panel(_quality_name(comparison), _drawn(len(grids), "backbone"), [_layer_table(grids, specs)], plots)
+            )
+    return Section(
+        "Layers",
+        (
+            "Each set of layers, averaged over data sets and seeds, a column a method with at least two. The mean is "
+            "over the methods that were measured on all sets of layers of that backbone. Bold: the best of a backbone.",
+        ),
+        panels,
+    )
+
+
+def _drawn(count: int, noun: str) -> tuple[str, ...]:
+    return (f"Drawn: the best {DRAWN} of {counted(count, noun)}; the table holds all.",) if count > DRAWN else ()
+
+
+def _best_row(grid: study.Grid) -> str:
+    return max(grid.values, key=grid.values.__getitem__)[0]
+
+
+def _layer_table(grids: Sequence[study.Grid], specs: Sequence[str]) -> Table:
+    columns = (*IDENTITY[1:], *(Column(spec.replace(",", " ")) for spec in specs), Column("Mean"))
+    rows = []
+    for grid in grids:
+        means = {row: grid.mean(row) for row in grid.rows}
+        best = {spec: max(grid.values.get((row, spec), -1.0) for row in grid.rows) for spec in specs}
+        best_mean = max((mean for mean in means.values() if mean is not None), default=None)
+        weights = text_cell(words.weights_name(grid.name.weights))
+        for row in grid.rows:
+            values = [quality_cell(grid.values.get((row, spec)), best[spec]) for spec in specs]
+            mean = quality_cell(means[row], best_mean)
+            rows.append([text_cell(grid.name.backbone), weights, text_cell(row), *values, mean])
+    return Table(columns, rows)
+
+
+def _dimension_section(comparisons: Sequence[Comparison], names: Names) -> Section:
+    panels = []
+    for comparison in comparisons:
+        curves = study.by_dimensions(comparison.measured)
+        if curves:
+            plot = _plot(
+                draw.dimension_plot(curves[:DRAWN], _quality_name(comparison)), "Quality over dimensions, a line a row."
+            )
+            table = _dimension_table(curves, names)
+            panels.append(Panel(_quality_name(comparison), _drawn(len(curves), "curve"), [table], [plot]))
+    return Section(
+        "Dimensions",
+        (
+            "Numbers of embedding dimensions that the plan named, averaged over data sets, seeds, and the sets of "
+            "layers that were measured with all numbers of their row. Bold: the best of a row.",
+        ),
+        panels,
+    )
+
+
+def _dimension_table(curves: Sequence[study.Curve], names: Names) -> Table:
+    numbers = sorted({d for curve in curves for d, _ in curve.points})
+    columns = (*IDENTITY[:3], Column("Sets of layers"), *(Column(f"d = {d}") for d in numbers))
+    rows = []
+    for curve in curves:
+        values = dict(curve.points)
+        best = max(values.values())
+        rows.append(
+            [*_identity(curve.name, names)[:3], number_cell(curve.taps, str(curve.taps))]
+            + [quality_cell(values.get(d), best) for d in numbers]
+        )
+    return Table(columns, rows)
+
+
+def _dataset_section(comparisons: Sequence[Comparison], names: Names) -> Section:
+    panels = []
+    for comparison in comparisons:
+        found = study.best_of_each(comparison.measured)
+        shown = found[:COLUMNS]
+        lead = f"The best configuration of each method, backbone and weights: {len(shown)} of {len(found)}."
+        rows = []
+        for path in comparison.datasets:
+            values = [m.by_dataset[path] for m in shown]
+            rows.append([text_cell(names.datasets[path]), *(quality_cell(value, max(values)) for value in values)])
+        means = [m.quality for m in shown]
+        rows.append([text_cell("Mean"), *(quality_cell(value, max(means)) for value in means)])
+        columns = (words_column("Data set"), *(_column(m.choice) for m in shown))
+        panels.append(Panel(_quality_name(comparison), (lead,), [Table(columns, rows)]))
+    return Section("Data sets", ("Means over the seeds. Bold: the best of a row.",), panels)
+
+
+def _column(choice: Choice) -> Column:
+    weights = [] if choice.weights in ("pretrained", "built-in") else [words.weights_name(choice.weights)]
+    return Column(choice.spec.replace(",", " "), ", ".join([choice.backbone, *weights, choice.taps]))
+
+
+def _kind_section(rows: Sequence[Row], comparison: Comparison, names: Names) -> Section:
+    shown = [m.choice for m in study.best_of_each(comparison.measured)[:COLUMNS]]
+    table = study.by_kind(rows, shown)
+    lines = []
+    for kind in sorted(table, key=lambda kind: (names.datasets[kind.dataset], kind.kind)):
+        best = max(table[kind].values())
+        name = text_cell(f"{names.datasets[kind.dataset]}: {kind.kind}", counted(kind.images, "image"))
+        lines.append([name, *(quality_cell(table[kind].get(choice), best) for choice in shown)])
+    columns = (words_column("Kind of defect"), *(_column(choice) for choice in shown))
+    folded = f"All {len(lines)} kinds" if len(lines) > UNFOLDED else ""
+    lead = (
+        "Image AUROC of each kind alone against the normal images, for the best configuration of each method, backbone "
+        f"and weights by {_quality_name(comparison)}: at most {COLUMNS}."
+    )
+    return Section("Kinds of defects", (lead,), [Panel("", (), [Table(columns, lines, folded)])] if lines else ())
+
+
+def _weights_section(rows: Sequence[Row], comparisons: Sequence[Comparison], names: Names) -> Section:
+    panels = [
+        Panel(
+            _quality_name(comparison),
+            (_won(pairs),),
+            [_initialisation_table(pairs, comparison), _pair_table(pairs, names)],
+            [_plot(draw.pair_plot(pairs, _quality_name(comparison)), f"Pretrained over random weights: {_won(pairs)}")],
+        )
+        for comparison in comparisons
+        if (pairs := study.pair(rows, comparison.figure))
+    ]
+    lead = (
+        "Pairs of cells that differ in the weights alone: same method, backbone, layers, data set. Random weights: "
+        "mean ± standard deviation over seeds. Built-in: the same method on a backbone that needs no weights, mean "
+        "over its configurations and all data sets."
+    )
+    return Section("Random against pretrained weights", (lead,), panels)
+
+
+def _won(pairs: Sequence[Pair]) -> str:
+    won = sum(p.difference > 0 for p in pairs)
+    return f"Pretrained weights are better in {won} of {counted(len(pairs), 'pair')}."
+
+
+def _initialisation_table(pairs: Sequence[Pair], comparison: Comparison) -> Table:
+    columns = (
+        *IDENTITY[:2], Column("Pairs"), Column("Pretrained"), Column("Random"), Column("Difference", "in points"),
+        Column("Pretrained better"), Column("Built-in"),
+    )  # fmt: skip
+    built_in = grouped(
+        (m for m in comparison.measured if m.choice.weights == "built-in"), lambda m: m.choice.method
+    )  # fmt: skip
+    rows = []
+    for (method, backbone), found in grouped(pairs, lambda p: (p.choice.method, p.choice.backbone)).items():
+        difference = 100 * fmean(p.difference for p in found)
+        others = built_in.get(method)
+        spreads = [s for p in found if (s := study.spread(p.random)) is not None]
+        rows.append([
+            text_cell(method), text_cell(backbone), number_cell(len(found), str(len(found))),
+            quality_cell(fmean(fmean(p.pretrained) for p in found)),
+            quality_cell(fmean(fmean(p.random) for p in found), note=f"± {fmean(spreads):.3f}" if spreads else ""),
+            number_cell(difference, f"{difference:+.1f}"),
+            number_cell(won := sum(p.difference > 0 for p in found), f"{won} of {len(found)}"),
+            quality_cell(fmean(m.quality for m in others) if others else None),
+        ])  # fmt: skip
+    return Table(columns, rows)
+
+
+def _pair_table(pairs: Sequence[Pair], names: Names) -> Table:
+    columns = (
+        *IDENTITY[:2], words_column("Layers"), words_column("Data set"), Column("Pretrained"),
+        Column("Random"), Column("Seeds", "pretrained, random"), Column("Difference", "in points"),
+    )  # fmt: skip
+    rows = [
+        [
+            text_cell(p.choice.spec, names.settings(p.choice)), text_cell(p.choice.backbone), text_cell(p.choice.taps),
+            text_cell(names.datasets[p.dataset]), _mean_cell(p.pretrained), _mean_cell(p.random),
+            text_cell(f"{len(p.pretrained)}, {len(p.random)}"),
+            number_cell(100 * p.difference, f"{100 * p.difference:+.1f}"),
+        ]
+        for p in sorted(pairs, key=lambda p: -p.difference)
+    ]  # fmt: skip
+    return Table(columns, rows, folded=f"All {counted(len(rows), 'pair')}")
+
+
+def _mean_cell(values: Sequence[float]) -> Cell:
+    deviation = study.spread(values)
+    return quality_cell(fmean(values), note="" if deviation is None else f"± {deviation:.3f}")
+
+
+def _cost_section(comparison: Comparison) -> Section:
+    bundles = grouped(comparison.measured, lambda m: m.choice.backbone)
+    forward = {name: fmean(m.forward_ms for m in found) for name, found in bundles.items()}
+    reference = study.REFERENCE if study.REFERENCE in forward else _middle(forward)
+    columns = {"forward ms": forward}
+    for method, found in grouped(comparison.measured, lambda m: m.choice.method).items():
+        by_backbone = grouped(found, lambda m: m.choice.backbone)
+        columns[f"score ms: {method}"] = {name: fmean(m.score_ms for m in some) for name, some in by_backbone.items()}
+    rows = [
+        [text_cell(name), *(_timed_cell(values, name, reference) for values in columns.values())]
+        for name in sorted(forward, key=forward.__getitem__)
+    ]
+    decode = short(fmean(m.decode_ms for m in comparison.measured))
+    return Section(
+        "Cost of backbones and methods",
+        (
+            f"Milliseconds an image, means over the configurations compared, and below them the ratio to {reference}. "
+            f"Decoding and resizing take {decode} ms more. Absolute times are those of the machine that ran the study, "
+            "decode and forward passes each measured on eight images; ratios carry over better.",
+        ),
+        [Panel("", (), [Table([words_column("Backbone"), *map(Column, columns)], rows)])],
+    )
+
+
+def _middle(values: Mapping[str, float]) -> str:
+    return sorted(values, key=values.__getitem__)[(len(values) - 1) // 2]
+
+
+def _timed_cell(values: Mapping[str, float], name: str, reference: str) -> Cell:
+    value, one = values.get(name), values.get(reference)
+    ratio = f"{words.times(value / one)} times" if value is not None and one else ""
+    return number_cell(value, short(value), ratio)
+
+
+def _cells_section(rows: Sequence[Row], names: Names) -> Section:
+    cells = [_cell_row(row, names) for row in rows if row["status"] == "finished"]
+    columns = (
+        words_column("Data set", filter=True), words_column("Method", filter=True),
+        words_column("Backbone", filter=True), words_column("Weights", filter=True),
+        words_column("Layers"), Column("Seed"),
+        Column("image AUROC"), words_column("95 % interval"), Column("pixel AUROC"), Column("AU-PRO", "30 %"),
+        Column("AU-PRO", "5 %"), Column("F1", "at the threshold"), Column("fit s"), Column("decode ms"),
+        Column("forward ms"), Column("score ms"), Column("sum ms"), Column("peak MB"), Column("model MB"),
+    )  # fmt: skip
+    return Section(
+        "All finished cells",
+        ("A row of study.csv each, which has more columns.",),
+        [Panel("", (), [Table(columns, cells, search=True)])] if cells else (),
+    )
+
+
+def _cell_row(row: Row, names: Names) -> list[Cell]:
+    choice = Choice.of(row)
+    interval = json.loads(row["intervals"] or "{}").get("image_auroc")
+    milliseconds = [row[name] for name in ("decode_ms", "forward_ms", "score_ms")]
+    plain = [row["fit_seconds"], *milliseconds, sum(milliseconds)]
+    return [
+        text_cell(names.datasets[row["dataset"]]),
+        *_identity(choice, names),
+        number_cell(row["seed"], str(row["seed"])),
+        number_cell(row["image_auroc"], figure(row["image_auroc"], 4)),
+        text_cell(words.between(interval)),
+        *(number_cell(row[name], figure(row[name], 4)) for name in ("pixel_auroc", "au_pro_30", "au_pro_05", "f1")),
+        *(number_cell(value, short(value)) for value in plain),
+        *(number_cell(row[name], megabytes(row[name])) for name in ("peak_bytes", "model_bytes")),
+    ]
+
+
+def _unfinished_section(rows: Sequence[Row], names: Names) -> Section:
+    open_ = (row for row in rows if row["status"] != "finished")
+    columns = (words_column("Status"), Column("Cells"), words_column("Reason"), words_column("The first"))
+    lines = [
+        [
+            text_cell(status),
+            number_cell(len(some), str(len(some))),
+            text_cell(reason or NOTHING),
+            text_cell(f"{names.datasets[some[0]['dataset']]}, {names(Choice.of(some[0]))}, seed {some[0]['seed']}"),
+        ]
+        for (status, reason), some in grouped(open_, lambda row: (row["status"], row["reason"])).items()
+    ]
+    lead = "The same command of `blemish study` runs what waits; with --retry-failed also what failed."
+    return Section("Cells without figures", (lead,), [Panel("", (), [Table(columns, lines)])] if lines else ())
+
+
+def _facts_section(rows: Sequence[Row]) -> Section:
+    finished = [row for row in rows if row["status"] == "finished"]
+    versions = grouped(finished, lambda row: row["versions"] or "{}")
+    texts = [", ".join(f"{name} {value}" for name, value in json.loads(text).items()) for text in versions]
+    days = sorted(row["finished_at"] for row in finished if row["finished_at"])
+    facts = {
+        "Devices": ", ".join(sorted({str(row["device"]) for row in finished})),
+        "Threads": ", ".join(sorted({str(row["threads"]) for row in finished})),
+        "Versions": "; ".join(texts),
+        "Finished": f"{days[0]} to {days[-1]}" if days else NOTHING,
+        "Seconds of work": short(sum(row["seconds"] or 0 for row in finished)),
+    }
+    columns = (words_column("What"), words_column("Value"))
+    lines = [[text_cell(name), text_cell(value)] for name, value in facts.items()]
+    return Section("Facts", (), [Panel("", (), [Table(columns, lines)])] if finished else ())
