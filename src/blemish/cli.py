@@ -11,7 +11,7 @@ from typing import Annotated, Any, Literal
 import typer
 from typer.core import TyperGroup
 
-from . import cli_ood, cli_study
+from . import cli_distil, cli_ood, cli_study
 from ._console import (
     ResultWriter,
     Speaker,
@@ -51,6 +51,7 @@ app = typer.Typer(
 
 app.add_typer(cli_ood.app, name="ood")
 app.command()(cli_study.study)
+app.command()(cli_distil.distil)
 app.command()(cli_study.report)
 
 

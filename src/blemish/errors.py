@@ -8,7 +8,8 @@
     ├── NotFittedError       `score` or `save` before `fit`
     ├── NotEnoughMemoryError a fit would not fit into the memory there is  (also a MemoryError)
     ├── CalibrationError     a false-alarm rate that the held-out images cannot support
-    ├── ModelFileError       a model file is damaged, foreign or from another version
+    ├── TrainingError        a training run met NaN or an infinity
+    ├── ModelFileError       a model file or checkpoint is damaged, foreign or from another version
     └── MissingPackageError  an optional package is not installed          (also an ImportError)
 
 A message says which argument or file, what was expected, what came, and what to do instead.
@@ -60,6 +61,10 @@ class NotEnoughMemoryError(BlemishError, MemoryError):
 
 class CalibrationError(BlemishError):
     """The held-out normal images cannot support the wanted false-alarm rate."""
+
+
+class TrainingError(BlemishError):
+    """A loss, gradient, parameter or criterion became NaN or infinite; the message names the step and the cause."""
 
 
 class ModelFileError(BlemishError):

@@ -1,0 +1,161 @@
+"""`blemish distil`: teach a small network of our own what a pretrained one knows, on the command line."""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import fields
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from ._console import Speaker, parse_settings, print_rows
+from .errors import ArgumentError
+
+if TYPE_CHECKING:
+    from .distil import DescriptorRecipe
+    from .optimise import Progress
+
+
+def distil(
+    data: Annotated[Path, typer.Argument(help="Folder of any images, such as photographs; labels are not needed.")],
+    *,
+    out: Annotated[Path, typer.Option(help="Weights file to write; its card is beside it.")] = Path(
+        "descriptor.safetensors"
+    ),
+    patch: Annotated[int, typer.Option(help="Side of a patch in pixels: 17, 33 or 65.")] = 33,
+    backbone: Annotated[str, typer.Option(help="Whom to learn from; see `blemish list backbones`.")] = "resnet18",
+    weights: Annotated[Path | None, typer.Option(help="File, or random; else $BLEMISH_WEIGHTS, then hub.")] = None,
+    tap: Annotated[str | None, typer.Option(help="Layer to learn from; default: the deepest.")] = None,
+    steps: Annotated[int, typer.Option(min=1, help="Batches to learn from.")] = 50_000,
+    seed: Annotated[int, typer.Option(help="For everything random; the same seed gives the same weights.")] = 0,
+    set_: Annotated[
+        list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Any other part of the recipe; repeatable.")
+    ] = None,
+    checkpoint_every: Annotated[int, typer.Option(min=1, help="Steps between two checkpoints.")] = 500,
+    time_limit: Annotated[
+        float | None, typer.Option(metavar="MINUTES", help="Stop training then, and write what there is.")
+    ] = None,
+    figure: Annotated[Path | None, typer.Option(help="Also draw the losses into this PNG file.")] = None,
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1 ...")] = "auto",
+    workers: Annotated[int, typer.Option(min=1, help="Decoding threads.")] = 2,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the card instead of a table.")] = False,
+) -> None:
+    """Train a patch descriptor network: it learns on random crops what a pretrained backbone says of them.
+
+    Kill it at any moment, and the same command goes on from the last checkpoint, OUT.checkpoint, to the same weights.
+
+    Example: blemish distil photographs --patch 33 --backbone resnet18 --set metric=1 --out patch33.safetensors
+    """
+    from .distil import distil_descriptor
+    from .features.descriptors import write_descriptor
+    from .images.crops import read_cache
+
+    for path in (out, figure or out):
+        if not path.resolve().parent.is_dir():
+            raise ArgumentError.about("--out or --figure", expected="a file in an existing folder", got=str(path))
+    options = {"patch": patch, "backbone": backbone, "tap": tap, "steps": steps, "seed": seed}
+    recipe = _recipe(options, parse_settings(set_ or [], option="--set"))
+    with Speaker().progress() as reading:
+        images = read_cache(data, side=recipe.image_side, workers=workers, progress=reading)
+    checkpoint = out.with_name(f"{out.name}.checkpoint")
+    with _view() as progress:
+        made = distil_descriptor(
+            images,
+            recipe,
+            weights=weights,
+            device=device,
+            checkpoint=checkpoint,
+            checkpoint_every=checkpoint_every,
+            time_limit=None if time_limit is None else 60 * time_limit,
+            progress=progress,
+        )
+    write_descriptor(made.network, out)
+    card = made.card | {"data": data.resolve().name, "file": out.name, "bytes": out.stat().st_size}
+    out.with_suffix(".json").write_text(json.dumps(card, indent=1) + "\n", encoding="utf-8")
+    if figure is not None:
+        from .report.training import loss_plot
+
+        figure.write_bytes(loss_plot(card["terms"], card["curve"]))
+    if made.course.ended == "steps":
+        checkpoint.unlink(missing_ok=True)
+    _print(card, out, as_json)
+
+
+def _recipe(options: dict[str, Any], settings: dict[str, Any]) -> DescriptorRecipe:
+    from .distil import DescriptorRecipe
+
+    defaults = {field.name: field.default for field in fields(DescriptorRecipe) if field.name not in options}
+    for key, value in settings.items():
+        if key not in defaults:
+            expected = f"a part of the recipe without an option of its own: {', '.join(defaults)}"
+            raise ArgumentError.about("--set", expected=expected, got=key)
+        default = defaults[key]
+        if isinstance(default, float) and type(value) is int:
+            settings[key] = float(value)
+        elif isinstance(default, tuple) and isinstance(value, list):
+            settings[key] = tuple(value)
+        elif not isinstance(value, type(default)):
+            raise ArgumentError.about(f"--set {key}", expected=f"a value like {default!r}", got=value)
+    return DescriptorRecipe(**options, **settings)
+
+
+@contextmanager
+def _view() -> Iterator[Callable[[Progress], None]]:
+    """A bar on a terminal, else a line now and then."""
+    if not sys.stderr.isatty():
+        yield _Lines()
+        return
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, TextColumn
+    from rich.progress import Progress as Bar
+
+    columns = (TextColumn("steps"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.description}"))
+    with Bar(*columns, console=Console(stderr=True)) as bar:
+        task = bar.add_task("", total=None)
+
+        def show(progress: Progress) -> None:
+            bar.update(task, completed=progress.step, total=progress.steps, description=_news(progress))
+
+        yield show
+
+
+class _Lines:
+    """A line at the first step, every ten seconds, and at the last step."""
+
+    def __init__(self) -> None:
+        self._last = -10.0
+
+    def __call__(self, progress: Progress) -> None:
+        now = time.monotonic()
+        if progress.step == progress.steps or now - self._last > 10:
+            self._last = now
+            typer.echo(f"{progress.step}/{progress.steps} steps: {_news(progress)}", err=True)
+
+
+def _news(progress: Progress) -> str:
+    terms = ", ".join(f"{name} {value:.4g}" for name, value in progress.terms.items())
+    seconds = progress.seconds_left
+    left = f"{seconds:.0f} s" if seconds < 120 else f"{seconds / 60:.0f} min"
+    return f"loss {progress.loss:.4g} ({terms}); about {left} left"
+
+
+def _print(card: dict[str, Any], out: Path, as_json: bool) -> None:
+    if as_json:
+        typer.echo(json.dumps(card))
+        return
+    losses = dict(zip(card["terms"], card["last_losses"], strict=True))
+    rows: list[dict[str, object]] = [{"figure": f"loss, {name}", "value": f"{v:.4f}"} for name, v in losses.items()]
+    names = {name: name.replace("_", " ") for name in card["held_out"]}
+    rows += [{"figure": f"held out, {names[name]}", "value": f"{v:.4f}"} for name, v in card["held_out"].items()]
+    print_rows(rows)
+    typer.echo(
+        f"{out}: {card['steps']} steps in {card['seconds']:.0f} s on {card['images']} images, "
+        f"{card['bytes'] / 1e6:.2f} MB; card: {out.with_suffix('.json')}"
+    )
+    if card["ended"] == "time":
+        Speaker().line("The time was up before the last step; the same command goes on.")

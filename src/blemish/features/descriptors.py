@@ -1,0 +1,149 @@
+"""Patch descriptor networks: p x p pixels to 128 numbers, of a patch or at every position of an image (Bergmann,
+Fauser, Sattlegger, Steger, "Uninformed Students", CVPR 2020, tables of the appendix).
+
+The tables' poolings drop a last odd row and column, so the networks for p = 33 and 65 read only the first 32 and 60
+rows and columns of a patch (`field`). The map's value at a pixel is that of the field around it, not of the patch, so
+that maps are not shifted.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import conv2d, leaky_relu, max_pool2d, pad
+
+from .. import persist
+from ..errors import ArgumentError, WeightsError
+from ..types import Size
+from .backbones import IMAGENET_MEAN, IMAGENET_STD
+
+# Kernel, channels, and whether a 2 x 2 pooling with stride 2 follows. The paper prints a first kernel of 5 for p = 17
+# and a last one of 3 for p = 65, which do not give one descriptor a patch.
+_LAYERS = {
+    17: ((6, 128, False), (5, 256, False), (5, 256, False), (4, 128, False)),
+    33: ((5, 128, True), (5, 256, True), (2, 256, False), (4, 128, False)),
+    65: ((5, 128, True), (5, 128, True), (5, 128, True), (4, 256, False), (1, 128, False)),
+}
+PATCHES = tuple(_LAYERS)
+"""Sides p of a patch in pixels."""
+DIMENSION = 128
+_SLOPE = 5e-3
+_MEMORY = 256 << 20
+
+
+class PatchDescriptor(nn.Module):
+    """One of the three networks; pixels are in [0, 1].
+
+    Parameters
+    ----------
+    patch: side p of a patch.
+    width: factor of the inner layers' channels, which become multiples of 8; 1 is the paper's.
+    """
+
+    mean: Tensor
+    std: Tensor
+
+    def __init__(self, patch: int, *, width: float = 1.0) -> None:
+        super().__init__()
+        if patch not in _LAYERS:
+            raise ArgumentError.about("patch", expected=" or ".join(map(str, PATCHES)), got=patch)
+        if not 0 < width <= 4:
+            raise ArgumentError.about("width", expected="a factor in (0, 4]", got=width)
+        self.patch, self.width = patch, width
+        self.pooled = tuple(pooled for _, _, pooled in _LAYERS[patch])
+        self.layers = nn.ModuleList()
+        channels = 3
+        for number, (kernel, wanted, _) in enumerate(_LAYERS[patch], start=1):
+            last = number == len(_LAYERS[patch])
+            out = DIMENSION if last else max(8, 8 * round(wanted * width / 8))
+            self.layers.append(nn.Conv2d(channels, out, kernel))
+            channels = out
+        self.field = 1
+        """Rows and columns of a patch that are read, from its top left corner on."""
+        for kernel, _, pooled in reversed(_LAYERS[patch]):
+            self.field = (2 * self.field if pooled else self.field) + kernel - 1
+        self.register_buffer("mean", torch.tensor(IMAGENET_MEAN).view(1, 3, 1, 1), persistent=False)
+        self.register_buffer("std", torch.tensor(IMAGENET_STD).view(1, 3, 1, 1), persistent=False)
+
+    def forward(self, patches: Tensor) -> Tensor:
+        """Describe `(batch, 3, p, p)` patches: `(batch, 128)`."""
+        side = self.patch
+        if patches.ndim != 4 or patches.shape[1:] != (3, side, side):
+            raise ArgumentError.about("patches", expected=f"shape (batch, 3, {side}, {side})", got=patches)
+        return self._run(patches, dense=False).flatten(1)
+
+    def dense(self, pixels: Tensor) -> Tensor:
+        """Describe the field around every pixel of `(batch, 3, height, width)`: `(batch, 128, height, width)`.
+
+        The same descriptors as those of patches, with shared work: pooling moves by one pixel, and what lies behind it
+        is dilated. Pixels within half a field of the border see the image mirrored there.
+        """
+        return self._run(self.padded(pixels), dense=True)
+
+    def dense_in_parts(self, pixels: Tensor, *, memory: int = _MEMORY) -> Tensor:
+        """Do as `dense`, a few images or rows at a time, so that the layers hold about `memory` bytes."""
+        height, row = pixels.shape[2], 4 * (pixels.shape[3] + self.field - 1) * self._channels_at_once()
+        images = max(1, memory // (row * (height + self.field - 1)))
+        rows = min(height, max(1, memory // row - self.field + 1))
+        maps = pixels.new_empty(len(pixels), DIMENSION, *pixels.shape[2:])
+        for first in range(0, len(pixels), images):
+            padded = self.padded(pixels[first : first + images])
+            for top in range(0, height, rows):
+                strip = padded[:, :, top : top + rows + self.field - 1]
+                maps[first : first + images, :, top : top + rows] = self._run(strip, dense=True)
+        return maps
+
+    def padded(self, pixels: Tensor) -> Tensor:
+        """Mirror `(batch, 3, height, width)` at its borders, so that each pixel has a whole field around it."""
+        before = (self.field - 1) // 2
+        after = self.field - 1 - before
+        if pixels.ndim != 4 or pixels.shape[1] != 3 or min(pixels.shape[2:]) <= after:
+            raise ArgumentError.about(
+                "pixels", expected=f"shape (batch, 3, height, width) with sides of at least {after + 1}", got=pixels,
+                instead=f"Enlarge the images, or take a smaller patch than {self.patch}.",
+            )  # fmt: skip
+        return pad(pixels, (before, after, before, after), mode="reflect")
+
+    def _run(self, pixels: Tensor, *, dense: bool) -> Tensor:
+        x = (pixels - self.mean) / self.std
+        x, dilation = x.contiguous(memory_format=torch.channels_last), 1
+        for number, (layer, pooled) in enumerate(zip(self._convolutions(), self.pooled, strict=True), start=1):
+            x = conv2d(x, layer.weight, layer.bias, dilation=dilation)
+            if pooled:  # before the activation, which keeps the order of numbers and is cheaper on fewer
+                x = max_pool2d(x, 2, stride=1 if dense else 2, dilation=dilation)
+                dilation *= 2 if dense else 1
+            if number < len(self.layers):
+                x = leaky_relu(x, _SLOPE)
+        return x
+
+    def operations(self, size: Size) -> int:
+        """Multiplications with addition of a dense map of an image of this `(height, width)`."""
+        return size[0] * size[1] * sum(layer.weight.numel() for layer in self._convolutions())
+
+    def _convolutions(self) -> list[nn.Conv2d]:
+        return [layer for layer in self.layers if isinstance(layer, nn.Conv2d)]
+
+    def _channels_at_once(self) -> int:
+        """The most numbers that a layer holds a position: what it reads, what it gives, and a copy of that."""
+        return max(layer.in_channels + 2 * layer.out_channels for layer in self._convolutions())
+
+
+def write_descriptor(network: PatchDescriptor, path: str | Path) -> None:
+    """Write the weights in half precision, as a safetensors file that tells which of the networks it is."""
+    halved = {name: tensor.detach().half() for name, tensor in network.state_dict().items()}
+    persist.save(path, halved, {"descriptor": {"patch": network.patch, "width": network.width}})
+
+
+def read_descriptor(path: str | Path) -> PatchDescriptor:
+    """Read what `write_descriptor` wrote, as a network in float32 and eval mode."""
+    if not Path(path).is_file():
+        raise WeightsError(f"weights {path}: the file does not exist. `blemish distil IMAGES --out {path}` makes one.")
+    tensors, manifest = persist.load(path)
+    made = manifest.get("descriptor")
+    if made is None:
+        raise WeightsError(f"weights {path}: not of a patch descriptor network. `blemish distil` makes one.")
+    network = PatchDescriptor(made["patch"], width=made["width"])
+    network.load_state_dict({name: tensor.float() for name, tensor in tensors.items()})
+    return network.eval()
