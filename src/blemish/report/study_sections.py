@@ -127,10 +127,8 @@ def _pareto_section(comparisons: Sequence[Comparison], names: Names) -> Section:
         (
             "On a front lies what no other configuration beats in both. Numbers, where there is room, are those of the "
             "table below.",
-            "Time is that of one image. For decoding and forward passes it is the least of all cells that did the "
-            "same, whatever their method. The forward pass goes through the deepest layer that any cell of the same "
-            "backbone and data set reads, so shallow layers are in truth a little faster than shown. Peak memory is "
-            "that of the study's process, with the features that its cells share: a fit by itself holds less.",
+            "Time is that of one image: the least of all cells that did the same. Peak memory is that of the study's "
+            "process, with the features that its cells share: a fit by itself holds less.",
         ),
         [_pareto_panel(c, names) for c in comparisons],
     )
@@ -385,7 +383,8 @@ def _cost_section(comparison: Comparison) -> Section:
         (
             f"Milliseconds an image, means over the configurations compared, and below them the ratio to {reference}. "
             f"Decoding and resizing take {decode} ms more. Absolute times are those of the machine that ran the study, "
-            "decode and forward passes each measured on eight images; ratios carry over better.",
+            "decode and forward passes each measured on eight images; ratios carry over better. The forward pass goes "
+            "through the deepest layer that a cell reads.",
         ),
         [Panel("", (), [Table([words_column("Backbone"), *map(Column, columns)], rows)])],
     )

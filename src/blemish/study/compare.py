@@ -142,7 +142,7 @@ def compare(rows: Sequence[Row], figure: str = "image_auroc") -> Comparison:
 def _undisturbed(rows: Iterable[Row]) -> list[Row]:
     """Finished rows, times of decoding and forward passes replaced by the least of all rows that did the same work.
 
-    No method changes them, and other work of the machine only adds to them.
+    Other work of the machine only adds to them.
     """
     finished = [row for row in rows if row["status"] == "finished"]
     work = {"decode_ms": decoding, "forward_ms": _forwarding}
@@ -160,7 +160,7 @@ def decoding(row: Row) -> tuple[object, ...]:
 
 def _forwarding(row: Row) -> tuple[object, ...]:
     precision = json.loads(row["parameters"]).get("precision")
-    return *decoding(row), row["backbone"], row["taps"], precision
+    return *decoding(row), row["backbone"], row["taps"], row["method"], precision
 
 
 def _measured(choice: Choice, rows: Sequence[Row], figure: str) -> Measured:

@@ -11,7 +11,7 @@ from ..features.backbones import find_backbone
 from ..images.datasets import open_dataset
 from ..images.preprocess import Preprocess
 from ..types import FeatureMaps
-from .group import make_method, shared_extractor, timed
+from .group import decoded, forward_ms, make_method, shared_extractor
 from .plan import Cell, Group
 from .run import Settings
 
@@ -48,13 +48,14 @@ def estimate(group: Group, settings: Settings) -> GroupEstimate:
         backbone = find_backbone(first.backbone)
         extractor = shared_extractor(group, backbone, None, settings)
         preprocess = Preprocess(first.resize, first.crop)
-        times = timed(extractor, dataset, preprocess)
+        pixels, decode_ms = decoded(dataset, preprocess)
+        slowest_ms = max(decode_ms / settings.decoders, forward_ms(extractor, pixels))
         maps = extractor(torch.zeros(1, 3, *preprocess.size)).maps
     except BlemishError as error:
         return GroupEstimate(0, 0, 0.0, tuple(CellEstimate(cell, None, None, str(error)) for cell in group.cells))
     by_tap = dict(zip(extractor.taps, maps, strict=True))
     images = len(dataset.train) + len(dataset.test)
-    seconds = images * max(times["decode_ms"] / settings.decoders, times["forward_ms"]) / 1e3
+    seconds = images * slowest_ms / 1e3
     cells = []
     for cell in group.cells:
         try:
