@@ -101,7 +101,7 @@ def test_row_says_what_the_network_is(name):
     for tap, channels, stride in zip(row.taps, row.channels, row.strides, strict=True):
         layout = read_layout(outputs[tap], image_size=(side, side), channels=channels)
         shape = as_map(outputs[tap], tap=tap, pixels=pixels, layout=layout).shape
-        assert (shape[1], round(side / shape[2])) == (channels, stride)
+        assert (shape[1], shape[2] if stride == 0 else round(side / shape[2])) == (channels, stride or 1)
     as_map(outputs[deepest], tap=deepest, pixels=pixels)  # or raises
     assert costs.measure(module, row.taps) == costs.table_costs()[name], "Run `python -m blemish.features.costs`."
 
@@ -336,3 +336,16 @@ def test_list_shows_what_a_row_costs():
 def test_a_misspelt_name_gets_suggestions():
     with pytest.raises(ArgumentError, match=r"such as .*mobilenet_v3_small.*, or timm:NAME, got mobilenet_v3_smal"):
         find_backbone("mobilenet_v3_smal")
+
+
+class TestPixels:
+    def test_are_the_means_of_cells(self):
+        pixels = torch.rand(2, 3, 96, 64, generator=torch.Generator().manual_seed(0))
+        (found,) = build_extractor(find_backbone("pixels"))(pixels).maps
+        expected = pixels.view(2, 3, 32, 3, 32, 2).mean(dim=(3, 5)).reshape(2, 3072, 1, 1)
+        torch.testing.assert_close(found, expected)
+
+    def test_small_images_are_taken_too(self):
+        (found,) = build_extractor(find_backbone("pixels"))(torch.full((1, 3, 16, 28), 0.25)).maps
+        assert found.shape == (1, 3072, 1, 1)
+        assert (found == 0.25).all()

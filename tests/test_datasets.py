@@ -101,7 +101,7 @@ def test_a_folder_that_holds_defects_is_not_read_as_normal_images(tmp_path, inne
 
 
 def test_empty_and_missing_folders_are_named(tmp_path):
-    with pytest.raises(DatasetError, match=r"no normal training images found.*Known layouts: mvtec"):
+    with pytest.raises(DatasetError, match=r"no normal training images found.*Known layouts: one-class"):
         open_dataset(tmp_path)
     with pytest.raises(DatasetError, match=r"nowhere: expected a dataset folder"):
         open_dataset(tmp_path / "nowhere")

@@ -87,11 +87,13 @@ def test_all_subsets():
 
 
 def test_dimensions_go_to_the_methods_that_leave_them_open():
-    cells = plan(methods=("padim", "padim,dimensions=7", "knn", "patchcore"), dimensions=(10, 20)).cells()
+    specs = ("padim", "padim,dimensions=7", "padim,reduction=none", "knn", "patchcore")
+    cells = plan(methods=specs, dimensions=(10, 20)).cells()
     assert [c.spec for c in cells] == [
         "padim,dimensions=10",
         "padim,dimensions=20",
         "padim,dimensions=7",
+        "padim,reduction=none",
         "knn",
         "patchcore",
     ]
@@ -142,9 +144,9 @@ def test_the_plan_on_the_page_is_one(tmp_path):
     (tmp_path / "plan.toml").write_text(example, encoding="utf-8")
     shown = Plan.load(tmp_path / "plan.toml")
     assert {line.split(" = ")[0] for line in example.splitlines()} == set(vars(shown))
-    simple = replace(shown, data=("/data/a",), backbones=("filters",), seeds=(0,))
-    # Seven subsets and the default, of which padim has two each; the paper preset brings the same choice.
-    assert Counter(cell.method for cell in simple.cells()) == {"padim": 32, "patchcore": 8, "knn": 8}
+    simple = replace(shown, data=("/data/a",), backbones=("resnet18",), seeds=(0,))
+    # Seven subsets and the default, of which padim has two each, but layer1 has no 100; the paper preset the same.
+    assert Counter(cell.method for cell in simple.cells()) == {"padim": 30, "patchcore": 8, "knn": 8}
 
 
 def test_paths_in_a_file_are_relative_to_it_and_may_have_stars(tmp_path, monkeypatch):
@@ -213,3 +215,19 @@ def test_a_wrong_backbone_is_found_before_anything_runs():
 def test_methods_on_the_command_line():
     assert split_methods("padim,dimensions=100,spade") == ("padim,dimensions=100", "spade")
     assert split_methods("ratio=0.1") == ("ratio=0.1",)
+
+
+def test_more_dimensions_than_the_layers_have_are_left_out():
+    cells = plan(
+        backbones=("resnet18",),
+        methods=("padim", "knn"),
+        taps=("layer1", "layer1+layer2", "conv1"),
+        dimensions=(64, 65, 500),
+    ).cells()
+    assert [(cell.method, cell.taps, dict(cell.parameters).get("dimensions")) for cell in cells] == [
+        ("padim", ("layer1",), 64),
+        ("padim", ("layer1", "layer2"), 64),
+        ("padim", ("layer1", "layer2"), 65),
+        *(("padim", ("conv1",), d) for d in (64, 65, 500)),  # a layer that the table does not know
+        *(("knn", taps, None) for taps in (("layer1",), ("layer1", "layer2"), ("conv1",))),
+    ]

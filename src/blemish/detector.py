@@ -17,7 +17,7 @@ from .calibrate import Calibration, calibrate, require_images
 from .errors import ArgumentError, DatasetError, ModelFileError, NotFittedError
 from .features.backbones import Backbone, find_backbone
 from .features.weights import is_random
-from .images.datasets import open_dataset
+from .images.datasets import OneClass, open_dataset
 from .images.feature_memory import FeatureMemory
 from .images.preprocess import PRESETS, Preprocess
 from .images.source import Batches, ImageInput, ImageSource, OnError, Skipped, as_source
@@ -302,7 +302,7 @@ class Detector:
 
 def _normal_images(images: ImageInput) -> ImageSource:
     """A folder in a known layout gives its normal training images, never its test images or masks."""
-    if isinstance(images, str | Path) and Path(images).is_dir():
+    if isinstance(images, str | Path) and (Path(images).is_dir() or OneClass.spelled(images)):
         return open_dataset(images).train_images()
     return as_source(images)
 

@@ -20,6 +20,8 @@ VARIANTS = {
         {"storage": "int8", "ratio": 0.2},
     ],
     "spade": [{"k": 3, "storage": "float16"}],
+    "ocsvm": [{"approximation": "fourier"}, {"kernel": "poly"}],
+    "svdd": [{"kernel": "linear"}, {"approximation": "nystroem", "components": 8}],
     "gaussian": [{"components": "npca", "variance": 0.2}],
 }
 CASES = [(name, parameters) for name in METHODS for parameters in [{}, *VARIANTS.get(name, [])]]

@@ -35,6 +35,7 @@ class Backbone:
     """Names of the modules whose output is a feature map, shallow to deep."""
     channels: tuple[int, ...]
     strides: tuple[int, ...]
+    """Pixels a position; 0: one position, whatever the image's size."""
     deepest: str = ""
     """The last module whose output is a feature map, for pooled embeddings; empty where that is the last tap."""
     d: int | None = None
@@ -124,6 +125,12 @@ def _filter_bank() -> nn.Module:
     return FilterBank()
 
 
+def _pixels() -> nn.Module:
+    from .filters import Pixels
+
+    return Pixels()
+
+
 # fmt: off
 # What is the same in a family:
 _PYRAMID = (4, 8, 16)
@@ -161,6 +168,11 @@ _NON_COMMERCIAL = dict(licence=f"CC-BY-NC-4.0; {_IMAGENET}")
 _FILTERS = Backbone(
     name="filters", build=_filter_bank, taps=("level1", "level2", "level3"), channels=(27, 27, 27),
     strides=_PYRAMID, mean=(0.0, 0.0, 0.0), std=(1.0, 1.0, 1.0), licence="Apache-2.0; part of blemish", source="",
+)
+
+_PIXELS = Backbone(
+    name="pixels", build=_pixels, taps=("thumbnail",), channels=(3072,), strides=(0,), d=100,
+    mean=(0.0, 0.0, 0.0), std=(1.0, 1.0, 1.0), licence="Apache-2.0; part of blemish", source="",
 )
 
 # The 71 networks of the thesis on backbone layers (2022) with its taps and its d; where it leaves d open, about 0.3 of
@@ -299,7 +311,7 @@ _OTHERS = (
 )
 # fmt: on
 
-BACKBONES = {row.name: row for row in (_FILTERS, *_THESIS, *_OTHERS)}
+BACKBONES = {row.name: row for row in (_FILTERS, _PIXELS, *_THESIS, *_OTHERS)}
 THESIS = tuple(row.name for row in _THESIS)
 """The rows of the thesis, for a study of all of them."""
 

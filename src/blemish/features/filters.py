@@ -1,9 +1,10 @@
-"""A backbone without weights: a multi-scale, colour-aware bank of Gabor filters.
+"""Backbones without weights: a multi-scale, colour-aware bank of Gabor filters, and the bare pixels.
 
 Each level works on an image half the size of the level before and describes every cell of its stride by
 - the energy of quadrature Gabor pairs (6 orientations x 2 wavelengths) on luminance, and on the two opponent colours,
 - the mean of luminance and of the opponent colours, and their horizontal and vertical gradients.
 It needs no download and no licence, and it is the offline default. A pretrained network localises better.
+The bare pixels are the classical baseline of one-class methods.
 """
 
 from __future__ import annotations
@@ -104,3 +105,27 @@ class FilterBank(nn.Module):
         self.level2(image)
         deepest: Tensor = self.level3(functional.avg_pool2d(image, 2))
         return deepest
+
+
+PIXELS_SIDE = 32
+
+
+class Thumbnail(nn.Module):
+    """An image averaged down to 32 x 32 (an even smaller one: repeated), as one position with 3072 channels."""
+
+    def forward(self, pixels: Tensor) -> Tensor:
+        """Return `(batch, 3 * 32 * 32, 1, 1)`, channel by channel and row by row."""
+        return functional.adaptive_avg_pool2d(pixels, PIXELS_SIDE).reshape(len(pixels), -1, 1, 1)
+
+
+class Pixels(nn.Module):
+    """The bare pixels. Input: RGB in [0, 1], of any size."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.thumbnail = Thumbnail()
+
+    def forward(self, pixels: Tensor) -> Tensor:
+        """The features are read at `thumbnail`."""
+        small: Tensor = self.thumbnail(pixels)
+        return small

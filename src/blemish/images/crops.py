@@ -19,6 +19,8 @@ from ..errors import ArgumentError, NotEnoughMemoryError
 from ..memory import available_bytes
 from .source import ImageInput, as_source
 
+_LUMINANCE = torch.tensor([0.299, 0.587, 0.114]).view(1, 3, 1, 1)
+
 
 @dataclass(frozen=True)
 class ImageCache:
@@ -107,6 +109,11 @@ def cut(cache: ImageCache, boxes: Boxes, side: int) -> Tensor:
         window = cache.pixels[image][None, :, top : top + size, left : left + size].float()
         patch.copy_(interpolate(window, (side, side), mode="bilinear", antialias=True)[0])
     return patches.div_(255).clamp_(0, 1)
+
+
+def greyed(pixels: Tensor, which: Tensor) -> Tensor:
+    """Make those of `(crop, 3, height, width)` grey for which `which`, `(crop, 1, 1, 1)` bool, holds."""
+    return torch.where(which, (pixels * _LUMINANCE).sum(dim=1, keepdim=True), pixels)
 
 
 def _place(chance: Tensor, room: Tensor) -> Tensor:

@@ -7,17 +7,23 @@ and nothing else.
 from __future__ import annotations
 
 import csv
-from collections.abc import Callable, Iterator
+import fnmatch
+import re
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal, NamedTuple
 
-from ..errors import DatasetError
+from PIL import Image
+
+from ..errors import ArgumentError, DatasetError
+from .labelled import LabelledInput, find_classes, open_labelled, open_parts
 from .source import ImageSource, from_paths, image_files
 
 
 @dataclass(frozen=True, slots=True)
 class Sample:
-    """One test image: its kind (`good`, or the name of a defect) and its mask file, where there is one."""
+    """One test image: its kind (`good`, the name of a defect, or of a class) and its mask file, where there is one."""
 
     path: Path
     kind: str
@@ -33,14 +39,22 @@ class Dataset:
     layout: str
     train: tuple[Path, ...]
     test: tuple[Sample, ...]
+    packed: ImageSource | None = None
+    """Reads images that have no file of their own, by the names in `train` and `test`."""
 
     def train_images(self) -> ImageSource:
         """The normal training images."""
-        return from_paths(self.train)
+        return self._source(self.train)
 
     def test_images(self) -> ImageSource:
         """The test images, in the order of `test`."""
-        return from_paths(sample.path for sample in self.test)
+        return self._source([sample.path for sample in self.test])
+
+    def _source(self, paths: Iterable[Path]) -> ImageSource:
+        if self.packed is None:
+            return from_paths(paths)
+        position = {name: i for i, name in enumerate(self.packed.names)}
+        return self.packed.subset([position[str(path)] for path in paths])
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,11 +70,14 @@ class Layout:
 def open_dataset(root: str | Path) -> Dataset:
     """Recognise the layout of a folder and list its images; nothing is decoded.
 
+    `FOLDER:one-class=CLASS` takes one class of a labelled image set for normal, `FOLDER:all-but=CLASS` all others;
+    `labelled.open_parts` says what such a set may be.
+
     Raises `DatasetError` where the folder is missing, empty, or where an anomalous image of a layout with masks
     lacks its mask.
     """
     root = Path(root)
-    if not root.is_dir():
+    if not root.is_dir() and OneClass.spelled(root) is None:
         raise DatasetError.about(str(root), expected="a dataset folder", got="nothing there, or a file")
     layout = next(layout for layout in LAYOUTS if layout.matches(root))
     dataset = layout.read(root)
@@ -70,6 +87,94 @@ def open_dataset(root: str | Path) -> Dataset:
             "Known layouts: " + "; ".join(f"{row.name} ({row.description})" for row in LAYOUTS)
         )
     return dataset
+
+
+class OneClass(NamedTuple):
+    """What `FOLDER:one-class=CLASS` or `FOLDER:all-but=CLASS` says."""
+
+    folder: Path
+    kind: Literal["one-class", "all-but"]
+    label: str
+
+    @classmethod
+    def spelled(cls, text: str | Path) -> OneClass | None:
+        """Read such a text; None for any other, and for what really has this name.
+
+        >>> OneClass.spelled("C:/data/cifar10:one-class=cat").label
+        'cat'
+        """
+        found = re.fullmatch("(.+):(one-class|all-but)=(.+)", str(text))
+        if found is None or Path(text).exists():
+            return None
+        return cls(Path(found[1]), "one-class" if found[2] == "one-class" else "all-but", found[3])
+
+    def __str__(self) -> str:
+        return f"{self.folder}:{self.kind}={self.label}"
+
+    def each(self) -> list[OneClass]:
+        """One for every class that the label stands for, where `*` is in it."""
+        if "*" not in self.label:
+            return [self]
+        classes = find_classes(self.folder)
+        found = fnmatch.filter(classes, self.label)
+        if not found:
+            raise DatasetError.about(str(self), expected=f"a class out of {', '.join(classes)}", got="none")
+        return [self._replace(label=label) for label in found]
+
+
+def one_class(
+    train: LabelledInput,
+    test: LabelledInput | None = None,
+    *,
+    label: str,
+    kind: Literal["one-class", "all-but"] = "one-class",
+    root: str | Path = "",
+) -> Dataset:
+    """Make a data set for anomaly detection of a labelled image set: one class is normal, or `all-but` one are.
+
+    The normal images of `train` are there to learn from, all images of `test` to test on; without it, a fifth of each
+    class, drawn with seed 0, is kept for that. `label` is a name of `LabelledImages.class_names`; `root` names the
+    whole in messages.
+    """
+    learn = open_labelled(train, folders_are_classes=True)
+    learn, check = learn.split(0.2, seed=0) if test is None else (learn, open_labelled(test, folders_are_classes=True))
+    classes = learn.class_names()
+    if kind not in ("one-class", "all-but"):
+        raise ArgumentError.about("kind", expected="one-class or all-but", got=kind)
+    if label not in classes:
+        raise DatasetError.about(
+            str(root or learn.name), expected=f"a class out of {', '.join(sorted(set(classes)))}", got=label
+        )
+    common = set(learn.source.names) & set(check.source.names)
+    if any(Path(name).is_file() for name in common):
+        raise DatasetError.about(str(root or learn.name), expected="other test images", got=f"{min(common)} in both")
+    if common:  # items of two torch-style datasets are numbered alike
+        learn, check = learn.renamed("train"), check.renamed("test")
+    images = [*zip(learn.source.names, classes, strict=True)]
+    return Dataset(
+        Path(root),
+        kind,
+        tuple(Path(name) for name, own in images if (own == label) == (kind == "one-class")),
+        tuple(
+            Sample(Path(name), own, anomalous=(own == label) != (kind == "one-class"))
+            for name, own in zip(check.source.names, check.class_names(), strict=True)
+        ),
+        None if Path(images[0][0]).is_file() else _joined(learn.source, check.source),
+    )
+
+
+def _read_one_class(root: Path) -> Dataset:
+    spelled = OneClass.spelled(root)
+    assert spelled is not None  # or the row would not match
+    train, test = open_parts(spelled.folder)
+    return one_class(train, test, label=spelled.label, kind=spelled.kind, root=root)
+
+
+def _joined(first: ImageSource, second: ImageSource) -> ImageSource:
+    def load(index: int) -> Image.Image:
+        return first.load(index) if index < len(first) else second.load(index - len(first))
+
+    return ImageSource(first.names + second.names, load)
 
 
 def _read_mvtec(root: Path) -> Dataset:
@@ -127,12 +232,19 @@ def _read_folder(root: Path) -> Dataset:
     if inner is not None:
         raise DatasetError(
             f"{root}: found {inner.relative_to(root)}, so this seems to hold several categories, or a layout that is "
-            "not known. Name one category's folder, or a folder with nothing but normal images."
+            "not known. Name one category's folder, a folder with nothing but normal images, or FOLDER:one-class=CLASS."
         )
     return Dataset(root, "folder", tuple(image_files(root)), ())
 
 
 LAYOUTS = (
+    Layout(
+        "one-class",
+        "FOLDER:one-class=CLASS, or FOLDER:all-but=CLASS, of a labelled image set: train/<class>/*, test/<class>/*; "
+        "<class>/*; train.npz, test.npz; idx files of MNIST; binary CIFAR-10",
+        lambda root: OneClass.spelled(root) is not None,
+        _read_one_class,
+    ),
     Layout(
         "mvtec",
         "train/good, test/<kind>, ground_truth/<kind>/<stem>_mask.png; test/good is normal",

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import csv
+import gzip
+import math
 import random
+import zlib
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -32,6 +35,8 @@ class LabelledImages:
     source: ImageSource
     labels: Mapping[str, int] | None = None
     name: str = "images"
+    classes: tuple[str, ...] = ()
+    """Names of the classes by number, where they are known."""
 
     def __len__(self) -> int:
         return len(self.source)
@@ -40,12 +45,39 @@ class LabelledImages:
         """Labels of the images with these names, `(n,)`; None where there are none."""
         return None if self.labels is None else np.array([self.labels[name] for name in names], dtype=np.int64)
 
+    def class_names(self) -> list[str]:
+        """Name of each image's class, in the order of the source: its number where no name is known."""
+        if self.labels is None:
+            raise DatasetError.about(self.name, expected="images with labels", got="images without")
+        numbers = [self.labels[name] for name in self.source.names]
+        return [self.classes[i] for i in numbers] if self.classes else [str(i) for i in numbers]
+
+    def subset(self, indices: Sequence[int]) -> LabelledImages:
+        """Choose images by position, in the given order."""
+        return replace(self, source=self.source.subset(indices))
+
     def sample(self, count: int | None, *, seed: int) -> LabelledImages:
         """A seeded random choice of at most `count` images, in the old order."""
         if count is None or count >= len(self):
             return self
-        chosen = sorted(random.Random(seed).sample(range(len(self)), count))
-        return LabelledImages(self.source.subset(chosen), self.labels, self.name)
+        return self.subset(sorted(random.Random(seed).sample(range(len(self)), count)))
+
+    def renamed(self, prefix: str) -> LabelledImages:
+        """Put a word before each name."""
+        source = ImageSource(tuple(f"{prefix} {name}" for name in self.source.names), self.source.load)
+        labels = self.labels and {f"{prefix} {name}": label for name, label in self.labels.items()}
+        return replace(self, source=source, labels=labels)
+
+    def split(self, fraction: float, *, seed: int) -> tuple[LabelledImages, LabelledImages]:
+        """Hold out a seeded random `fraction` of each class: returns (rest, held out), both in the old order."""
+        members: dict[str, list[int]] = {}
+        for i, name in enumerate(self.class_names()):
+            members.setdefault(name, []).append(i)
+        draw = random.Random(seed)
+        held_out = {
+            i for name in sorted(members) for i in draw.sample(members[name], round(len(members[name]) * fraction))
+        }
+        return self.subset([i for i in range(len(self)) if i not in held_out]), self.subset(sorted(held_out))
 
 
 LabelledInput = LabelledImages | ImageInput | ImageDataset
@@ -55,23 +87,29 @@ def open_labelled(images: LabelledInput, *, folders_are_classes: bool = False) -
     """Open images with what labels there are.
 
     A folder (with `folders_are_classes`, each folder in it is a class, numbered in sorted order), an `.npz` file with
-    `images` and perhaps `labels`, a `.csv` file with lines `path,class number` (paths relative to it), a torch-style
-    dataset, a list of paths or arrays, or an `ImageSource`.
+    `images` and perhaps `labels`, a `.csv` file with lines `path,class number` (paths relative to it), a file of images
+    in MNIST's idx format with its file of labels beside it, a torch-style dataset, a list of paths or arrays, or an
+    `ImageSource`.
     """
     if isinstance(images, LabelledImages):
         return images
     if isinstance(images, str | Path):
-        path = Path(images)
-        if path.suffix == ".npz":
-            return _from_npz(path)
-        if path.suffix == ".csv":
-            return _from_csv(path)
-        return from_class_folders(path) if folders_are_classes else LabelledImages(as_source(path), None, path.name)
+        return _from_path(Path(images), folders_are_classes=folders_are_classes)
     if isinstance(images, ImageSource | np.ndarray | list | tuple):
         return LabelledImages(as_source(images))
     if hasattr(images, "__len__") and hasattr(images, "__getitem__"):
         return _from_dataset(images)
     raise ArgumentError.about("images", expected="a folder, .npz, .csv, arrays or a dataset", got=images)
+
+
+def _from_path(path: Path, *, folders_are_classes: bool) -> LabelledImages:
+    if path.suffix == ".npz":
+        return _from_npz(path)
+    if path.suffix == ".csv":
+        return _from_csv(path)
+    if _IDX in path.name and path.is_file():
+        return _from_idx(path)
+    return from_class_folders(path) if folders_are_classes else LabelledImages(as_source(path), None, path.name)
 
 
 def from_class_folders(folder: str | Path) -> LabelledImages:
@@ -86,7 +124,98 @@ def from_class_folders(folder: str | Path) -> LabelledImages:
         )
     number = {name: i for i, name in enumerate(sorted({part[0] for part in parts}))}
     labels = {name: number[part[0]] for name, part in zip(source.names, parts, strict=True)}
-    return LabelledImages(source, labels, folder.name)
+    return LabelledImages(source, labels, folder.name, tuple(number))
+
+
+def open_parts(path: str | Path) -> tuple[LabelledImages, LabelledImages | None]:
+    """Open the training and the test part of a labelled image set; None where it does not come in two.
+
+    `train/<class>/*` and `test/<class>/*`; `train.npz` and `test.npz`; MNIST's four files, gzipped or not; CIFAR-10's
+    binary version. In one part: a folder of class folders, one pair of idx files, or what file `open_labelled` takes.
+    """
+    path = Path(path)
+    packed = _packed_parts(path)
+    if packed is not None:
+        return packed
+    if (path / "train").is_dir() and (path / "test").is_dir():
+        return from_class_folders(path / "train"), from_class_folders(path / "test")
+    return from_class_folders(path), None
+
+
+def find_classes(path: str | Path) -> list[str]:
+    """Names of the classes that `open_parts` would find, without listing the images of class folders."""
+    path = Path(path)
+    packed = _packed_parts(path)
+    if packed is not None:
+        return sorted(set(packed[0].class_names()))
+    folder = path / "train" if (path / "train").is_dir() and (path / "test").is_dir() else path
+    if not folder.is_dir():
+        raise DatasetError.about(str(path), expected="a labelled image set", got="nothing there")
+    return sorted(p.name for p in folder.iterdir() if p.is_dir() and not p.name.startswith("."))
+
+
+def _packed_parts(path: Path) -> tuple[LabelledImages, LabelledImages | None] | None:
+    """The parts of `open_parts` where they are files of many images; None for class folders."""
+    if path.is_file():
+        return open_labelled(path), None
+    if (path / "train.npz").is_file() and (path / "test.npz").is_file():
+        return open_labelled(path / "train.npz"), open_labelled(path / "test.npz")
+    if (path / "test_batch.bin").is_file():
+        return _from_cifar(sorted(path.glob("data_batch_*.bin"))), _from_cifar([path / "test_batch.bin"])
+    files = sorted(path.glob(f"*{_IDX}*"), key=lambda file: not file.name.startswith("train-"))
+    if not files:
+        return None
+    return _from_idx(files[0]), _from_idx(files[1]) if len(files) == 2 else None
+
+
+_IDX, _IDX_LABELS = "images-idx3-ubyte", "labels-idx1-ubyte"
+
+
+def _from_idx(path: Path) -> LabelledImages:
+    """A file of images in MNIST's format, and the file of their labels beside it."""
+    images, labels = _idx_array(path), _idx_array(path.with_name(path.name.replace(_IDX, _IDX_LABELS)))
+    if len(labels) != len(images):
+        raise DatasetError.about(str(path), expected=f"{len(images)} labels beside it", got=len(labels))
+    return _packed({path.name: images}, labels)
+
+
+def _idx_array(path: Path) -> NDArray[np.uint8]:
+    """Two zero bytes, 8 for bytes, the number of axes, the length of each in 4 bytes, then the numbers."""
+    try:
+        content = gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
+    except (OSError, EOFError, zlib.error) as error:
+        raise DatasetError(f"{path}: cannot be read ({error}).") from error
+    axes = content[3] if len(content) > 3 and content[:3] == b"\0\0\x08" else 0
+    shape = np.frombuffer(content[4 : 4 + 4 * axes], ">u4").tolist() if len(content) >= 4 + 4 * axes else [-1]
+    if not axes or len(content) != 4 + 4 * axes + math.prod(shape):
+        raise DatasetError.about(str(path), expected="a whole idx file of bytes", got=f"{len(content)} bytes")
+    return np.frombuffer(content, np.uint8, offset=4 + 4 * axes).reshape(shape)
+
+
+def _from_cifar(paths: Sequence[Path]) -> LabelledImages:
+    """CIFAR-10's binary version: a byte for the class, then the red, green and blue plane of 32 x 32 bytes."""
+    records = {}
+    for path in paths:
+        content = np.fromfile(path, np.uint8)
+        if len(content) % 3073:
+            raise DatasetError.about(str(path), expected="records of 3073 bytes", got=f"{len(content)} bytes")
+        records[path.name] = content.reshape(-1, 3073)
+    if not records:
+        raise DatasetError("CIFAR-10: expected data_batch_1.bin ... data_batch_5.bin beside test_batch.bin, got none.")
+    names = paths[0].with_name("batches.meta.txt")
+    classes = tuple(names.read_text(encoding="utf-8").split()) if names.is_file() else ()
+    images = {name: part[:, 1:].reshape(-1, 3, 32, 32).transpose(0, 2, 3, 1) for name, part in records.items()}
+    return _packed(images, np.concatenate([part[:, 0] for part in records.values()]), classes)
+
+
+def _packed(
+    files: Mapping[str, NDArray[np.generic]], labels: NDArray[np.generic] | None, classes: tuple[str, ...] = ()
+) -> LabelledImages:
+    """The images of one file or more, named `file[0]`, `file[1]` ..."""
+    names = [f"{file}[{i}]" for file, images in files.items() for i in range(len(images))]
+    source = from_arrays([image for images in files.values() for image in images], names=names)
+    numbers = None if labels is None else dict(zip(names, labels.tolist(), strict=True))
+    return LabelledImages(source, numbers, Path(next(iter(files))).stem, classes)
 
 
 def _from_npz(path: Path) -> LabelledImages:
@@ -98,10 +227,7 @@ def _from_npz(path: Path) -> LabelledImages:
     if "images" not in content or ("labels" in content and len(content["labels"]) != len(content["images"])):
         got = ", ".join(f"{key} {value.shape}" for key, value in content.items()) or "neither"
         raise DatasetError.about(str(path), expected="`images` (n, height, width[, 3]), perhaps `labels` (n,)", got=got)
-    names = [f"{path.name}[{i}]" for i in range(len(content["images"]))]
-    source = from_arrays(list(content["images"]), names=names)
-    labels = dict(zip(names, content["labels"].tolist(), strict=True)) if "labels" in content else None
-    return LabelledImages(source, labels, path.stem)
+    return _packed({path.name: content["images"]}, content.get("labels"))
 
 
 def _from_csv(path: Path) -> LabelledImages:

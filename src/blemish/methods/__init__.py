@@ -7,8 +7,12 @@ from ._base import Incremental as Incremental
 from ._base import Method as Method
 from .gaussian import GaussianAD as GaussianAD
 from .knn import KNN as KNN
+from .ocsvm import OneClassSVM as OneClassSVM
 from .padim import PaDiM as PaDiM
 from .patchcore import PatchCore as PatchCore
 from .spade import SPADE as SPADE
+from .svdd import SVDD as SVDD
 
-METHODS: dict[str, type[Method]] = {method.name: method for method in (PaDiM, PatchCore, SPADE, KNN, GaussianAD)}
+METHODS: dict[str, type[Method]] = {
+    method.name: method for method in (PaDiM, PatchCore, SPADE, KNN, GaussianAD, OneClassSVM, SVDD)
+}

@@ -261,11 +261,12 @@ def forward_ms(extractor: Extractor, pixels: Tensor) -> float:
 
 
 def _digest_of_files(dataset: Dataset) -> str:
-    """Of names and sizes of all images and masks, in order; their content is not read."""
+    """Of names and sizes of all images and masks, in order; their content is not read. Packed ones have no size."""
     found = hashlib.sha256()
     for part, paths in (("train", dataset.train), ("test", [sample.path for sample in dataset.test])):
         for path in paths:
-            found.update(f"{part} {os.path.relpath(path, dataset.root)} {path.stat().st_size}\n".encode())
+            size = path.stat().st_size if dataset.packed is None else 0
+            found.update(f"{part} {os.path.relpath(path, dataset.root)} {size}\n".encode())
     for sample in dataset.test:
         if sample.mask is not None:
             found.update(f"mask {os.path.relpath(sample.mask, dataset.root)} {sample.mask.stat().st_size}\n".encode())

@@ -120,11 +120,12 @@ class Plan:
     Parameters
     ----------
     data: dataset folders; `*` stands for any part of a name. Relative to the plan's file, or to the working
-        folder.
+        folder. `FOLDER:one-class=CLASS` and `FOLDER:all-but=CLASS` too, where `*` stands for each class.
     methods: each `NAME,KEY=VALUE,...`; `taps=layer1+layer2` and `preset=paper` may stand there as well.
     backbones: see `blemish list backbones`; or `timm:NAME`.
     taps: layers joined by `+`; `default`, what each method recommends; `all-subsets` of the backbone's layers.
-    dimensions: for the methods that leave the number of dimensions open (padim); empty: the backbone's own.
+    dimensions: for the methods that leave the number of dimensions open (padim); empty: the backbone's own. Those that
+        exceed the channels of the chosen layers are left out.
     seeds: of the method, of the images held out for the threshold, and of random weights.
     weights: `pretrained`, `random`, or a file that fits all backbones.
     preset: `default` (256 x 256, nothing cropped, a fifth of the normal images held out) or `paper` (256, crop 224,
@@ -208,6 +209,8 @@ class Plan:
         taps = [_split(str(own_taps))] if own_taps else _tap_sets(self.taps, backbone)
         defaults = _parameters_of(method)
         for chosen, dimensions, seed in product(taps, self._dimensions(method, parameters), self.seeds):
+            if dimensions.get("dimensions", 0) > _channels(backbone, chosen):
+                continue
             values = sorted((parameters | dimensions).items())
             yield Cell(
                 dataset=dataset,
@@ -225,17 +228,23 @@ class Plan:
             )
 
     def _folders(self) -> list[str]:
+        from ..images.datasets import OneClass
+
         folders: list[str] = []
         for text in self.data:
-            path = Path(os.path.abspath(text))  # links stay: where they lead to may change
+            spelled = OneClass.spelled(text)
+            folder = text if spelled is None else str(spelled.folder)
+            path = Path(os.path.abspath(folder))  # links stay: where they lead to may change
             found = sorted(p for p in Path(path.anchor).glob(str(path.relative_to(path.anchor))) if p.is_dir())
-            if "*" in text and not found:
+            if "*" in folder and not found:
                 raise DatasetError.about(text, expected="folders of that name", got="none")
-            folders += [str(p) for p in found or [path]]
+            for p in found or [path]:
+                folders += [str(p)] if spelled is None else map(str, spelled._replace(folder=p).each())
         return list(dict.fromkeys(folders))
 
-    def _dimensions(self, method: str, parameters: Mapping[str, Value]) -> list[dict[str, Value]]:
+    def _dimensions(self, method: str, parameters: Mapping[str, Value]) -> list[dict[str, int]]:
         open_ = _parameters_of(method).get("dimensions", 0) is None and "dimensions" not in parameters
+        open_ = open_ and parameters.get("reduction") != "none"  # which keeps all
         return [{"dimensions": d} for d in self.dimensions] if open_ and self.dimensions else [{}]
 
     def _weights(self) -> str:
@@ -296,6 +305,16 @@ def _parameters_of(method: str) -> dict[str, Any]:
 
     names = [field for field in fields(METHODS[method]) if field.name not in _FIXED]  # type: ignore[arg-type]
     return {field.name: field.default for field in names}
+
+
+def _channels(backbone: str, taps: tuple[str, ...] | None) -> float:
+    """Of these layers together; infinite where the table does not know one, and only the network could tell."""
+    from ..features.backbones import BACKBONES
+
+    row = BACKBONES.get(backbone)
+    if row is None or not set(taps or ()) <= set(row.taps):
+        return float("inf")
+    return sum(count for tap, count in zip(row.taps, row.channels, strict=True) if taps is None or tap in taps)
 
 
 def _tap_sets(taps: Iterable[str], backbone: str) -> list[tuple[str, ...] | None]:
