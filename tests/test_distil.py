@@ -9,10 +9,11 @@ import torch
 from PIL import Image
 from typer.testing import CliRunner
 
-from blemish import distil as module
 from blemish import persist
 from blemish.cli import app
-from blemish.distil import (
+from blemish.distil import descriptor as module
+from blemish.distil.card import thinned
+from blemish.distil.descriptor import (
     Crops,
     DescriptorRecipe,
     Targets,
@@ -21,7 +22,6 @@ from blemish.distil import (
     fit_targets,
     judge,
     knowledge_loss,
-    thinned,
     triplet_loss,
 )
 from blemish.errors import ArgumentError, ModelFileError, NotEnoughMemoryError
@@ -337,7 +337,7 @@ def test_the_card_says_what_the_weights_come_from(images, made, tmp_path):
 
 
 def run(*arguments, status=0):
-    result = CliRunner().invoke(app, ["distil", *(str(a) for a in arguments)])
+    result = CliRunner().invoke(app, ["distil", "descriptor", *(str(a) for a in arguments)])
     assert result.exit_code == status, result.output + repr(result.exception)
     return result
 
@@ -381,4 +381,4 @@ def test_wrong_options_are_refused_before_images_are_read(folder, tmp_path):
     assert "got patch" in run(folder, "--set", "patch=17", *out, status=1).stderr
     assert "--set grey: expected a value like 0.1, got no" in run(folder, "--set", "grey=no", *out, status=1).stderr
     assert "a file in an existing folder" in run(folder, "--out", tmp_path / "a" / "b", status=1).stderr
-    assert "Example: blemish distil photographs" in run("--help").stdout
+    assert "Example: blemish distil descriptor photographs" in run("--help").stdout

@@ -50,8 +50,8 @@ app = typer.Typer(
 
 
 app.add_typer(cli_ood.app, name="ood")
+app.add_typer(cli_distil.app, name="distil")
 app.command()(cli_study.study)
-app.command()(cli_distil.distil)
 app.command()(cli_study.report)
 
 

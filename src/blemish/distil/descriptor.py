@@ -18,17 +18,17 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import interpolate
 
-from . import persist
-from .errors import ArgumentError
-from .features.backbones import find_backbone
-from .features.descriptors import DIMENSION, PatchDescriptor
-from .features.extract import Extractor, build_extractor
-from .features.patches import pool
-from .features.weights import find_weights
-from .images.crops import Boxes, ImageCache, cut, draw_boxes, move_boxes
-from .optimise import Adam, Checkpoint, Course, Progress, Recipe, batch_of, generator, optimise
+from .. import persist
+from ..errors import ArgumentError
+from ..features.backbones import find_backbone
+from ..features.descriptors import DIMENSION, PatchDescriptor
+from ..features.extract import Extractor, build_extractor
+from ..features.patches import pool
+from ..features.weights import find_weights
+from ..images.crops import Boxes, ImageCache, cut, draw_boxes, greyed, move_boxes
+from ..optimise import Adam, Checkpoint, Course, Progress, Recipe, batch_of, generator, optimise
+from .card import made_by
 
-_LUMINANCE = torch.tensor([0.299, 0.587, 0.114]).view(1, 3, 1, 1)
 _TARGET_CROPS, _HELD_OUT_CROPS = 2048, 1024
 
 
@@ -255,7 +255,7 @@ class Crops:
 
     def _cut(self, boxes: Boxes, grey: Tensor) -> Tensor:
         patches = cut(self.images, boxes, self.recipe.patch)
-        return torch.where(grey, (patches * _LUMINANCE).sum(dim=1, keepdim=True), patches)
+        return greyed(patches, grey)
 
 
 @torch.no_grad()
@@ -336,24 +336,5 @@ def _card(images: ImageCache, recipe: DescriptorRecipe, teacher: Extractor, targ
 
 
 def _outcome(network: PatchDescriptor, course: Course, quality: Quality) -> dict[str, Any]:
-    return {
-        "digest": persist.digest({name: tensor.half() for name, tensor in network.state_dict().items()}),
-        "parameters": sum(parameter.numel() for parameter in network.parameters()),
-        "steps": course.steps,
-        "ended": course.ended,
-        "seconds": round(course.seconds, 1),
-        "terms": list(course.terms),
-        "last_losses": [round(value, 6) for value in course.losses[-100:].mean(dim=0).tolist()],
-        "curve": thinned(course, points=100),
-        "held_out": {name: round(value, 6) for name, value in asdict(quality).items()},
-    }
-
-
-def thinned(course: Course, *, points: int) -> list[list[float]]:
-    """Cut a course into at most this many stretches: the steps done after each, and its mean of each term."""
-    if not course.steps:
-        return []
-    length = -(-course.steps // points)
-    ends = [min(start + length, course.steps) for start in range(0, course.steps, length)]
-    means = [part.mean(dim=0).tolist() for part in course.losses.split(length)]  # type: ignore[no-untyped-call]
-    return [[end, *(round(value, 6) for value in mean)] for end, mean in zip(ends, means, strict=True)]
+    held_out = {name: round(value, 6) for name, value in asdict(quality).items()}
+    return made_by(network, course) | {"held_out": held_out}

@@ -1,0 +1,1 @@
+"""Small networks taught by large ones, on any images: patch descriptors, and compact backbones."""

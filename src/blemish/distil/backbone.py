@@ -1,0 +1,261 @@
+"""A compact backbone taught by a larger one on any images: each of its maps shall be the teacher's map of that stride.
+
+The loss is the mean squared error of each map, every channel divided by its deviation over natural images, so that a
+map that knows nothing but the mean has the loss 1 (regression of intermediate features: Romero et al., "FitNets: Hints
+for Thin Deep Nets", ICLR 2015).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from safetensors.torch import save_file
+from torch import Tensor
+
+from .. import persist
+from ..errors import ArgumentError
+from ..features.backbones import find_backbone
+from ..features.builtin.compact import CompactNetwork
+from ..features.extract import Extractor, build_extractor
+from ..features.weights import find_weights
+from ..images.crops import ImageCache, cut, draw_boxes, greyed
+from ..optimise import Adam, Checkpoint, Cosine, Course, Progress, Recipe, batch_of, generator, optimise
+from .card import in_half, made_by
+
+_STATISTICS_CROPS = 512
+LAYERS = ("stride4", "stride8", "stride16")
+
+
+@dataclass(frozen=True, kw_only=True)
+class BackboneRecipe:
+    """How a compact backbone is taught.
+
+    Parameters
+    ----------
+    stem, widths, blocks: of the network, see `CompactNetwork`.
+    teacher: a row with three taps at strides 4, 8 and 16.
+    side: pixels of a crop.
+    zoom: the short side of an image is this many times the side of a crop before it is resized.
+    steps, batch, rate, weight_decay, warmup: of the training: AdamW, the rate along half a cosine.
+    grey: share of the crops that are made grey.
+    light, contrast: largest relative change of brightness and of contrast.
+    image_side: pixels to which the short side of an image is reduced when it is read.
+    held_out: share of the images on which the result is judged.
+    precision: of the forward passes: `float32`, or `bfloat16` where the hardware has it.
+    seed: for everything random.
+    """
+
+    stem: int = 16
+    widths: tuple[int, int, int] = (32, 64, 128)
+    blocks: tuple[int, int, int] = (1, 2, 2)
+    teacher: str = "resnet18"
+    side: int = 128
+    zoom: tuple[float, float] = (1.0, 2.5)
+    steps: int = 8000
+    batch: int = 32
+    rate: float = 3e-3
+    weight_decay: float = 1e-4
+    warmup: int = 200
+    grey: float = 0.3
+    light: float = 0.3
+    contrast: float = 0.3
+    image_side: int = 256
+    held_out: float = 0.03
+    precision: Literal["float32", "bfloat16"] = "float32"
+    seed: int = 0
+
+
+@dataclass(frozen=True)
+class DistilledBackbone:
+    """A trained compact backbone, and how it came about."""
+
+    network: CompactNetwork
+    course: Course
+    unexplained: tuple[float, float, float]
+    """Share of the variance of each of the teacher's maps that is missed, on images that were held out."""
+    card: dict[str, Any]
+    """JSON types only."""
+
+
+def distil_backbone(
+    images: ImageCache,
+    recipe: BackboneRecipe,
+    *,
+    weights: str | Path | None = None,
+    device: str = "auto",
+    checkpoint: Path | None = None,
+    checkpoint_every: int = 500,
+    time_limit: float | None = None,
+    progress: Callable[[Progress], None] | None = None,
+) -> DistilledBackbone:
+    """Train a compact backbone on crops of these images. With a checkpoint, an interrupted run goes on.
+
+    Raises `TrainingError` with the cause as soon as a loss is not a number.
+    """
+    chosen = torch.device(("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device)
+    teacher = _teacher(recipe, weights, chosen)
+    crops, unseen = (Crops(part, recipe) for part in images.split(recipe.held_out, seed=recipe.seed))
+    mean, deviation = _statistics(crops, teacher)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(recipe.seed)
+        network = CompactNetwork(
+            stem=recipe.stem, widths=recipe.widths, blocks=recipe.blocks, outputs=[len(m) for m in mean]
+        )
+    _start_at(network, mean, deviation)
+    network.to(chosen).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    scaling = [torch.tensor(values).view(1, 3, 1, 1) for values in (teacher.backbone.mean, teacher.backbone.std)]
+
+    def objective(step: int) -> Mapping[str, Tensor]:
+        pixels = crops.draw(step)
+        wanted = teacher(pixels.to(chosen)).maps
+        given = network(_normalised(pixels, scaling).to(chosen))
+        return {
+            layer: map_loss(mine.float(), theirs, spread.to(chosen))
+            for layer, mine, theirs, spread in zip(LAYERS, given, wanted, deviation, strict=True)
+        }
+
+    p_digest = persist.digest(teacher.state())
+    identity = {name: str(value) for name, value in asdict(recipe).items()}
+    identity |= {"images": images.digest, "teacher": p_digest}
+    course = optimise(
+        objective,
+        network.train(),
+        steps=recipe.steps,
+        recipe=Recipe(
+            optimiser=Adam(rate=recipe.rate, weight_decay=recipe.weight_decay, decoupled=True),
+            schedule=Cosine(steps=recipe.steps, end=0.01, warmup=recipe.warmup),
+            clip_norm=5.0,
+            precision=recipe.precision,
+        ),
+        seed=recipe.seed,
+        checkpoint=None
+        if checkpoint is None
+        else Checkpoint(path=checkpoint, every=checkpoint_every, identity=identity),
+        time_limit=time_limit,
+        progress=progress,
+    )
+    with torch.no_grad():
+        for tensor in network.requires_grad_(False).eval().state_dict().values():
+            if tensor.is_floating_point():
+                tensor.copy_(tensor.half())  # what the file will hold
+    unexplained = judge(network, unseen, teacher, scaling)
+    network.cpu()
+    row = teacher.backbone
+    card = {
+        "kind": "compact backbone",
+        "recipe": asdict(recipe),
+        "images": len(images),
+        "images_digest": images.digest,
+        "teacher": {"backbone": row.name, "weights": row.source, "licence": row.licence, "digest": p_digest},
+        "versions": {name: version(name) for name in ("blemish", "torch")},
+        **made_by(network, course),
+        "held_out": {
+            f"unexplained, {layer}": round(share, 4) for layer, share in zip(LAYERS, unexplained, strict=True)
+        },
+    }
+    return DistilledBackbone(network, course, unexplained, card)
+
+
+def map_loss(given: Tensor, wanted: Tensor, deviation: Tensor) -> Tensor:
+    """Mean over everything of ((given - wanted) / deviation)^2; `(batch, channels, h, w)` and `(channels,)`."""
+    return ((given - wanted) / deviation[:, None, None]).square().mean()
+
+
+def write_backbone(network: CompactNetwork, path: str | Path) -> None:
+    """Write the parameters in half precision, under the names that `--weights` expects."""
+    save_file(in_half(network), str(path))
+
+
+class Crops:
+    """Draws batches of crops; a function of the recipe's seed and of the step alone."""
+
+    def __init__(self, images: ImageCache, recipe: BackboneRecipe) -> None:
+        self.images, self.recipe = images, recipe
+
+    def draw(self, step: int, use: str = "crops") -> Tensor:
+        """A batch `(crop, 3, side, side)` in [0, 1], turned and mirrored, in all kinds of light."""
+        recipe = self.recipe
+        random = generator(recipe.seed, step, use)
+        order = batch_of(len(self.images), recipe.batch, seed=recipe.seed, step=step)
+        pixels = cut(self.images, draw_boxes(self.images, order, zoom=recipe.zoom, generator=random), recipe.side)
+        for crop, turns, mirrored in zip(
+            pixels,
+            torch.randint(4, (recipe.batch,), generator=random).tolist(),
+            torch.randint(2, (recipe.batch,), generator=random).tolist(),
+            strict=True,
+        ):
+            turned = torch.rot90(crop, turns, (1, 2))
+            crop.copy_((turned.flip(2) if mirrored else turned).clone())
+        chance = torch.rand(3, recipe.batch, 1, 1, 1, generator=random)
+        pixels = greyed(pixels, chance[0] < recipe.grey)
+        middle = pixels.mean(dim=(1, 2, 3), keepdim=True)
+        pixels = middle + (pixels - middle) * (1 + recipe.contrast * (2 * chance[1] - 1))
+        return (pixels * (1 + recipe.light * (2 * chance[2] - 1))).clamp_(0, 1)
+
+
+@torch.no_grad()
+def judge(
+    network: CompactNetwork, crops: Crops, teacher: Extractor, scaling: list[Tensor]
+) -> tuple[float, float, float]:
+    """Share of the teacher's variance that each map misses, channels weighted by 1 / variance, on unseen images."""
+    missed: list[list[Tensor]] = [[], [], []]
+    total: list[list[Tensor]] = [[], [], []]
+    for step in range(4):
+        pixels = crops.draw(step, use="held out")
+        wanted = teacher(pixels).maps
+        given = network(_normalised(pixels, scaling).to(teacher.device))
+        for i, (mine, theirs) in enumerate(zip(given, wanted, strict=True)):
+            missed[i].append((mine - theirs).square().mean(dim=(0, 2, 3)))
+            total[i].append(theirs.var(dim=(0, 2, 3)))
+    shares = [
+        float((torch.stack(a).mean(0) / torch.stack(b).mean(0).clamp_min(1e-12)).mean())
+        for a, b in zip(missed, total, strict=True)
+    ]
+    return shares[0], shares[1], shares[2]
+
+
+def _teacher(recipe: BackboneRecipe, weights: str | Path | None, device: torch.device) -> Extractor:
+    row = find_backbone(recipe.teacher)
+    found = find_weights(row, weights, seed=recipe.seed)
+    teacher = build_extractor(row, weights=found, taps=row.taps, device=device, precision=recipe.precision)
+    sides = [m.shape[2] for m in teacher(torch.zeros(1, 3, recipe.side, recipe.side)).maps]
+    if sides != [recipe.side // stride for stride in (4, 8, 16)]:
+        raise ArgumentError.about(
+            "teacher",
+            expected=f"a row with taps at strides 4, 8 and 16, and a side that 16 divides ({recipe.side})",
+            got=f"{recipe.teacher}, with maps of {', '.join(map(str, sides))} positions a side",
+        )
+    return teacher
+
+
+def _statistics(crops: Crops, teacher: Extractor) -> tuple[list[Tensor], list[Tensor]]:
+    """Mean and deviation `(channels,)` of each of the teacher's maps over some crops."""
+    seen = [
+        teacher(crops.draw(step, use="statistics")).maps for step in range(-(-_STATISTICS_CROPS // crops.recipe.batch))
+    ]
+    means, deviations = [], []
+    for maps in zip(*seen, strict=True):
+        first = torch.stack([m.double().mean(dim=(0, 2, 3)) for m in maps]).mean(dim=0)
+        second = torch.stack([m.double().square().mean(dim=(0, 2, 3)) for m in maps]).mean(dim=0)
+        deviation = (second - first.square()).clamp_min(0).sqrt()
+        means.append(first.float())
+        deviations.append(deviation.clamp_min(1e-3 * float(deviation.max())).float())
+    return means, deviations
+
+
+@torch.no_grad()
+def _start_at(network: CompactNetwork, mean: list[Tensor], deviation: list[Tensor]) -> None:
+    """Let each map begin with the mean and about the spread that it shall have."""
+    for layer, middle, spread in zip(LAYERS, mean, deviation, strict=True):
+        convolution = network.get_submodule(layer)[0]  # type: ignore[index]
+        convolution.weight.mul_(spread.view(-1, 1, 1, 1))
+        convolution.bias.copy_(middle)
+
+
+def _normalised(pixels: Tensor, scaling: list[Tensor]) -> Tensor:
+    return ((pixels - scaling[0]) / scaling[1]).contiguous(memory_format=torch.channels_last)
