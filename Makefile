@@ -7,8 +7,8 @@ BIN := .venv/bin
 demo: .venv/ready  ## Draw a product with defects, learn it, evaluate, write demo/report.html
 	$(BIN)/blemish demo --out demo
 
-test: lint  ## Lint, types, layers, then all tests
-	$(BIN)/python -m pytest
+test: lint  ## Lint, types, layers, then all tests, on all cores
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist loadfile
 
 test-all: lint  ## The same, and the largest backbones
 	$(BIN)/python -m pytest -m ""
