@@ -20,8 +20,8 @@ HEAD = """# What each backbone costs on a CPU
 
 One image of 256 x 256, {threads} thread(s) of a server CPU (Intel Xeon with AMX, 2 cores), while other work ran on the
 machine. **Absolute times are that machine's**; `x resnet18` was measured in turns with it in the same process, and
-carries over. In {disturbed} of the {rows} processes resnet18 took more than a fifth longer than the {reference:.0f} ms that
-it takes undisturbed; their times are scaled down by as much. Weights are random: neither time nor memory depends on them.
+carries over. In {disturbed} of {rows} processes resnet18 took more than a fifth longer than the {reference:.0f} ms of
+an undisturbed one; times there are scaled down by as much. Weights are random: neither time nor memory depends on them.
 `python benchmarks/backbone_costs.py --out docs/study/costs.csv` measures, `python docs/study/make_costs.py` writes this
 page; `costs.csv` has more columns.
 
