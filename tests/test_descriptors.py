@@ -112,7 +112,7 @@ def test_a_file_brings_the_network_back_in_half_precision(tmp_path):
 
 def test_foreign_files_are_refused(tmp_path):
     path = tmp_path / "t.safetensors"
-    with pytest.raises(WeightsError, match=r"t.safetensors: the file does not exist. `blemish distil IMAGES --out"):
+    with pytest.raises(WeightsError, match=r"the file does not exist. `blemish distil descriptor IMAGES --out"):
         read_descriptor(path)
     persist.save(path, {"a": torch.zeros(1)}, {"method": "padim"})
     with pytest.raises(WeightsError, match=r"t.safetensors: not of a patch descriptor network"):

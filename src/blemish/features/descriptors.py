@@ -8,6 +8,7 @@ that maps are not shifted.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import torch
@@ -31,6 +32,7 @@ PATCHES = tuple(_LAYERS)
 DIMENSION = 128
 _SLOPE = 5e-3
 _MEMORY = 256 << 20
+_BUILTIN = Path(__file__).parent / "builtin"
 
 
 class PatchDescriptor(nn.Module):
@@ -62,6 +64,8 @@ class PatchDescriptor(nn.Module):
             channels = out
         self.field = 1
         """Rows and columns of a patch that are read, from its top left corner on."""
+        self.stride = 2 ** sum(self.pooled)
+        """Pixels from one field to the next where pooling keeps its stride of 2."""
         for kernel, _, pooled in reversed(_LAYERS[patch]):
             self.field = (2 * self.field if pooled else self.field) + kernel - 1
         self.register_buffer("mean", torch.tensor(IMAGENET_MEAN).view(1, 3, 1, 1), persistent=False)
@@ -84,16 +88,38 @@ class PatchDescriptor(nn.Module):
 
     def dense_in_parts(self, pixels: Tensor, *, memory: int = _MEMORY) -> Tensor:
         """Do as `dense`, a few images or rows at a time, so that the layers hold about `memory` bytes."""
-        height, row = pixels.shape[2], 4 * (pixels.shape[3] + self.field - 1) * self._channels_at_once()
-        images = max(1, memory // (row * (height + self.field - 1)))
-        rows = min(height, max(1, memory // row - self.field + 1))
         maps = pixels.new_empty(len(pixels), DIMENSION, *pixels.shape[2:])
-        for first in range(0, len(pixels), images):
-            padded = self.padded(pixels[first : first + images])
-            for top in range(0, height, rows):
-                strip = padded[:, :, top : top + rows + self.field - 1]
-                maps[first : first + images, :, top : top + rows] = self._run(strip, dense=True)
+        for images, rows, strip in self.strips(pixels, memory=memory):
+            maps[images, :, rows] = self.inside(strip)
         return maps
+
+    def inside(self, pixels: Tensor, *, dense: bool = True) -> Tensor:
+        """Describe the fields that lie inside `(batch, 3, height, width)`, nothing mirrored: `(batch, 128, h, w)`.
+
+        All of them, with `dense`; else every `stride`-th, as poolings with stride 2 give them, for less work.
+        """
+        return self._run(pixels, dense=dense)
+
+    def strips(
+        self, pixels: Tensor, *, dense: bool = True, memory: int = _MEMORY
+    ) -> Iterator[tuple[slice, slice, Tensor]]:
+        """Cut mirrored images into strips, of each of which `inside` makes some rows of the map, in `memory` bytes.
+
+        Yields (images, rows of the map, strip). A map that is not dense has a row for each `stride` pixels, as near as
+        rounding allows, described by the field around the middle of these.
+        """
+        stride = 1 if dense else self.stride
+        first_row = (stride - 1) // 2  # a field of an even number of rows has its middle half a pixel below its pixel
+        padded = self.padded(pixels)[:, :, first_row:, first_row:]
+        height = (padded.shape[2] - self.field) // stride + 1
+        row = 4 * padded.shape[3] * self._channels_at_once()
+        images = max(1, memory // (row * padded.shape[2]))
+        rows = min(height, max(1, (memory // row - self.field) // stride + 1))
+        for first in range(0, len(pixels), images):
+            for top in range(0, height, rows):
+                bottom = stride * (min(top + rows, height) - 1) + self.field
+                strip = padded[first : first + images, :, stride * top : bottom]
+                yield slice(first, first + images), slice(top, top + rows), strip
 
     def padded(self, pixels: Tensor) -> Tensor:
         """Mirror `(batch, 3, height, width)` at its borders, so that each pixel has a whole field around it."""
@@ -139,11 +165,33 @@ def write_descriptor(network: PatchDescriptor, path: str | Path) -> None:
 def read_descriptor(path: str | Path) -> PatchDescriptor:
     """Read what `write_descriptor` wrote, as a network in float32 and eval mode."""
     if not Path(path).is_file():
-        raise WeightsError(f"weights {path}: the file does not exist. `blemish distil IMAGES --out {path}` makes one.")
+        raise WeightsError(
+            f"weights {path}: the file does not exist. `blemish distil descriptor IMAGES --out {path}` makes one."
+        )
     tensors, manifest = persist.load(path)
     made = manifest.get("descriptor")
     if made is None:
-        raise WeightsError(f"weights {path}: not of a patch descriptor network. `blemish distil` makes one.")
+        raise WeightsError(f"weights {path}: not of a patch descriptor network. `blemish distil descriptor` makes one.")
     network = PatchDescriptor(made["patch"], width=made["width"])
     network.load_state_dict({name: tensor.float() for name, tensor in tensors.items()})
     return network.eval()
+
+
+def find_descriptor(patch: int, weights: str | Path | None = None) -> PatchDescriptor:
+    """Read the network for this patch: from a file, from `descriptor{patch}.safetensors` in a folder, or the built-in.
+
+    Raises `WeightsError` where there is none.
+    """
+    folder = _BUILTIN if weights is None else Path(weights)
+    path = folder / f"descriptor{patch}.safetensors" if folder.is_dir() else folder
+    if weights is None and not path.is_file():
+        made = f"descriptor{patch}.safetensors"
+        raise WeightsError(
+            f"weights: no descriptor network for patches of {patch} ships with this version. "
+            f"`blemish distil descriptor IMAGES --patch {patch} --out {made}` makes one from any images; "
+            "give that file, or its folder, as weights."
+        )
+    network = read_descriptor(path)
+    if network.patch != patch:
+        raise WeightsError(f"weights {path}: of a descriptor for patches of {network.patch}, not of {patch}.")
+    return network

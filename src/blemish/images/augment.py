@@ -74,7 +74,7 @@ def turn_hue(pixels: Tensor, turn: Tensor) -> Tensor:
     safe = torch.where(spread > 0, spread, 1)
     hue = torch.where(value == red, (green - blue) / safe, 4 + (red - green) / safe)
     hue = torch.where((value == green) & (value != red), 2 + (blue - red) / safe, hue)
-    # Each channel of a hue h (in sixths) is value - spread * clamp(min(k, 4 - k), 0, 1), k = (n + h) mod 6, n = 5, 3, 1.
+    # A channel at hue h (in sixths): value - spread * clamp(min(k, 4 - k), 0, 1) with k = (n + h) mod 6, n = 5, 3, 1.
     place = (torch.tensor([5.0, 3.0, 1.0]).view(1, 3, 1, 1) + hue + 6 * turn) % 6
     return value - spread * torch.minimum(place, 4 - place).clamp(0, 1)
 

@@ -1,0 +1,261 @@
+"""CFLOW-AD: one conditional normalising flow a layer (Gudovskiy, Ishizaka, Kozuka, "CFLOW-AD: Real-Time Unsupervised
+Anomaly Detection with Localization via Conditional Normalizing Flows", WACV 2022).
+
+A feature vector x of C channels at a position with code c has the log-density log p(x | c) under the flow of its layer
+(`ops.flows`). The flows learn from vectors drawn at random positions of the normal images; some of those images are
+held out. They tell which state of the flows to keep, and where log p / C of each layer lies for normal images, so that
+layers can be added up without looking at any image that is scored later.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import ClassVar, Literal
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from .. import persist
+from ..errors import ArgumentError
+from ..ops.flows import ConditionalFlow, position_code
+from ..ops.maps import enlarge_and_smooth
+from ..optimise import Adam, Checkpoint, Cosine, Recipe, Watch, generator, optimise
+from ..types import FeatureMaps, Scores, Size
+from ._base import FeatureMethod, Plan
+from ._training import check_training, log_progress, split_off
+
+_LOOKS = 20
+"""How often the held-out images are looked at in a run."""
+_WATCHED = 4096
+"""Vectors a layer that are looked at."""
+_AT_ONCE = 1 << 14
+"""Vectors that go through a flow at once where no gradient is needed."""
+
+
+@dataclass(kw_only=True)
+class CFlow(FeatureMethod):
+    """Conditional flows on the feature vectors of each layer. Exact densities; minutes of training.
+
+    Parameters
+    ----------
+    steps: training steps; each draws `positions` vectors of every layer.
+    positions: vectors a layer and step (the paper: 256).
+    rate: of Adam at the end of the warm-up; it falls along a cosine to a thousandth.
+    blocks, clamp: coupling blocks a flow, and their soft clamping.
+    permutation: between blocks, fixed and random: `soft`, an orthogonal matrix, or `hard`.
+    condition: length of the position codes, a multiple of 4.
+    loss: `nll`, -log p / C; or the paper's `logsigmoid`, -log sigmoid(log p / C), which leaves likely vectors alone.
+    standardise: bring each channel to mean 0 and deviation 1 on the training images first. The flows would learn that
+        anyhow, but slowly.
+    combine: `standardised` adds up (m - log p / C) / s of the layers, m and s being mean and deviation on the held-out
+        images; `likelihood` is the paper's number of layers - sum of exp(log p / C - M), but M is the maximum on the
+        held-out images, not on the test images.
+    validation: share of the normal images that is held out.
+    sigma: smoothing of the map, in pixels of the network's input (the paper: none).
+    checkpoint: file to which the state of the training is written, and from which it goes on; None: none.
+    time_limit: seconds after which the training ends with what is there; None: never.
+    """
+
+    name: ClassVar[str] = "cflow"
+    paper: ClassVar[dict[str, object]] = {
+        "loss": "logsigmoid", "standardise": False, "combine": "likelihood", "sigma": 0.0,
+    }  # fmt: skip
+
+    steps: int = 2000
+    positions: int = 256
+    rate: float = 2e-4
+    blocks: int = 8
+    clamp: float = 1.9
+    permutation: Literal["soft", "hard"] = "soft"
+    condition: int = 128
+    loss: Literal["nll", "logsigmoid"] = "nll"
+    standardise: bool = True
+    combine: Literal["standardised", "likelihood"] = "standardised"
+    validation: float = 0.1
+    sigma: float = 4.0
+    checkpoint: str | None = None
+    time_limit: float | None = None
+
+    def _check_parameters(self) -> None:
+        check_training(self)
+        for name, expected, right in (
+            ("clamp", "a number above 0", self.clamp > 0),
+            ("permutation", "soft or hard", self.permutation in ("soft", "hard")),
+            ("condition", "a multiple of 4", self.condition >= 4 and self.condition % 4 == 0),
+            ("loss", "nll or logsigmoid", self.loss in ("nll", "logsigmoid")),
+            ("combine", "standardised or likelihood", self.combine in ("standardised", "likelihood")),
+        ):
+            if not right:
+                raise ArgumentError.about(name, expected=expected, got=getattr(self, name))
+
+    def _plan(self, first: FeatureMaps, images: int) -> Plan:
+        layers = [images * m[0].numel() * 4 for m in first.maps]
+        model = sum(self._size(m.shape[1]) for m in first.maps)
+        return Plan(
+            model_bytes=4 * model,
+            # A layer is there twice while its batches are joined; training holds gradients, moments and the best state.
+            peak_bytes=sum(layers) + max(layers) + 20 * model,
+            operations=6.0 * model * self.positions * self.steps,  # forward and twice that backward
+            instead="Give fewer images, a smaller size, or fewer taps.",
+        )
+
+    def _learn(self, features: Iterator[FeatureMaps], *, expected: int | None) -> None:
+        layers, self.image_size_ = _joined(features)
+        train, held_out = split_off(len(layers[0]), self.validation, seed=self.seed)
+        self.scalings_ = [self._scaling(layer, train) for layer in layers]
+        self.flows_ = self._build([layer.shape[1] for layer in layers])
+        codes = [self._code(layer) for layer in layers]
+
+        def log_density(i: int, images: Tensor, count: int, random: torch.Generator) -> Tensor:
+            vectors, position = _draw(layers[i], images, count, random)
+            return self._log_density(i, vectors, codes[i][position])
+
+        def objective(step: int) -> dict[str, Tensor]:
+            terms = {}
+            for i, tap in enumerate(self.extractor_.taps):
+                density = log_density(i, train, self.positions, generator(self.seed, step, tap))
+                terms[tap] = -(functional.logsigmoid(density) if self.loss == "logsigmoid" else density).mean()
+            return terms
+
+        def held_out_loss(_step: int) -> float:
+            # At every look the same vectors.
+            random = [generator(self.seed, 0, f"watch {i}") for i in range(len(layers))]
+            counts = [min(_WATCHED, len(held_out) * len(code)) for code in codes]
+            densities = [log_density(i, held_out, counts[i], random[i]).mean() for i in range(len(layers))]
+            return -float(torch.stack(densities).mean())
+
+        schedule = Cosine(steps=self.steps, end=1e-3, warmup=round(0.08 * self.steps))
+        self.course_ = optimise(
+            objective,
+            self.flows_,
+            steps=self.steps,
+            recipe=Recipe(optimiser=Adam(rate=self.rate), schedule=schedule),
+            seed=self.seed,
+            watch=Watch(criterion=held_out_loss, every=max(1, self.steps // _LOOKS)),
+            checkpoint=None if self.checkpoint is None else self._checkpoint(self.checkpoint, layers),
+            time_limit=self.time_limit,
+            progress=log_progress(self.name),
+        )
+        self.flows_.requires_grad_(False)
+        self.normal_ = torch.stack([self._figures(i, layer[held_out]) for i, layer in enumerate(layers)])
+
+    def _score(self, features: FeatureMaps) -> Scores:
+        if features.image_size != self.image_size_:
+            raise ArgumentError.about(
+                "images",
+                expected=f"preprocessed images of size {self.image_size_}, as in the fit",
+                got=f"size {features.image_size}",
+                instead="CFlow knows the positions of one size; use one Preprocess for all images.",
+            )
+        total = torch.zeros((), device=features.maps[0].device)
+        for i, m in enumerate(features.maps):
+            grid = self._density_map(i, m)
+            mean, deviation, most = self.normal_[i]
+            likely = (grid - most).exp() - 1 if self.combine == "likelihood" else (grid - mean) / deviation
+            total = total - enlarge_and_smooth(likely, features.image_size, sigma=self.sigma)
+        return Scores(total.amax(dim=(1, 2)), total)
+
+    def _learned(self) -> dict[str, Tensor]:
+        learned = {f"flow.{name}": value for name, value in self.flows_.state_dict().items()}
+        learned |= {f"scaling.{i}": scaling for i, scaling in enumerate(self.scalings_)}
+        return learned | {"normal": self.normal_, "image_size": torch.tensor(self.image_size_)}
+
+    def _relearn(self, learned: dict[str, Tensor]) -> None:
+        layers = range(sum(name.startswith("scaling.") for name in learned))
+        self.scalings_ = [learned[f"scaling.{i}"] for i in layers]
+        self.flows_ = self._build([scaling.shape[1] for scaling in self.scalings_]).requires_grad_(False)
+        flows = {name.removeprefix("flow."): value for name, value in learned.items() if name.startswith("flow.")}
+        self.flows_.load_state_dict(flows)
+        self.normal_ = learned["normal"]
+        height, width = learned["image_size"].tolist()
+        self.image_size_ = (height, width)
+
+    def _build(self, channels: list[int]) -> nn.ModuleList:
+        random = torch.Generator().manual_seed(self.seed)
+        flows = [
+            ConditionalFlow(
+                c, self.condition, blocks=self.blocks, clamp=self.clamp, soft=self.permutation == "soft",
+                generator=random,
+            )
+            for c in channels
+        ]  # fmt: skip
+        return nn.ModuleList(flows).to(self._device())
+
+    def _size(self, channels: int) -> int:
+        """Numbers in a flow, which is also about how often it multiplies for a vector."""
+        kept = channels - channels // 2
+        width = 2 * (kept + self.condition)
+        return self.blocks * (width * (kept + self.condition + 2 * (channels - kept)) + channels**2)
+
+    def _scaling(self, layer: Tensor, train: Tensor) -> Tensor:
+        """What to subtract from each channel, and to multiply with: `(2, channels)`."""
+        channels = layer.shape[1]
+        if not self.standardise:
+            return torch.stack([layer.new_zeros(channels), layer.new_ones(channels)])
+        means = torch.stack([layer[i].double().mean(dim=(1, 2)) for i in train])
+        squares = torch.stack([layer[i].double().square().mean(dim=(1, 2)) for i in train])
+        mean = means.mean(dim=0)
+        deviation = (squares.mean(dim=0) - mean.square()).clamp_min(0).sqrt()
+        # A channel that hardly ever fires would turn a small change into a giant one.
+        deviation = deviation.clamp_min(max(0.01 * float(deviation.mean()), 1e-12))
+        return torch.stack([mean, 1 / deviation]).float()
+
+    def _code(self, maps: Tensor) -> Tensor:
+        return position_code(maps.shape[2], maps.shape[3], self.condition).to(maps.device)
+
+    def _log_density(self, number: int, vectors: Tensor, code: Tensor) -> Tensor:
+        """Log-density of `(..., channels)` vectors under the flow of a layer, per channel."""
+        shift, factor = self.scalings_[number]
+        flow = self.flows_[number]
+        assert isinstance(flow, ConditionalFlow)
+        return flow.log_density((vectors - shift) * factor, code) / vectors.shape[-1]
+
+    def _density_map(self, number: int, maps: Tensor) -> Tensor:
+        """Log-density per channel at each position: `(batch, h, w)` from `(batch, channels, h, w)`."""
+        code, vectors = self._code(maps), maps.flatten(2).mT
+        parts = vectors.split(max(1, _AT_ONCE // len(code)))  # type: ignore[no-untyped-call]
+        densities = torch.cat([self._log_density(number, part, code) for part in parts])
+        return densities.reshape(len(maps), *maps.shape[2:])
+
+    def _figures(self, number: int, maps: Tensor) -> Tensor:
+        """Mean, deviation and maximum of the log-density per channel on held-out images, `(3,)`."""
+        with torch.no_grad():
+            grid = self._density_map(number, maps).double()
+        return torch.stack([grid.mean(), grid.std().clamp_min(1e-6), grid.max()]).float()
+
+    def _checkpoint(self, path: str, layers: list[Tensor]) -> Checkpoint:
+        features = persist.digest({tap: layer for tap, layer in zip(self.extractor_.taps, layers, strict=True)})
+        identity: dict[str, str | int | float | None] = {
+            "method": self.name, "features": features, "positions": self.positions, "loss": self.loss,
+            "clamp": self.clamp, "standardise": self.standardise, "validation": self.validation,
+        }  # fmt: skip
+        return Checkpoint(path=Path(path), every=max(1, self.steps // _LOOKS), identity=identity)
+
+
+def _draw(layer: Tensor, images: Tensor, count: int, random: torch.Generator) -> tuple[Tensor, Tensor]:
+    """Vectors `(count, channels)` at random positions of some of the images, and the positions, row by row."""
+    width = layer.shape[3]
+    image = images[torch.randint(len(images), (count,), generator=random)].to(layer.device)
+    position = torch.randint(layer.shape[2] * width, (count,), generator=random).to(layer.device)
+    return layer[image, :, position // width, position % width], position
+
+
+def _joined(features: Iterator[FeatureMaps]) -> tuple[list[Tensor], Size]:
+    """All maps of each layer, `(images, channels, h, w)`, and the size of the images."""
+    batches: list[list[Tensor]] = []
+    image_size: Size | None = None
+    for maps in features:
+        if image_size is None:
+            image_size, batches = maps.image_size, [[] for _ in maps.maps]
+        if maps.image_size != image_size:
+            raise ArgumentError.about("images", expected=f"all of size {image_size}", got=f"size {maps.image_size}")
+        for of_layer, m in zip(batches, maps.maps, strict=True):
+            of_layer.append(m)
+    assert image_size is not None  # `fit` looked at the first batch
+    layers = []
+    while batches:
+        layers.append(torch.cat(batches.pop(0)))  # a layer's batches are freed before the next is joined
+    return layers, image_size

@@ -1,0 +1,141 @@
+from __future__ import annotations
+
+import logging
+
+import numpy as np
+import pytest
+import torch
+
+from blemish.errors import ArgumentError, ModelFileError
+from blemish.methods._training import split_off
+from blemish.methods.cflow import CFlow
+from contract.laws import Images, batch, normal_pixels
+from reference import cflow as reference
+from small import BACKBONE, layers, small_pixels
+
+SMALL = {"backbone": BACKBONE, "blocks": 2, "condition": 4, "positions": 16, "steps": 4}
+
+
+def fitted(n=6, **parameters):
+    return CFlow(**SMALL | parameters).fit(Images(small_pixels(n, 1)))
+
+
+def blocks_of(method, layer):
+    flow = method.flows_[layer]
+    names = [*dict(flow.named_parameters()), "mixings"]
+    return [{name: getattr(flow, name)[i].numpy() for name in names} for i in range(method.blocks)]
+
+
+def grids(method, pixels):
+    scalings = [scaling.numpy() for scaling in method.scalings_]
+    return [
+        reference.densities(maps, scalings[i], blocks_of(method, i), clamp=method.clamp, condition=method.condition)
+        for i, maps in enumerate(layers(pixels))
+    ]
+
+
+@pytest.mark.parametrize("parameters", [{}, {"combine": "likelihood", "standardise": False, "permutation": "hard"}])
+def test_maps_equal_the_plain_loops(parameters):
+    method = fitted(sigma=0.0, clamp=1.2, **parameters)
+    test = small_pixels(2, 2)
+    _, held_out = split_off(6, method.validation, seed=0)
+    combine = getattr(reference, method.combine)
+    expected = combine(grids(method, test), grids(method, small_pixels(6, 1)[held_out]), (24, 24))
+    scores = method.score(batch(test))
+    np.testing.assert_allclose(scores.maps.numpy(), expected, rtol=1e-3, atol=1e-3)
+    np.testing.assert_allclose(scores.images.numpy(), expected.max(axis=(1, 2)), rtol=1e-3, atol=1e-3)
+
+
+@pytest.mark.parametrize("loss", ["nll", "logsigmoid"])
+def test_loss_equals_the_plain_loops(loss):
+    """Of the first step; `start` has the flows as they are before it."""
+    method = CFlow(**SMALL | {"loss": loss, "standardise": False, "steps": 1, "positions": 4000, "taps": ("c",)})
+    method.fit(Images(small_pixels(2, 1)))
+    start = CFlow(**SMALL | {"taps": ("c",)})
+    start.flows_ = start._build([10])
+    start.flows_.requires_grad_(False)
+    train, _ = split_off(2, 0.1, seed=0)
+    maps = layers(small_pixels(2, 1)[train], ("c",))[0]
+    codes = reference.flows.position_code(3, 3, 4).reshape(9, 4)
+    vectors = maps[0].reshape(10, 9).T
+    expected = reference.loss(vectors, codes, blocks_of(start, 0), start.clamp, logsigmoid=loss == "logsigmoid")
+    assert float(method.course_.losses[0, 0]) == pytest.approx(expected, rel=0.02)  # 4000 draws of 9 vectors
+
+
+def test_training_makes_normal_images_likelier():
+    method = CFlow(**SMALL | {"steps": 60, "rate": 5e-3}).fit(Images(normal_pixels(12, 1)))
+    looks = [value for _, value in method.course_.looks]
+    assert min(looks) < looks[0] - 0.03
+    assert method.course_.losses[-5:].sum(dim=1).mean() < method.course_.losses[:5].sum(dim=1).mean() - 0.1
+    assert method.course_.losses.shape == (60, 3)
+    assert method.course_.terms == ("a", "b", "c")
+
+
+def test_layers_are_put_on_one_scale_by_held_out_images_alone():
+    """Scores do not change with what is scored, and on the held-out images each layer has mean 0 and deviation 1."""
+    method = fitted(sigma=0.0)
+    _, held_out = split_off(6, method.validation, seed=0)
+    for i, grid in enumerate(grids(method, small_pixels(6, 1)[held_out])):
+        mean, deviation, most = method.normal_[i].tolist()
+        assert mean == pytest.approx(grid.mean(), abs=1e-4)
+        assert deviation == pytest.approx(grid.std(ddof=1), rel=1e-3)
+        assert most == pytest.approx(grid.max(), abs=1e-4)
+
+
+def test_held_out_images_are_never_trained_on():
+    """The same model comes out, whatever the held-out image is, where nothing is chosen by it."""
+    pixels, other = small_pixels(6, 1), small_pixels(6, 1)
+    train, held_out = split_off(6, 0.1, seed=0)
+    assert sorted([*train.tolist(), *held_out.tolist()]) == list(range(6))
+    other[held_out] = 1 - other[held_out]
+    first, second = (CFlow(**SMALL).fit(Images(p)) for p in (pixels, other))
+    assert torch.equal(first.course_.losses, second.course_.losses)
+    assert not torch.equal(first.normal_, second.normal_)
+
+
+def test_goes_on_from_its_checkpoint(tmp_path):
+    path = str(tmp_path / "run")
+    stopped = fitted(checkpoint=path, time_limit=1e-9)
+    assert stopped.course_.steps < 4
+    resumed = fitted(checkpoint=path)
+    whole = fitted()
+    assert resumed.course_.steps == 4
+    test = batch(small_pixels(2, 2))
+    assert torch.equal(resumed.score(test).maps, whole.score(test).maps)
+    with pytest.raises(ModelFileError, match="features"):
+        fitted(7, checkpoint=path)
+
+
+def test_progress_is_logged(caplog):
+    with caplog.at_level(logging.INFO, logger="blemish"):
+        fitted()
+    assert "cflow: step 4 of 4, loss" in caplog.text
+
+
+def test_a_channel_that_never_fires_does_no_harm():
+    method = CFlow(backbone="filters", blocks=1, condition=4, positions=8, steps=1)
+    flat = torch.full((3, 3, 64, 64), 0.5) + 0.001 * normal_pixels(3, 1)
+    method.fit(Images(flat))
+    assert torch.isfinite(method.score(batch(normal_pixels(2, 2))).maps).all()
+
+
+def test_another_size_is_refused():
+    with pytest.raises(ArgumentError, match=r"images: expected preprocessed images of size \(24, 24\)"):
+        fitted().score(batch(small_pixels(2, 2, (32, 24))))
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("steps", 0), ("rate", 0.0), ("validation", 1.0), ("sigma", -1.0), ("time_limit", 0.0), ("positions", 0),
+        ("blocks", 0), ("clamp", 0.0), ("permutation", "none"), ("condition", 6), ("loss", "mse"), ("combine", "max"),
+    ],
+)  # fmt: skip
+def test_bad_parameters_are_refused(name, value):
+    with pytest.raises(ArgumentError, match=rf"{name}: expected .*, got {value}"):
+        fitted(**{name: value})
+
+
+def test_one_image_is_too_few():
+    with pytest.raises(ArgumentError, match=r"images: expected at least 2 normal images, got 1"):
+        fitted(1)

@@ -1,0 +1,276 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+from blemish.errors import ArgumentError, ModelFileError, WeightsError
+from blemish.features import descriptors
+from blemish.features.descriptors import PatchDescriptor, find_descriptor, write_descriptor
+from blemish.methods import students as module
+from blemish.methods._training import split_off
+from blemish.methods.students import Students, hard_loss, regression_error_and_variance
+from blemish.types import ImageBatch
+from contract.laws import LAWS, TRAIN, Images
+from reference import students as reference
+from small import small_pixels
+
+SIZE = (34, 37)
+
+
+@pytest.fixture(scope="session")
+def teachers(tmp_path_factory):
+    """A folder of small teachers with random weights."""
+    folder = tmp_path_factory.mktemp("teachers")
+    with torch.random.fork_rng():
+        torch.manual_seed(7)
+        for patch in (17, 33, 65):
+            write_descriptor(PatchDescriptor(patch, width=0.05), folder / f"descriptor{patch}.safetensors")
+    return folder
+
+
+def fit(teachers, pixels=None, **parameters):
+    given = {"steps": 3, "validation": 0.3, "seed": 5} | parameters
+    return Students(weights=teachers, **given).fit(Images(small_pixels(7, 1, SIZE) if pixels is None else pixels))
+
+
+def described(scale, pixels):
+    """What teacher and students say of every pixel."""
+    with torch.no_grad():
+        maps = [network.dense(pixels).double().numpy() for network in (scale.teacher, *scale.students)]
+    return maps[0], maps[1:]
+
+
+def expected_map(scale, pixels, *, held_out, targets):
+    normal = reference.errors(*described(scale, held_out), *targets)
+    return reference.score(*reference.errors(*described(scale, pixels), *targets), *normal)
+
+
+def score(method, pixels):
+    n = len(pixels)
+    return method.score(ImageBatch(pixels, tuple(map(str, range(n))), (tuple(pixels.shape[2:]),) * n))
+
+
+# The paper's formulas
+
+
+def test_equals_the_paper(teachers):
+    """With a grid that holds all fields the targets are normalised over every pixel of the training images."""
+    pixels, test = small_pixels(7, 1, (18, 21)), small_pixels(2, 2, (18, 21))
+    method = fit(teachers, pixels, patches=(17,), grid=99, rate=1e-2)
+    learned, held_out = split_off(7, 0.3, seed=5)
+    assert (len(learned), len(held_out)) == (5, 2)
+    scale = method.scales_[17]
+    targets = reference.target_normalisation(described(scale, pixels[learned])[0])
+    expected = expected_map(scale, test, held_out=pixels[held_out], targets=targets)
+    scores = score(method, test)
+    np.testing.assert_allclose(scores.maps.numpy(), expected, rtol=1e-3, atol=2e-3)
+    np.testing.assert_allclose(scores.images.numpy(), expected.max(axis=(1, 2)), rtol=1e-3, atol=2e-3)
+
+
+def test_scores_of_several_patches_are_averaged(teachers):
+    pixels, test = small_pixels(7, 1, SIZE), small_pixels(2, 2, SIZE)
+    method = fit(teachers, pixels, patches=(33, 65), students=2)
+    held_out = split_off(7, 0.3, seed=5)[1]
+    maps = []
+    for patch in (33, 65):
+        scale = method.scales_[patch]
+        targets = scale.target_mean.flatten().numpy(), 1 / scale.target_factor.flatten().numpy()
+        maps.append(expected_map(scale, test, held_out=pixels[held_out], targets=targets))
+    np.testing.assert_allclose(score(method, test).maps.numpy(), np.mean(maps, axis=0), rtol=1e-3, atol=2e-3)
+
+
+@pytest.mark.parametrize("patch", [17, 33, 65])
+def test_the_loss_is_the_papers(teachers, patch):
+    scale = fit(teachers, patches=(patch,), students=2).scales_[patch]
+    crop = scale.crop(small_pixels(1, 3, SIZE), torch.Generator().manual_seed(0))
+    teacher, *students = [n.inside(crop, dense=False).double().numpy() for n in (scale.teacher, *scale.students)]
+    mu, sigma = scale.target_mean.flatten().numpy(), 1 / scale.target_factor.flatten().numpy()
+    expected = sum(reference.loss(teacher, student, mu, sigma) for student in students)
+    assert float(scale.loss(crop, hard=None)) == pytest.approx(expected, rel=1e-4)
+    squared = (students[0] - (teacher - mu[:, None, None]) / sigma[:, None, None]) ** 2
+    assert float(hard_loss(torch.from_numpy(squared), 0.01)) == pytest.approx(
+        reference.hard_loss(squared, 0.99), rel=0.02
+    )
+
+
+def test_variance_does_not_cancel():
+    outputs = torch.randn(3, 1, 128, 1, 1, generator=torch.Generator().manual_seed(0)) * 1e-3 + 10
+    teacher, students = outputs.mean(dim=0).numpy(), list(outputs.double().numpy())
+    error, variance = regression_error_and_variance(list(outputs), outputs.mean(dim=0))
+    _, expected = reference.errors(teacher, students, np.zeros(128), np.ones(128))
+    np.testing.assert_allclose(variance.numpy(), expected, rtol=1e-3)
+    assert float(error) < 1e-6
+
+
+def test_the_hard_loss_takes_the_largest():
+    squared = torch.arange(1000.0)[torch.randperm(1000, generator=torch.Generator().manual_seed(0))].view(1, 10, 10, 10)
+    assert float(hard_loss(squared, 0.002)) == 998.5 == reference.hard_loss(squared.numpy(), 0.998)
+    assert float(hard_loss(squared, 1e-6)) == 999
+
+
+# Training
+
+
+def test_each_student_learns_as_if_it_were_alone(teachers):
+    alone = fit(teachers, students=1).scales_[33].students[0].state_dict()
+    together = fit(teachers, students=3).scales_[33].students
+    for name, tensor in together[0].state_dict().items():
+        torch.testing.assert_close(tensor, alone[name], rtol=1e-3, atol=1e-6)
+    assert not torch.equal(together[0].layers[0].weight, together[1].layers[0].weight)
+
+
+@pytest.mark.parametrize("fast", [False, True])
+def test_students_learn(teachers, fast):
+    before, after = (fit(teachers, TRAIN, fast=fast, hard=0.05, steps=steps, rate=1e-2) for steps in (1, 40))
+    means = [float(method.scales_[33].error_mean[0]) for method in (before, after)]
+    assert means[1] < 0.8 * means[0]
+
+
+def test_crops_lie_anywhere_and_hold_the_grid(teachers):
+    scale = fit(teachers, patches=(33,), grid=3).scales_[33]
+    image = torch.arange(64.0 * 64).view(1, 1, 64, 64).expand(1, 3, 64, 64)
+    crops = [scale.crop(image, torch.Generator().manual_seed(seed)) for seed in range(300)]
+    assert all(crop.shape == (1, 3, 32 + 4 * 2, 32 + 4 * 2) for crop in crops)
+    assert all(scale.teacher.inside(crop, dense=False).shape == (1, 128, 3, 3) for crop in crops[:1])
+    offsets = {int(crop[0, 0, 20, 20]) for crop in crops}
+    rows, columns = {o // 64 for o in offsets}, {o % 64 for o in offsets}
+    assert {o % 4 for o in rows} == {o % 4 for o in columns} == {0, 1, 2, 3}
+    for seen in (rows, columns):
+        assert min(seen) <= 6
+        assert max(seen) >= 57
+
+
+@pytest.mark.parametrize("parameters", [{"patches": (17, 33)}, {"fast": True}], ids=str)
+def test_a_killed_fit_goes_on_and_ends_the_same(teachers, tmp_path, monkeypatch, parameters):
+    whole = fit(teachers, steps=7, **parameters).state()
+    monkeypatch.setattr(module, "_CHECKPOINT_EVERY", 2)
+    parameters |= {"checkpoint": str(tmp_path / "run"), "steps": 7}
+    seen, draw = [], module.batch_of
+
+    def killed(count, size, *, seed, step):
+        seen.append(step)
+        if seen == [0, 1, 2, 3, 4, 5]:
+            raise KeyboardInterrupt
+        return draw(count, size, seed=seed, step=step)
+
+    monkeypatch.setattr(module, "batch_of", killed)
+    with pytest.raises(KeyboardInterrupt):
+        fit(teachers, **parameters)
+    again = fit(teachers, **parameters).state()
+    assert seen[6:] == [4, 5, 6]
+    assert again.keys() == whole.keys()
+    assert all(torch.equal(again[name], tensor) for name, tensor in whole.items())
+    for other in ({"grid": 5}, {"pixels": small_pixels(7, 9, SIZE)}, {"seed": 6}):
+        with pytest.raises(ModelFileError, match="a checkpoint of another run"):
+            fit(teachers, **parameters | other)
+
+
+def test_the_time_limit_ends_the_training_only(teachers):
+    method = fit(teachers, steps=10**6, time_limit=1e-6)
+    assert torch.isfinite(score(method, small_pixels(1, 2, SIZE)).images).all()
+
+
+# Maps
+
+
+@pytest.mark.parametrize(("patch", "stride"), [(33, 4), (65, 8)])
+def test_fast_maps_are_every_fourth_or_eighth_value(teachers, patch, stride):
+    scale = fit(teachers, patches=(patch,), fast=True).scales_[patch]
+    pixels = small_pixels(2, 3, (45, 64))
+    with torch.no_grad():
+        strided = scale.errors(pixels)
+        scale.dense = True
+        dense = scale.errors(pixels)
+    first = stride // 2 - 1
+    torch.testing.assert_close(strided, dense[:, :, first::stride, first::stride], rtol=1e-4, atol=1e-4)
+    assert torch.equal(strided[:, 1], torch.zeros_like(strided[:, 1]))  # one student does not differ from itself
+
+
+@pytest.mark.parametrize("height", [61, 62, 63, 64, 65, 66, 67])
+def test_enlarged_maps_are_not_shifted(height):
+    rows = (height + 2) // 4
+    middles = torch.arange(rows) * 4 + 1.5
+    large = module._enlarge(middles[None, :, None].expand(1, rows, 16), 4, (height, 64))
+    assert large.shape == (1, height, 64)
+    inner = torch.arange(height)[2 : 4 * rows - 2]
+    torch.testing.assert_close(large[0, 2 : 4 * rows - 2, 5], inner.float())
+
+
+@pytest.mark.parametrize("dense", [True, False])
+@pytest.mark.parametrize("patch", [17, 33, 65])
+def test_strips_give_the_whole(teachers, patch, dense):
+    net, pixels = find_descriptor(patch, teachers), small_pixels(3, 4, (45, 50))
+    with torch.no_grad():
+        ((_, rows, whole),) = net.strips(pixels, dense=dense)
+        expected = net.inside(whole, dense=dense)
+        for memory in (400_000, 3_000_000):
+            found, strips = torch.full_like(expected, torch.nan), list(net.strips(pixels, dense=dense, memory=memory))
+            for images, rows, strip in strips:
+                found[images, :, rows] = net.inside(strip, dense=dense)
+            torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
+            assert len(strips) > 1
+    if dense:
+        torch.testing.assert_close(expected, net.dense(pixels))
+
+
+# The contract, which the registry's methods keep in tests/contract
+
+CASES = [{"students": 2}, {"patches": (33, 65), "fast": True, "hard": 0.05}]
+
+
+@pytest.mark.parametrize("law", LAWS, ids=lambda law: law.__name__.removeprefix("law_"))
+@pytest.mark.parametrize("parameters", CASES, ids=str)
+def test_keeps(law, parameters, teachers):
+    law(lambda: Students(weights=str(teachers), steps=4, grid=6, seed=3, **parameters))
+
+
+# Weights and wrong arguments
+
+
+def test_without_built_in_teachers_the_message_says_how_to_make_one():
+    with pytest.raises(WeightsError, match=r"patches of 33 .*`blemish distil descriptor IMAGES --patch 33 --out descr"):
+        Students().fit(Images(TRAIN))
+
+
+def test_a_shipped_teacher_is_found(teachers, monkeypatch):
+    monkeypatch.setattr(descriptors, "_BUILTIN", teachers)
+    found, given = find_descriptor(33), find_descriptor(33, teachers / "descriptor33.safetensors")
+    assert all(torch.equal(a, b) for a, b in zip(found.parameters(), given.parameters(), strict=True))
+
+
+def test_foreign_teachers_are_refused(teachers, tmp_path):
+    with pytest.raises(WeightsError, match=r"descriptor17.safetensors: of a descriptor for patches of 17, not of 33"):
+        fit(teachers / "descriptor17.safetensors")
+    with pytest.raises(WeightsError, match=r"descriptor33.safetensors: the file does not exist"):
+        fit(tmp_path)
+
+
+@pytest.mark.parametrize(("parameters", "message"), [
+    ({"patches": ()}, r"patches: expected some of 17, 33, 65, got \(\)"),
+    ({"patches": (33, 33)}, "patches: expected some of"),
+    ({"patches": (17,), "fast": True}, "patches: expected some of 33, 65 with fast"),
+    ({"students": 0}, "students: expected a whole number of at least 1, got 0"),
+    ({"steps": 2.5}, "steps: expected a whole number"),
+    ({"grid": 0}, "grid: expected"),
+    ({"hard": 0}, r"hard: expected a number above 0, at most 1, got 0"),
+    ({"validation": 1.0}, r"validation: expected a share between 0 and 1"),
+    ({"rate": -1.0}, "rate: expected a number above 0"),
+    ({"time_limit": 0}, "time_limit: expected"),
+    ({"device": "tpu"}, "device: expected auto, cpu"),
+])  # fmt: skip
+def test_wrong_arguments_are_refused(teachers, parameters, message):
+    with pytest.raises(ArgumentError, match=message):
+        fit(teachers, **parameters)
+
+
+def test_images_that_are_too_small_are_refused(teachers):
+    with pytest.raises(ArgumentError, match=r"sides of at least 17, .* take a smaller patch than 33"):
+        fit(teachers, small_pixels(4, 1, (16, 40)))
+
+
+def test_a_model_is_as_small_as_its_networks_in_half_precision(teachers):
+    method = fit(teachers)
+    count = 4 * sum(parameter.numel() for parameter in find_descriptor(33, teachers).parameters())
+    size = sum(tensor.numel() * tensor.element_size() for tensor in method.state().values())
+    assert 2 * count < size < 2 * count + 2000

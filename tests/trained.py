@@ -1,0 +1,90 @@
+"""A tiny classifier with BatchNorm, and tiny settings, for methods that train."""
+
+from __future__ import annotations
+
+import tempfile
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from blemish.features.backbones import custom_backbone
+from blemish.methods._trained import TrainedMethod
+from contract.laws import Images, batch
+
+CLASSES = 3
+
+
+class Classifier(nn.Module):
+    """Three stages with strides 4, 8 and 16, and a linear layer at the end."""
+
+    def __init__(self):
+        super().__init__()
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(0)
+            for name, (given, width, stride) in zip("abc", [(3, 6, 4), (6, 8, 2), (8, 10, 2)], strict=True):
+                stage = nn.Sequential(nn.Conv2d(given, width, 5, stride, 2), nn.BatchNorm2d(width), nn.ReLU())
+                stage[1].running_mean.copy_(0.1 * torch.randn(width))
+                stage[1].running_var.copy_(torch.rand(width) + 0.5)
+                setattr(self, name, stage)
+            self.head = nn.Linear(10, CLASSES)
+
+    def forward(self, x):
+        return self.head(self.c(self.b(self.a(x))).mean(dim=(2, 3)))
+
+
+NET = custom_backbone(Classifier(), taps=("a", "b", "c"), trace_size=32)
+
+
+def varied_pixels(n, seed, size=(24, 24)):
+    """Noise, in another light for each image."""
+    random = torch.Generator().manual_seed(seed)
+    return torch.rand(n, 3, *size, generator=random) * torch.rand(n, 3, 1, 1, generator=random)
+
+
+class Killed(BaseException):
+    """Like the signal, but within the process."""
+
+
+def check_resumes(make, train, test, path, *, step):
+    """A fit that dies at a step and is begun again with its checkpoint scores like one that did not."""
+    expected = make().fit(Images(train)).score(batch(test)).images
+    draw = TrainedMethod._draw
+
+    def die(self, pictures, now, **more):
+        if now == step:
+            raise Killed
+        return draw(self, pictures, now, **more)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(TrainedMethod, "_draw", die)
+        with pytest.raises(Killed):
+            make(checkpoint=str(path)).fit(Images(train))
+    torch.randn(5)  # a new process has another random state
+    again = make(checkpoint=str(path)).fit(Images(train))
+    assert torch.equal(again.score(batch(test)).images, expected)
+
+
+def write_reference(path):
+    """Nine labelled images, `.npz`."""
+    random = np.random.default_rng(0)
+    images = random.integers(0, 256, (9, 24, 24, 3), dtype=np.uint8)
+    images[:, :, :, 0] //= 1 + np.arange(9)[:, None, None].astype(np.uint8) % CLASSES
+    np.savez(path, images=images, labels=np.arange(9) % CLASSES)
+    return str(path)
+
+
+REFERENCE = write_reference(Path(tempfile.mkdtemp(prefix="blemish-")) / "reference.npz")
+TINY = {
+    "panda": {"backbone": NET, "epochs": 2, "batch": 8},
+    "mean_shifted": {"backbone": NET, "epochs": 1},
+    "deep_svdd": {"backbone": NET, "epochs": 2, "side": 8},
+    "joint": {"backbone": NET, "epochs": 1, "batch": 8, "reference": REFERENCE},
+}
+"""Parameters by method with which a fit takes a moment."""
+
+
+def trains(method):
+    return issubclass(method, TrainedMethod)
