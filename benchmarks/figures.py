@@ -4,8 +4,8 @@
     python benchmarks/figures.py mtd --methods patchcore,ratio=0.01 patchcore,ratio=0.1 --json figures.json
 
 Each fit is on all normal images, without calibration; weights come from $BLEMISH_WEIGHTS. A method may carry
-parameters, `taps=layer1+layer2`, and `preset=paper` for those of the paper. Pixel figures are on the original pixels
-(`paper`: on the crop).
+parameters, `taps=layer1+layer2` or `index=faiss:ivf16`, and `preset=paper` for those of the paper. Pixel figures are
+on the original pixels (`paper`: on the crop).
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from typing import Any
 from _measure import write
 
 from blemish import METHODS, Detector, evaluate, open_dataset
+from blemish.edges.faiss import index_from_name
 from blemish.methods import Method
 
 
@@ -31,6 +32,8 @@ def make_method(spec: str, backbone: str, seed: int) -> tuple[Method, str]:
     chosen: dict[str, Any] = dict(METHODS[name].paper) if preset == "paper" else {}
     if "taps" in parameters:
         chosen["taps"] = tuple(parameters.pop("taps").split("+"))
+    if "index" in parameters:
+        chosen["index"] = index_from_name(parameters.pop("index"))
     for key, value in parameters.items():
         chosen[key] = json.loads(value) if value[0] in "0123456789-" else value
     return METHODS[name](backbone=backbone, seed=seed, **chosen), preset
@@ -51,6 +54,7 @@ def measure(data: Path, spec: str, backbone: str, seed: int) -> dict[str, Any]:
     score = (perf_counter() - start) / len(some)
     found = evaluate(detector, dataset).figures
     row = {"data": data.name, "method": spec, "backbone": backbone, "seed": seed, "fit": fit, "score": score}
+    row["recall"] = getattr(method, "recall_", None)
     return row | {name: getattr(found, name) for name in ("image_auroc", "pixel_auroc", "au_pro_30")}
 
 
@@ -68,7 +72,7 @@ def main() -> None:
         rows.append(row)
         text = "   ".join(
             f"{key} {'-' if row[key] is None else f'{row[key]:.4f}'}"
-            for key in ("image_auroc", "pixel_auroc", "au_pro_30")
+            for key in ("image_auroc", "pixel_auroc", "au_pro_30", "recall")
         )
         place = f"{row['data']:6} {spec:28} {backbone:13} seed {seed}"
         print(f"{place}   {text}   fit {row['fit']:6.1f} s, score {row['score'] * 1e3:6.1f} ms an image", flush=True)

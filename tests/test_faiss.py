@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import numpy as np
 import pytest
 import torch
 
@@ -7,8 +8,9 @@ from blemish import Detector
 from blemish.edges.faiss import Faiss, index_from_name
 from blemish.errors import ArgumentError, ModelFileError
 from blemish.methods import KNN, PatchCore
-from blemish.ops.neighbours import Exact
+from blemish.ops.neighbours import Exact, midpoints
 from contract.laws import Images, batch, normal_pixels
+from reference import neighbours as neighbours_reference
 from small import BACKBONE, small_pixels
 
 
@@ -77,6 +79,25 @@ def test_recall_is_reported_at_fit():
     assert coarse.recall_ < 0.9
     assert coarse.storage_error_ > 0.01
     assert coarse.score(batch(small_pixels(2, 2))).maps.shape == (2, 24, 24)
+
+
+def test_recall_of_knn_is_reported_at_fit_and_after_growing():
+    train = small_pixels(40, 1)
+    assert KNN(backbone=BACKBONE).fit(Images(train)).recall_ == 1.0
+    assert KNN(backbone=BACKBONE, index=Faiss("flat")).fit(Images(train)).recall_ == 1.0
+    coarse = KNN(backbone=BACKBONE, index=Faiss("ivf16")).fit(Images(train[:30]))
+    vectors = coarse.bank_.vectors()
+    queries = midpoints(vectors, 2048, seed=0)
+    found = coarse.bank_.search(queries, 2)[1]
+    _, expected = neighbours_reference.search(vectors.numpy(), queries.numpy(), 2)
+    share = np.mean([len(set(a) & set(b)) / 2 for a, b in zip(found.tolist(), expected.tolist(), strict=True)])
+    assert coarse.recall_ == pytest.approx(share)
+    assert 0.1 < coarse.recall_ < 0.95
+    before = coarse.recall_
+    restored = KNN(backbone=BACKBONE, index=Faiss("ivf16"))
+    restored.restore(coarse.state())
+    assert restored.recall_ == before
+    assert coarse.partial_fit(Images(train[30:])).recall_ != before
 
 
 @pytest.mark.parametrize(("name", "message"), [

@@ -7,6 +7,7 @@ import torch
 from blemish.errors import ArgumentError, NotEnoughMemoryError
 from blemish.features.patches import average_patches, unfolded_patches, unfolding_kernels
 from blemish.methods import PatchCore
+from blemish.ops import coreset
 from blemish.ops.coreset import CoresetStream, k_center
 from blemish.types import FeatureMaps
 from contract.laws import Images, batch
@@ -80,14 +81,12 @@ def test_every_bank_scores_at_most_its_radius_above_the_complete_one():
     train, more, test = small_pixels(8, 1), small_pixels(5, 3), batch(small_pixels(4, 2))
     complete = PatchCore(backbone=BACKBONE, ratio=1.0, projection=0).fit(Images(torch.cat([train, more]))).score(test)
     updated = PatchCore(backbone=BACKBONE, ratio=0.2, projection=0).fit(Images(train))
-    before = updated.radius_
     updated.partial_fit(Images(more))
     other = PatchCore(backbone=BACKBONE, ratio=0.2, projection=0).fit(Images(more))
     merged = PatchCore(backbone=BACKBONE, ratio=0.2, projection=0).fit(Images(train)).merge(other)
     for method in (updated, merged):
         assert method.seen_ == 13 * 36
         assert len(method.bank_) == round(0.2 * 13 * 36)
-        assert method.radius_ >= before
         excess = method.score(test).images - complete.images
         assert float(excess.min()) >= -1e-5
         assert float(excess.max()) <= method.radius_
@@ -123,31 +122,53 @@ def test_stream_within_a_small_buffer_covers_all_within_its_radius(total):
     assert {tuple(row.tolist()) for row in chosen} <= {tuple(row.tolist()) for row in vectors}
 
 
-def test_an_update_keeps_the_bank_and_its_radius():
-    """Choosing from old and new together would drop old patches and leave what they stood for uncovered."""
+def test_an_update_from_a_reserve_of_everything_covers_like_a_refit():
     train, more = small_pixels(8, 1), small_pixels(5, 3)
-    method = PatchCore(backbone=BACKBONE, ratio=0.2, projection=0).fit(Images(train))
-    before, radius = method.bank_.vectors(), method.radius_
-    method.partial_fit(Images(more))
-    assert torch.equal(method.bank_.vectors()[: len(before)], before)
+    options = {"ratio": 0.2, "projection": 0, "reserve": 5}
+    whole = PatchCore(backbone=BACKBONE, **options).fit(Images(torch.cat([train, more])))
+    grown = PatchCore(backbone=BACKBONE, **options).fit(Images(train)).partial_fit(Images(more))
+    other = PatchCore(backbone=BACKBONE, **options).fit(Images(more))
+    merged = PatchCore(backbone=BACKBONE, **options).fit(Images(train)).merge(other)
     seen = average_patches(maps_of(torch.cat([train, more]))).flatten(0, 1)
-    true = float(torch.cdist(seen, method.bank_.vectors()).amin(dim=1).max())
-    assert true <= method.radius_ * (1 + 1e-5)
-    assert method.radius_ <= 1.5 * radius  # not the sum of two radii
+    for method in (grown, merged):
+        apart = torch.cdist(seen, method.bank_.vectors())
+        assert len(method.bank_) == len(whole.bank_)
+        assert float(apart.amin(dim=0).max()) < 0.05 * whole.radius_  # seen patches, but for the rounding to int8
+        assert float(apart.amin(dim=1).max()) <= method.radius_ < 1.1 * whole.radius_
 
 
-def test_a_coreset_that_was_put_in_stays_until_the_end():
+@pytest.mark.parametrize("reserve", [0, 1, 4])
+@pytest.mark.parametrize("size", [{"ratio": 0.05}, {"count": 12}])
+def test_the_radius_covers_everything_seen_after_every_update(reserve, size):
+    pixels = small_pixels(12, 1)
+    method = PatchCore(backbone=BACKBONE, projection=0, reserve=reserve, **size).fit(Images(pixels[:4]))
+    for part in (slice(4, 8), slice(8, 12)):
+        copy = PatchCore(backbone=BACKBONE, projection=0, reserve=reserve, **size)
+        copy.restore(method.state())
+        copy.partial_fit(Images(pixels[part]))
+        method.partial_fit(Images(pixels[part]))
+        assert torch.equal(copy.bank_.vectors(), method.bank_.vectors())
+        assert copy.radius_ == method.radius_
+        seen = average_patches(maps_of(pixels[: part.stop])).flatten(0, 1)
+        true = float(torch.cdist(seen, method.bank_.vectors()).amin(dim=1).max())
+        assert true <= method.radius_ * (1 + 1e-5)
+        assert len(method.bank_) == method._wanted(len(seen))
+    stored = 0 if method.reserve_ is None else len(method.reserve_)
+    assert stored <= 2 * reserve * len(method.bank_)
+
+
+def test_a_reserve_is_the_coreset_of_each_part(monkeypatch):
+    monkeypatch.setattr(coreset, "_RESERVE_PART", 50)
     random = np.random.default_rng(0)
-    old, new = torch.from_numpy(random.normal(size=(2, 150, 6))).float()
-    stream = CoresetStream(200, 6, total=5000, wanted=150, project=lambda x: x, like=old)
+    old, new = torch.from_numpy(random.normal(size=(30, 6))).float(), torch.from_numpy(random.normal(size=(150, 6)))
+    stream = CoresetStream(180, 6, total=180, wanted=30, project=lambda x: x, like=old)
     stream.add_coreset(old, 0.25)
-    for part in new.split(10):
-        stream.add(part)
-    chosen, radius = stream.finish(200)
-    rows = {tuple(row.tolist()) for row in chosen}
-    assert {tuple(row.tolist()) for row in old} <= rows
-    true = float(torch.cdist(new, chosen).amin(dim=1).max())
-    assert max(true, 0.25) <= radius
+    stream.add(new.float())
+    vectors, radius = stream.reserve(60)
+    parts = [(start, *coreset_reference.greedy(new.numpy()[start : start + 50], 10)) for start in (0, 50, 100)]
+    expected = [old, *(new[[start + i for i in chosen]].float() for start, chosen, _ in parts)]
+    assert torch.equal(vectors, torch.cat(expected))
+    assert radius == pytest.approx(max(r for _, _, r in parts), rel=1e-5)
 
 
 def test_equal_patches_make_a_bank_of_one():
@@ -185,7 +206,7 @@ def test_memory_is_planned(caplog):
         ("reweight", 1),
         ("index", "faiss:ivf256"),
         ("patches", "median"), ("ratio", 0.0), ("count", 0), ("projection", -1), ("radius", -1.0), ("reweight", 1.5),
-        ("storage", "float8"), ("sigma", -1.0), ("dimensions", 0), ("starts", -1),
+        ("storage", "float8"), ("sigma", -1.0), ("dimensions", 0), ("starts", -1), ("reserve", -1),
     ],
 )  # fmt: skip
 def test_bad_parameters(name, value):

@@ -3,7 +3,7 @@
     PatchCore(index=Faiss("ivf256"))         blemish fit part --method patchcore --index faiss:ivf256
 
 `flat` is exact. `ivfN` looks into the nearest sixteenth of N cells, `hnswM` follows a graph with M links a vector,
-`pqM` keeps M bytes a vector; `ivfN,pqM` does both. `patchcore` measures at fit what they miss.
+`pqM` keeps M bytes a vector; `ivfN,pqM` does both. `patchcore` and `knn` measure at fit what they miss.
 """
 
 from __future__ import annotations

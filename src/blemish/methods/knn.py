@@ -17,9 +17,11 @@ from torch import Tensor
 from ..errors import ArgumentError
 from ..features.backbones import Backbone
 from ..features.patches import pool
-from ..ops.neighbours import Exact, Index, IndexFactory, check_index
+from ..ops.neighbours import Exact, IndexFactory, check_index, midpoints, recall
 from ..types import FeatureMaps, Scores
 from ._base import GrowingMethod, Plan
+
+_RECALL_QUERIES = 2048
 
 
 @dataclass(kw_only=True)
@@ -29,7 +31,8 @@ class KNN(GrowingMethod):
     Parameters
     ----------
     k: how many neighbours (the paper: 2).
-    index: what searches the bank; None searches all of it.
+    index: what searches the bank; None searches all of it. `recall_` is the share of the k nearest that it finds,
+        measured at fit on midpoints of learned vectors.
     """
 
     name: ClassVar[str] = "knn"
@@ -68,20 +71,27 @@ class KNN(GrowingMethod):
         vectors = torch.cat([self._embed(maps) for maps in chain([first], features)])
         if len(vectors) < self.k:
             raise ArgumentError.about("images", expected=f"at least k = {self.k} normal images", got=len(vectors))
-        self.bank_: Index = self._factory().build(vectors)
+        self._build(vectors)
 
     def _score(self, features: FeatureMaps) -> Scores:
         squared, _ = self.bank_.search(self._embed(features), self.k)
         return Scores(squared.mean(dim=1), None)
 
     def _learned(self) -> dict[str, Tensor]:
-        return self.bank_.state()
+        return self.bank_.state() | {"recall": torch.tensor(self.recall_, dtype=torch.float64)}
 
     def _relearn(self, learned: dict[str, Tensor]) -> None:
-        self.bank_ = self._factory().restore(learned)
+        self.bank_, self.recall_ = self._factory().restore(learned), float(learned["recall"])
 
     def _append(self, parts: list[Tensor]) -> None:
-        self.bank_ = self._factory().build(torch.cat([self.bank_.vectors(), *parts]))
+        self._build(torch.cat([self.bank_.vectors(), *parts]))
+
+    def _build(self, vectors: Tensor) -> None:
+        bank, found = self._factory().build(vectors), 1.0
+        if self.index is not None:
+            queries = midpoints(vectors, _RECALL_QUERIES, seed=self.seed)
+            found = recall(bank, Exact().build(vectors), queries, self.k)
+        self.bank_, self.recall_ = bank, found
 
     def _factory(self) -> IndexFactory:
         return self.index or Exact()

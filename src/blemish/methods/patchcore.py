@@ -23,7 +23,7 @@ from ..features.backbones import Backbone
 from ..features.patches import average_patches, gaussian_projection, unfolded_patches, unfolding_kernels
 from ..ops.coreset import CoresetStream, reducing_capacity
 from ..ops.maps import enlarge_and_smooth
-from ..ops.neighbours import Exact, Index, IndexFactory, Storage, check_index
+from ..ops.neighbours import Exact, Index, IndexFactory, Storage, check_index, recall
 from ..types import FeatureMaps, Scores
 from ._base import GrowingMethod, Plan
 
@@ -51,6 +51,8 @@ class PatchCore(GrowingMethod):
     reweight: neighbours b of equation 7 for the image score; 0 leaves the largest distance as it is.
     squared: scores are squared distances, as in the paper's code.
     sigma: smoothing of the map, in pixels of the network's input (the paper: 4).
+    reserve: patches to keep, in int8, for each one in the bank: `partial_fit` and `merge` choose the new bank from
+        them and the new patches. 0: from the bank alone, which is a worse choice.
     storage: of the bank; `storage_error_` then holds the largest change of a patch distance, relative to their mean.
     index: what searches the bank; None searches all of it.
     """
@@ -69,6 +71,7 @@ class PatchCore(GrowingMethod):
     reweight: int = 0
     squared: bool = False
     sigma: float = 4.0
+    reserve: int = 16
     storage: Storage = "float32"
     index: IndexFactory | None = None
 
@@ -76,24 +79,27 @@ class PatchCore(GrowingMethod):
         return self.seen_ // (first.maps[0].shape[2] * first.maps[0].shape[3])
 
     def _learn_more(self, features: Iterator[FeatureMaps], *, expected: int | None) -> None:
-        """Keep the bank and add new patches that it does not cover; `radius_` covers them all.
-
-        With `count`, where there is no room for more, the bank is chosen again from the old one and the new patches.
-        """
-        self._learn_from(features, expected=expected, bank=self.bank_.vectors())
+        """Choose the bank again, from the reserve and the new patches; `radius_` bounds how near it is to all seen."""
+        self._learn_from(features, expected=expected, old=self._reserved())
 
     def _absorb(self, other: PatchCore) -> None:
-        """Join another model's bank, thinned where both are too many; `radius_` covers all that either has seen."""
+        """Choose the bank again, from both reserves; `radius_` bounds how near it is to all that either has seen."""
         for name in ("channels_", "patches", "dimensions", "projection", "seed"):
             if getattr(self, name) != getattr(other, name):
                 raise ArgumentError.about(
                     "other", expected=f"a PatchCore with {name} {getattr(self, name)}", got=getattr(other, name)
                 )
-        mine, theirs = self.bank_.vectors(), other.bank_.vectors()
+        (mine, radius), (theirs, other_radius) = self._reserved(), other._reserved()
         both = len(mine) + len(theirs)
         stream = CoresetStream(both, mine.shape[1], total=both, wanted=both, project=self._project, like=mine)
-        stream.add_coreset(torch.cat([mine, theirs]), max(self.radius_, other.radius_))
+        stream.add_coreset(torch.cat([mine, theirs]), max(radius, other_radius))
         self._finish(stream, self.seen_ + other.seen_)
+
+    def _reserved(self) -> tuple[Tensor, float]:
+        """What to go on from, and the radius within which it covers all seen patches."""
+        if self.reserve_ is None:
+            return self.bank_.vectors(), self.radius_
+        return self.reserve_.vectors(), self.reserve_radius_
 
     def _check_parameters(self) -> None:
         if self.patches not in ("average", "unfold"):
@@ -107,7 +113,14 @@ class PatchCore(GrowingMethod):
             raise ArgumentError.about("storage", expected="float32 with an index of your own", got=self.storage)
         if self.reweight == 1:
             raise ArgumentError.about("reweight", expected="0, or at least 2 neighbours", got=1)
-        for name, least in (("count", 1), ("dimensions", 1), ("projection", 0), ("starts", 0), ("reweight", 0)):
+        for name, least in (
+            ("count", 1),
+            ("dimensions", 1),
+            ("projection", 0),
+            ("starts", 0),
+            ("reserve", 0),
+            ("reweight", 0),
+        ):
             value = getattr(self, name)
             if not (name == "count" and value is None) and (type(value) is not int or value < least):
                 raise ArgumentError.about(name, expected=f"a whole number of at least {least}", got=value)
@@ -127,8 +140,8 @@ class PatchCore(GrowingMethod):
         # Merge and reduce keeps a part of the buffer for new patches, and the rest must hold the bank.
         capacity = max(self._capacity(total, d, kept), min(total, 4 * kept // 3))
         return Plan(
-            model_bytes=kept * d * _BYTES[self.storage],
-            peak_bytes=capacity * self._bytes_a_patch(d) + kept * d * (4 + _BYTES[self.storage]),
+            model_bytes=kept * d * _BYTES[self.storage] + self._reserve_bytes(total, d, kept),
+            peak_bytes=capacity * self._bytes_a_patch(d) + self._kept_bytes(total, d, kept),
             operations=2.0 * capacity * kept * (self.projection or d) * (total / capacity) ** 0.5,
             instead=f"Keep a smaller share than ratio={self.ratio:g}, or give more memory_gb.",
         )
@@ -138,26 +151,27 @@ class PatchCore(GrowingMethod):
         self.channels_ = tuple(m.shape[1] for m in first.maps)
         self._prepare()
         self.seen_, self.radius_ = 0, 0.0
-        self._learn_from(chain([first], features), expected=expected, bank=None)
+        self._learn_from(chain([first], features), expected=expected, old=None)
 
-    def _learn_from(self, features: Iterator[FeatureMaps], *, expected: int | None, bank: Tensor | None) -> None:
+    def _learn_from(
+        self, features: Iterator[FeatureMaps], *, expected: int | None, old: tuple[Tensor, float] | None
+    ) -> None:
         first = next(features)
         patches = self._embed(first)
-        old = 0 if bank is None else len(bank)
+        kept = 0 if old is None else len(old[0])
         new = None if expected is None else expected * patches.shape[1]
-        total = None if new is None else new + old
+        total = None if new is None else new + kept
         wanted = self._wanted(self.seen_ + (new or _UNKNOWN_CAPACITY))
-        capacity = max(self._capacity(total, patches.shape[2], wanted), 2 * old)
         stream = CoresetStream(
-            capacity,
+            max(self._capacity(total, patches.shape[2], wanted), 2 * kept),
             patches.shape[2],
             total=total,
             wanted=wanted,
             project=self._project,
             like=patches,
         )
-        if bank is not None:
-            stream.add_coreset(bank, self.radius_)
+        if old is not None:
+            stream.add_coreset(*old)
         seen = self.seen_
         for maps in chain([first], features):
             patches = self._embed(maps).flatten(0, 1)
@@ -167,16 +181,26 @@ class PatchCore(GrowingMethod):
 
     def _finish(self, stream: CoresetStream, seen: int) -> None:
         typical = stream.midpoints(_ERROR_PATCHES, seed=self.seed) if self._is_approximate() else None
+        wanted = self._wanted(seen)
         vectors, radius = stream.finish(
-            self._wanted(seen), radius=self.radius, starts=self.starts, seed=self.seed, progress=_Report()
+            wanted, radius=self.radius, starts=self.starts, seed=self.seed, progress=_Report()
         )
+        reserve, reserve_radius = None, 0.0
+        if self.reserve and len(vectors) < seen:
+            chosen, reserve_radius = stream.reserve(self.reserve * wanted)
+            reserve = Exact("int8").build(chosen)
+            reserve_radius += self._moved(chosen, reserve)
         bank = self._factory().build(vectors)
         self.storage_error_, self.recall_ = 0.0, 1.0
         if typical is not None:
             self.storage_error_, self.recall_ = _compare(bank, Exact().build(vectors), typical)
-            moved = self._project(bank.vectors() - vectors)  # compression moves the vectors away from what they cover
-            radius += float(torch.linalg.vector_norm(moved, dim=1).max())
+            radius += self._moved(vectors, bank)
         self.bank_, self.radius_, self.seen_ = bank, radius, seen
+        self.reserve_, self.reserve_radius_ = reserve, reserve_radius
+
+    def _moved(self, vectors: Tensor, bank: Index) -> float:
+        """How far compression moves the vectors at most, and with them what they cover."""
+        return float(torch.linalg.vector_norm(self._project(bank.vectors() - vectors), dim=1).max())
 
     def _score(self, features: FeatureMaps) -> Scores:
         size = features.maps[0].shape[2:]
@@ -202,13 +226,19 @@ class PatchCore(GrowingMethod):
         return 1 - torch.exp(to_nearest - torch.logsumexp(distances, dim=1))
 
     def _learned(self) -> dict[str, Tensor]:
-        return self.bank_.state() | {
-            "channels": torch.tensor(self.channels_),
-            "seen": torch.tensor(self.seen_),
-            "radius": torch.tensor(self.radius_, dtype=torch.float64),
-            "storage_error": torch.tensor(self.storage_error_, dtype=torch.float64),
-            "recall": torch.tensor(self.recall_, dtype=torch.float64),
-        }
+        reserve = {} if self.reserve_ is None else self.reserve_.state()
+        return (
+            self.bank_.state()
+            | {f"reserve.{name}": value for name, value in reserve.items()}
+            | {
+                "reserve_radius": torch.tensor(self.reserve_radius_, dtype=torch.float64),
+                "channels": torch.tensor(self.channels_),
+                "seen": torch.tensor(self.seen_),
+                "radius": torch.tensor(self.radius_, dtype=torch.float64),
+                "storage_error": torch.tensor(self.storage_error_, dtype=torch.float64),
+                "recall": torch.tensor(self.recall_, dtype=torch.float64),
+            }
+        )
 
     def _relearn(self, learned: dict[str, Tensor]) -> None:
         self.channels_ = tuple(learned["channels"].tolist())
@@ -216,6 +246,9 @@ class PatchCore(GrowingMethod):
         self.seen_, self.radius_ = int(learned["seen"]), float(learned["radius"])
         self.storage_error_, self.recall_ = float(learned["storage_error"]), float(learned["recall"])
         self.bank_ = self._factory().restore(learned)
+        reserve = {k.removeprefix("reserve."): v for k, v in learned.items() if k.startswith("reserve.")}
+        self.reserve_ = Exact("int8").restore(reserve) if reserve else None
+        self.reserve_radius_ = float(learned["reserve_radius"])
 
     def _prepare(self) -> None:
         """Make what follows from the parameters and the channels of the taps."""
@@ -251,9 +284,18 @@ class PatchCore(GrowingMethod):
             return _UNKNOWN_CAPACITY if total is None else total
         if total is None:
             return max(2, min(_UNKNOWN_CAPACITY, left // 2 // self._bytes_a_patch(d)))
-        bank = wanted * d * (4 + _BYTES[self.storage])
-        fitting = (left - bank) // self._bytes_a_patch(d)
+        kept = self._kept_bytes(total, d, wanted)
+        fitting = (left - kept) // self._bytes_a_patch(d)
         return total if fitting >= total else max(2, min(fitting, reducing_capacity(wanted)))
+
+    def _kept_bytes(self, total: int, d: int, wanted: int) -> int:
+        """Bank and reserve, as they are stored and, where they are chosen, in float32."""
+        copied = 5 if self.reserve * wanted < total else 1
+        return wanted * d * (4 + _BYTES[self.storage]) + copied * self._reserve_bytes(total, d, wanted)
+
+    def _reserve_bytes(self, total: int, d: int, wanted: int) -> int:
+        """Size in int8; a bank of all patches has no reserve."""
+        return min(total, self.reserve * wanted) * d if wanted < total else 0
 
     def _bytes_a_patch(self, d: int) -> int:
         """The patch, its projection, and some float64 numbers of the selection."""
@@ -276,4 +318,4 @@ def _compare(bank: Index, exact: Index, queries: Tensor) -> tuple[float, float]:
     """Largest change of a distance relative to the mean distance, and share of nearest patches that are found."""
     found, expected = bank.search(queries, 1)[0].sqrt(), exact.search(queries, 1)[0].sqrt()
     error = float((found - expected).abs().max() / expected.mean())
-    return error, float((bank.search(queries, 1)[1] == exact.search(queries, 1)[1]).float().mean())
+    return error, recall(bank, exact, queries, 1)

@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from ..errors import ArgumentError
+from .neighbours import midpoints
 
 _CANDIDATES = 1024
 _ROWS = 2048
@@ -27,6 +28,8 @@ _PART = 131_072
 """Vectors that a stream reduces at a time."""
 _KEEP = 8
 """Vectors that a stream keeps for each one that it will choose, where there is room."""
+_RESERVE_PART = 4096
+"""Vectors from which a reserve is chosen at a time: much less work than one choice from all."""
 
 Projection = Callable[[Tensor], Tensor]
 """Maps `(n, dimension)` vectors to those between which distances are taken."""
@@ -136,8 +139,7 @@ class CoresetStream:
         self._buffer = like.new_empty(capacity, dimension)
         self._project = project
         self._used = self._reduced = 0
-        self._slack = self._kept_radius = 0.0
-        self._kept = 0
+        self._slack = 0.0
         self._total, self._wanted = total, wanted
         self._divide()
 
@@ -165,52 +167,59 @@ class CoresetStream:
             vectors = vectors[len(taken) :]
 
     def add_coreset(self, vectors: Tensor, radius: float) -> None:
-        """Take the coreset of an earlier stream, which covers its vectors within `radius`; before any `add`.
-
-        It stays as it is while there is room, and only vectors that it does not cover join it: choosing from both again
-        would drop old ones next to new ones, and leave what they stood for uncovered.
-        """
+        """Take the reserve of an earlier stream, which covers its vectors within `radius`; before any `add`."""
         self._buffer[: len(vectors)] = vectors
-        self._used = self._reduced = self._kept = len(vectors)
-        self._kept_radius = radius
+        self._used = self._reduced = len(vectors)
+        self._slack = radius
         self._divide()
 
     def finish(
         self, count: int, *, radius: float = 0.0, starts: int = 0, seed: int = 0, progress: Progress | None = None
     ) -> tuple[Tensor, float]:
-        """Choose up to `count` vectors: `(vectors, radius)`. The stream is used up.
+        """Choose up to `count` vectors: `(vectors, radius)`.
 
         `starts` > 0 begins with the mean distance to that many random vectors, as PatchCore's published code does.
         """
+        held = self._buffer[: self._used]
         if count >= self._used and radius == 0:  # everything is kept
             # A copy where the buffer is larger, or all of it would stay in memory.
-            whole = self._buffer if self._used == len(self._buffer) else self._buffer[: self._used].clone()
-            return whole, max(self._slack, self._kept_radius)
-        if 0 < self._kept < min(count, self._used):
-            old, new = self._buffer[: self._kept], self._buffer[self._kept : self._used]
-            rest, limit = count - self._kept, max(0.0, radius - self._slack)
-            more = k_center(self._project(new), rest, radius=limit, centres=self._project(old), progress=progress)
-            vectors = torch.cat([old, new[more.indices.to(new.device)]])
-            return vectors, max(self._kept_radius, more.radius + self._slack)
-        self._slack = max(self._slack, self._kept_radius)
-        projected = self._project(self._buffer[: self._used])
+            return held if self._used == len(self._buffer) else held.clone(), self._slack
+        projected = self._project(held)
         initial = _mean_distance(projected, starts, seed) if starts else None
         chosen = k_center(projected, count, radius=max(0.0, radius - self._slack), initial=initial, progress=progress)
-        vectors = self._buffer[chosen.indices.to(self._buffer.device)]
-        del self._buffer
-        return vectors, chosen.radius + self._slack
+        return held[chosen.indices.to(held.device)], chosen.radius + self._slack
+
+    def reserve(self, count: int) -> tuple[Tensor, float]:
+        """About `count` vectors from which a later stream can go on, and the radius within which they cover all.
+
+        What was reduced stays as it is; of the rest each part gives its own coreset.
+        """
+        if count >= self._used:
+            return self._buffer[: self._used], self._slack
+        share = max(0, count - self._reduced) / max(1, self._used - self._reduced)
+        starts = range(self._reduced, self._used, _RESERVE_PART)
+        parts = [self._buffer[start : min(start + _RESERVE_PART, self._used)] for start in starts]
+        sizes = [max(1, round(share * len(part))) for part in parts]
+        vectors = self._buffer.new_empty(self._reduced + sum(sizes), self._buffer.shape[1])
+        vectors[: self._reduced] = self._buffer[: self._reduced]
+        end, radius = self._reduced, self._slack
+        for part, size in zip(parts, sizes, strict=True):
+            chosen = k_center(self._project(part), size)
+            vectors[end : end + len(chosen.indices)] = part[chosen.indices.to(part.device)]
+            end, radius = end + len(chosen.indices), max(radius, chosen.radius)
+        if end <= 2 * count:
+            return vectors[:end], radius
+        thinned = k_center(self._project(vectors[:end]), count)  # `count` did not grow with what came
+        return vectors[thinned.indices.to(vectors.device)], radius + thinned.radius
 
     def midpoints(self, count: int, *, seed: int) -> Tensor:
         """Up to `count` points half-way between random pairs of the vectors held: `(n, dimension)`."""
-        generator = torch.Generator().manual_seed(seed)
-        pairs = torch.randint(self._used, (2, min(count, self._used)), generator=generator).to(self._buffer.device)
-        return (self._buffer[pairs[0]] + self._buffer[pairs[1]]) / 2
+        return midpoints(self._buffer[: self._used], count, seed=seed)
 
     def _reduce(self) -> None:
         start = self._reduced
         if self._used - start < max(2, self._part // 2):  # more came than was announced: begin again with everything
-            start, keep, before = 0, len(self._buffer) // 2, max(self._slack, self._kept_radius)
-            self._kept = 0
+            start, keep, before = 0, len(self._buffer) // 2, self._slack
         else:
             keep, before = max(1, int((self._used - start) * self._share)), 0.0
         chosen = k_center(self._project(self._buffer[start : self._used]), keep)
@@ -240,7 +249,10 @@ class _Distances:
         # Distances are unchanged by a shift, and |x|^2 - 2 x.c + |c|^2 loses fewer digits near the origin.
         self._centre = vectors.new_zeros(vectors.shape[1], dtype=torch.float64)
         self._centre = sum((rows.sum(dim=0) for _, rows in self._chunks()), self._centre) / len(vectors)
-        self._norms = torch.cat([rows.square().sum(dim=1) for _, rows in self._chunks()])
+        # Written in place: small results kept between the chunks would hold on to the chunks' memory.
+        self._norms = vectors.new_empty(len(vectors), dtype=torch.float64)
+        for part, rows in self._chunks():
+            self._norms[part] = rows.square_().sum(dim=1)
         self.tolerance = 1e-13 * max(float(self._norms.max()), 1e-300)
         """Squared distances that differ by less are equal up to rounding."""
         self._squared = torch.full_like(self._norms, torch.inf)

@@ -19,6 +19,9 @@ Storage = Literal["float32", "float16", "int8"]
 
 _QUERIES, _BANK = 1024, 4096
 """Size of one product: 16 MB of distances."""
+_NARROW = 512
+"""Vectors of the bank in one product where only the nearest is wanted: its 2 MB are still in the cache when `min` reads
+them, which saves a tenth of the search."""
 _PRODUCTS = 1 << 21
 """Distances at once where only the smallest is wanted: 8 MB."""
 _SPARE = 8
@@ -64,6 +67,19 @@ def check_index(index: IndexFactory | None) -> None:
         raise ArgumentError.about(
             "index", expected="None or a factory", got=index, instead="Write index=blemish.edges.faiss.Faiss('ivf256')."
         )
+
+
+def midpoints(vectors: Tensor, count: int, *, seed: int) -> Tensor:
+    """Up to `count` points half-way between random pairs of `(n, dimension)` vectors: queries like those to come."""
+    pairs = torch.randint(len(vectors), (2, min(count, len(vectors))), generator=torch.Generator().manual_seed(seed))
+    first, second = pairs.to(vectors.device)
+    return (vectors[first] + vectors[second]) / 2
+
+
+def recall(index: Index, exact: Index, queries: Tensor, k: int) -> float:
+    """Share of the k nearest by `exact` that `index`, over the same vectors in the same order, finds as well."""
+    found, expected = index.search(queries, k)[1], exact.search(queries, k)[1]
+    return float((found[:, :, None] == expected[:, None]).any(dim=1).float().mean())
 
 
 @dataclass(frozen=True)
@@ -147,17 +163,17 @@ class ExactIndex:
         queries = queries - self._centre  # near the origin products lose fewer digits
         best = torch.full((n, k), torch.inf, device=queries.device)
         indices = torch.zeros(n, k, dtype=torch.int64, device=queries.device)
-        # With the norm as one more coordinate, a single product gives |b|^2 - 2 q.b.
-        extended = torch.cat([queries * -2, queries.new_ones(n, 1)], dim=1)
+        doubled = queries * -2
         products = queries.new_empty(0)  # one buffer: fresh memory for every product costs as much as the product
-        for start in range(0, len(self), _BANK):
-            bank = self._decode(self._stored[start : start + _BANK]) - self._centre
-            transposed = torch.cat([bank, bank.square().sum(dim=1, keepdim=True)], dim=1).T
+        width = _NARROW if k == 1 else _BANK
+        for start in range(0, len(self), width):
+            bank = self._decode(self._stored[start : start + width]) - self._centre
+            norms, transposed = bank.square().sum(dim=1), bank.T
             if products.shape != (min(n, _QUERIES), len(bank)):
                 products = queries.new_empty(min(n, _QUERIES), len(bank))
             for rows in range(0, n, _QUERIES):
                 part = slice(rows, min(n, rows + _QUERIES))
-                values = torch.mm(extended[part], transposed, out=products[: part.stop - rows])
+                values = torch.addmm(norms, doubled[part], transposed, out=products[: part.stop - rows])
                 if k == 1:
                     found, at = values.min(dim=1)
                     nearer = found < best[part, 0]

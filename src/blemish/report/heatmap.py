@@ -22,9 +22,11 @@ def write_heatmap(path: Path, map: NDArray[np.float32], *, threshold: float | No
     """
     seen = np.isfinite(map)
     scale = 2 * threshold if threshold else float(map[seen].max(initial=1e-12))
-    index = np.full(map.shape, UNSEEN, dtype=np.uint8)
-    index[seen] = np.rint(np.clip(map[seen] / scale, 0, 1) * 254)
-    image = Image.fromarray(index)
+    values = np.clip(map / scale, 0, 1)
+    values *= 254
+    np.rint(values, out=values)
+    values[~seen] = UNSEEN
+    image = Image.fromarray(values.astype(np.uint8))
     image.putpalette(_palette())
     image.save(path, compress_level=1)
 
