@@ -6,7 +6,7 @@ import math
 
 import numpy as np
 
-from . import bilinear, flows
+from reference import bilinear, flows
 
 
 def loss(vectors, codes, blocks, clamp, *, logsigmoid):

@@ -6,8 +6,8 @@ import math
 
 import numpy as np
 
-from . import bilinear
-from .gaussian import ledoit_wolf
+from reference import bilinear
+from reference.gaussian import ledoit_wolf
 
 
 def squared(train, test, covariance):
