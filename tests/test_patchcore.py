@@ -75,6 +75,9 @@ def test_stops_by_count_and_by_radius():
     covered = PatchCore(backbone=BACKBONE, ratio=1.0, radius=0.5).fit(train)
     assert covered.radius_ <= 0.5
     assert len(covered.bank_) < covered.seen_
+    covered.partial_fit(Images(small_pixels(6, 3)))
+    assert covered.radius_ <= 0.5
+    assert len(covered.bank_) < covered.seen_
 
 
 def test_every_bank_scores_at_most_its_radius_above_the_complete_one():

@@ -29,6 +29,7 @@ from ._base import GrowingMethod, Plan
 
 _log = logging.getLogger("blemish")
 _ERROR_PATCHES = 2048
+_MOVED_PATCHES = 4096
 _UNKNOWN_CAPACITY = 1_000_000
 _BYTES = {"float32": 4, "float16": 2, "int8": 1}
 
@@ -181,13 +182,12 @@ class PatchCore(GrowingMethod):
 
     def _finish(self, stream: CoresetStream, seen: int) -> None:
         typical = stream.midpoints(_ERROR_PATCHES, seed=self.seed) if self._is_approximate() else None
-        wanted = self._wanted(seen)
         vectors, radius = stream.finish(
-            wanted, radius=self.radius, starts=self.starts, seed=self.seed, progress=_Report()
+            self._wanted(seen), radius=self.radius, starts=self.starts, seed=self.seed, progress=_Report()
         )
         reserve, reserve_radius = None, 0.0
         if self.reserve and len(vectors) < seen:
-            chosen, reserve_radius = stream.reserve(self.reserve * wanted)
+            chosen, reserve_radius = stream.reserve(self.reserve * len(vectors))
             reserve = Exact("int8").build(chosen)
             reserve_radius += self._moved(chosen, reserve)
         bank = self._factory().build(vectors)
@@ -200,7 +200,11 @@ class PatchCore(GrowingMethod):
 
     def _moved(self, vectors: Tensor, bank: Index) -> float:
         """How far compression moves the vectors at most, and with them what they cover."""
-        return float(torch.linalg.vector_norm(self._project(bank.vectors() - vectors), dim=1).max())
+        rows = torch.arange(len(vectors), device=vectors.device)
+        return max(
+            float(torch.linalg.vector_norm(self._project(bank.vectors(part) - vectors[part]), dim=1).max())
+            for part in rows.split(_MOVED_PATCHES)  # type: ignore[no-untyped-call]
+        )
 
     def _score(self, features: FeatureMaps) -> Scores:
         size = features.maps[0].shape[2:]

@@ -19,9 +19,6 @@ Storage = Literal["float32", "float16", "int8"]
 
 _QUERIES, _BANK = 1024, 4096
 """Size of one product: 16 MB of distances."""
-_NARROW = 512
-"""Vectors of the bank in one product where only the nearest is wanted: its 2 MB are still in the cache when `min` reads
-them, which saves a tenth of the search."""
 _PRODUCTS = 1 << 21
 """Distances at once where only the smallest is wanted: 8 MB."""
 _SPARE = 8
@@ -165,9 +162,8 @@ class ExactIndex:
         indices = torch.zeros(n, k, dtype=torch.int64, device=queries.device)
         doubled = queries * -2
         products = queries.new_empty(0)  # one buffer: fresh memory for every product costs as much as the product
-        width = _NARROW if k == 1 else _BANK
-        for start in range(0, len(self), width):
-            bank = self._decode(self._stored[start : start + width]) - self._centre
+        for start in range(0, len(self), _BANK):
+            bank = self._decode(self._stored[start : start + _BANK]) - self._centre
             norms, transposed = bank.square().sum(dim=1), bank.T
             if products.shape != (min(n, _QUERIES), len(bank)):
                 products = queries.new_empty(min(n, _QUERIES), len(bank))
