@@ -12,6 +12,9 @@ from torch.nn import functional
 from ..errors import ArgumentError
 from ..types import FeatureMaps
 
+_AT_ONCE = 4
+"""Images projected at a time: the maps between stay small, in memory that is there already; twice as fast as 16."""
+
 
 def concatenate(features: FeatureMaps, channels: Sequence[Tensor] | None = None) -> Tensor:
     """Align all maps to the largest by nearest neighbour and concatenate them: `(batch, position, dimension)`.
@@ -31,15 +34,19 @@ def project(features: FeatureMaps, matrix: Tensor) -> Tensor:
     `(batch, position, dimension)`.
     """
     size = _largest(features.maps)
-    blocks = torch.split(matrix, [m.shape[1] for m in features.maps])
-    parts = (
-        _enlarged(functional.conv2d(m, block.T[:, :, None, None]), size)
-        for m, block in zip(features.maps, blocks, strict=True)
-    )
-    total = next(parts)
-    for part in parts:
-        total = total.add_(part)
-    return _flat(total)
+    blocks = [block.T[:, :, None, None] for block in torch.split(matrix, [m.shape[1] for m in features.maps])]
+    images = len(features.maps[0])
+    embedded = matrix.new_empty(images, size[0] * size[1], matrix.shape[1])
+    for start in range(0, images, _AT_ONCE):
+        some = slice(start, start + _AT_ONCE)
+        parts = (
+            _enlarged(functional.conv2d(m[some], block), size) for m, block in zip(features.maps, blocks, strict=True)
+        )
+        total = next(parts)
+        for part in parts:
+            total = total.add_(part)
+        embedded[some] = _flat(total)
+    return embedded
 
 
 def random_channels(channels: Sequence[int], d: int, *, seed: int) -> tuple[Tensor, ...]:

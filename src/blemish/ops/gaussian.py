@@ -20,7 +20,7 @@ from torch import Tensor
 
 from ..errors import ArgumentError
 
-_CHUNK_BYTES = 16 << 20
+_CHUNK_BYTES = 4 << 20
 """Working memory for one chunk of positions."""
 
 
