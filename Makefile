@@ -8,7 +8,7 @@ demo: .venv/ready  ## Draw a product with defects, learn it, evaluate, write dem
 	$(BIN)/blemish demo --out demo
 
 test: lint  ## Lint, types, layers, then all tests, on all cores
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist loadfile
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist worksteal
 
 test-all: lint  ## The same, and the largest backbones
 	$(BIN)/python -m pytest -m ""
