@@ -126,13 +126,13 @@ def test_criterion_sees_held_out_normal_images_alone(monkeypatch):
     With gradients go those that are not held out, and no others: what is trained on judges nothing.
     """
     with_gradients, without = [], []
-    forward = Extractor._forward
+    maps = Extractor.maps
 
     def spy(self, pixels):
         (with_gradients if torch.is_grad_enabled() else without).append(pixels.clone())
-        return forward(self, pixels)
+        return maps(self, pixels)
 
-    monkeypatch.setattr(Extractor, "_forward", spy)
+    monkeypatch.setattr(Extractor, "maps", spy)
     fitted()
 
     def contents(images):

@@ -58,11 +58,12 @@ class Extractor:
         # On a CPU a larger batch is no faster, it only needs more memory between the layers.
         parts = pixels.split(_CPU_IMAGES if self.device.type == "cpu" else len(pixels))  # type: ignore[no-untyped-call]
         with torch.inference_mode():
-            outputs = [self._forward(part) for part in parts]
+            outputs = [self.maps(part) for part in parts]
             maps = outputs[0] if len(outputs) == 1 else tuple(torch.cat(layer) for layer in zip(*outputs, strict=True))
         return FeatureMaps(maps, (pixels.shape[2], pixels.shape[3]))
 
-    def _forward(self, pixels: Tensor) -> tuple[Tensor, ...]:
+    def maps(self, pixels: Tensor) -> tuple[Tensor, ...]:
+        """The maps of all images in one pass; unlike a call, with gradients for those parameters that require them."""
         size, known = (pixels.shape[2], pixels.shape[3]), self.backbone.trace_size
         pixels = pixels.to(self.device, memory_format=torch.channels_last)
         pixels = (pixels - self._mean).mul_(self._inverse_std).to(self._dtype)

@@ -149,7 +149,7 @@ class GaussianFinetune(FeatureMethod):
 
         def objective(step: int) -> dict[str, Tensor]:
             chosen = normal[batch_of(len(normal), size, seed=self.seed, step=step)]
-            maps = self.extractor_._forward(chosen)  # with gradients
+            maps = self.extractor_.maps(chosen)  # with gradients
             squared = self._squared([pool(m) for m in maps])
             return {tap: s.mean() / m.shape[1] for tap, s, m in zip(taps, squared, maps, strict=True)}
 
