@@ -31,8 +31,8 @@ _LOOKS = 20
 """How often the held-out images are looked at in a run."""
 _WATCHED = 4096
 """Vectors a layer that are looked at."""
-_AT_ONCE = 1 << 14
-"""Vectors that go through a flow at once where no gradient is needed."""
+_AT_ONCE = 1 << 10
+"""Vectors that go through a flow at once where no gradient is needed: what lies between products fits in a cache."""
 
 
 @dataclass(kw_only=True)
@@ -216,8 +216,9 @@ class CFlow(FeatureMethod):
     def _density_map(self, number: int, maps: Tensor) -> Tensor:
         """Log-density per channel at each position: `(batch, h, w)` from `(batch, channels, h, w)`."""
         code, vectors = self._code(maps), maps.flatten(2).mT
-        parts = vectors.split(max(1, _AT_ONCE // len(code)))  # type: ignore[no-untyped-call]
-        densities = torch.cat([self._log_density(number, part, code) for part in parts])
+        positions = max(1, _AT_ONCE // len(maps))
+        parts = zip(vectors.split(positions, dim=1), code.split(positions), strict=True)  # type: ignore[no-untyped-call]
+        densities = torch.cat([self._log_density(number, some, at) for some, at in parts], dim=1)
         return densities.reshape(len(maps), *maps.shape[2:])
 
     def _figures(self, number: int, maps: Tensor) -> Tensor:

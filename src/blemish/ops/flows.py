@@ -73,8 +73,9 @@ class ConditionalFlow(nn.Module):
         for hidden, weights in zip(self._of_conditions(condition), self._blocks(), strict=True):
             vector, second, second_bias, gain, offset, mixing = weights
             a, b = x[..., : self.kept], x[..., self.kept :]
-            s, t = self._coupling(a @ vector + hidden, second, second_bias)
-            x = (torch.cat([a, b * s.exp() + t], dim=-1) * gain + offset) @ mixing
+            s, t = self._coupling(a @ vector, hidden, second, second_bias)
+            y = torch.cat([a, torch.addcmul(t, b, s.exp())], dim=-1)
+            x = torch.addcmul(offset, y, gain) @ mixing
             total = total + s.sum(dim=-1) + gain.log().sum()
         return x, total
 
@@ -84,7 +85,7 @@ class ConditionalFlow(nn.Module):
             vector, second, second_bias, gain, offset, mixing = weights
             y = (z @ mixing.T - offset) / gain
             a, b = y[..., : self.kept], y[..., self.kept :]
-            s, t = self._coupling(a @ vector + hidden, second, second_bias)
+            s, t = self._coupling(a @ vector, hidden, second, second_bias)
             z = torch.cat([a, (b - t) * (-s).exp()], dim=-1)
         return z
 
@@ -105,8 +106,9 @@ class ConditionalFlow(nn.Module):
         stacks = (self.of_vector, self.second, self.second_bias, gains, self.offsets, self.mixings)
         return zip(*(stack.unbind() for stack in stacks), strict=True)
 
-    def _coupling(self, hidden: Tensor, second: Tensor, bias: Tensor) -> tuple[Tensor, Tensor]:
-        r, t = ((hidden.relu() @ second + bias) * _DAMPING).chunk(2, dim=-1)
+    def _coupling(self, own: Tensor, hidden: Tensor, second: Tensor, bias: Tensor) -> tuple[Tensor, Tensor]:
+        # In place: what lies in the cache is not written anew.
+        r, t = (own.add_(hidden).relu_() @ second).add_(bias).mul_(_DAMPING).chunk(2, dim=-1)
         return self.clamp * r.tanh(), t
 
 

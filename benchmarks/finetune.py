@@ -1,0 +1,161 @@
+"""Fine-tuned Gaussians against frozen ones, epoch by epoch: what the criterion says, and what the AUROC then was.
+
+    python benchmarks/finetune.py screw 'cifar10:one-class=cat' --resize 128 --seeds 0 1 2 --json found.json
+    python benchmarks/finetune.py screw --methods gaussian_finetune gaussian_finetune,covariance=identity
+
+Epoch 0 is the frozen network, and so `gaussian` on the same taps and the same four fifths of the images. Test images go
+through the network beside the fit, which never gets them; nothing is chosen by them. The criterion is kept for each
+family of changes: one run shows what any of them alone would have chosen, as long as `patience` does not end it.
+`--picture` draws the runs of a file: criterion above, AUROC below.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Callable
+from dataclasses import replace
+from itertools import product
+from pathlib import Path
+from time import perf_counter
+from typing import Any
+
+import numpy as np
+import torch
+from _measure import write
+from figures import make_method
+from torch import Tensor
+
+from blemish import Batches, Preprocess, metrics, open_dataset
+from blemish.methods import gaussian_finetune
+from blemish.methods.gaussian_finetune import GaussianFinetune
+from blemish.optimise import Course, optimise
+
+
+def run(data: str, spec: str, options: argparse.Namespace, seed: int) -> dict[str, Any]:
+    """One fit, and what the network of each epoch makes of the test images."""
+    dataset, preprocess = open_dataset(data), Preprocess(options.resize)
+    draw = np.random.default_rng(0)
+    chosen = [sample.anomalous for sample in dataset.test]
+    if options.limit:  # of normal and of anomalous test images
+        flags = np.array(chosen)
+        parts = [draw.permutation(np.flatnonzero(flags == kind))[: options.limit] for kind in (False, True)]
+        keep = sorted(np.concatenate(parts).tolist())
+    else:
+        keep = list(range(len(chosen)))
+    anomalous = np.array(chosen)[keep]
+    pixels = torch.cat([batch.pixels for batch in Batches(dataset.test_images().subset(keep), preprocess, 8)])
+    method, _ = make_method(spec, options.backbone, seed)
+    assert isinstance(method, GaussianFinetune)
+    epochs: list[dict[str, Any]] = []
+    families: list[float] = []
+
+    def separation(normal: Tensor, other: Tensor) -> float:
+        families.append(original(normal, other))
+        return families[-1]
+
+    def watched(*arguments: Any, watch: Any, **named: Any) -> Course:
+        def criterion(step: int) -> float:
+            families.clear()
+            value: float = watch.criterion(step)
+            scores = method._distances(pixels).double().numpy()
+            epoch = {"criterion": value, "families": dict(zip(method._families(), families, strict=True))}
+            epochs.append(epoch | {"auroc": metrics.auroc(scores, anomalous)})
+            print(f"  {len(epochs) - 1:3} {value:.4f} {epochs[-1]['auroc']:.4f}", flush=True)
+            return value
+
+        return optimise(*arguments, watch=replace(watch, criterion=criterion), **named)
+
+    original = gaussian_finetune.separation
+    start = perf_counter()
+    with_patches: list[tuple[str, Callable[..., Any]]] = [("separation", separation), ("optimise", watched)]
+    for name, patch in with_patches:
+        setattr(gaussian_finetune, name, patch)
+    try:
+        method.fit(Batches(dataset.train_images(), preprocess, 8))
+    finally:
+        gaussian_finetune.separation, gaussian_finetune.optimise = original, optimise  # type: ignore[attr-defined]
+    kept = int(np.argmin([epoch["criterion"] for epoch in epochs]))
+    row = {"data": data.rstrip("/").rsplit("/", 1)[-1], "method": spec, "seed": seed, "kept": kept, "epochs": epochs}
+    return row | {"seconds": perf_counter() - start, "loss": method.course_.losses.sum(dim=1).tolist()}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("data", nargs="*")
+    parser.add_argument("--methods", nargs="+", default=["gaussian_finetune"])
+    parser.add_argument("--backbone", default="mobilenet_v2")
+    parser.add_argument("--resize", type=int, default=128)
+    parser.add_argument("--limit", type=int, help="normal, and anomalous, test images; default: all")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--json", type=Path, help="further rows are added to it")
+    parser.add_argument("--picture", type=Path)
+    options = parser.parse_args()
+    rows = json.loads(options.json.read_text()) if options.json and options.json.exists() else []
+    for data, spec, seed in product(options.data, options.methods, options.seeds):
+        print(f"{data} {spec} seed {seed}: epoch, criterion, AUROC", flush=True)
+        rows.append(run(data, spec, options, seed))
+        write(options.json, rows)
+    print(table(rows))
+    if options.picture:
+        options.picture.write_bytes(picture(rows))
+
+
+def table(rows: list[dict[str, Any]]) -> str:
+    """AUROC in percent, frozen, of the kept epoch, and of the last one; gains with half a 95 % interval over seeds."""
+    lines = ["| data | method | frozen | kept | gain | last epoch | kept epochs |", "|---" * 7 + "|"]
+    for data, spec in dict.fromkeys((row["data"], row["method"]) for row in rows):
+        own = [row for row in rows if (row["data"], row["method"]) == (data, spec)]
+        curves = [[100 * epoch["auroc"] for epoch in row["epochs"]] for row in own]
+        frozen, kept, last = (
+            np.array([c[i] for c, i in zip(curves, indices, strict=True)])
+            for indices in ([0] * len(own), [row["kept"] for row in own], [-1] * len(own))
+        )
+        epochs = ", ".join(str(row["kept"]) for row in own)
+        lines.append(
+            f"| {data} | {spec} | {frozen.mean():.1f} | {kept.mean():.1f} | {interval(kept - frozen)} "
+            f"| {last.mean():.1f} | {epochs} |"
+        )
+    return "\n".join(lines)
+
+
+def interval(gains: Any) -> str:
+    """Mean, and half the width of Student's interval."""
+    if len(gains) < 2:
+        return f"{gains.mean():+.1f}"
+    from scipy.stats import t
+
+    return f"{gains.mean():+.1f} +- {t.ppf(0.975, len(gains) - 1) * gains.std(ddof=1) / len(gains) ** 0.5:.1f}"
+
+
+def picture(rows: list[dict[str, Any]]) -> bytes:
+    """Criterion and AUROC against epochs, a column a data set, a line a seed; a dot on the epoch that is kept."""
+    import io
+
+    from matplotlib.figure import Figure
+
+    names = list(dict.fromkeys(row["data"] for row in rows))
+    figure = Figure(figsize=(2.6 * len(names), 3.6), layout="constrained")
+    for column, name in enumerate(names):
+        above, below = (figure.add_subplot(2, len(names), i * len(names) + column + 1) for i in (0, 1))
+        for number, row in enumerate(row for row in rows if row["data"] == name):
+            for axes, key, colour in ((above, "criterion", "#1f6f8b"), (below, "auroc", "#8a8a8a")):
+                values = [epoch[key] for epoch in row["epochs"]]
+                values = [1 - v for v in values] if key == "criterion" else values
+                axes.plot(values, color=colour, alpha=1 - 0.25 * (number % 3), linewidth=1.2)
+                axes.plot(row["kept"], values[row["kept"]], "o", color=colour, markersize=4)
+        above.set_title(name, fontsize=9)
+        below.set_xlabel("epoch", fontsize=8)
+        for axes in (above, below):
+            axes.tick_params(labelsize=7)
+            axes.spines[["top", "right"]].set_visible(False)
+        if column == 0:
+            above.set_ylabel("held out:\nchanged from untouched", fontsize=8)
+            below.set_ylabel("test AUROC\n(chooses nothing)", fontsize=8)
+    out = io.BytesIO()
+    figure.savefig(out, format="png", dpi=110)
+    return out.getvalue()
+
+
+if __name__ == "__main__":
+    main()
