@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from PIL import Image
@@ -35,9 +36,11 @@ def main() -> None:
     parser.add_argument("--method", default="padim")
     parser.add_argument("--taps", nargs="+", help="layers to read")
     parser.add_argument("--retrieval", help="SPADE's layer for the nearest images")
+    parser.add_argument("--steps", type=int, help="of training, for methods that train by steps")
     arguments = parser.parse_args()
-    parameters = {"taps": tuple(arguments.taps)} if arguments.taps else {}
+    parameters: dict[str, Any] = {"taps": tuple(arguments.taps)} if arguments.taps else {}
     parameters |= {"retrieval": arguments.retrieval} if arguments.retrieval else {}
+    parameters |= {"steps": arguments.steps} if arguments.steps else {}
     method = METHODS[arguments.method](backbone="resnet18", **parameters)
     dataset = open_dataset(arguments.dataset)
     detector = Detector(method=method).fit(dataset.train[::2] if len(dataset.train) > 500 else dataset.train)

@@ -43,7 +43,8 @@ class CFlow(FeatureMethod):
     ----------
     steps: training steps; each draws `positions` vectors of every layer.
     positions: vectors a layer and step (the paper: 256).
-    rate: of Adam at the end of the warm-up; it falls along a cosine to a thousandth.
+    rate: of Adam at the end of the warm-up; it falls along a cosine to a thousandth. The paper's suits hundreds of
+        passes over all vectors; a run of some hundred steps gets hardly anywhere with it.
     blocks, clamp: coupling blocks a flow, and their soft clamping.
     permutation: between blocks, fixed and random: `soft`, an orthogonal matrix, or `hard`.
     condition: length of the position codes, a multiple of 4.
@@ -61,12 +62,12 @@ class CFlow(FeatureMethod):
 
     name: ClassVar[str] = "cflow"
     paper: ClassVar[dict[str, object]] = {
-        "loss": "logsigmoid", "standardise": False, "combine": "likelihood", "sigma": 0.0,
+        "rate": 2e-4, "loss": "logsigmoid", "standardise": False, "combine": "likelihood", "sigma": 0.0,
     }  # fmt: skip
 
     steps: int = 2000
     positions: int = 256
-    rate: float = 2e-4
+    rate: float = 1e-2
     blocks: int = 8
     clamp: float = 1.9
     permutation: Literal["soft", "hard"] = "soft"
