@@ -67,7 +67,7 @@ class CFlow(FeatureMethod):
 
     steps: int = 2000
     positions: int = 256
-    rate: float = 1e-2
+    rate: float = 3e-3
     blocks: int = 8
     clamp: float = 1.9
     permutation: Literal["soft", "hard"] = "soft"
