@@ -152,22 +152,23 @@ def interval(gains: Any) -> str:
 
 
 def picture(rows: list[dict[str, Any]]) -> bytes:
-    """Criterion and AUROC against epochs, a column a data set, a line a seed; a dot on the epoch that is kept."""
+    """Criterion and AUROC against epochs, a column a data set and method, a line a seed; a dot on the kept epoch."""
     import io
 
     from matplotlib.figure import Figure
 
-    names = list(dict.fromkeys(row["data"] for row in rows))
+    names = list(dict.fromkeys((row["data"], row["method"]) for row in rows))
     figure = Figure(figsize=(2.6 * len(names), 3.6), layout="constrained")
     for column, name in enumerate(names):
         above, below = (figure.add_subplot(2, len(names), i * len(names) + column + 1) for i in (0, 1))
-        for number, row in enumerate(row for row in rows if row["data"] == name):
+        for number, row in enumerate(row for row in rows if (row["data"], row["method"]) == name):
             for axes, key, colour in ((above, "criterion", "#1f6f8b"), (below, "auroc", "#8a8a8a")):
                 values = [epoch[key] for epoch in row["epochs"]]
                 values = [1 - v for v in values] if key == "criterion" else values
                 axes.plot(values, color=colour, alpha=1 - 0.25 * (number % 3), linewidth=1.2)
                 axes.plot(row["kept"], values[row["kept"]], "o", color=colour, markersize=4)
-        above.set_title(name, fontsize=9)
+        data, _, settings = f"{name[0].rpartition('=')[2]},{name[1]}".partition(",gaussian_finetune")
+        above.set_title(f"{data}\n{settings.removeprefix(',').replace(',', ', ')}", fontsize=8)
         below.set_xlabel("epoch", fontsize=8)
         for axes in (above, below):
             axes.tick_params(labelsize=7)
