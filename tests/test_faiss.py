@@ -56,7 +56,7 @@ def test_cells_with_too_few_vectors_are_made_up_for():
 @pytest.mark.parametrize("method", [PatchCore, KNN])
 def test_a_method_with_an_index_saves_loads_and_grows(method, tmp_path):
     images = list(normal_pixels(24, 0).permute(0, 2, 3, 1).numpy())
-    options = {"ratio": 0.5} if method is PatchCore else {}
+    options = {"ratio": 0.5} if method is PatchCore else {"normalise": True}
     detector = Detector(method=method(backbone="filters", index=Faiss("flat"), **options), calibration="none")
     exact = Detector(method=method(backbone="filters", **options), calibration="none").fit(images[:20])
     detector.fit(images[:20]).save(tmp_path / "m.blemish")

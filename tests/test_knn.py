@@ -12,11 +12,13 @@ from reference import knn as reference
 from small import BACKBONE, layers, small_pixels
 
 
-@pytest.mark.parametrize("k", [1, 2, 5])
-def test_equals_the_paper(k):
+@pytest.mark.parametrize(("k", "normalise"), [(1, False), (2, False), (5, False), (2, True)])
+def test_equals_the_paper(k, normalise):
     train, test = small_pixels(12, 1), small_pixels(4, 2)
-    scores = KNN(backbone=BACKBONE, k=k).fit(Images(train)).score(batch(test))
-    pooled = [np.stack([reference.pool(layer) for layer in layers(pixels)[-1:]])[0] for pixels in (train, test)]
+    scores = KNN(backbone=BACKBONE, k=k, normalise=normalise).fit(Images(train)).score(batch(test))
+    pooled = [reference.pool(layers(pixels)[-1]) for pixels in (train, test)]
+    if normalise:
+        pooled = [reference.unit(vectors) for vectors in pooled]
     np.testing.assert_allclose(scores.images.numpy(), reference.scores(*pooled, k=k), rtol=1e-4)
     assert scores.maps is None
 
@@ -32,6 +34,22 @@ def test_reads_the_deepest_layer():
 def test_images_of_another_size_can_be_scored():
     method = KNN(backbone=BACKBONE).fit(Images(small_pixels(6, 1)))
     assert method.score(batch(small_pixels(2, 2, (40, 32)))).images.shape == (2,)
+
+
+def test_embeddings_of_length_1_grow_and_merge():
+    pixels = small_pixels(12, 1)
+
+    def fitted(some):
+        return KNN(backbone=BACKBONE, normalise=True).fit(Images(some))
+
+    whole, test = fitted(pixels), batch(small_pixels(4, 2))
+    torch.testing.assert_close(whole.bank_.vectors().norm(dim=1), torch.ones(12))
+    grown = fitted(pixels[:7]).partial_fit(Images(pixels[7:]))
+    merged = fitted(pixels[:7]).merge(fitted(pixels[7:]))
+    for method in (grown, merged):
+        torch.testing.assert_close(method.score(test).images, whole.score(test).images)
+    with pytest.raises(ArgumentError, match="other: expected a KNN with normalise True, got False"):
+        whole.merge(KNN(backbone=BACKBONE).fit(Images(pixels)))
 
 
 def test_bad_parameters():

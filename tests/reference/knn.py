@@ -15,6 +15,11 @@ def pool(layer: np.ndarray) -> np.ndarray:
     return result / (height * width)
 
 
+def unit(vectors: np.ndarray) -> np.ndarray:
+    """Each row over its length."""
+    return np.stack([v / np.sqrt(sum(float(x) ** 2 for x in v)) for v in vectors.astype(np.float64)])
+
+
 def scores(train: np.ndarray, test: np.ndarray, k: int = 2) -> np.ndarray:
     """Mean of the k smallest squared Euclidean distances to the training vectors."""
     train, test = train.astype(np.float64), test.astype(np.float64)

@@ -13,6 +13,7 @@ from typing import ClassVar
 
 import torch
 from torch import Tensor
+from torch.nn import functional
 
 from ..errors import ArgumentError
 from ..features.backbones import Backbone
@@ -31,6 +32,7 @@ class KNN(GrowingMethod):
     Parameters
     ----------
     k: how many neighbours (the paper: 2).
+    normalise: bring each embedding to length 1 first; how strongly a network fires says little about normality.
     index: what searches the bank; None searches all of it. `recall_` is the share of the k nearest that it finds,
         measured at fit on midpoints of learned vectors.
     """
@@ -38,6 +40,7 @@ class KNN(GrowingMethod):
     name: ClassVar[str] = "knn"
 
     k: int = 2
+    normalise: bool = False
     index: IndexFactory | None = None
 
     def _images(self, first: FeatureMaps) -> int:
@@ -47,6 +50,8 @@ class KNN(GrowingMethod):
         self._append([self._embed(maps) for maps in features])
 
     def _absorb(self, other: KNN) -> None:
+        if self.normalise != other.normalise:
+            raise ArgumentError.about("other", expected=f"a KNN with normalise {self.normalise}", got=other.normalise)
         mine, theirs = self.bank_.vectors(), other.bank_.vectors()
         if mine.shape[1] != theirs.shape[1]:
             raise ArgumentError.about("other", expected=f"vectors of {mine.shape[1]} numbers", got=theirs.shape[1])
@@ -97,4 +102,5 @@ class KNN(GrowingMethod):
         return self.index or Exact()
 
     def _embed(self, features: FeatureMaps) -> Tensor:
-        return torch.cat([pool(m) for m in features.maps], dim=1)
+        vectors = torch.cat([pool(m) for m in features.maps], dim=1)
+        return functional.normalize(vectors) if self.normalise else vectors
