@@ -19,7 +19,7 @@ from typing import Any
 
 from _measure import write
 
-from blemish import METHODS, Detector, evaluate, open_dataset
+from blemish import METHODS, Detector, Preprocess, evaluate, open_dataset
 from blemish.edges.faiss import index_from_name
 from blemish.methods import Method
 
@@ -35,15 +35,15 @@ def make_method(spec: str, backbone: str, seed: int) -> tuple[Method, str]:
     if "index" in parameters:
         chosen["index"] = index_from_name(parameters.pop("index"))
     for key, value in parameters.items():
-        chosen[key] = json.loads(value) if value[0] in "0123456789-" else value
+        chosen[key] = json.loads(value) if value[0] in "0123456789-" or value in ("true", "false") else value
     return METHODS[name](backbone=backbone, seed=seed, **chosen), preset
 
 
-def measure(data: Path, spec: str, backbone: str, seed: int) -> dict[str, Any]:
+def measure(data: Path, spec: str, backbone: str, seed: int, *, resize: int | None) -> dict[str, Any]:
     """One row."""
     method, preset = make_method(spec, backbone, seed)
     dataset = open_dataset(data)
-    detector = Detector(method=method, preprocess=preset, calibration="none")
+    detector = Detector(method=method, preprocess=Preprocess(resize) if resize else preset, calibration="none")
     start = perf_counter()
     detector.fit(dataset.train_images())
     fit = perf_counter() - start
@@ -64,11 +64,12 @@ def main() -> None:
     parser.add_argument("--methods", nargs="+", required=True)
     parser.add_argument("--backbones", nargs="+", default=["resnet18"])
     parser.add_argument("--seeds", type=int, nargs="+", default=[0])
+    parser.add_argument("--resize", type=int, help="pixels; default: the preset's")
     parser.add_argument("--json", type=Path)
     options = parser.parse_args()
     rows = []
     for data, spec, backbone, seed in product(options.data, options.methods, options.backbones, options.seeds):
-        row = measure(data, spec, backbone, seed)
+        row = measure(data, spec, backbone, seed, resize=options.resize)
         rows.append(row)
         text = "   ".join(
             f"{key} {'-' if row[key] is None else f'{row[key]:.4f}'}"
