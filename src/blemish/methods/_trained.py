@@ -7,9 +7,8 @@ function of (seed, step) does to them.
 
 from __future__ import annotations
 
-import logging
 from abc import abstractmethod
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, fields
 from pathlib import Path
 from time import monotonic
@@ -26,15 +25,14 @@ from ..features.layout import as_map, main_output, read_layout
 from ..features.patches import pool
 from ..features.weights import StateDict, find_weights
 from ..ops.neighbours import Exact, ExactIndex
-from ..optimise import Checkpoint, Course, Objective, Progress, Recipe, Watch, batch_of, optimise
+from ..optimise import Checkpoint, Course, Objective, Recipe, Watch, batch_of, optimise
 from ..types import FeatureMaps, ImageBatch, ImageBatches, Scores
 from ._base import FeatureMethod, Plan, announced, check_batch
+from ._training import log_progress
 
 _T = TypeVar("_T", bound="TrainedMethod")
-_log = logging.getLogger("blemish")
 _AT_ONCE = 16
 """Images in one pass of a network that is not being trained."""
-_NOTE_SECONDS = 10.0
 _NOT_OF_A_RUN = ("backbone", "weights", "device", "memory_gb", "checkpoint", "time_limit")
 
 
@@ -259,7 +257,7 @@ class TrainedMethod(FeatureMethod):
             watch=watch,
             checkpoint=checkpoint,
             time_limit=None if self.time_limit is None else max(0.0, self.time_limit - (monotonic() - start)),
-            progress=_notes(self.name + stage),
+            progress=log_progress(self.name + stage),
         )
 
     def _steps(self, images: int) -> int:
@@ -411,16 +409,3 @@ def _behind(names: list[str], module: str) -> int:
 
 def _whole(value: object) -> bool:
     return type(value) is int and value >= 1
-
-
-def _notes(name: str) -> Callable[[Progress], None]:
-    """Say now and then how the training goes."""
-    last = [monotonic()]
-
-    def note(at: Progress) -> None:
-        if monotonic() - last[0] >= _NOTE_SECONDS or at.step == at.steps:
-            last[0] = monotonic()
-            left = f"{at.seconds_left:.0f} s" if at.seconds_left < 120 else f"{at.seconds_left / 60:.0f} min"
-            _log.info("%s: step %d of %d, loss %.4g, about %s left", name, at.step, at.steps, at.loss, left)
-
-    return note
