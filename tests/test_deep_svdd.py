@@ -128,14 +128,21 @@ def test_a_fit_that_was_killed_goes_on_with_the_same_scores(step, tmp_path):
 class Collapsing(DeepSVDD):
     """What the paper warns of: a network with biases, and the centre 0, which it reaches for every image."""
 
+    @staticmethod
+    def _lenet(*, side, contrast):
+        return LeNet(side=side, contrast=contrast, bias=True)
+
     def _centre(self, vectors):
         return torch.zeros_like(vectors[0])
 
 
-def test_a_collapse_is_an_error():
-    settings = {"network": "backbone", "backbone": NET, "epochs": 200, "batch": 10, "rate": 3e-2}
-    with pytest.raises(TrainingError, match=r"step \d+: the network has collapsed: over 10 normal images the variance"):
-        Collapsing(**settings).fit(Images(TRAIN))
+@pytest.mark.parametrize("parameters", [
+    {"network": "backbone", "backbone": NET, "rate": 3e-2}, {"rate": 3e-3, "collapse": 1e-2},
+], ids=["backbone", "lenet"])  # fmt: skip
+def test_a_collapse_is_an_error(parameters):
+    message = r"step \d+: the network has collapsed: over 10 normal images the variance"
+    with pytest.raises(TrainingError, match=message):
+        Collapsing(**{"epochs": 200, "batch": 10, "side": 8} | parameters).fit(Images(TRAIN))
 
 
 def test_what_is_left_of_the_variance_is_recorded():
