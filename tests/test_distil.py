@@ -222,6 +222,39 @@ def test_the_same_seed_gives_the_same_weights(images, made):
     )
 
 
+def test_crops_that_come_again_are_described_once(images, monkeypatch):
+    described, describe = [], module._describe
+
+    def counted(teacher, patches, recipe):
+        described.append(patches)
+        return describe(teacher, patches, recipe)
+
+    recipe = replace(SMALL, batches=4)
+    crops = Crops(images, recipe, torch.device("cpu"))
+    (first, alike), (again, other) = crops.draw(1, alike=True), crops.draw(5, alike=True)
+    assert torch.equal(first, again)
+    assert not torch.equal(alike, other)
+    assert not torch.equal(first, crops.draw(2, alike=True)[0])
+    monkeypatch.setattr(module, "_describe", counted)
+    counts = {}
+    for steps in (4, 10):
+        described.clear()
+        distil_descriptor(images, replace(recipe, steps=steps))
+        counts[steps] = len(described)
+    assert counts[10] == counts[4]
+    assert len(distil_descriptor(images, replace(recipe, steps=10)).course.losses) == 10
+
+
+def test_the_rate_falls_along_a_cosine(images, monkeypatch):
+    recipes = []
+    monkeypatch.setattr(module, "optimise", lambda *args, **more: recipes.append(more["recipe"]) or 1 / 0)
+    for cosine in (False, True):
+        with pytest.raises(ZeroDivisionError):
+            distil_descriptor(images, replace(SMALL, cosine=cosine, steps=8))
+    assert recipes[0].schedule is None
+    assert [recipes[1].schedule(step) for step in (0, 4, 8)] == pytest.approx([1, 0.5, 0])
+
+
 def test_a_killed_run_goes_on_to_the_same_weights(images, made, tmp_path):
     class Killed(BaseException):
         pass
@@ -266,7 +299,7 @@ def test_terms_of_weight_zero_are_not_computed(images):
 
 
 def test_bfloat16_gives_about_the_same(images):
-    short = replace(SMALL, steps=3)
+    short = replace(SMALL, steps=1, batch=8)
     half = distil_descriptor(images, replace(short, precision="bfloat16")).course.losses
     whole = distil_descriptor(images, short).course.losses
     assert not torch.equal(half, whole)

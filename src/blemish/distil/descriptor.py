@@ -26,7 +26,7 @@ from ..features.extract import Extractor, build_extractor
 from ..features.patches import pool
 from ..features.weights import find_weights
 from ..images.crops import Boxes, ImageCache, cut, draw_boxes, greyed, move_boxes
-from ..optimise import Adam, Checkpoint, Course, Progress, Recipe, batch_of, generator, optimise
+from ..optimise import Adam, Checkpoint, Cosine, Course, Progress, Recipe, batch_of, generator, optimise
 from .card import made_by
 
 _TARGET_CROPS, _HELD_OUT_CROPS = 2048, 1024
@@ -43,6 +43,9 @@ class DescriptorRecipe:
     teacher_side: pixels to which a crop of `patch` pixels is enlarged for P. Its time grows with the square.
     variance: share of the variance of P's output that is kept by principal components.
     steps, batch, rate, weight_decay: of the training, with Adam.
+    cosine: let the rate fall to 0 along half a cosine, else it is constant.
+    batches: after this many the same crops come again, so that P, which costs most, describes each crop only once;
+        0: each step has new ones.
     knowledge, metric, compactness: the weights lambda; a term with weight 0 is not computed.
     margin: delta of the triplet loss.
     zoom: the short side of an image is this many times the side of a crop, drawn uniformly between the two.
@@ -65,6 +68,8 @@ class DescriptorRecipe:
     batch: int = 64
     rate: float = 2e-4
     weight_decay: float = 1e-5
+    cosine: bool = False
+    batches: int = 0
     knowledge: float = 1.0
     metric: float = 0.0
     compactness: float = 1.0
@@ -195,13 +200,22 @@ def distil_descriptor(
         decoder = nn.Linear(DIMENSION, targets.basis.shape[1])
     pair = nn.ModuleDict({"network": network, "decoder": decoder}).to(chosen)
 
+    answers: dict[int, Tensor] = {}
+
+    def taught(step: int, anchors: Tensor) -> Tensor:
+        if not recipe.batches:
+            return targets(_describe(teacher, anchors, recipe))
+        number = step % recipe.batches
+        if number not in answers:
+            answers[number] = targets(_describe(teacher, anchors, recipe))
+        return answers[number]
+
     def objective(step: int) -> Mapping[str, Tensor]:
         anchors, similar = crops.draw(step, alike=recipe.metric > 0)
         descriptors = network(anchors).float()
         terms = {}
         if recipe.knowledge:
-            taught = targets(_describe(teacher, anchors, recipe))
-            terms["knowledge"] = recipe.knowledge * knowledge_loss(decoder(descriptors), taught)
+            terms["knowledge"] = recipe.knowledge * knowledge_loss(decoder(descriptors), taught(step, anchors))
         if similar is not None:
             alike, others = network(similar).float(), descriptors.roll(1, dims=0)
             terms["metric"] = recipe.metric * triplet_loss(descriptors, alike, others, margin=recipe.margin)
@@ -216,7 +230,11 @@ def distil_descriptor(
         objective,
         pair,
         steps=recipe.steps,
-        recipe=Recipe(optimiser=Adam(rate=recipe.rate, weight_decay=recipe.weight_decay), precision=recipe.precision),
+        recipe=Recipe(
+            optimiser=Adam(rate=recipe.rate, weight_decay=recipe.weight_decay),
+            schedule=Cosine(steps=recipe.steps) if recipe.cosine else None,
+            precision=recipe.precision,
+        ),
         seed=recipe.seed,
         checkpoint=None
         if checkpoint is None
@@ -238,15 +256,21 @@ class Crops:
         self.images, self.recipe, self.device = images, recipe, device
 
     def draw(self, step: int, *, alike: bool, use: str = "crops") -> tuple[Tensor, Tensor | None]:
-        """A batch `(crop, 3, patch, patch)`, each of another image as long as there are enough, and one `alike`."""
+        """A batch `(crop, 3, patch, patch)`, each of another image as long as there are enough, and one `alike`.
+
+        Crops that come again have other crops alike each time.
+        """
         recipe = self.recipe
-        random = generator(recipe.seed, step, use)
-        order = batch_of(len(self.images), recipe.batch, seed=recipe.seed, step=step)
+        number = step % recipe.batches if recipe.batches else step
+        random = generator(recipe.seed, number, use)
+        order = batch_of(len(self.images), recipe.batch, seed=recipe.seed, step=number)
         boxes = draw_boxes(self.images, order, zoom=recipe.zoom, generator=random)
         grey = torch.rand(recipe.batch, 1, 1, 1, generator=random) < recipe.grey
         anchors = self._cut(boxes, grey)
         if not alike:
             return anchors.to(self.device), None
+        if recipe.batches:
+            random = generator(recipe.seed, step, f"{use} alike")
         moved = self._cut(move_boxes(self.images, boxes, share=recipe.shift, generator=random), grey)
         light = 1 + recipe.light * (2 * torch.rand(recipe.batch, 1, 1, 1, generator=random) - 1)
         noise = recipe.noise * torch.rand(recipe.batch, 1, 1, 1, generator=random)
@@ -288,7 +312,7 @@ def _check(recipe: DescriptorRecipe, images: int) -> None:
     ranges = {
         "knowledge": (0, 1e6), "metric": (0, 1e6), "compactness": (0, 1e6), "grey": (0, 1), "shift": (0, 1),
         "light": (0, 1), "noise": (0, 1), "variance": (0.01, 1), "held_out": (0, 0.5), "batch": (2, 1 << 20),
-        "steps": (0, 1 << 40), "teacher_side": (16, 4096), "image_side": (16, 4096),
+        "batches": (0, 1 << 40), "steps": (0, 1 << 40), "teacher_side": (16, 4096), "image_side": (16, 4096),
     }  # fmt: skip
     for name, (low, high) in ranges.items():
         if not low <= getattr(recipe, name) <= high:

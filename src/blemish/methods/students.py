@@ -20,7 +20,7 @@ from .. import persist
 from ..errors import ArgumentError, NotEnoughMemoryError, NotFittedError
 from ..features.descriptors import DIMENSION, PATCHES, PatchDescriptor, find_descriptor
 from ..memory import available_bytes
-from ..optimise import Adam, Checkpoint, Recipe, batch_of, generator, optimise
+from ..optimise import Adam, Checkpoint, Cosine, Recipe, batch_of, generator, optimise
 from ..types import ImageBatch, ImageBatches, Scores, Size
 from ._base import Method, announced, check_batch
 from ._trained import as_bytes, as_pixels
@@ -46,7 +46,7 @@ class Students(Method):
     steps: of the training. At each of them all students learn from one image.
     grid: side of the square of descriptors that a student learns from at a step; of neighbouring fields, p = 17, 1,
         p = 33, 4, and p = 65, 8 pixels apart.
-    rate, weight_decay: of Adam.
+    rate, weight_decay: of Adam; the rate falls to 0 along half a cosine.
     validation: share of the normal images that are not learned from; e and v are normalised by what they are there.
     checkpoint: file to go on from after a kill; written every 500 steps.
     time_limit: seconds of training after which it ends with what there is.
@@ -63,7 +63,7 @@ class Students(Method):
     hard: float = 0.001
     steps: int = 10_000
     grid: int = 24
-    rate: float = 1e-4
+    rate: float = 1e-3
     weight_decay: float = 1e-5
     validation: float = 0.1
     checkpoint: str | None = None
@@ -164,7 +164,9 @@ class Students(Method):
             objective,
             module,
             steps=self.steps,
-            recipe=Recipe(optimiser=Adam(rate=self.rate, weight_decay=self.weight_decay)),
+            recipe=Recipe(
+                optimiser=Adam(rate=self.rate, weight_decay=self.weight_decay), schedule=Cosine(steps=self.steps)
+            ),
             seed=self.seed,
             checkpoint=None
             if self.checkpoint is None
@@ -231,10 +233,13 @@ class _Scale(nn.Module):
 
     @torch.no_grad()
     def fit_errors(self, images: Iterable[Tensor]) -> None:
-        """Take mean and deviation of e and v over these images, of students as precise as a model file keeps them."""
+        """Take mean and deviation of e and v over these images, of students as precise as a model file keeps them.
+
+        Over fields `stride` pixels apart: those between have nearly the same, and take most of the time.
+        """
         for parameter in self.students.requires_grad_(False).parameters():
             parameter.copy_(parameter.half())
-        self.error_mean, self.error_factor = _normalisation(self.errors(image) for image in images)
+        self.error_mean, self.error_factor = _normalisation(self.errors(image, dense=False) for image in images)
 
     def crop(self, pixels: Tensor, random: torch.Generator) -> Tensor:
         """Cut a part out of one mirrored image, anywhere, that holds `grid` x `grid` fields, or all there are."""
@@ -253,21 +258,24 @@ class _Scale(nn.Module):
         parts = [each.sum(dim=1).mean() if hard is None else hard_loss(each, hard) for each in squared]
         return torch.stack(parts).sum()
 
-    def errors(self, pixels: Tensor) -> Tensor:
-        """Measure e and v, `(batch, 2, h, w)`; one image at a time, in strips, so that memory stays bounded."""
+    def errors(self, pixels: Tensor, *, dense: bool) -> Tensor:
+        """Measure e and v, `(batch, 2, h, w)`, of every field or every `stride`-th.
+
+        One image at a time, in strips, so that memory stays bounded.
+        """
         images = [pixels[i : i + 1].to(self.width.device) for i in range(len(pixels))]
-        return torch.cat([torch.cat(list(self._strips_of_errors(image)), dim=2) for image in images])
+        return torch.cat([torch.cat(list(self._strips_of_errors(image, dense)), dim=2) for image in images])
 
     def map(self, pixels: Tensor) -> Tensor:
         """(e - e_mu) / e_sigma + (v - v_mu) / v_sigma, `(batch, height, width)` at the size of the images."""
-        grid = ((self.errors(pixels) - self.error_mean) * self.error_factor).sum(dim=1)
+        grid = ((self.errors(pixels, dense=self.dense) - self.error_mean) * self.error_factor).sum(dim=1)
         height, width = pixels.shape[2:]
         return grid if self.dense else _enlarge(grid, self.teacher.stride, (height, width))
 
-    def _strips_of_errors(self, image: Tensor) -> Iterator[Tensor]:
-        for _, _, strip in self.teacher.strips(image, dense=self.dense):
-            outputs = [student.inside(strip, dense=self.dense) for student in self._students()]
-            targets = self._targets(strip, dense=self.dense)
+    def _strips_of_errors(self, image: Tensor, dense: bool) -> Iterator[Tensor]:
+        for _, _, strip in self.teacher.strips(image, dense=dense):
+            outputs = [student.inside(strip, dense=dense) for student in self._students()]
+            targets = self._targets(strip, dense=dense)
             yield torch.stack(regression_error_and_variance(outputs, targets), dim=1)
 
     def _targets(self, pixels: Tensor, *, dense: bool) -> Tensor:

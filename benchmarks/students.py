@@ -1,0 +1,128 @@
+"""Uninformed Students on labelled data: every scale, their mean, dense maps and strided ones, of one training.
+
+    python benchmarks/students.py mvtec_ad/screw --steps 2000 --json screw.json
+    python benchmarks/students.py mvtec_ad/screw --patches 33 65 --fast --steps 2000 --json fast.json
+
+Each scale learns as if it were alone, so one fit of several has the figures of single ones in it. A strided map has
+a value for 4 x 4 (p = 33) or 8 x 8 pixels (p = 65), enlarged. Times are of one thread.
+"""
+
+from __future__ import annotations
+
+import argparse
+import logging
+from pathlib import Path
+from time import perf_counter, process_time
+from typing import Any
+
+import numpy as np
+import torch
+from _measure import write
+from numpy.typing import NDArray
+
+from blemish import Detector, Preprocess, evaluate, open_dataset
+from blemish.images.datasets import Dataset
+from blemish.methods._base import Method
+from blemish.methods.students import Students
+from blemish.types import ImageBatch, ImageBatches, Scores
+
+Maps = dict[str, NDArray[np.float32]]
+
+
+class Stored(Method):
+    """Gives maps that were made before, in their order."""
+
+    name = "stored"
+
+    def __init__(self, maps: NDArray[np.float32]) -> None:
+        self.maps, self.given = maps, 0
+
+    def fit(self, images: ImageBatches) -> Stored:
+        raise NotImplementedError
+
+    def score(self, batch: ImageBatch) -> Scores:
+        maps = torch.from_numpy(self.maps[self.given : self.given + len(batch)])
+        self.given += len(batch)
+        return Scores(maps.amax(dim=(1, 2)), maps)
+
+
+def all_maps(detector: Detector, dataset: Dataset, *, dense: bool) -> tuple[Maps, dict[str, float]]:
+    """The maps of the test images of every scale, and the seconds that an image took."""
+    method = detector.method
+    assert isinstance(method, Students)
+    kinds = [(p, kind) for p in method.scales_ for kind in (True, False) if (dense or not kind) and (kind or p > 17)]
+    found: dict[str, list[NDArray[np.float32]]] = {name_of(p, kind): [] for p, kind in kinds}
+    seconds = dict.fromkeys(found, 0.0)
+    images = detector._batches(dataset.test_images())
+    for batch in images:
+        for p, kind in kinds:
+            scale, name = method.scales_[p], name_of(p, kind)
+            scale.dense = kind
+            start = process_time()
+            with torch.inference_mode():
+                found[name].append(scale.map(batch.pixels).numpy())
+            seconds[name] += process_time() - start
+    return {k: np.concatenate(v) for k, v in found.items()}, {k: v / len(dataset.test) for k, v in seconds.items()}
+
+
+def name_of(p: int, dense: bool) -> str:
+    return f"{p}" if dense else f"{p} strided"
+
+
+def means(maps: Maps) -> Maps:
+    """The scales, and the means of several."""
+    sets = [("17", "33", "65"), ("17", "33 strided", "65 strided"), ("33", "65"), ("33 strided", "65 strided")]
+    return maps | {" + ".join(s): np.mean([maps[n] for n in s], axis=0) for s in sets if set(s) <= maps.keys()}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("data", type=Path)
+    parser.add_argument("--patches", type=int, nargs="+", default=[17, 33, 65])
+    parser.add_argument("--weights", type=Path, help="folder of teachers; default: the built-in ones")
+    parser.add_argument("--steps", type=int, default=2000)
+    parser.add_argument("--rate", type=float, default=1e-3)
+    parser.add_argument("--fast", action="store_true")
+    parser.add_argument("--no-dense", action="store_true", help="strided maps only, of p = 33 and 65")
+    parser.add_argument("--resize", type=int, default=256)
+    parser.add_argument("--train", type=int, help="learn from so many images, evenly spaced; default: all")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--json", type=Path)
+    parser.add_argument("--model", type=Path, help="also write the model")
+    options = parser.parse_args()
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    torch.set_num_threads(1)
+    dataset = open_dataset(options.data)
+    method = Students(
+        weights=options.weights, patches=tuple(options.patches), fast=options.fast, steps=options.steps,
+        rate=options.rate, seed=options.seed,
+    )  # fmt: skip
+    detector = Detector(method=method, preprocess=Preprocess(options.resize), calibration="none")
+    images = dataset.train_images()
+    if options.train:
+        images = images.subset(np.linspace(0, len(images) - 1, options.train).round().astype(int).tolist())
+    start = process_time()
+    detector.fit(images)
+    fit = process_time() - start
+    print(f"fit: {fit:.0f} s of one core; error on held-out normal images: "
+          f"{ {p: round(float(s.error_mean[0]), 2) for p, s in method.scales_.items()} }", flush=True)  # fmt: skip
+    if options.model:
+        detector.save(options.model)
+    maps, seconds = all_maps(detector, dataset, dense=not options.fast and not options.no_dense)
+    rows: list[dict[str, Any]] = []
+    for name, values in means(maps).items():
+        detector.method = Stored(values)
+        start = perf_counter()
+        found = evaluate(detector, dataset).figures
+        row: dict[str, Any] = {"data": options.data.name, "scales": name, "fast": options.fast, "fit": fit}
+        row["score"] = sum(seconds[part] for part in name.split(" + "))
+        row |= {key: getattr(found, key) for key in ("image_auroc", "pixel_auroc", "au_pro_30")}
+        row |= {"steps": options.steps, "rate": options.rate, "resize": options.resize, "seed": options.seed}
+        rows.append(row)
+        figures = "   ".join(f"{key} {row[key]:.4f}" for key in ("image_auroc", "pixel_auroc", "au_pro_30") if row[key])
+        print(f"{name:30} {figures}   {1e3 * row['score']:.0f} ms an image", flush=True)
+        write(options.json, rows)
+
+
+if __name__ == "__main__":
+    main()
