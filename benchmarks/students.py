@@ -11,8 +11,9 @@ from __future__ import annotations
 
 import argparse
 import logging
+from dataclasses import replace
 from pathlib import Path
-from time import perf_counter, process_time
+from time import process_time
 from typing import Any
 
 import numpy as np
@@ -22,23 +23,17 @@ from numpy.typing import NDArray
 
 from blemish import Detector, Preprocess, evaluate, open_dataset
 from blemish.images.datasets import Dataset
-from blemish.methods._base import Method
 from blemish.methods.students import Students
-from blemish.types import ImageBatch, ImageBatches, Scores
+from blemish.types import ImageBatch, Scores
 
 Maps = dict[str, NDArray[np.float32]]
 
 
-class Stored(Method):
+class Stored(Students):
     """Gives maps that were made before, in their order."""
-
-    name = "stored"
 
     def __init__(self, maps: NDArray[np.float32]) -> None:
         self.maps, self.given = maps, 0
-
-    def fit(self, images: ImageBatches) -> Stored:
-        raise NotImplementedError
 
     def score(self, batch: ImageBatch) -> Scores:
         maps = torch.from_numpy(self.maps[self.given : self.given + len(batch)])
@@ -75,6 +70,24 @@ def means(maps: Maps) -> Maps:
     return maps | {" + ".join(s): np.mean([maps[n] for n in s], axis=0) for s in sets if set(s) <= maps.keys()}
 
 
+def fitted(options: argparse.Namespace, dataset: Dataset) -> tuple[Detector, float]:
+    """The trained detector, and the seconds of one core that it took."""
+    method = Students(
+        weights=options.weights, patches=tuple(options.patches), fast=options.fast, dense=not options.no_dense,
+        steps=options.steps, rate=options.rate, grid=options.grid, seed=options.seed,
+    )  # fmt: skip
+    detector = Detector(method=method, preprocess=Preprocess(options.resize), calibration="none")
+    images = dataset.train_images()
+    if options.train:
+        images = images.subset(np.linspace(0, len(images) - 1, options.train).round().astype(int).tolist())
+    start = process_time()
+    detector.fit(images)
+    seconds = process_time() - start
+    errors = {p: round(float(scale.error_mean[0]), 2) for p, scale in method.scales_.items()}
+    print(f"fit: {seconds:.0f} s of one core; error on held-out normal images: {errors}", flush=True)
+    return detector, seconds
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("data", type=Path)
@@ -86,33 +99,28 @@ def main() -> None:
     parser.add_argument("--no-dense", action="store_true", help="strided maps only, of p = 33 and 65")
     parser.add_argument("--resize", type=int, default=256)
     parser.add_argument("--train", type=int, help="learn from so many images, evenly spaced; default: all")
+    parser.add_argument("--every", type=int, default=1, help="score every so many of the test images")
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--grid", type=int, default=16)
     parser.add_argument("--json", type=Path)
-    parser.add_argument("--model", type=Path, help="also write the model")
+    parser.add_argument(
+        "--model", type=Path, help="also write the model; where there is one, it is read, and not trained again"
+    )
     options = parser.parse_args()
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     torch.set_num_threads(1)
     dataset = open_dataset(options.data)
-    method = Students(
-        weights=options.weights, patches=tuple(options.patches), fast=options.fast, steps=options.steps,
-        rate=options.rate, seed=options.seed,
-    )  # fmt: skip
-    detector = Detector(method=method, preprocess=Preprocess(options.resize), calibration="none")
-    images = dataset.train_images()
-    if options.train:
-        images = images.subset(np.linspace(0, len(images) - 1, options.train).round().astype(int).tolist())
-    start = process_time()
-    detector.fit(images)
-    fit = process_time() - start
-    print(f"fit: {fit:.0f} s of one core; error on held-out normal images: "
-          f"{ {p: round(float(s.error_mean[0]), 2) for p, s in method.scales_.items()} }", flush=True)  # fmt: skip
-    if options.model:
-        detector.save(options.model)
+    dataset = replace(dataset, test=dataset.test[:: options.every])
+    if options.model and options.model.exists():
+        detector, fit = Detector.load(options.model), 0.0
+    else:
+        detector, fit = fitted(options, dataset)
+        if options.model:
+            detector.save(options.model)
     maps, seconds = all_maps(detector, dataset, dense=not options.fast and not options.no_dense)
     rows: list[dict[str, Any]] = []
     for name, values in means(maps).items():
         detector.method = Stored(values)
-        start = perf_counter()
         found = evaluate(detector, dataset).figures
         row: dict[str, Any] = {"data": options.data.name, "scales": name, "fast": options.fast, "fit": fit}
         row["score"] = sum(seconds[part] for part in name.split(" + "))

@@ -34,6 +34,7 @@ def main() -> None:
     parser.add_argument("out", type=Path, help="PNG file to write")
     parser.add_argument("--kinds", nargs="+", default=["blowhole", "break", "crack"])
     parser.add_argument("--method", default="padim")
+    parser.add_argument("--model", type=Path, help="a fitted model, instead of a fit")
     parser.add_argument("--taps", nargs="+", help="layers to read")
     parser.add_argument("--retrieval", help="SPADE's layer for the nearest images")
     parser.add_argument("--steps", type=int, help="of training, for methods that train by steps")
@@ -41,9 +42,12 @@ def main() -> None:
     parameters: dict[str, Any] = {"taps": tuple(arguments.taps)} if arguments.taps else {}
     parameters |= {"retrieval": arguments.retrieval} if arguments.retrieval else {}
     parameters |= {"steps": arguments.steps} if arguments.steps else {}
-    method = METHODS[arguments.method](backbone="resnet18", **parameters)
     dataset = open_dataset(arguments.dataset)
-    detector = Detector(method=method).fit(dataset.train[::2] if len(dataset.train) > 500 else dataset.train)
+    if arguments.model:
+        detector = Detector.load(arguments.model)
+    else:
+        detector = Detector(method=METHODS[arguments.method](backbone="resnet18", **parameters))
+        detector.fit(dataset.train[::2] if len(dataset.train) > 500 else dataset.train)
     normal = [sample for sample in dataset.test if not sample.anomalous]
     wanted = [sample for sample in dataset.test if sample.kind in arguments.kinds]
     if arguments.method in ("knn", "gaussian"):
@@ -65,14 +69,15 @@ def best(evaluation: Evaluation, kind: str) -> list[int]:
 
 
 def overlap(evaluation: Evaluation, index: int) -> float:
-    """Intersection over union of the mask and the pixels above the threshold."""
+    """Intersection over union of the mask and the pixels above the threshold, or, without one, as many as it has."""
     record, threshold = evaluation.records[index], evaluation.figures.threshold
     map = evaluation.map(index)
-    if map is None or record.sample.mask is None or threshold is None:
+    if map is None or record.sample.mask is None:
         return 0.0
-    mask, above = decode_mask(record.sample.mask), map > threshold
-    if mask.shape != above.shape:
+    mask = decode_mask(record.sample.mask)
+    if mask.shape != map.shape:
         return 0.0
+    above = map > (np.quantile(map, 1 - mask.mean()) if threshold is None else threshold)
     return float((mask & above).sum() / max(1, (mask | above).sum()))
 
 

@@ -1,13 +1,18 @@
 from __future__ import annotations
 
+import json
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
 from torch.nn.functional import pad
 
+import blemish
 from blemish import persist
+from blemish.distil.card import in_half
 from blemish.errors import ArgumentError, ModelFileError, WeightsError
-from blemish.features.descriptors import PATCHES, PatchDescriptor, read_descriptor, write_descriptor
+from blemish.features.descriptors import PATCHES, PatchDescriptor, find_descriptor, read_descriptor, write_descriptor
 from reference import descriptors as reference
 
 FIELDS = {17: 17, 33: 32, 65: 60}
@@ -108,6 +113,24 @@ def test_a_file_brings_the_network_back_in_half_precision(tmp_path):
         assert torch.equal(again.state_dict()[name], tensor.half().float())
     count = sum(q.numel() for q in net.parameters())
     assert 2 * count < (tmp_path / "t.safetensors").stat().st_size < 2 * count + 2000
+
+
+@pytest.mark.parametrize("patch", PATCHES)
+def test_built_in_networks_are_those_of_their_cards(patch):
+    file = Path(blemish.__file__).parent / "features" / "builtin" / f"descriptor{patch}.safetensors"
+    card = json.loads(file.with_suffix(".json").read_text(encoding="utf-8"))
+    net = find_descriptor(patch)
+    assert persist.digest(in_half(net)) == card["digest"]
+    assert (net.patch, net.width) == (card["recipe"]["patch"], card["recipe"]["width"])
+    assert file.stat().st_size == card["bytes"] <= 3_000_000
+    assert card["file"] == file.name
+    assert card["held_out"]["unexplained"] < 0.9
+    assert not [value for value in json.dumps(card).split('"') if value.startswith("/")]
+    with torch.no_grad():
+        found = net.dense(image(64, 70))
+    assert found.shape == (1, 128, 64, 70)
+    assert torch.isfinite(found).all()
+    assert (found.std(dim=(2, 3)) > 1e-3 * found.std()).all()
 
 
 def test_foreign_files_are_refused(tmp_path):

@@ -187,6 +187,13 @@ def test_fast_maps_are_every_fourth_or_eighth_value(teachers, patch, stride):
     assert torch.equal(strided[:, 1], torch.zeros_like(strided[:, 1]))  # one student does not differ from itself
 
 
+def test_maps_that_are_not_dense_hold_every_fourth_value(teachers):
+    test = small_pixels(2, 3, (40, 47))
+    dense, other = (score(fit(teachers, dense=dense), test).maps for dense in (True, False))
+    torch.testing.assert_close(other, module._enlarge(dense[:, 1::4, 1::4], 4, (40, 47)), rtol=1e-3, atol=1e-3)
+    assert not torch.equal(dense, other)
+
+
 @pytest.mark.parametrize("height", [61, 62, 63, 64, 65, 66, 67])
 def test_enlarged_maps_are_not_shifted(height):
     rows = (height + 2) // 4
@@ -228,7 +235,17 @@ def test_keeps(law, parameters, teachers):
 # Weights and wrong arguments
 
 
-def test_without_built_in_teachers_the_message_says_how_to_make_one():
+def test_the_built_in_teachers_need_no_weights():
+    method = Students(patches=(17, 33, 65), steps=1, grid=3, students=2, dense=False).fit(Images(TRAIN))
+    given = find_descriptor(33).state_dict()
+    assert all(torch.equal(tensor, given[name]) for name, tensor in method.scales_[33].teacher.state_dict().items())
+    maps = score(method, TRAIN[:2]).maps
+    assert torch.isfinite(maps).all()
+    assert maps.std() > 0
+
+
+def test_without_built_in_teachers_the_message_says_how_to_make_one(tmp_path, monkeypatch):
+    monkeypatch.setattr(descriptors, "_BUILTIN", tmp_path)
     with pytest.raises(WeightsError, match=r"patches of 33 .*`blemish distil descriptor IMAGES --patch 33 --out descr"):
         Students().fit(Images(TRAIN))
 

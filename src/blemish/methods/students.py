@@ -40,8 +40,9 @@ class Students(Method):
     patches: sides p of the receptive fields, of 17, 33 and 65; each has its own teacher and students, and scores are
         averaged.
     students: M, how many for each p.
-    fast: one student, trained on its largest errors, no predictive variance, and a map value for each 4 x 4 (p = 33) or
-        8 x 8 pixels (p = 65), enlarged.
+    dense: a map value for every pixel; else for each 4 x 4 (p = 33) or 8 x 8 pixels (p = 65), enlarged, for a fraction
+        of the time.
+    fast: one student, trained on its largest errors, no predictive variance, and maps that are not dense.
     hard: with `fast`, the share of the squared errors of a step, the largest ones, that are trained on.
     steps: of the training. At each of them all students learn from one image.
     grid: side of the square of descriptors that a student learns from at a step; of neighbouring fields, p = 17, 1,
@@ -59,10 +60,11 @@ class Students(Method):
     weights: str | Path | None = None
     patches: tuple[int, ...] = (33,)
     students: int = 3
+    dense: bool = True
     fast: bool = False
     hard: float = 0.001
-    steps: int = 10_000
-    grid: int = 24
+    steps: int = 2000
+    grid: int = 16
     rate: float = 1e-3
     weight_decay: float = 1e-5
     validation: float = 0.1
@@ -137,7 +139,9 @@ class Students(Method):
     def _scale(self, teacher: PatchDescriptor) -> _Scale:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(self.seed)
-            scale = _Scale(teacher, 1 if self.fast else self.students, grid=self.grid, dense=not self.fast)
+            scale = _Scale(
+                teacher, 1 if self.fast else self.students, grid=self.grid, dense=self.dense and not self.fast
+            )
         return scale.to(self._device())
 
     def _random(self, step: int, scale: _Scale, use: str = "targets") -> torch.Generator:
