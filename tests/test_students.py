@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import torch
 
+from blemish.cli import _make_method
 from blemish.errors import ArgumentError, ModelFileError, WeightsError
 from blemish.features import descriptors
 from blemish.features.descriptors import PatchDescriptor, find_descriptor, write_descriptor
@@ -279,6 +280,10 @@ def test_foreign_teachers_are_refused(teachers, tmp_path):
 def test_wrong_arguments_are_refused(teachers, parameters, message):
     with pytest.raises(ArgumentError, match=message):
         fit(teachers, **parameters)
+
+
+def test_the_command_line_takes_a_list_of_patches():
+    assert _make_method("students", {"patches": [17, 33], "rate": 1}) == Students(patches=(17, 33), rate=1.0)
 
 
 def test_images_that_are_too_small_are_refused(teachers):

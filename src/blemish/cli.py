@@ -414,6 +414,8 @@ def _make_method(name: str, parameters: dict[str, Any]) -> Any:
         default = defaults[key]
         if isinstance(default, float) and type(value) is int:
             parameters[key] = float(value)
+        elif isinstance(default, tuple) and isinstance(value, list):
+            parameters[key] = tuple(value)
         elif default is not None and not isinstance(value, type(default)):
             raise ArgumentError.about(f"--set {key}", expected=f"a value like {default!r}", got=value)
     return method(**parameters)
