@@ -158,7 +158,7 @@ def picture(rows: list[dict[str, Any]]) -> bytes:
     from matplotlib.figure import Figure
 
     names = list(dict.fromkeys((row["data"], row["method"]) for row in rows))
-    figure = Figure(figsize=(2.6 * len(names), 3.6), layout="constrained")
+    figure = Figure(figsize=(1.9 * len(names), 3.4), layout="constrained")
     for column, name in enumerate(names):
         above, below = (figure.add_subplot(2, len(names), i * len(names) + column + 1) for i in (0, 1))
         for number, row in enumerate(row for row in rows if (row["data"], row["method"]) == name):
@@ -177,7 +177,7 @@ def picture(rows: list[dict[str, Any]]) -> bytes:
             above.set_ylabel("held out:\nchanged from untouched", fontsize=8)
             below.set_ylabel("test AUROC\n(chooses nothing)", fontsize=8)
     out = io.BytesIO()
-    figure.savefig(out, format="png", dpi=110)
+    figure.savefig(out, format="png", dpi=100)
     return out.getvalue()
 
 
