@@ -45,7 +45,12 @@ def all_maps(detector: Detector, dataset: Dataset, *, dense: bool) -> tuple[Maps
     """The maps of the test images of every scale, and the seconds that an image took."""
     method = detector.method
     assert isinstance(method, Students)
-    kinds = [(p, kind) for p in method.scales_ for kind in (True, False) if (dense or not kind) and (kind or p > 17)]
+    kinds = [
+        (p, kind)
+        for p in method.scales_
+        for kind in (True, False)
+        if (p > 17 and (dense or not kind)) or (p == 17 and kind)
+    ]
     found: dict[str, list[NDArray[np.float32]]] = {name_of(p, kind): [] for p, kind in kinds}
     seconds = dict.fromkeys(found, 0.0)
     images = detector._batches(dataset.test_images())

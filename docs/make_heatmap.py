@@ -74,9 +74,8 @@ def overlap(evaluation: Evaluation, index: int) -> float:
     map = evaluation.map(index)
     if map is None or record.sample.mask is None:
         return 0.0
-    mask = decode_mask(record.sample.mask)
-    if mask.shape != map.shape:
-        return 0.0
+    small = Image.fromarray(decode_mask(record.sample.mask)).resize(map.shape[::-1], Image.Resampling.NEAREST)
+    mask = np.asarray(small).astype(bool)
     above = map > (np.quantile(map, 1 - mask.mean()) if threshold is None else threshold)
     return float((mask & above).sum() / max(1, (mask | above).sum()))
 

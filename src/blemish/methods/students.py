@@ -62,7 +62,7 @@ class Students(Method):
     students: int = 3
     dense: bool = True
     fast: bool = False
-    hard: float = 0.001
+    hard: float = 0.05
     steps: int = 2000
     grid: int = 16
     rate: float = 1e-3
