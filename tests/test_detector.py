@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 from pathlib import Path
 
@@ -11,6 +12,7 @@ from PIL import Image
 from blemish import Batches, Detector, PaDiM, Preprocess, custom_backbone, from_arrays
 from blemish.errors import ArgumentError, CalibrationError, DatasetError, ModelFileError, NotFittedError
 from blemish.images.source import as_source
+from blemish.methods import DeepSVDD
 from contract.laws import anomalous_pixels, normal_pixels
 from test_padim import Net
 
@@ -147,6 +149,16 @@ def test_another_input_scaling_is_refused(tmp_path):
     make(method=PaDiM(backbone=row), calibration="none").fit(NORMAL).save(tmp_path / "m")
     with pytest.raises(ArgumentError, match="backbone: expected the mean and std of the fit"):
         Detector.load(tmp_path / "m", backbone=replace(row, mean=(0.0, 0.0, 0.0)))
+
+
+def test_a_model_file_does_not_say_where_it_was_made(tmp_path):
+    method = DeepSVDD(epochs=1, side=16, trained=("layers",), checkpoint=str(tmp_path / "c"), time_limit=99.0)
+    detector = make(method=method).fit(NORMAL)
+    assert (tmp_path / "c").is_file()
+    assert str(tmp_path) not in json.dumps(detector.manifest())
+    detector.save(tmp_path / "m.blemish")
+    loaded = Detector.load(tmp_path / "m.blemish").method
+    assert (loaded.trained, loaded.checkpoint, loaded.time_limit) == (("layers",), None, None)
 
 
 def test_update_equals_a_refit_and_drops_the_old_threshold():

@@ -429,7 +429,7 @@ class TestWeights:
 
         monkeypatch.setattr("torch.hub.load_state_dict_from_url", no_network)
         monkeypatch.setattr("torchvision.models._api.load_state_dict_from_url", no_network)
-        with pytest.raises(WeightsError, match=r"download failed \(no route to host\).*--weights FILE.*`filters`"):
+        with pytest.raises(WeightsError, match=r"download failed \(no route to host\).*--weights FILE.*`compact`"):
             find_weights(find_backbone("resnet18"))
         assert "from the hub, once" in caplog.text
 

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
@@ -7,27 +9,22 @@ import torch
 from blemish.cli import _make_method
 from blemish.errors import ArgumentError, ModelFileError, WeightsError
 from blemish.features import descriptors
-from blemish.features.descriptors import PatchDescriptor, find_descriptor, write_descriptor
+from blemish.features.descriptors import find_descriptor
 from blemish.methods import students as module
 from blemish.methods._training import split_off
 from blemish.methods.students import Students, hard_loss, regression_error_and_variance
 from blemish.types import ImageBatch
-from contract.laws import LAWS, TRAIN, Images
+from contract.laws import TRAIN, Images
 from reference import students as reference
 from small import small_pixels
+from trained import TEACHERS
 
 SIZE = (34, 37)
 
 
-@pytest.fixture(scope="session")
-def teachers(tmp_path_factory):
-    """A folder of small teachers with random weights."""
-    folder = tmp_path_factory.mktemp("teachers")
-    with torch.random.fork_rng():
-        torch.manual_seed(7)
-        for patch in (17, 33, 65):
-            write_descriptor(PatchDescriptor(patch, width=0.05), folder / f"descriptor{patch}.safetensors")
-    return folder
+@pytest.fixture
+def teachers():
+    return Path(TEACHERS)
 
 
 def fit(teachers, pixels=None, **parameters):
@@ -220,17 +217,6 @@ def test_strips_give_the_whole(teachers, patch, dense):
             assert len(strips) > 1
     if dense:
         torch.testing.assert_close(expected, net.dense(pixels))
-
-
-# The contract, which the registry's methods keep in tests/contract
-
-CASES = [{"students": 2}, {"patches": (33, 65), "fast": True, "hard": 0.05}]
-
-
-@pytest.mark.parametrize("law", LAWS, ids=lambda law: law.__name__.removeprefix("law_"))
-@pytest.mark.parametrize("parameters", CASES, ids=str)
-def test_keeps(law, parameters, teachers):
-    law(lambda: Students(weights=str(teachers), steps=4, grid=6, seed=3, **parameters))
 
 
 # Weights and wrong arguments

@@ -27,7 +27,7 @@ from blemish.images.decode import decode_mask
 from blemish.images.preprocess import Preprocess
 from blemish.images.source import image_files
 from blemish.memory import forget_peak, peak_since
-from blemish.methods import PaDiM
+from blemish.methods import DeepSVDD, PaDiM
 from blemish.study import evaluate as study_evaluate
 from blemish.study.plan import groups
 from blemish.study.run import Finished, LocalExecutor, Reading, Started, run_study
@@ -87,6 +87,18 @@ def test_a_row_holds_the_figures_of_a_plain_fit_and_all_that_was_promised(data, 
     assert '"torch": ' in row["versions"]
     assert len(row["dataset_digest"]) == len(row["weights_digest"]) == 64
     assert (row["status"], row["reason"], row["threads"], row["device"]) == ("finished", None, 1, "cpu")
+
+
+def test_a_method_that_trains_is_a_cell_beside_those_that_share_features(data, tmp_path):
+    trained, shared = run(tmp_path / "s", plan(data, methods=("deep_svdd,epochs=2,side=16", "knn")))
+    (alone,) = run(tmp_path / "a", plan(data, methods=("deep_svdd,epochs=2,side=16",)))
+    method = DeepSVDD(backbone="filters", epochs=2, side=16)
+    detector = Detector(method=method, preprocess=Preprocess(64), held_out=0.25, false_alarm_rate=0.25)
+    dataset = open_dataset(data / "washer")
+    expected = evaluate(detector.fit(dataset.train_images()), dataset).figures
+    assert shared["status"] == "finished"
+    assert (trained["image_auroc"], trained["threshold"]) == (expected.image_auroc, expected.threshold)
+    assert same([trained]) == same([alone])
 
 
 def test_digests_change_with_what_they_digest(data, tmp_path):

@@ -1,4 +1,4 @@
-"""A tiny classifier with BatchNorm, and tiny settings, for methods that train."""
+"""Every method with settings that take a moment; for those that train, a tiny classifier with BatchNorm."""
 
 from __future__ import annotations
 
@@ -11,6 +11,8 @@ import torch
 from torch import nn
 
 from blemish.features.backbones import custom_backbone
+from blemish.features.descriptors import PatchDescriptor, write_descriptor
+from blemish.methods import METHODS, FeatureMethod
 from blemish.methods._trained import TrainedMethod
 from contract.laws import Images, batch
 
@@ -76,15 +78,34 @@ def write_reference(path):
     return str(path)
 
 
-REFERENCE = write_reference(Path(tempfile.mkdtemp(prefix="blemish-")) / "reference.npz")
+def write_teachers(folder):
+    """Small teachers with random weights, and the folder that they are in."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(7)
+        for patch in (17, 33, 65):
+            write_descriptor(PatchDescriptor(patch, width=0.05), folder / f"descriptor{patch}.safetensors")
+    return str(folder)
+
+
+_FOLDER = Path(tempfile.mkdtemp(prefix="blemish-"))
+REFERENCE = write_reference(_FOLDER / "reference.npz")
+TEACHERS = write_teachers(_FOLDER)
 TINY = {
+    "cflow": {"backbone": "filters", "blocks": 2, "condition": 4, "positions": 64, "steps": 30, "rate": 1e-2},
+    "students": {"weights": TEACHERS, "steps": 4, "grid": 6},
+    "gaussian_finetune": {"backbone": NET, "epochs": 1},
     "panda": {"backbone": NET, "epochs": 2, "batch": 8},
     "mean_shifted": {"backbone": NET, "epochs": 1},
     "deep_svdd": {"backbone": NET, "epochs": 2, "side": 8},
     "joint": {"backbone": NET, "epochs": 1, "batch": 8, "reference": REFERENCE},
 }
-"""Parameters by method with which a fit takes a moment."""
+"""Parameters with which a fit of a method that trains takes a moment."""
 
 
-def trains(method):
-    return issubclass(method, TrainedMethod)
+def quick(name, **parameters):
+    """A method that learns in a moment, without weights of others."""
+    return METHODS[name](**{**TINY.get(name, {"backbone": "filters"}), **parameters})
+
+
+def reads_features(name):
+    return issubclass(METHODS[name], FeatureMethod) and METHODS[name].reads_features

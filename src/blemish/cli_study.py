@@ -30,9 +30,10 @@ def study(
         Path | None, typer.Option(help="TOML file that says all this; see docs/study.md. Instead of the options below.")
     ] = None,
     methods: Annotated[
-        str | None, typer.Option(help="Such as padim,dimensions=50,spade,patchcore,ratio=0.1; default: all.")
+        str | None,
+        typer.Option(help="Such as padim,dimensions=50,spade,patchcore,ratio=0.1; default: all that train nothing."),
     ] = None,
-    backbones: Annotated[str | None, typer.Option(help="Separated by commas; default: resnet18.")] = None,
+    backbones: Annotated[str | None, typer.Option(help="Separated by commas; default: compact.")] = None,
     taps: Annotated[
         str | None, typer.Option(help="default, layer1+layer2, all-subsets ...; separated by commas.")
     ] = None,
@@ -156,7 +157,6 @@ def report(
 
 
 def _plan(path: Path | None, data: list[Path], options: dict[str, Any]) -> Plan:
-    from .methods import METHODS
     from .study.plan import Plan, split_methods
 
     given = {name: value for name, value in options.items() if value is not None}
@@ -175,8 +175,19 @@ def _plan(path: Path | None, data: list[Path], options: dict[str, Any]) -> Plan:
             given[name] = _numbers(name, given[name])
     if "resize" in given:
         given["resize"] = parse_size(given["resize"])
-    given["methods"] = split_methods(given["methods"]) if "methods" in given else tuple(METHODS)
+    given["methods"] = split_methods(given["methods"]) if "methods" in given else _quick_methods()
     return Plan(data=tuple(str(folder.absolute()) for folder in data), **given)
+
+
+def _quick_methods() -> tuple[str, ...]:
+    """Those that share the features of a backbone and train nothing."""
+    from .methods import METHODS, FeatureMethod
+
+    return tuple(
+        name
+        for name, method in METHODS.items()
+        if issubclass(method, FeatureMethod) and method.reads_features and not hasattr(method, "checkpoint")
+    )
 
 
 def _numbers(name: str, text: str) -> tuple[int, ...]:

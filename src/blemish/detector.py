@@ -308,9 +308,9 @@ def _normal_images(images: ImageInput) -> ImageSource:
 
 
 def _parameters(method: Method) -> dict[str, Any]:
-    """The method's parameters as JSON; where a model runs and from which file its weights came is not part of it."""
+    """The method's parameters as JSON; where a model was made and runs is not part of it."""
     names: list[str] = [f.name for f in fields(method)] if is_dataclass(method) else []
-    values = {name: getattr(method, name) for name in names if name not in ("device", "weights", "memory_gb")}
+    values = {name: getattr(method, name) for name in names if name not in _OF_A_PLACE}
     if is_random(getattr(method, "weights", None)):
         values["weights"] = "random"  # and the seed is a parameter anyway
     if isinstance(values.get("backbone"), Backbone):
@@ -318,6 +318,10 @@ def _parameters(method: Method) -> dict[str, Any]:
     if values.get("index") is not None:
         values["index"] = values["index"].name
     return values
+
+
+_OF_A_PLACE = ("device", "weights", "memory_gb", "checkpoint", "time_limit")
+"""Parameters that say where and how long a method was fitted, not what it is."""
 
 
 def _make_index(path: str | Path, name: str, make_index: Callable[[str], IndexFactory] | None) -> IndexFactory:
@@ -330,7 +334,10 @@ def _make_index(path: str | Path, name: str, make_index: Callable[[str], IndexFa
 
 
 def _make_method(path: str | Path, manifest: persist.Manifest, device: str, backbone: Backbone | None) -> Method:
-    name, parameters = manifest["method"], dict(manifest["parameters"])
+    name = manifest["method"]
+    parameters: dict[str, Any] = {
+        key: tuple(value) if isinstance(value, list) else value for key, value in manifest["parameters"].items()
+    }
     if name not in METHODS:
         raise ModelFileError(f"{path}: method {name} is not known here. Known: {', '.join(METHODS)}.")
     if "backbone" in parameters:
@@ -340,9 +347,8 @@ def _make_method(path: str | Path, manifest: persist.Manifest, device: str, back
                 f"{path}: fitted on the network {stored}. Pass it again: "
                 f"Detector.load(path, backbone=custom_backbone(module, name={stored.removeprefix('custom:')!r}, ...))."
             )
-        parameters |= {"backbone": backbone or stored, "device": device}
-        parameters["taps"] = tuple(parameters["taps"]) if parameters.get("taps") else None
-    return METHODS[name](**parameters)
+        parameters["backbone"] = backbone or stored
+    return METHODS[name](**parameters | {"device": device})
 
 
 class _Reporting:

@@ -6,6 +6,7 @@ import pytest
 
 from blemish.methods import METHODS, Incremental
 from contract.laws import LAWS, law_failed_update_changes_nothing, law_update_comes_close, law_update_equals_refit
+from trained import quick
 
 # Further parameters under which a method takes another way through its code.
 VARIANTS = {
@@ -23,12 +24,16 @@ VARIANTS = {
     "ocsvm": [{"approximation": "fourier"}, {"kernel": "poly"}],
     "svdd": [{"kernel": "linear"}, {"approximation": "nystroem", "components": 8}],
     "gaussian": [{"components": "npca", "variance": 0.2}],
+    "cflow": [{"combine": "likelihood", "permutation": "hard"}],
+    "students": [{"patches": (33, 65), "fast": True, "hard": 0.05}],
+    "panda": [{"stop": "ses", "snapshot_every": 1}, {"stop": "ewc"}],
+    "deep_svdd": [{"boundary": "soft", "warm_up": 1}],
 }
 CASES = [(name, parameters) for name in METHODS for parameters in [{}, *VARIANTS.get(name, [])]]
 
 
 def maker(name, parameters):
-    return lambda: METHODS[name](backbone="filters", seed=3, **parameters)
+    return lambda: quick(name, seed=3, **parameters)
 
 
 @pytest.mark.parametrize("law", LAWS, ids=lambda law: law.__name__.removeprefix("law_"))

@@ -107,7 +107,10 @@ class FeatureMethod(Method):
         A fit that would need more is refused before it begins.
     """
 
-    backbone: str | Backbone = "resnet18"
+    reads_features: ClassVar[bool] = True
+    """Whether the feature maps that a batch may bring will do; a method that trains the network needs the pixels."""
+
+    backbone: str | Backbone = "compact"
     weights: str | Path | None = None
     taps: tuple[str, ...] | None = None
     seed: int = 0

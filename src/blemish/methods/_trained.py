@@ -12,7 +12,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, fields
 from pathlib import Path
 from time import monotonic
-from typing import Any, TypeVar
+from typing import Any, ClassVar, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -143,6 +143,8 @@ class TrainedMethod(FeatureMethod):
         with the same scores as one that was never interrupted. Another one for each fit.
     time_limit: seconds after which the training ends with what is there.
     """
+
+    reads_features: ClassVar[bool] = False
 
     trained: tuple[str, ...] | None = None
     epochs: int | None = 15

@@ -61,6 +61,7 @@ class GaussianFinetune(FeatureMethod):
     """
 
     name: ClassVar[str] = "gaussian_finetune"
+    reads_features: ClassVar[bool] = False
 
     trained: tuple[str, ...] | None = None
     epochs: int = 20

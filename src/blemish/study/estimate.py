@@ -60,9 +60,10 @@ def estimate(group: Group, settings: Settings) -> GroupEstimate:
     for cell in group.cells:
         try:
             method = make_method(cell, backbone, settings)
-            if missing := [tap for tap in method.tapped() if tap not in by_tap]:
+            missing = [tap for tap in method.tapped() if tap not in by_tap]
+            if missing and method.reads_features:
                 raise ArgumentError.about("taps", expected=f"layers of {backbone.name}", got=", ".join(missing))
-            some = FeatureMaps(tuple(by_tap[tap] for tap in method.tapped()), preprocess.size)
+            some = FeatureMaps(tuple(by_tap[tap] for tap in method.tapped() if tap in by_tap), preprocess.size)
             needed = method.plan(some, round(len(dataset.train) * (1 - cell.held_out)))
         except (BlemishError, TypeError) as error:
             cells.append(CellEstimate(cell, None, None, str(error)))

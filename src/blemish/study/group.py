@@ -124,7 +124,7 @@ def _run(cell: Cell, shared: _Shared, settings: Settings) -> dict[str, Any]:
         false_alarm_rate=cell.false_alarm_rate,
         seed=cell.seed,
         batch_size=_BATCH,
-        features=shared.features,
+        features=shared.features if method.reads_features else None,
     )
     detector.fit(shared.dataset.train_images())
     fit_seconds = time.perf_counter() - start
@@ -193,6 +193,7 @@ def shared_extractor(group: Group, backbone: Backbone, weights: StateDict | None
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
     sets = dict.fromkeys(taps for cell in group.cells if (taps := _tapped(cell, backbone, settings)))
+    sets = sets or {backbone.taps[-1:]: None}  # no cell reads features, but the group is timed on some
     try:
         return build(_union(sets))
     except (ArgumentError, WeightsError) as error:
@@ -216,9 +217,10 @@ def _union(sets: Iterable[Sequence[str]]) -> tuple[str, ...]:
 
 
 def _tapped(cell: Cell, backbone: Backbone, settings: Settings) -> tuple[str, ...]:
-    """The layers that a cell reads; none where its method cannot even be made."""
+    """The layers of the frozen network that a cell reads; none where its method cannot even be made."""
     try:
-        return make_method(cell, backbone, settings).tapped()
+        method = make_method(cell, backbone, settings)
+        return method.tapped() if method.reads_features else ()
     except Exception:  # it comes again, and is recorded, where the cell is fitted
         return ()
 
