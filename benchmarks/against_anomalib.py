@@ -34,7 +34,12 @@ def ours(options: argparse.Namespace, data: Path, out: Path) -> None:
     parameters = dict(method.paper) if options.paper else {}
     if options.method == "patchcore":
         parameters["ratio"] = options.ratio
-    parameters |= {"weights": options.weights, "seed": options.seed, "precision": options.precision}
+    parameters |= {
+        "backbone": "resnet18",
+        "weights": options.weights,
+        "seed": options.seed,
+        "precision": options.precision,
+    }
     detector = Detector(method=method(**parameters), calibration="none")
     start = perf_counter()
     detector.fit(dataset.train_images())

@@ -31,7 +31,7 @@ def main() -> None:
     options = parser.parse_args()
 
     dataset = open_dataset(options.data)
-    detector = Detector(method=PaDiM(weights=options.weights), batch_size=options.batch_size)
+    detector = Detector(method=PaDiM(backbone="resnet18", weights=options.weights), batch_size=options.batch_size)
     detector.fit(dataset.train_images())
     source = dataset.test_images().subset(range(min(options.images, len(dataset.test))))
     batches = list(Batches(source, Preprocess(256), options.batch_size))

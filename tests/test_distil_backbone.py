@@ -160,6 +160,31 @@ def test_crops_are_turned_greyed_and_lit(images):
     assert ratio.max() > 1.02  # less than 1.5, as white stays white
 
 
+def test_a_mixed_crop_lies_between_two_plain_ones(images):
+    plain, mixed, some = (Crops(images, replace(SMALL, mix=share)).draw(3) for share in (0.0, 1.0, 0.5))
+    weights = []
+    for i in range(SMALL.batch):
+        one, other = plain[i], plain[i - 1]
+        weight = float(((mixed[i] - other) * (one - other)).sum() / (one - other).square().sum())
+        torch.testing.assert_close(mixed[i], weight * one + (1 - weight) * other, rtol=0, atol=1e-5)
+        assert torch.equal(some[i], plain[i]) or torch.equal(some[i], mixed[i])
+        weights.append(weight)
+    assert 0 < min(weights) < 0.3
+    assert 0.6 < max(weights) < 1
+    assert 0 < sum(torch.equal(some[i], plain[i]) for i in range(SMALL.batch)) < SMALL.batch
+
+
+def test_a_run_begins_with_the_weights_of_an_earlier_one(images, made, tmp_path):
+    write_backbone(made.network, tmp_path / "first.safetensors")
+    further = distil_backbone(images, replace(SMALL, steps=1, rate=1e-9), start=tmp_path / "first.safetensors")
+    for name, value in made.network.named_parameters():
+        torch.testing.assert_close(further.network.get_parameter(name), value, rtol=0, atol=1e-6)
+    assert further.card["start"] == made.card["digest"]
+    assert made.card["start"] is None
+    with pytest.raises(ArgumentError, match=r"start: expected weights of a compact network with the same stem"):
+        distil_backbone(images, replace(SMALL, stem=6), start=tmp_path / "first.safetensors")
+
+
 def test_a_teacher_of_other_strides_is_refused(images):
     with pytest.raises(ArgumentError, match=r"strides 4, 8 and 16, .* got shallow, with maps of 16, 8, 4"):
         distil_backbone(images, replace(SMALL, teacher="shallow"))

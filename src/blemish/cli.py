@@ -65,6 +65,8 @@ ErrorOption = Annotated[
 MemoryOption = Annotated[
     float | None, typer.Option(metavar="GB", help="What the program may hold; default: 9/10 of what is free.")
 ]
+_OPTIONS = ("backbone", "weights", "seed", "device", "taps", "index", "memory_gb")
+"""Parameters of methods that have an option of their own."""
 ModelArgument = Annotated[Path, typer.Argument(help="Model file written by `blemish fit`.")]
 
 
@@ -95,7 +97,7 @@ def demo(
         shutil.rmtree(unfinished, ignore_errors=True)
         write_dataset(unfinished, product=product, seed=seed, n_train=images).rename(folder)
     dataset = open_dataset(folder)
-    detector = Detector(method=PaDiM(backbone="filters", seed=seed), seed=seed)
+    detector = Detector(method=PaDiM(seed=seed), seed=seed)
     with say.progress() as progress:
         detector.fit(dataset.train_images(), progress=progress)
         evaluation = evaluate(detector, dataset, progress=progress)
@@ -111,7 +113,10 @@ def fit(
     *,
     out: Annotated[Path, typer.Option(help="Model file to write.")] = Path("model.blemish"),
     method: Annotated[str, typer.Option(help="See `blemish list methods`.")] = "padim",
-    backbone: Annotated[str, typer.Option(help="See `blemish list backbones`; or timm:NAME.")] = "resnet18",
+    backbone: Annotated[
+        str | None,
+        typer.Option(help="See `blemish list backbones`; or timm:NAME. Default: compact, which ships with us."),
+    ] = None,
     weights: Annotated[Path | None, typer.Option(help="File, or random; else $BLEMISH_WEIGHTS, then hub.")] = None,
     taps: Annotated[str | None, typer.Option(help="Layers to read, comma-separated, such as layer2,layer3.")] = None,
     set_: Annotated[
@@ -154,7 +159,7 @@ def fit(
     say = Speaker()
     parameters = dict(_find_method(method).paper) if preset == "paper" else {}
     parameters |= parse_settings(set_ or [], option="--set")
-    for key in ("backbone", "weights", "seed", "device", "taps", "index", "memory_gb"):
+    for key in _OPTIONS:
         if key in parameters:
             raise ArgumentError.about(
                 "--set",
@@ -162,8 +167,9 @@ def fit(
                 got=key,
                 instead=f"Use --{key.split('_')[0]}.",
             )
-    parameters |= {"backbone": backbone, "weights": weights, "seed": seed, "device": device, "memory_gb": memory}
-    parameters["taps"] = tuple(taps.split(",")) if taps else None
+    options = {"backbone": backbone, "weights": weights, "memory_gb": memory, "taps": taps and tuple(taps.split(","))}
+    parameters |= {key: value for key, value in options.items() if value is not None}
+    parameters |= {"seed": seed, "device": device}
     if index is not None:
         from .edges.faiss import index_from_name
 
@@ -410,7 +416,8 @@ def _make_method(name: str, parameters: dict[str, Any]) -> Any:
     defaults = _defaults(method)
     for key, value in parameters.items():
         if key not in defaults:
-            raise ArgumentError.about("--set", expected=f"a parameter of {name}: {', '.join(defaults)}", got=key)
+            option = f"--{key.split('_')[0]}" if key in _OPTIONS else "--set"
+            raise ArgumentError.about(option, expected=f"a parameter of {name}: {', '.join(defaults)}", got=key)
         default = defaults[key]
         if isinstance(default, float) and type(value) is int:
             parameters[key] = float(value)

@@ -8,7 +8,7 @@ for Thin Deep Nets", ICLR 2015).
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Literal
@@ -22,7 +22,7 @@ from ..errors import ArgumentError
 from ..features.backbones import find_backbone
 from ..features.builtin.compact import CompactNetwork
 from ..features.extract import Extractor, build_extractor
-from ..features.weights import find_weights
+from ..features.weights import find_weights, read_weights
 from ..images.crops import ImageCache, cut, draw_boxes, greyed
 from ..optimise import Adam, Checkpoint, Cosine, Course, Progress, Recipe, batch_of, generator, optimise
 from .card import in_half, made_by
@@ -44,6 +44,9 @@ class BackboneRecipe:
     steps, batch, rate, weight_decay, warmup: of the training: AdamW, the rate along half a cosine.
     grey: share of the crops that are made grey.
     light, contrast: largest relative change of brightness and of contrast.
+    mix: share of the crops that are laid over another one of the batch, with a random weight; the teacher sees the
+        same. New images without end, where photographs are few (Beyer et al., "Knowledge distillation: A good teacher
+        is patient and consistent", CVPR 2022).
     image_side: pixels to which the short side of an image is reduced when it is read.
     held_out: share of the images on which the result is judged.
     precision: of the forward passes: `float32`, or `bfloat16` where the hardware has it.
@@ -64,6 +67,7 @@ class BackboneRecipe:
     grey: float = 0.3
     light: float = 0.3
     contrast: float = 0.3
+    mix: float = 0.0
     image_side: int = 256
     held_out: float = 0.03
     precision: Literal["float32", "bfloat16"] = "float32"
@@ -87,6 +91,7 @@ def distil_backbone(
     recipe: BackboneRecipe,
     *,
     weights: str | Path | None = None,
+    start: str | Path | None = None,
     device: str = "auto",
     checkpoint: Path | None = None,
     checkpoint_every: int = 500,
@@ -95,11 +100,13 @@ def distil_backbone(
 ) -> DistilledBackbone:
     """Train a compact backbone on crops of these images. With a checkpoint, an interrupted run goes on.
 
-    Raises `TrainingError` with the cause as soon as a loss is not a number.
+    `weights` are the teacher's; `start` are those of an earlier run with the same network, to begin with. Raises
+    `TrainingError` with the cause as soon as a loss is not a number.
     """
     chosen = torch.device(("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device)
     teacher = _teacher(recipe, weights, chosen)
-    crops, unseen = (Crops(part, recipe) for part in images.split(recipe.held_out, seed=recipe.seed))
+    learned, held_out = images.split(recipe.held_out, seed=recipe.seed)
+    crops, unseen = Crops(learned, recipe), Crops(held_out, replace(recipe, mix=0.0))
     mean, deviation = _statistics(crops, teacher)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(recipe.seed)
@@ -107,6 +114,7 @@ def distil_backbone(
             stem=recipe.stem, widths=recipe.widths, blocks=recipe.blocks, outputs=[len(m) for m in mean]
         )
     _start_at(network, mean, deviation)
+    first = None if start is None else _begin_with(network, start)
     network.to(chosen).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     scaling = [torch.tensor(values).view(1, 3, 1, 1) for values in (teacher.backbone.mean, teacher.backbone.std)]
 
@@ -149,6 +157,7 @@ def distil_backbone(
     card = {
         "kind": "compact backbone",
         "recipe": asdict(recipe),
+        "start": first,
         "images": len(images),
         "images_digest": images.digest,
         "teacher": {"backbone": row.name, "weights": row.source, "licence": row.licence, "digest": p_digest},
@@ -195,7 +204,9 @@ class Crops:
         pixels = greyed(pixels, chance[0] < recipe.grey)
         middle = pixels.mean(dim=(1, 2, 3), keepdim=True)
         pixels = middle + (pixels - middle) * (1 + recipe.contrast * (2 * chance[1] - 1))
-        return (pixels * (1 + recipe.light * (2 * chance[2] - 1))).clamp_(0, 1)
+        pixels = (pixels * (1 + recipe.light * (2 * chance[2] - 1))).clamp_(0, 1)
+        weight, mixed = torch.rand(2, recipe.batch, 1, 1, 1, generator=random)
+        return torch.where(mixed < recipe.mix, weight * pixels + (1 - weight) * pixels.roll(1, 0), pixels)
 
 
 @torch.no_grad()
@@ -255,6 +266,20 @@ def _start_at(network: CompactNetwork, mean: list[Tensor], deviation: list[Tenso
         convolution = network.get_submodule(layer)[0]  # type: ignore[index]
         convolution.weight.mul_(spread.view(-1, 1, 1, 1))
         convolution.bias.copy_(middle)
+
+
+def _begin_with(network: CompactNetwork, path: str | Path) -> str:
+    """Take the weights of an earlier run; returns their digest."""
+    tensors = read_weights(path)
+    own = {name: value for name, value in network.state_dict().items() if value.is_floating_point()}
+    if {name: value.shape for name, value in own.items()} != {name: value.shape for name, value in tensors.items()}:
+        raise ArgumentError.about(
+            "start",
+            expected="weights of a compact network with the same stem, widths, blocks and teacher's channels",
+            got=f"{Path(path).name} with other parameters",
+        )
+    network.load_state_dict(tensors, strict=False)  # a file leaves out the counters of BatchNorm
+    return persist.digest(tensors)
 
 
 def _normalised(pixels: Tensor, scaling: list[Tensor]) -> Tensor:

@@ -131,6 +131,12 @@ def _pixels() -> nn.Module:
     return Pixels()
 
 
+def _compact_network() -> nn.Module:
+    from .builtin.compact import CompactNetwork
+
+    return CompactNetwork()
+
+
 # fmt: off
 # What is the same in a family:
 _PYRAMID = (4, 8, 16)
@@ -173,6 +179,12 @@ _FILTERS = Backbone(
 _PIXELS = Backbone(
     name="pixels", build=_pixels, taps=("thumbnail",), channels=(3072,), strides=(0,), d=100,
     mean=(0.0, 0.0, 0.0), std=(1.0, 1.0, 1.0), licence="Apache-2.0; part of blemish", source="",
+)
+
+_COMPACT = Backbone(
+    name="compact", build=_compact_network, taps=("stride4", "stride8", "stride16"), channels=(64, 128, 256),
+    strides=_PYRAMID, d=100, licence=f"Apache-2.0; part of blemish, taught by resnet18, which was {_IMAGENET}",
+    source="built in",
 )
 
 # The 71 networks of the thesis on backbone layers (2022) with its taps and its d; where it leaves d open, about 0.3 of
@@ -311,7 +323,7 @@ _OTHERS = (
 )
 # fmt: on
 
-BACKBONES = {row.name: row for row in (_FILTERS, _PIXELS, *_THESIS, *_OTHERS)}
+BACKBONES = {row.name: row for row in (_COMPACT, _FILTERS, _PIXELS, *_THESIS, *_OTHERS)}
 THESIS = tuple(row.name for row in _THESIS)
 """The rows of the thesis, for a study of all of them."""
 
@@ -331,7 +343,7 @@ def find_backbone(backbone: str | Backbone) -> Backbone:
         return BACKBONES[backbone]
     if backbone.startswith("timm:"):
         return _timm_row(backbone)
-    close = get_close_matches(backbone, BACKBONES, n=4) or ["filters", "resnet18"]
+    close = get_close_matches(backbone, BACKBONES, n=4) or ["compact", "resnet18"]
     raise ArgumentError.about(
         "backbone",
         expected=f"a name of the table, such as {', '.join(close)}, or timm:NAME",

@@ -1,7 +1,7 @@
 """Finding and reading weights: pretrained ones, or random ones on request.
 
-The order: an explicit file; a file named after the network in the folder `$BLEMISH_WEIGHTS`; the hub of torchvision
-or timm or the address of the row, which downloads once, says so, and caches.
+The order: an explicit file; a file named after the network in the folder `$BLEMISH_WEIGHTS`; those that ship with the
+package; the hub of torchvision or timm or the address of the row, which downloads once, says so, and caches.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from ..errors import ArgumentError, WeightsError
 from .backbones import Backbone, timm_network
 
 StateDict = dict[str, Tensor]
+_BUILTIN = Path(__file__).with_name("builtin")
 _SUFFIXES = (".safetensors", ".pth", ".pt", ".th")
 _log = logging.getLogger("blemish")
 
@@ -40,7 +41,8 @@ def find_weights(backbone: Backbone, weights: str | Path | None = None, *, seed:
             path = Path(folder) / f"{backbone.network}{suffix}"
             if path.is_file():
                 return read_weights(path)
-    return _from_hub(backbone)
+    shipped = _BUILTIN / f"{backbone.network}.safetensors"
+    return read_weights(shipped) if shipped.is_file() else _from_hub(backbone)
 
 
 def is_random(weights: str | Path | None) -> bool:
@@ -89,7 +91,7 @@ def _from_hub(backbone: Backbone) -> StateDict:
             f"weights of {backbone.name}: not given, not in $BLEMISH_WEIGHTS "
             f"({os.environ.get('BLEMISH_WEIGHTS') or 'not set'}), and the download failed ({error}). "
             f"Pass a file (--weights FILE), put {backbone.network}.pth into a folder and set "
-            "BLEMISH_WEIGHTS to it, or use the backbone `filters`, which needs no weights."
+            "BLEMISH_WEIGHTS to it, or use the backbone `compact`, whose weights ship with blemish."
         ) from error
 
 

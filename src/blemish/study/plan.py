@@ -139,7 +139,7 @@ class Plan:
 
     data: tuple[str, ...]
     methods: tuple[str, ...]
-    backbones: tuple[str, ...] = ("resnet18",)
+    backbones: tuple[str, ...] = ("compact",)
     taps: tuple[str, ...] = (DEFAULT_TAPS,)
     dimensions: tuple[int, ...] = ()
     seeds: tuple[int, ...] = (0,)

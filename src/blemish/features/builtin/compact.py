@@ -1,6 +1,6 @@
 """The compact backbone: a small residual network for CPUs, made to give the feature maps of a larger one.
 
-Its parameters come from `blemish distil --kind backbone`; those that ship with the package lie beside this file, and
+Its parameters come from `blemish distil backbone`; those that ship with the package lie beside this file, and
 `compact.json` says what they were taught by and on.
 """
 
@@ -42,10 +42,12 @@ class CompactNetwork(nn.Module):
 
     def forward(self, pixels: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """From normalised pixels `(batch, 3, height, width)` to the three maps `(batch, channels, h, w)`."""
+        # Each map before the next stage, so that nothing runs behind the deepest one that is read.
         shallow = self.stage4(self.stem(pixels))
+        map4 = self.stride4(shallow)
         middle = self.stage8(shallow)
-        deep = self.stage16(middle)
-        return self.stride4(shallow), self.stride8(middle), self.stride16(deep)
+        map8 = self.stride8(middle)
+        return map4, map8, self.stride16(self.stage16(middle))
 
 
 class _Block(nn.Module):
