@@ -19,7 +19,7 @@ from torch import Tensor
 
 from .. import persist
 from ..errors import ArgumentError
-from ..features.backbones import find_backbone
+from ..features.backbones import Backbone, find_backbone
 from ..features.builtin.compact import CompactNetwork
 from ..features.extract import Extractor, build_extractor
 from ..features.weights import find_weights, read_weights
@@ -108,12 +108,7 @@ def distil_backbone(
     learned, held_out = images.split(recipe.held_out, seed=recipe.seed)
     crops, unseen = Crops(learned, recipe), Crops(held_out, replace(recipe, mix=0.0))
     mean, deviation = _statistics(crops, teacher)
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(recipe.seed)
-        network = CompactNetwork(
-            stem=recipe.stem, widths=recipe.widths, blocks=recipe.blocks, outputs=[len(m) for m in mean]
-        )
-    _start_at(network, mean, deviation)
+    network = _new_network(recipe, mean, deviation)
     first = None if start is None else _begin_with(network, start)
     network.to(chosen).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     scaling = [torch.tensor(values).view(1, 3, 1, 1) for values in (teacher.backbone.mean, teacher.backbone.std)]
@@ -153,14 +148,13 @@ def distil_backbone(
                 tensor.copy_(tensor.half())  # what the file will hold
     unexplained = judge(network, unseen, teacher, scaling)
     network.cpu()
-    row = teacher.backbone
     card = {
         "kind": "compact backbone",
         "recipe": asdict(recipe),
         "start": first,
         "images": len(images),
         "images_digest": images.digest,
-        "teacher": {"backbone": row.name, "weights": row.source, "licence": row.licence, "digest": p_digest},
+        "teacher": _facts(teacher.backbone) | {"digest": p_digest},
         "versions": {name: version(name) for name in ("blemish", "torch")},
         **made_by(network, course),
         "held_out": {
@@ -260,12 +254,22 @@ def _statistics(crops: Crops, teacher: Extractor) -> tuple[list[Tensor], list[Te
 
 
 @torch.no_grad()
-def _start_at(network: CompactNetwork, mean: list[Tensor], deviation: list[Tensor]) -> None:
-    """Let each map begin with the mean and about the spread that it shall have."""
+def _new_network(recipe: BackboneRecipe, mean: list[Tensor], deviation: list[Tensor]) -> CompactNetwork:
+    """A network whose maps begin with the means and about the spreads that they shall have."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(recipe.seed)
+        network = CompactNetwork(
+            stem=recipe.stem, widths=recipe.widths, blocks=recipe.blocks, outputs=[len(m) for m in mean]
+        )
     for layer, middle, spread in zip(LAYERS, mean, deviation, strict=True):
         convolution = network.get_submodule(layer)[0]  # type: ignore[index]
         convolution.weight.mul_(spread.view(-1, 1, 1, 1))
         convolution.bias.copy_(middle)
+    return network
+
+
+def _facts(row: Backbone) -> dict[str, str]:
+    return {"backbone": row.name, "weights": row.source, "licence": row.licence}
 
 
 def _begin_with(network: CompactNetwork, path: str | Path) -> str:
