@@ -58,7 +58,8 @@ def fill(path, plan, result):
 
 
 def plan(*data, **changes):
-    return Plan(**{"data": data or ("/d/screw",), "methods": ("padim",), **changes})
+    standard = {"data": data or ("/d/screw",), "methods": ("padim",), "backbones": ("resnet18",)}
+    return Plan(**standard | changes)
 
 
 def run(*arguments, status=0):

@@ -47,6 +47,8 @@ class BackboneRecipe:
     mix: share of the crops that are laid over another one of the batch, with a random weight; the teacher sees the
         same. New images without end, where photographs are few (Beyer et al., "Knowledge distillation: A good teacher
         is patient and consistent", CVPR 2022).
+    settled: BatchNorm keeps the statistics with which the run begins, and normalises as it will in use. Within a batch,
+        an odd crop is drawn back to the others; alone, it is not.
     image_side: pixels to which the short side of an image is reduced when it is read.
     held_out: share of the images on which the result is judged.
     precision: of the forward passes: `float32`, or `bfloat16` where the hardware has it.
@@ -68,6 +70,7 @@ class BackboneRecipe:
     light: float = 0.3
     contrast: float = 0.3
     mix: float = 0.0
+    settled: bool = False
     image_side: int = 256
     held_out: float = 0.03
     precision: Literal["float32", "bfloat16"] = "float32"
@@ -127,7 +130,7 @@ def distil_backbone(
     identity |= {"images": images.digest, "teacher": p_digest}
     course = optimise(
         objective,
-        network.train(),
+        network.train(not recipe.settled),
         steps=recipe.steps,
         recipe=Recipe(
             optimiser=Adam(rate=recipe.rate, weight_decay=recipe.weight_decay, decoupled=True),
