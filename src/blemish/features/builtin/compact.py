@@ -1,7 +1,7 @@
 """The compact backbone: a small residual network for CPUs, made to give the feature maps of a larger one.
 
 Its parameters come from `blemish distil backbone`; those that ship with the package lie beside this file, and
-`compact.json` says what they were taught by and on.
+`compact.json` says what they were taught by and on, and what they score.
 """
 
 from __future__ import annotations
