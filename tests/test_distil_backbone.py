@@ -185,6 +185,22 @@ def test_a_run_begins_with_the_weights_of_an_earlier_one(images, made, tmp_path)
         distil_backbone(images, replace(SMALL, stem=6), start=tmp_path / "first.safetensors")
 
 
+def test_a_settled_run_keeps_the_statistics_with_which_it_begins(images, made, tmp_path):
+    first = tmp_path / "first.safetensors"
+    write_backbone(made.network, first)
+    for settled in (True, False):
+        further = distil_backbone(images, replace(SMALL, steps=3, settled=settled), start=first).network
+        kept = [
+            torch.equal(value, further.get_buffer(name))
+            for name, value in made.network.named_buffers()
+            if name.endswith(("running_mean", "running_var"))
+        ]
+        assert kept == [settled] * len(kept)
+        assert not torch.equal(further.stride4[0].weight, made.network.stride4[0].weight)
+    with pytest.raises(ArgumentError, match=r"settled: expected False without start"):
+        distil_backbone(images, replace(SMALL, settled=True))
+
+
 def test_a_teacher_of_other_strides_is_refused(images):
     with pytest.raises(ArgumentError, match=r"strides 4, 8 and 16, .* got shallow, with maps of 16, 8, 4"):
         distil_backbone(images, replace(SMALL, teacher="shallow"))

@@ -106,6 +106,8 @@ def distil_backbone(
     `weights` are the teacher's; `start` are those of an earlier run with the same network, to begin with. Raises
     `TrainingError` with the cause as soon as a loss is not a number.
     """
+    if recipe.settled and start is None:
+        raise ArgumentError.about("settled", expected="False without start: a new network has no statistics", got=True)
     chosen = torch.device(("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device)
     teacher = _teacher(recipe, weights, chosen)
     learned, held_out = images.split(recipe.held_out, seed=recipe.seed)
