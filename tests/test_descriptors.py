@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from torch import nn
 from torch.nn.functional import pad
 
 import blemish
@@ -102,6 +103,28 @@ def test_numbers_of_the_paper():
     assert counts == {17: 2_996_480, 33: 1_616_000, 65: 1_386_624}
     assert PatchDescriptor(65).operations((10, 20)) == 200 * (counts[65] - 4 * 128 - 256)
     assert PatchDescriptor(33, width=0.5).layers[1].weight.shape == (128, 64, 5, 5)
+
+
+@pytest.mark.parametrize("patch", PATCHES)
+def test_rescaled_layers_give_mean_0_and_deviation_1(patch):
+    net, crops = network(patch), [0.3 + 0.1 * image(75, side, 3) for side in (71, 68)]
+    net.rescale(crops)
+    inputs = [((crop - net.mean) / net.std).double() for crop in crops]
+    for layer, pooled in zip(net.layers, net.pooled, strict=True):
+        outputs = [nn.functional.conv2d(x, layer.weight.double(), layer.bias.double()) for x in inputs]
+        outputs = [nn.functional.max_pool2d(y, 2) if pooled else y for y in outputs]
+        rows = torch.cat([y.movedim(1, 3).reshape(-1, y.shape[1]) for y in outputs])
+        assert rows.mean(dim=0).abs().max() < 1e-4
+        assert (rows.std(dim=0) - 1).abs().max() < 1e-4
+        inputs = [torch.where(y < 0, 0.005 * y, y) for y in outputs]
+
+
+def test_rescaling_on_images_without_contrast_keeps_the_weights():
+    net, grey = network(33), torch.full((2, 3, 40, 40), 0.5)
+    before = [layer.weight.clone() for layer in net.layers]
+    net.rescale([grey])
+    assert all(torch.equal(layer.weight, old) for layer, old in zip(net.layers, before, strict=True))
+    assert net.inside(grey).abs().max() < 1e-4
 
 
 def test_a_file_brings_the_network_back_in_half_precision(tmp_path):

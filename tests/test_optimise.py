@@ -3,6 +3,7 @@ from __future__ import annotations
 import signal
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -100,6 +101,7 @@ def test_a_finished_run_is_not_trained_again_and_may_be_prolonged(tmp_path):
 
 SCRIPT = """
 import os, signal, sys, torch
+from dataclasses import replace
 from pathlib import Path
 sys.path.insert(0, {tests!r})
 import test_optimise as t
@@ -179,6 +181,25 @@ def test_clipped_steps_against_a_hand_computation(clip):
     rates = [0.1] * 3 + [0.01] * 2 + [0.001] * 2
     expected = reference.sgd([3.0, 3.0], gradient_at, rates=rates, momentum=0.9, weight_decay=0.01, clip=clip)
     assert module.weight[0].tolist() == pytest.approx(expected, rel=1e-5)  # torch adds 1e-6 to the norm
+
+
+def test_children_are_clipped_each_alone():
+    """Two problems in one run with `clip_each` go as they do in runs of their own; with one norm they do not."""
+    recipe = Recipe(optimiser=SGD(rate=0.1), clip_norm=0.5)
+    (one, objective, _), (two, larger, _) = quadratic(), quadratic()
+    for module, loss in ((one, objective), (two, lambda step: 9 * larger(step))):
+        optimise(loss, module, steps=4, recipe=recipe)
+    ends = {}
+    for each in (True, False):
+        (first, objective, _), (second, larger, _) = quadratic(), quadratic()
+
+        def both(step, first=objective, second=larger):
+            return {"one": first(step), "two": 9 * second(step)}
+
+        optimise(both, nn.ModuleList([first, second]), steps=4, recipe=replace(recipe, clip_each=each))
+        ends[each] = torch.cat([first.weight, second.weight])
+    assert torch.equal(ends[True], torch.cat([one.weight, two.weight]))
+    assert (ends[False] - ends[True]).abs().max() > 0.01
 
 
 @pytest.mark.parametrize("decoupled", [False, True])

@@ -120,6 +120,13 @@ def test_each_student_learns_as_if_it_were_alone(teachers):
     assert not torch.equal(together[0].layers[0].weight, together[1].layers[0].weight)
 
 
+def test_students_begin_with_the_spread_of_their_targets(teachers):
+    pixels = 0.5 + 0.05 * small_pixels(7, 1, SIZE)  # of little contrast
+    scale = fit(teachers, pixels, steps=1, rate=1e-9).scales_[33]
+    spreads = torch.stack([student.inside(pixels, dense=False).std(dim=(0, 2, 3)) for student in scale.students])
+    assert 0.7 < float(spreads.mean()) < 1.3
+
+
 @pytest.mark.parametrize("fast", [False, True])
 def test_students_learn(teachers, fast):
     before, after = (fit(teachers, TRAIN, fast=fast, hard=0.05, steps=steps, rate=1e-2) for steps in (1, 40))

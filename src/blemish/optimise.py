@@ -93,6 +93,8 @@ class Recipe:
     """None: the rate is constant."""
     clip_norm: float | None = None
     """Gradients whose joint Euclidean norm is above this are scaled down to it."""
+    clip_each: bool = False
+    """Take that norm over each child of the module alone, so that parts without a common parameter stay independent."""
     precision: Literal["float32", "bfloat16", "float16"] = "float32"
     """Of the objective's forward pass, by autocast; float16 with a scaled loss, for GPUs that lack bfloat16."""
 
@@ -253,7 +255,9 @@ class _Run:
             raise self._broken_loss(dict(zip(terms, values, strict=True)))
         self.scaler.scale(torch.stack(list(terms.values())).sum()).backward()  # type: ignore[no-untyped-call]
         self.scaler.unscale_(self.optimiser)
-        norm = nn.utils.clip_grad_norm_(self.parameters.values(), self.recipe.clip_norm or math.inf)
+        limit = self.recipe.clip_norm or math.inf
+        parts = self.module.children() if self.recipe.clip_each else [self.module]
+        norm = torch.stack([nn.utils.clip_grad_norm_(part.parameters(), limit) for part in parts]).sum()
         # The scaler skips a step whose gradients overflow in float16 and tries a smaller scale at the next.
         if not math.isfinite(norm) and not (self.scaler.is_enabled() and self.scaler.get_scale() > 1):
             raise self._broken_gradients()

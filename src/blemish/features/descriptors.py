@@ -8,7 +8,7 @@ that maps are not shifted.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import torch
@@ -132,17 +132,40 @@ class PatchDescriptor(nn.Module):
             )  # fmt: skip
         return pad(pixels, (before, after, before, after), mode="reflect")
 
+    @torch.no_grad()
+    def rescale(self, crops: Sequence[Tensor]) -> None:
+        """Rescale new weights so that what goes into each activation has mean 0 and deviation 1 on these crops.
+
+        Each `(batch, 3, h, w)`. PyTorch's own random weights leave 0.4 of a signal's deviation in each layer, and a
+        training first has to undo that (Salimans, Kingma, "Weight Normalization", NeurIPS 2016, section 3).
+        """
+        inputs = [self._normalised(crop) for crop in crops]
+        for number, layer in enumerate(self._convolutions()):
+            outputs = [self._layer(number, x) for x in inputs]
+            rows = torch.cat([output.movedim(1, -1).flatten(0, -2) for output in outputs])
+            mean, deviation = rows.mean(dim=0), rows.std(dim=0)
+            factor = torch.where(deviation > 1e-6 * deviation.max(), 1 / deviation, 1)
+            layer.weight.mul_(factor[:, None, None, None])
+            layer.bias.sub_(mean).mul_(factor)  # type: ignore[union-attr]
+            inputs = [leaky_relu((y - mean[:, None, None]) * factor[:, None, None], _SLOPE) for y in outputs]
+
     def _run(self, pixels: Tensor, *, dense: bool) -> Tensor:
-        x = (pixels - self.mean) / self.std
-        x, dilation = x.contiguous(memory_format=torch.channels_last), 1
-        for number, (layer, pooled) in enumerate(zip(self._convolutions(), self.pooled, strict=True), start=1):
-            x = conv2d(x, layer.weight, layer.bias, dilation=dilation)
-            if pooled:  # before the activation, which keeps the order of numbers and is cheaper on fewer
-                x = max_pool2d(x, 2, stride=1 if dense else 2, dilation=dilation)
-                dilation *= 2 if dense else 1
-            if number < len(self.layers):
+        x, dilation = self._normalised(pixels), 1
+        for number, pooled in enumerate(self.pooled):
+            x = self._layer(number, x, dense=dense, dilation=dilation)
+            dilation *= 2 if dense and pooled else 1
+            if number < len(self.pooled) - 1:
                 x = leaky_relu(x, _SLOPE)
         return x
+
+    def _normalised(self, pixels: Tensor) -> Tensor:
+        return ((pixels - self.mean) / self.std).contiguous(memory_format=torch.channels_last)
+
+    def _layer(self, number: int, x: Tensor, *, dense: bool = False, dilation: int = 1) -> Tensor:
+        """One layer before its activation; pooling keeps the order of numbers, so it may come first, for less work."""
+        layer = self._convolutions()[number]
+        x = conv2d(x, layer.weight, layer.bias, dilation=dilation)
+        return max_pool2d(x, 2, stride=1 if dense else 2, dilation=dilation) if self.pooled[number] else x
 
     def operations(self, size: Size) -> int:
         """Multiplications with addition of a dense map of an image of this `(height, width)`."""

@@ -27,6 +27,8 @@ from ._trained import as_bytes, as_pixels
 from ._training import log_progress, split_off
 
 _CHECKPOINT_EVERY = 500
+_RESCALE_IMAGES = 64
+_CLIP_NORM = 5.0  # an image that is unlike the others must not undo what was learned from them
 
 
 @dataclass(kw_only=True)
@@ -85,6 +87,8 @@ class Students(Method):
         for scale in scales.values():
             crops = (scale.crop(_pixels(image), self._random(i, scale)) for i, image in enumerate(learned))
             scale.fit_targets(crops)
+            some = range(0, len(learned), -(-len(learned) // _RESCALE_IMAGES))
+            scale.rescale([scale.crop(_pixels(learned[i]), self._random(i, scale)) for i in some])
         self._train(scales, learned)
         for scale in scales.values():
             scale.fit_errors(_pixels(image) for image in held_out)
@@ -158,7 +162,7 @@ class Students(Method):
                 for p, scale in scales.items()
             }
 
-        module = nn.ModuleDict({str(p): scale.students for p, scale in scales.items()})
+        module = nn.ModuleDict({f"{p} {i}": s for p, scale in scales.items() for i, s in enumerate(scale.students)})
         teachers = {f"{p} {k}": t for p, scale in scales.items() for k, t in scale.teacher.state_dict().items()}
         identity: dict[str, str | int | float | None] = {
             "images": persist.digest({str(i): image for i, image in enumerate(images)}),
@@ -169,7 +173,10 @@ class Students(Method):
             module,
             steps=self.steps,
             recipe=Recipe(
-                optimiser=Adam(rate=self.rate, weight_decay=self.weight_decay), schedule=Cosine(steps=self.steps)
+                optimiser=Adam(rate=self.rate, weight_decay=self.weight_decay),
+                schedule=Cosine(steps=self.steps),
+                clip_norm=_CLIP_NORM,
+                clip_each=True,
             ),
             seed=self.seed,
             checkpoint=None
@@ -234,6 +241,11 @@ class _Scale(nn.Module):
     def fit_targets(self, crops: Iterable[Tensor]) -> None:
         """Take mean and deviation of each of the teacher's numbers over these crops."""
         self.target_mean, self.target_factor = _normalisation(self.teacher.inside(c, dense=False) for c in crops)
+
+    def rescale(self, crops: list[Tensor]) -> None:
+        """Rescale the students' new weights on these crops."""
+        for student in self._students():
+            student.rescale(crops)
 
     @torch.no_grad()
     def fit_errors(self, images: Iterable[Tensor]) -> None:
