@@ -10,7 +10,7 @@ import pytest
 import torch
 from PIL import Image
 
-from blemish import Detector, PaDiM, persist
+from blemish import Detector, PaDiM, PatchCore, persist
 from blemish.errors import WeightsError
 from blemish.features import weights
 from blemish.features.backbones import find_backbone
@@ -45,6 +45,21 @@ def test_the_default_backbone_needs_neither_weights_nor_network(monkeypatch):
     bad[20:40, 20:40] = 0.0
     good, worse = detector.predict([images[6], bad])
     assert worse.score > good.score
+
+
+def test_padim_reads_the_layers_before_they_are_widened():
+    """Each tap is a 1 x 1 convolution and ReLU of the narrow module of its stride."""
+    row = find_backbone("compact")
+    assert PaDiM().tapped() == row.narrow == ("stage4", "stage8", "stage16")
+    assert PatchCore().tapped() == row.taps[-2:]
+    tensors, pixels = find_weights(row), torch.rand(1, 3, 64, 96, generator=torch.Generator().manual_seed(0))
+    maps = build_extractor(row, weights=tensors, taps=(*row.narrow, *row.taps))(pixels).maps
+    for narrow, wide, tap in zip(maps[:3], maps[3:], row.taps, strict=True):
+        kernel, bias = tensors[f"{tap}.0.weight"].float()[:, :, 0, 0], tensors[f"{tap}.0.bias"].float()
+        expected = torch.einsum("oc,nchw->nohw", kernel, narrow) + bias[:, None, None]
+        torch.testing.assert_close(wide, expected.clamp_min(0), rtol=1e-3, atol=1e-3)
+    assert find_backbone("resnet18").narrow == ()
+    assert PaDiM(backbone="resnet18").tapped() == find_backbone("resnet18").taps
 
 
 def test_a_file_of_the_users_comes_before_the_built_in_one(tmp_path, monkeypatch):

@@ -38,6 +38,8 @@ class Backbone:
     """Pixels a position; 0: one position, whatever the image's size."""
     deepest: str = ""
     """The last module whose output is a feature map, for pooled embeddings; empty where that is the last tap."""
+    narrow: tuple[str, ...] = ()
+    """Modules that say the same as `taps` in fewer channels, where there are such, for methods that need no more."""
     d: int | None = None
     mean: tuple[float, float, float] = IMAGENET_MEAN
     std: tuple[float, float, float] = IMAGENET_STD
@@ -183,8 +185,8 @@ _PIXELS = Backbone(
 
 _COMPACT = Backbone(
     name="compact", build=_compact_network, taps=("stride4", "stride8", "stride16"), channels=(64, 128, 256),
-    strides=_PYRAMID, d=100, licence=f"Apache-2.0; part of blemish, taught by resnet18, which was {_IMAGENET}",
-    source="built in",
+    strides=_PYRAMID, narrow=("stage4", "stage8", "stage16"), d=100, source="built in",
+    licence=f"Apache-2.0; part of blemish, taught by resnet18, which was {_IMAGENET}",
 )
 
 # The 71 networks of the thesis on backbone layers (2022) with its taps and its d; where it leaves d open, about 0.3 of

@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from ..errors import ArgumentError
-from ..features.backbones import find_backbone
+from ..features.backbones import Backbone, find_backbone
 from ..features.patches import concatenate, project, random_channels, semi_orthogonal
 from ..ops.gaussian import Gaussian, Moments
 from ..ops.maps import enlarge_and_smooth
@@ -80,6 +80,11 @@ class PaDiM(GrowingMethod):
         moments = Moments.from_factor(self.gaussian_, expected=other.gaussian_.count)
         moments.merge(Moments.from_factor(other.gaussian_, expected=1))
         self._finish(moments)
+
+    def _default_taps(self, row: Backbone) -> tuple[str, ...]:
+        # A Gaussian's distance stays the same under linear maps: where layers were only widened, a choice of d channels
+        # out of fewer loses less.
+        return row.narrow or row.taps
 
     def _plan(self, first: FeatureMaps, images: int) -> Plan:
         channels = [m.shape[1] for m in first.maps]

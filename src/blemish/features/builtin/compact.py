@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-import torch
 from torch import Tensor, nn
 
 
@@ -37,7 +36,8 @@ class CompactNetwork(nn.Module):
             _convolution(widths[1], widths[2], 2), *(_Block(widths[2]) for _ in range(blocks[2]))
         )
         self.stride4, self.stride8, self.stride16 = (
-            nn.Sequential(nn.Conv2d(width, count, 1), nn.ReLU(inplace=True)) for width, count in zip(widths, outputs, strict=True)
+            nn.Sequential(nn.Conv2d(width, count, 1), nn.ReLU(inplace=True))
+            for width, count in zip(widths, outputs, strict=True)
         )
 
     def forward(self, pixels: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -57,8 +57,11 @@ class _Block(nn.Module):
         self.second = nn.Sequential(nn.Conv2d(width, width, 3, 1, 1, bias=False), nn.BatchNorm2d(width))
 
     def forward(self, maps: Tensor) -> Tensor:
-        return self.second(self.first(maps)).add_(maps).relu_()
+        added: Tensor = self.second(self.first(maps))
+        return added.add_(maps).relu_()
 
 
 def _convolution(inputs: int, outputs: int, stride: int) -> nn.Sequential:
-    return nn.Sequential(nn.Conv2d(inputs, outputs, 3, stride, 1, bias=False), nn.BatchNorm2d(outputs), nn.ReLU(inplace=True))
+    return nn.Sequential(
+        nn.Conv2d(inputs, outputs, 3, stride, 1, bias=False), nn.BatchNorm2d(outputs), nn.ReLU(inplace=True)
+    )
