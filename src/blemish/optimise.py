@@ -234,6 +234,9 @@ class _Run:
             raise ArgumentError.about("module", expected="parameters that require gradients", got="none")
         if recipe.precision not in _AUTOCAST:
             raise ArgumentError.about("precision", expected=" or ".join(_AUTOCAST), got=recipe.precision)
+        self.clipped: dict[str, list[Tensor]] = {}
+        for name, parameter in self.parameters.items():
+            self.clipped.setdefault(name.partition(".")[0] if recipe.clip_each else "", []).append(parameter)
         self.device = next(iter(self.parameters.values())).device
         self.optimiser = recipe.optimiser.build(list(self.parameters.values()))
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=recipe.precision == "float16")
@@ -256,8 +259,7 @@ class _Run:
         self.scaler.scale(torch.stack(list(terms.values())).sum()).backward()  # type: ignore[no-untyped-call]
         self.scaler.unscale_(self.optimiser)
         limit = self.recipe.clip_norm or math.inf
-        parts = self.module.children() if self.recipe.clip_each else [self.module]
-        norm = torch.stack([nn.utils.clip_grad_norm_(part.parameters(), limit) for part in parts]).sum()
+        norm = torch.stack([nn.utils.clip_grad_norm_(part, limit) for part in self.clipped.values()]).sum()
         # The scaler skips a step whose gradients overflow in float16 and tries a smaller scale at the next.
         if not math.isfinite(norm) and not (self.scaler.is_enabled() and self.scaler.get_scale() > 1):
             raise self._broken_gradients()
