@@ -29,7 +29,7 @@ from torch import Tensor
 from blemish import Batches, Preprocess, metrics, open_dataset
 from blemish.methods import gaussian_finetune
 from blemish.methods.gaussian_finetune import GaussianFinetune
-from blemish.optimise import Course, optimise
+from blemish.training.loop import Course, optimise
 
 
 def run(data: str, spec: str, options: argparse.Namespace, seed: int) -> dict[str, Any]:

@@ -26,12 +26,12 @@ from figures import make_method
 from numpy.typing import NDArray
 
 from blemish import Batches, Detector, Preprocess, metrics
+from blemish.datasets.labelled import LabelledImages, open_parts
+from blemish.datasets.layouts import Dataset, one_class
 from blemish.features.backbones import find_backbone
 from blemish.features.extract import build_extractor
+from blemish.features.memory import FeatureMemory
 from blemish.features.weights import find_weights
-from blemish.images.datasets import Dataset, one_class
-from blemish.images.feature_memory import FeatureMemory
-from blemish.images.labelled import LabelledImages, open_parts
 from blemish.memory import available_bytes
 from blemish.methods import FeatureMethod
 from blemish.methods._trained import TrainedMethod

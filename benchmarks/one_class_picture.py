@@ -19,7 +19,7 @@ from one_class import limited
 from PIL import Image
 
 from blemish import Batches, Preprocess
-from blemish.images.labelled import open_parts
+from blemish.datasets.labelled import open_parts
 
 SIDE, FRAME, GAP = 48, 3, 14
 COLUMNS = 17

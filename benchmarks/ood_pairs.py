@@ -16,13 +16,13 @@ import sys
 from dataclasses import asdict
 from pathlib import Path
 
-from blemish.images.labelled import LabelledImages, from_class_folders, open_labelled
+from blemish.datasets.labelled import LabelledImages, from_class_folders, open_labelled
+from blemish.evaluation.classifiers import OODEvaluation, Reading, evaluate_ood
+from blemish.evaluation.tuning import Grid, Tuning, ablate_ood, reliability_ood, tune_ood
 from blemish.ood import DETECTORS, ODIN, Classifier, Ensemble, Gradient, open_classifier
 from blemish.ood.ensemble import MEASURES
 from blemish.report import ood as report
 from blemish.report import ood_figures as draw
-from blemish.study.ood import OODEvaluation, Reading, evaluate_ood
-from blemish.study.ood_tuning import Grid, Tuning, ablate_ood, reliability_ood, tune_ood
 
 
 def main() -> None:

@@ -17,7 +17,7 @@ from time import perf_counter, process_time
 from _measure import write
 
 from blemish import Batches, Detector, PaDiM, Preprocess, open_dataset
-from blemish._console import ResultWriter
+from blemish.cli.console import ResultWriter
 
 
 def main() -> None:

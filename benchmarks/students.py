@@ -22,7 +22,7 @@ from _measure import write
 from numpy.typing import NDArray
 
 from blemish import Detector, Preprocess, evaluate, open_dataset
-from blemish.images.datasets import Dataset
+from blemish.datasets.layouts import Dataset
 from blemish.methods.students import Students
 from blemish.types import ImageBatch, Scores
 

@@ -17,7 +17,7 @@ import torch
 from figures import make_method
 
 from blemish import Detector, metrics, open_dataset
-from blemish.images.datasets import Dataset
+from blemish.datasets.layouts import Dataset
 
 
 def scores(detector: Detector, dataset: Dataset) -> tuple[torch.Tensor, torch.Tensor | None]:

@@ -15,9 +15,9 @@ import numpy as np
 from PIL import Image
 
 from blemish import METHODS, Detector, evaluate, open_dataset
+from blemish.evaluation.detector import Evaluation
 from blemish.images.decode import decode_mask
 from blemish.report.figures import scale_of, score_plot, tile
-from blemish.study.evaluate import Evaluation
 
 WIDTH, INNER, OUTER = 900, 2, 16
 """Width of the strip, gap inside a pair, and gap between pairs, in pixels."""

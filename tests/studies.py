@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from blemish.images.synthetic import write_dataset
+from blemish.datasets.synthetic import write_dataset
 from blemish.study.group import run_group
 from blemish.study.plan import Plan
 from blemish.study.run import Settings, Started, WorkerDied

@@ -10,7 +10,7 @@ from PIL import Image
 from typer.testing import CliRunner
 
 from blemish.cli import app
-from blemish.images.synthetic import write_dataset
+from blemish.datasets.synthetic import write_dataset
 
 
 def run(*arguments, status=0):

@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from blemish.datasets.layouts import LAYOUTS, open_dataset
 from blemish.errors import DatasetError
-from blemish.images.datasets import LAYOUTS, open_dataset
 
 
 def touch(root, *paths):

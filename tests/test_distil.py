@@ -10,6 +10,8 @@ from PIL import Image
 from typer.testing import CliRunner
 
 from blemish import persist
+from blemish.augment import crops
+from blemish.augment.crops import Boxes, cut, draw_boxes, move_boxes, read_cache
 from blemish.cli import app
 from blemish.distil import descriptor as module
 from blemish.distil.card import thinned
@@ -27,9 +29,7 @@ from blemish.distil.descriptor import (
 from blemish.errors import ArgumentError, ModelFileError, NotEnoughMemoryError
 from blemish.features.backbones import find_backbone
 from blemish.features.descriptors import read_descriptor, write_descriptor
-from blemish.images import crops
-from blemish.images.crops import Boxes, cut, draw_boxes, move_boxes, read_cache
-from blemish.optimise import Course
+from blemish.training.loop import Course
 from reference import distil as reference
 from small import BACKBONE
 

@@ -9,6 +9,7 @@ import torch
 from PIL import Image
 from typer.testing import CliRunner
 
+from blemish.augment.crops import read_cache
 from blemish.cli import app
 from blemish.distil import backbone as module
 from blemish.distil.backbone import BackboneRecipe, Crops, distil_backbone, map_loss, write_backbone
@@ -17,7 +18,6 @@ from blemish.features.backbones import custom_backbone, find_backbone
 from blemish.features.builtin.compact import CompactNetwork
 from blemish.features.extract import build_extractor
 from blemish.features.weights import read_weights
-from blemish.images.crops import read_cache
 from small import BACKBONE
 
 

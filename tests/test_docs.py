@@ -10,7 +10,7 @@ import pytest
 from typer.testing import CliRunner
 
 from blemish.cli import app
-from blemish.images.synthetic import write_dataset
+from blemish.datasets.synthetic import write_dataset
 from blemish.methods import METHODS
 from blemish.ood import DETECTORS
 

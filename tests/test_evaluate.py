@@ -6,8 +6,8 @@ from PIL import Image
 
 from blemish import evaluate, open_dataset
 from blemish.errors import DatasetError
+from blemish.evaluation.detector import as_json
 from blemish.images.decode import decode_mask
-from blemish.study.evaluate import as_json
 from contract.laws import anomalous_pixels, normal_pixels
 from reference import metrics as reference
 from test_detector import arrays, make

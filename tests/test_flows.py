@@ -8,7 +8,7 @@ import torch
 
 from blemish.errors import ArgumentError
 from blemish.ops.flows import ConditionalFlow, position_code
-from blemish.optimise import Adam, Recipe, generator, optimise
+from blemish.training.loop import Adam, Recipe, generator, optimise
 from reference import flows as reference
 
 

@@ -4,11 +4,11 @@ import numpy as np
 import pytest
 import torch
 
+from blemish.datasets.labelled import open_labelled
 from blemish.errors import ArgumentError
-from blemish.images.labelled import open_labelled
 from blemish.images.preprocess import Preprocess
 from blemish.methods.joint import Joint, compactness, gaussian_head
-from blemish.optimise import batch_of
+from blemish.training.loop import batch_of
 from contract.laws import Images, batch
 from reference import joint as reference
 from reference import knn as knn_reference

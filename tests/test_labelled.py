@@ -5,8 +5,8 @@ import pytest
 import torch
 from PIL import Image
 
+from blemish.datasets.labelled import open_labelled
 from blemish.errors import ArgumentError, DatasetError
-from blemish.images.labelled import open_labelled
 from blemish.images.source import from_arrays
 
 

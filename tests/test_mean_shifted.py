@@ -7,10 +7,10 @@ import pytest
 import torch
 from torch.nn import functional
 
+from blemish.augment import views as augment
 from blemish.errors import ArgumentError
-from blemish.images import augment
 from blemish.methods.mean_shifted import MeanShifted, angular_loss, contrast
-from blemish.optimise import batch_of, generator
+from blemish.training.loop import batch_of, generator
 from contract.laws import Images, batch
 from reference import knn as knn_reference
 from reference import mean_shifted as reference

@@ -14,9 +14,9 @@ from typer.testing import CliRunner
 
 from blemish import Detector, evaluate, open_dataset
 from blemish.cli import app
+from blemish.datasets.labelled import find_classes, open_labelled, open_parts
+from blemish.datasets.layouts import OneClass, one_class
 from blemish.errors import ArgumentError, DatasetError
-from blemish.images.datasets import OneClass, one_class
-from blemish.images.labelled import find_classes, open_labelled, open_parts
 from blemish.methods import OneClassSVM
 from blemish.study.plan import Plan
 
@@ -223,7 +223,7 @@ def test_a_star_stands_for_each_class_in_a_plan(animals, tmp_path):
 
 
 def test_classes_are_found_without_listing_their_images(animals, monkeypatch):
-    monkeypatch.setattr("blemish.images.labelled.open_parts", None)
+    monkeypatch.setattr("blemish.datasets.labelled.open_parts", None)
     assert find_classes(animals) == list(CLASSES)
     assert find_classes(animals / "test") == list(CLASSES)
 

@@ -13,11 +13,11 @@ import pytest
 from PIL import Image
 
 from blemish.errors import ArgumentError
+from blemish.evaluation.classifiers import Comparison, Figure, OODEvaluation, ScoredImages
+from blemish.evaluation.tuning import AblationRow, Grid, Tuning, reliability_ood
 from blemish.report import ood as report
 from blemish.report import ood_figures as draw
 from blemish.report.ood import write_ood_report
-from blemish.study.ood import Comparison, Figure, OODEvaluation, ScoredImages
-from blemish.study.ood_tuning import AblationRow, Grid, Tuning, reliability_ood
 
 DASH = "\N{EN DASH}"
 EVIL = r"<b>$\frac$\udcff"  # markup, broken mathematics, and a byte that is no UTF-8

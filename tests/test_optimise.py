@@ -10,10 +10,10 @@ import pytest
 import torch
 from torch import nn
 
-from blemish import optimise as loop
 from blemish import persist
 from blemish.errors import ArgumentError, ModelFileError, TrainingError
-from blemish.optimise import SGD, Adam, Checkpoint, Cosine, Drops, Recipe, Watch, batch_of, generator, optimise
+from blemish.training import loop
+from blemish.training.loop import SGD, Adam, Checkpoint, Cosine, Drops, Recipe, Watch, batch_of, generator, optimise
 from reference import optimise as reference
 
 

@@ -113,7 +113,7 @@ def evaluation(detector, root):
 def few(monkeypatch):
     """A small gallery, to write a page quickly."""
     for part, count in {"MISSES": 3, "FALSE_ALARMS": 1, "DETECTIONS": 2}.items():
-        monkeypatch.setattr(f"blemish.report.{part}", count)
+        monkeypatch.setattr(f"blemish.report.evaluation.{part}", count)
 
 
 @pytest.fixture

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from blemish.cli import _make_method
+from blemish.cli.detector import _make_method
 from blemish.errors import ArgumentError, ModelFileError, WeightsError
 from blemish.features import descriptors
 from blemish.features.descriptors import find_descriptor

@@ -5,8 +5,8 @@ import json
 import pytest
 from typer.testing import CliRunner
 
-from blemish import cli_study
 from blemish.cli import app
+from blemish.cli import study as cli_study
 from blemish.study.plan import Plan
 from studies import Inline, Scripted, write_products
 

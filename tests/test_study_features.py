@@ -10,7 +10,7 @@ from blemish import METHODS, Batches, Detector, PaDiM, Preprocess
 from blemish.errors import ArgumentError, ImageError, NotEnoughMemoryError
 from blemish.features.backbones import find_backbone
 from blemish.features.extract import Extractor, build_extractor
-from blemish.images.feature_memory import FeatureMemory
+from blemish.features.memory import FeatureMemory
 from blemish.images.source import from_arrays
 from blemish.methods import Method
 from blemish.types import ImageBatch, Scores

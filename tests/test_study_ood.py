@@ -6,13 +6,13 @@ import numpy as np
 import pytest
 
 import stripes
+from blemish.datasets.labelled import LabelledImages
 from blemish.errors import ArgumentError, DatasetError
-from blemish.images.labelled import LabelledImages
+from blemish.evaluation.classifiers import Reading, evaluate_ood, score_images
+from blemish.evaluation.tuning import Grid, Tuning, ablate_ood, reliability_ood, tune_ood
 from blemish.images.source import from_arrays
 from blemish.ood import DETECTORS, MSP, ODIN, Energy, Ensemble, Gradient, Mahalanobis, NearestNeighbours, Outputs
 from blemish.ood.synthetic import synthetic_outliers
-from blemish.study.ood import Reading, evaluate_ood, score_images
-from blemish.study.ood_tuning import Grid, Tuning, ablate_ood, reliability_ood, tune_ood
 from reference import metrics as naive
 
 READING = Reading(batch_size=7)
@@ -187,7 +187,7 @@ def test_a_bad_file_is_skipped_and_labels_stay_right(tmp_path):
         path.parent.mkdir(exist_ok=True)
         Image.fromarray(image).save(path)
     (tmp_path / "class 1" / "4.png").write_bytes(b"broken")
-    from blemish.images.labelled import from_class_folders
+    from blemish.datasets.labelled import from_class_folders
 
     found = score_images(
         stripes.classifier(), from_class_folders(tmp_path), {"m": MSP().score}, reading=Reading(4, on_error="skip")

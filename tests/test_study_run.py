@@ -17,17 +17,17 @@ import torch
 from PIL import Image
 
 from blemish import evaluate, open_dataset
+from blemish.datasets import layouts as datasets
+from blemish.datasets.layouts import Dataset, Layout
 from blemish.detector import Detector
 from blemish.errors import ArgumentError
+from blemish.evaluation import detector as study_evaluate
 from blemish.features.backbones import find_backbone
 from blemish.features.extract import Extractor
-from blemish.images import datasets
-from blemish.images.datasets import Dataset, Layout
 from blemish.images.decode import decode_mask
 from blemish.images.preprocess import Preprocess
 from blemish.images.source import image_files
 from blemish.methods import DeepSVDD, PaDiM
-from blemish.study import evaluate as study_evaluate
 from blemish.study.plan import groups
 from blemish.study.run import Finished, LocalExecutor, Reading, Started, run_study
 from blemish.study.store import COLUMNS, COSTS, FIGURES, Store

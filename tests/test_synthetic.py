@@ -8,8 +8,8 @@ import pytest
 from PIL import Image
 from scipy import ndimage
 
+from blemish.datasets.synthetic import DEFECTS, PRODUCTS, draw, write_dataset
 from blemish.errors import ArgumentError
-from blemish.images.synthetic import DEFECTS, PRODUCTS, draw, write_dataset
 
 TEXTURES = ("weave", "brushed", "leather", "terrazzo")
 every_product = pytest.mark.parametrize("product", PRODUCTS)

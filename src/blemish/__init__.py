@@ -10,11 +10,12 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from .calibrate import Calibration as Calibration
+    from .datasets.layouts import open_dataset as open_dataset
     from .detector import Detector as Detector
     from .errors import BlemishError as BlemishError
+    from .evaluation.detector import evaluate as evaluate
     from .features.backbones import Backbone as Backbone
     from .features.backbones import custom_backbone as custom_backbone
-    from .images.datasets import open_dataset as open_dataset
     from .images.preprocess import Preprocess as Preprocess
     from .images.source import Batches as Batches
     from .images.source import ImageSource as ImageSource
@@ -28,8 +29,7 @@ if TYPE_CHECKING:
     from .methods import GaussianAD as GaussianAD
     from .methods import PaDiM as PaDiM
     from .methods import PatchCore as PatchCore
-    from .report import write_report as write_report
-    from .study.evaluate import evaluate as evaluate
+    from .report.evaluation import write_report as write_report
     from .types import Decision as Decision
     from .types import ImageBatch as ImageBatch
     from .types import Scores as Scores
@@ -54,13 +54,13 @@ _HOMES = {
     "SPADE": "methods",
     "Scores": "types",
     "custom_backbone": "features.backbones",
-    "evaluate": "study.evaluate",
+    "evaluate": "evaluation.detector",
     "from_arrays": "images.source",
     "from_folder": "images.source",
     "from_manifest": "images.source",
     "from_paths": "images.source",
-    "open_dataset": "images.datasets",
-    "write_report": "report",
+    "open_dataset": "datasets.layouts",
+    "write_report": "report.evaluation",
 }
 
 __all__ = [*_HOMES]  # noqa: PLE0604 (strings, from the table above)

@@ -14,11 +14,11 @@ import torch
 
 from . import persist
 from .calibrate import Calibration, calibrate, require_images
+from .datasets.layouts import OneClass, open_dataset
 from .errors import ArgumentError, DatasetError, ModelFileError, NotFittedError
 from .features.backbones import Backbone, find_backbone
+from .features.memory import FeatureMemory
 from .features.weights import is_random
-from .images.datasets import OneClass, open_dataset
-from .images.feature_memory import FeatureMemory
 from .images.preprocess import PRESETS, Preprocess
 from .images.source import Batches, ImageInput, ImageSource, OnError, Skipped, as_source
 from .images.tiling import Tiling

@@ -18,13 +18,13 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from .. import persist
+from ..augment.crops import ImageCache, cut, draw_boxes, greyed
 from ..errors import ArgumentError
 from ..features.backbones import Backbone, find_backbone
 from ..features.builtin.compact import CompactNetwork
 from ..features.extract import Extractor, build_extractor
 from ..features.weights import find_weights, read_weights
-from ..images.crops import ImageCache, cut, draw_boxes, greyed
-from ..optimise import Adam, Checkpoint, Cosine, Course, Progress, Recipe, batch_of, generator, optimise
+from ..training.loop import Adam, Checkpoint, Cosine, Course, Progress, Recipe, batch_of, generator, optimise
 from .card import in_half, made_by
 
 _STATISTICS_CROPS = 512

@@ -7,7 +7,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from .. import persist
-from ..optimise import Course
+from ..training.loop import Course
 
 
 def in_half(network: nn.Module) -> dict[str, Tensor]:

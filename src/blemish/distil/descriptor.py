@@ -19,14 +19,14 @@ from torch import Tensor, nn
 from torch.nn.functional import interpolate
 
 from .. import persist
+from ..augment.crops import Boxes, ImageCache, cut, draw_boxes, greyed, move_boxes
 from ..errors import ArgumentError
 from ..features.backbones import find_backbone
 from ..features.descriptors import DIMENSION, PatchDescriptor
 from ..features.extract import Extractor, build_extractor
 from ..features.patches import pool
 from ..features.weights import find_weights
-from ..images.crops import Boxes, ImageCache, cut, draw_boxes, greyed, move_boxes
-from ..optimise import Adam, Checkpoint, Cosine, Course, Progress, Recipe, batch_of, generator, optimise
+from ..training.loop import Adam, Checkpoint, Cosine, Course, Progress, Recipe, batch_of, generator, optimise
 from .card import made_by
 
 _TARGET_CROPS, _HELD_OUT_CROPS = 2048, 1024

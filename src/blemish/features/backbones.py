@@ -17,7 +17,7 @@ from torch import nn
 
 from .._compat import import_torchvision
 from ..errors import ArgumentError, MissingPackageError
-from .levels import choose_levels
+from .find_taps import choose_levels
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 _IMAGENET = "trained on ImageNet (research terms)"

@@ -9,7 +9,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from itertools import islice
 from pathlib import Path
-from typing import Literal
+from typing import Literal, Protocol
 
 import numpy as np
 import torch
@@ -19,7 +19,6 @@ from PIL import Image
 from ..errors import ArgumentError, DatasetError, ImageError
 from ..types import ImageBatch, Size
 from .decode import MAX_PIXELS, SUFFIXES, decode, from_array
-from .feature_memory import FeatureMemory
 from .preprocess import Preprocess
 
 OnError = Literal["raise", "skip"]
@@ -139,6 +138,18 @@ def _from_one_path(path: Path) -> ImageSource:
     return from_paths([path])
 
 
+class KnownFeatures(Protocol):
+    """Feature maps of images that were made before, such as `features.memory.FeatureMemory`."""
+
+    preprocess: Preprocess
+
+    def __contains__(self, name: object) -> bool:
+        """Whether an image of this name is known."""
+
+    def batch(self, names: Sequence[str]) -> ImageBatch:
+        """Images by name, with their maps."""
+
+
 @dataclass(frozen=True)
 class Batches:
     """Preprocessed batches of a source; iterate as often as you like, the order never changes.
@@ -155,7 +166,7 @@ class Batches:
     on_error: OnError = "raise"
     skipped: list[Skipped] = field(default_factory=list)
     """The files left out by the latest pass."""
-    features: FeatureMemory | None = None
+    features: KnownFeatures | None = None
 
     def __post_init__(self) -> None:
         if self.batch_size < 1:
@@ -192,7 +203,7 @@ class Batches:
             except ImageError as error:
                 self._leave_out(name, error)
 
-    def _known(self, features: FeatureMemory) -> Iterator[str]:
+    def _known(self, features: KnownFeatures) -> Iterator[str]:
         for index, name in enumerate(self.source.names):
             if name in features:
                 yield name

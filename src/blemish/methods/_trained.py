@@ -25,7 +25,7 @@ from ..features.layout import as_map, main_output, read_layout
 from ..features.patches import pool
 from ..features.weights import StateDict, find_weights
 from ..ops.neighbours import Exact, ExactIndex
-from ..optimise import Checkpoint, Course, Objective, Recipe, Watch, batch_of, optimise
+from ..training.loop import Checkpoint, Course, Objective, Recipe, Watch, batch_of, optimise
 from ..types import FeatureMaps, ImageBatch, ImageBatches, Scores
 from ._base import FeatureMethod, Plan, announced, check_batch
 from ._training import log_progress

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from ..errors import ArgumentError
-from ..optimise import Progress
+from ..training.loop import Progress
 
 _log = logging.getLogger("blemish")
 _SECONDS = 10.0

@@ -22,7 +22,7 @@ from .. import persist
 from ..errors import ArgumentError
 from ..ops.flows import ConditionalFlow, position_code
 from ..ops.maps import enlarge_and_smooth
-from ..optimise import Adam, Checkpoint, Cosine, Recipe, Watch, generator, optimise
+from ..training.loop import Adam, Checkpoint, Cosine, Recipe, Watch, generator, optimise
 from ..types import FeatureMaps, Scores, Size
 from ._base import FeatureMethod, Plan
 from ._training import check_training, log_progress, split_off

@@ -21,7 +21,7 @@ from ..errors import ArgumentError, TrainingError
 from ..features.backbones import Backbone
 from ..features.patches import pool
 from ..features.weights import StateDict
-from ..optimise import Adam, Course, Drops, Recipe, Watch
+from ..training.loop import Adam, Course, Drops, Recipe, Watch
 from ..types import FeatureMaps, Scores
 from ._trained import Network, Pictures, TrainedMethod
 

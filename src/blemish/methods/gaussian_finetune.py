@@ -20,14 +20,14 @@ from torch import Tensor
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from .. import persist
+from ..augment.defects import FAMILIES
 from ..errors import ArgumentError
 from ..features.backbones import Backbone
 from ..features.patches import pool
-from ..images.augment_defects import FAMILIES
 from ..ops.maps import enlarge_and_smooth
 from ..ops.separation import separation
 from ..ops.shrinkage import ShrinkageSums
-from ..optimise import Adam, Checkpoint, Recipe, Watch, batch_of, generator, optimise
+from ..training.loop import Adam, Checkpoint, Recipe, Watch, batch_of, generator, optimise
 from ..types import FeatureMaps, ImageBatch, ImageBatches, Scores
 from ._base import FeatureMethod, Plan, check_batch
 from ._training import check_training, log_progress, split_off

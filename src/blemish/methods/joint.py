@@ -15,11 +15,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from ..datasets.labelled import open_labelled
 from ..errors import ArgumentError
-from ..images.labelled import open_labelled
 from ..images.preprocess import Preprocess
 from ..images.source import Batches
-from ..optimise import SGD, Course, Recipe, batch_of
+from ..training.loop import SGD, Course, Recipe, batch_of
 from ._trained import Network, Pictures, TrainedNeighbours, as_bytes
 
 
@@ -30,7 +30,7 @@ class Joint(TrainedNeighbours):
     Parameters
     ----------
     reference: labelled images of anything else: a folder with a folder for each class, or a file that
-        `blemish.images.labelled.open_labelled` takes.
+        `blemish.datasets.labelled.open_labelled` takes.
     head: `new` puts a linear layer for the classes of `reference` on the embedding, which begins as the classifier
         of equal round Gaussians; `pretrained` takes the backbone's own: `reference` must have its classes, in order.
     cross_entropy: lambda.

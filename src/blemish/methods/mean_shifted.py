@@ -14,9 +14,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from ..augment.views import random_view
 from ..errors import ArgumentError
-from ..images.augment import random_view
-from ..optimise import SGD, Course, Recipe, generator
+from ..training.loop import SGD, Course, Recipe, generator
 from ._trained import Network, Pictures, TrainedNeighbours
 
 

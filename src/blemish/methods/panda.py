@@ -16,13 +16,13 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from ..datasets.labelled import open_labelled
 from ..errors import ArgumentError
 from ..features.extract import Extractor
 from ..features.patches import pool
-from ..images.labelled import open_labelled
 from ..images.preprocess import Preprocess
 from ..images.source import Batches
-from ..optimise import SGD, Course, Recipe, Watch
+from ..training.loop import SGD, Course, Recipe, Watch
 from ..types import ImageBatch, Scores
 from ._base import check_batch
 from ._trained import Network, Pictures, TrainedNeighbours, below

@@ -20,7 +20,7 @@ from .. import persist
 from ..errors import ArgumentError, NotEnoughMemoryError, NotFittedError
 from ..features.descriptors import DIMENSION, PATCHES, PatchDescriptor, find_descriptor
 from ..memory import available_bytes
-from ..optimise import Adam, Checkpoint, Cosine, Recipe, batch_of, generator, optimise
+from ..training.loop import Adam, Checkpoint, Cosine, Recipe, batch_of, generator, optimise
 from ..types import ImageBatch, ImageBatches, Scores, Size
 from ._base import Method, announced, check_batch
 from ._trained import as_bytes, as_pixels

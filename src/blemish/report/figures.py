@@ -21,9 +21,9 @@ from scipy import ndimage
 
 from .. import metrics
 from ..errors import ImageError
+from ..evaluation.detector import Evaluation
 from ..images.decode import decode, decode_mask
 from ..images.preprocess import Preprocess
-from ..study.evaluate import Evaluation
 from ..types import Size
 
 if TYPE_CHECKING:

@@ -10,8 +10,8 @@ from pathlib import Path
 import numpy as np
 
 from ..errors import ArgumentError
-from ..study.ood import SUSPICIOUS, Comparison, Figure, OODEvaluation, ScoredImages
-from ..study.ood_tuning import AblationRow, SelectiveFigures, Tuning
+from ..evaluation.classifiers import SUSPICIOUS, Comparison, Figure, OODEvaluation, ScoredImages
+from ..evaluation.tuning import AblationRow, SelectiveFigures, Tuning
 from . import ood_figures as draw
 from .page import EN_DASH, NOTHING, counted, data_uri, percent, write_page
 

@@ -16,8 +16,8 @@ from numpy.typing import NDArray
 
 from .. import metrics
 from ..errors import ArgumentError
-from ..study.ood import OODEvaluation, ScoredImages, joined
-from ..study.ood_tuning import AblationRow, SelectiveFigures, Tuning
+from ..evaluation.classifiers import OODEvaluation, ScoredImages, joined
+from ..evaluation.tuning import AblationRow, SelectiveFigures, Tuning
 from .figures import ANOMALOUS, FAINT, INK, NORMAL, drawable, png, tidy
 from .page import percent
 

@@ -6,9 +6,9 @@ from dataclasses import dataclass
 
 import torch
 
+from ..datasets.layouts import open_dataset
 from ..errors import ArgumentError, BlemishError
 from ..features.backbones import find_backbone
-from ..images.datasets import open_dataset
 from ..images.preprocess import Preprocess
 from ..types import FeatureMaps
 from .group import decoded, forward_ms, make_method, shared_extractor

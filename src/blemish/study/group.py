@@ -14,19 +14,19 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..datasets.layouts import Dataset, open_dataset
 from ..detector import Detector
 from ..errors import ArgumentError, BlemishError, DatasetError, WeightsError
+from ..evaluation.detector import Evaluation, Masks, evaluate
 from ..features.backbones import Backbone, find_backbone
 from ..features.extract import Extractor, build_extractor
+from ..features.memory import FeatureMemory
 from ..features.weights import StateDict, find_weights
-from ..images.datasets import Dataset, open_dataset
-from ..images.feature_memory import FeatureMemory
 from ..images.preprocess import Preprocess
 from ..images.source import Batches
 from ..memory import available_bytes, forget_peak, peak_since
 from ..methods import METHODS, FeatureMethod
 from ..persist import digest
-from .evaluate import Evaluation, Masks, evaluate
 from .plan import Cell, Group
 from .run import Finished, Message, Reading, Settings, Started
 

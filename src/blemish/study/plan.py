@@ -228,7 +228,7 @@ class Plan:
             )
 
     def _folders(self) -> list[str]:
-        from ..images.datasets import OneClass
+        from ..datasets.layouts import OneClass
 
         folders: list[str] = []
         for text in self.data:

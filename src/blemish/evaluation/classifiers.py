@@ -20,9 +20,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from .. import metrics
+from ..datasets.labelled import LabelledImages, LabelledInput, open_labelled
 from ..detector import Progress
 from ..errors import ArgumentError
-from ..images.labelled import LabelledImages, LabelledInput, open_labelled
 from ..images.source import Batches, OnError, Skipped
 from ..ood import OODDetector, Outputs
 from ..ood.classifier import Classifier

@@ -13,14 +13,14 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import typer
 
-from .errors import ArgumentError
-from .memory import peak_bytes
+from ..errors import ArgumentError
+from ..memory import peak_bytes
 
 if TYPE_CHECKING:
-    from .detector import Detector, Progress
-    from .images.source import Skipped
-    from .study.evaluate import Evaluation
-    from .types import Decision
+    from ..detector import Detector, Progress
+    from ..evaluation.detector import Evaluation
+    from ..images.source import Skipped
+    from ..types import Decision
 
 
 @contextmanager
@@ -120,7 +120,7 @@ class ResultWriter:
     def write(self, decision: Decision) -> None:
         import numpy as np
 
-        from .report.heatmap import write_heatmap
+        from ..report.heatmap import write_heatmap
 
         row = {
             "image": decision.name,
@@ -200,7 +200,7 @@ def print_fit(detector: Detector, out: Path, seconds: float, as_json: bool) -> N
 
 
 def print_evaluation(evaluation: Evaluation, as_json: bool, *, extra: Mapping[str, object]) -> None:
-    from .study.evaluate import as_json as to_json
+    from ..evaluation.detector import as_json as to_json
 
     if as_json:
         typer.echo(json.dumps(to_json(evaluation) | dict(extra)))

@@ -19,8 +19,8 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from . import persist
-from .errors import ArgumentError, ModelFileError, TrainingError
+from .. import persist
+from ..errors import ArgumentError, ModelFileError, TrainingError
 
 Objective = Callable[[int], "Tensor | Mapping[str, Tensor]"]
 """From a step to the loss, a scalar, or to named terms whose sum is the loss."""

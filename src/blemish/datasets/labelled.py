@@ -16,8 +16,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import ArgumentError, DatasetError
-from .decode import from_array
-from .source import ImageInput, ImageSource, as_source, from_arrays, from_folder, from_paths
+from ..images.decode import from_array
+from ..images.source import ImageInput, ImageSource, as_source, from_arrays, from_folder, from_paths
 
 
 class ImageDataset(Protocol):

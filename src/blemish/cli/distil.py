@@ -13,14 +13,14 @@ from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
 import typer
 
-from ._console import Speaker, parse_settings, print_rows
-from .errors import ArgumentError
+from ..errors import ArgumentError
+from .console import Speaker, parse_settings, print_rows
 
 if TYPE_CHECKING:
-    from .distil.backbone import BackboneRecipe, DistilledBackbone
-    from .distil.descriptor import DescriptorRecipe, Distilled
-    from .images.crops import ImageCache
-    from .optimise import Progress
+    from ..augment.crops import ImageCache
+    from ..distil.backbone import BackboneRecipe, DistilledBackbone
+    from ..distil.descriptor import DescriptorRecipe, Distilled
+    from ..training.loop import Progress
 
 _Made = TypeVar("_Made")
 _Recipe = TypeVar("_Recipe", "DescriptorRecipe", "BackboneRecipe")
@@ -74,8 +74,8 @@ def descriptor(
 
     Example: blemish distil descriptor photographs --patch 33 --set metric=1 --out patch33.safetensors
     """
-    from .distil.descriptor import DescriptorRecipe, distil_descriptor
-    from .features.descriptors import write_descriptor
+    from ..distil.descriptor import DescriptorRecipe, distil_descriptor
+    from ..features.descriptors import write_descriptor
 
     options = {"patch": patch, "backbone": backbone, "tap": tap, "steps": steps, "seed": seed}
     recipe = _recipe(DescriptorRecipe, options, settings)
@@ -124,7 +124,7 @@ def backbone(
 
     Example: blemish distil backbone photographs --steps 8000 --out compact.safetensors
     """
-    from .distil.backbone import BackboneRecipe, distil_backbone, write_backbone
+    from ..distil.backbone import BackboneRecipe, distil_backbone, write_backbone
 
     recipe = _recipe(BackboneRecipe, {"teacher": teacher, "steps": steps, "seed": seed}, settings)
 
@@ -150,7 +150,7 @@ def backbone(
 def _trained(
     train: Callable[[ImageCache, Callable[[Progress], None]], _Made], data: Path, *, side: int, workers: int
 ) -> _Made:
-    from .images.crops import read_cache
+    from ..augment.crops import read_cache
 
     with Speaker().progress() as reading:
         images = read_cache(data, side=side, workers=workers, progress=reading)
@@ -177,7 +177,7 @@ def _finish(card: dict[str, Any], data: Path, *, out: Path, figure: Path | None,
     card = card | {"data": data.resolve().name, "file": out.name, "bytes": out.stat().st_size}
     out.with_suffix(".json").write_text(json.dumps(card, indent=1) + "\n", encoding="utf-8")
     if figure is not None:
-        from .report.training import loss_plot
+        from ..report.training import loss_plot
 
         figure.write_bytes(loss_plot(card["terms"], card["curve"]))
     if card["ended"] == "steps":

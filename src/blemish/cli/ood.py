@@ -12,14 +12,14 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from ._console import Speaker, parse_settings, print_rows
-from .errors import ArgumentError
+from ..errors import ArgumentError
+from .console import Speaker, parse_settings, print_rows
 
 if TYPE_CHECKING:
-    from .images.labelled import LabelledImages
-    from .ood import Classifier, OODDetector
-    from .study.ood import OODEvaluation, Reading, ScoredImages
-    from .study.ood_tuning import AblationRow, SelectiveFigures, Tuning
+    from ..datasets.labelled import LabelledImages
+    from ..evaluation.classifiers import OODEvaluation, Reading, ScoredImages
+    from ..evaluation.tuning import AblationRow, SelectiveFigures, Tuning
+    from ..ood import Classifier, OODDetector
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -92,9 +92,9 @@ def score(
 
     Example: blemish ood score photos --model mobilenet_v2 --calibration known --fdr 0.1
     """
-    from .calibrate import benjamini_hochberg
-    from .images.labelled import open_labelled
-    from .study.ood import fit_detectors, require_disjoint, score_batches, score_images
+    from ..calibrate import benjamini_hochberg
+    from ..datasets.labelled import open_labelled
+    from ..evaluation.classifiers import fit_detectors, require_disjoint, score_batches, score_images
 
     if fdr is not None and calibration is None:
         raise ArgumentError.about("--fdr", expected="--calibration with held-out images as well", got="none")
@@ -130,7 +130,7 @@ def score(
 
 
 def _score_rows(part: ScoredImages, name: str, held_out: ScoredImages | None) -> list[dict[str, Any]]:
-    from .calibrate import conformal_p_values
+    from ..calibrate import conformal_p_values
 
     rows: list[dict[str, Any]] = [
         {"image": image, "score": float(value), "predicted": int(label)}
@@ -192,8 +192,8 @@ def evaluate(
 
     Example: blemish ood evaluate test --model resnet50 --outliers textures=dtd --learn-from train --report ood.html
     """
-    from .study.ood import evaluate_ood
-    from .study.ood_tuning import ablate_ood, reliability_ood
+    from ..evaluation.classifiers import evaluate_ood
+    from ..evaluation.tuning import ablate_ood, reliability_ood
 
     say = Speaker()
     classifier = _classifier(model, weights, member, resize, crop, device)
@@ -274,8 +274,8 @@ def tune(
 
     Example: blemish ood tune validation --model resnet50 --detector odin --objective inliers
     """
-    from .images.labelled import open_labelled
-    from .study.ood_tuning import Grid, tune_ood
+    from ..datasets.labelled import open_labelled
+    from ..evaluation.tuning import Grid, tune_ood
 
     say = Speaker()
     classifier = _classifier(model, weights, None, resize, crop, device)
@@ -342,7 +342,7 @@ def ablate(
 
     Example: blemish ood ablate test --model resnet18 --outliers textures --detector gradient,temperature=5
     """
-    from .study.ood_tuning import ablate_ood
+    from ..evaluation.tuning import ablate_ood
 
     say = Speaker()
     classifier = _classifier(model, weights, None, resize, crop, device)
@@ -393,8 +393,8 @@ def reliability(
 
     Example: blemish ood reliability test --model resnet50 --labels folders --detectors "msp gradient"
     """
-    from .study.ood import fit_detectors, score_images
-    from .study.ood_tuning import reliability_ood
+    from ..evaluation.classifiers import fit_detectors, score_images
+    from ..evaluation.tuning import reliability_ood
 
     say = Speaker()
     classifier = _classifier(model, weights, member, resize, crop, device)
@@ -423,8 +423,8 @@ def reliability(
 def _classifier(  # noqa: PLR0917
     model: str, weights: Path | None, members: list[str] | None, resize: int | None, crop: int | None, device: str
 ) -> Classifier:
-    from .images.preprocess import Preprocess
-    from .ood import open_classifier
+    from ..images.preprocess import Preprocess
+    from ..ood import open_classifier
 
     if crop is not None and resize is None:
         raise ArgumentError.about("--crop", expected="--resize as well", got="none")
@@ -433,13 +433,13 @@ def _classifier(  # noqa: PLR0917
 
 
 def _reading(batch_size: int, workers: int, on_error: Literal["raise", "skip"], progress: Any) -> Reading:
-    from .study.ood import Reading
+    from ..evaluation.classifiers import Reading
 
     return Reading(batch_size, workers, on_error, progress)
 
 
 def _open(path: Path, labels: str, limit: int | None, seed: int) -> LabelledImages:
-    from .images.labelled import LabelledImages, open_labelled
+    from ..datasets.labelled import LabelledImages, open_labelled
 
     opened = open_labelled(path, folders_are_classes=labels == "folders")
     if labels == "none":
@@ -460,7 +460,7 @@ def _named(outliers: Sequence[str]) -> dict[str, Path]:
 
 def _make(text: str) -> tuple[str, OODDetector]:
     """`gradient,temperature=5` -> its name as written, and the detector."""
-    from .ood import DETECTORS
+    from ..ood import DETECTORS
 
     name, *settings = text.split(",")
     if name not in DETECTORS:
@@ -480,8 +480,8 @@ def _make(text: str) -> tuple[str, OODDetector]:
 
 def _detectors(text: str | None, classifier: Classifier, tunings: Sequence[Tuning]) -> dict[str, OODDetector]:
     """The detectors asked for, or all of them, with tuned parameters."""
-    from .ood import DETECTORS
-    from .ood.ensemble import MEASURES
+    from ..ood import DETECTORS
+    from ..ood.ensemble import MEASURES
 
     names = text.split() if text else [name for name in DETECTORS if name != "ensemble"]
     if not text and classifier.members:
@@ -499,7 +499,7 @@ def _detectors(text: str | None, classifier: Classifier, tunings: Sequence[Tunin
 
 
 def _tunable(detector: OODDetector) -> Any:
-    from .ood import ODIN, Gradient
+    from ..ood import ODIN, Gradient
 
     if not isinstance(detector, ODIN | Gradient):
         raise ArgumentError.about("--detector", expected="gradient or odin", got=type(detector).__name__)
@@ -507,7 +507,7 @@ def _tunable(detector: OODDetector) -> Any:
 
 
 def _tunings(files: Sequence[Path] | None) -> list[Tuning]:
-    from .study.ood_tuning import Tuning
+    from ..evaluation.tuning import Tuning
 
     return [Tuning.load(file) for file in files or ()]
 
@@ -631,7 +631,7 @@ def _write_report(  # noqa: PLR0917
     ablation: Sequence[AblationRow],
     figures: Sequence[SelectiveFigures],
 ) -> None:
-    from .report.ood import write_ood_report
+    from ..report.ood import write_ood_report
 
     write_ood_report(path, title=title, evaluation=evaluation, tunings=tunings, ablation=ablation, reliability=figures)
     say.line(f"Report: {path}")

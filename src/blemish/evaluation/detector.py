@@ -19,9 +19,9 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from .. import metrics
+from ..datasets.layouts import Dataset, Sample
 from ..detector import Detector, Progress
 from ..errors import DatasetError
-from ..images.datasets import Dataset, Sample
 from ..images.decode import decode_mask
 from ..images.preprocess import Preprocess
 from ..images.source import Skipped

@@ -14,13 +14,13 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from ._console import Speaker, parse_size, print_rows
-from .errors import ArgumentError
+from ..errors import ArgumentError
+from .console import Speaker, parse_size, print_rows
 
 if TYPE_CHECKING:
-    from .study.plan import Cell, Plan
-    from .study.run import Executor, Progress, Settings
-    from .study.store import Store
+    from ..study.plan import Cell, Plan
+    from ..study.run import Executor, Progress, Settings
+    from ..study.store import Store
 
 
 def study(
@@ -99,8 +99,8 @@ def study(
 
 
 def _run(chosen: Plan, out: Path, executor: Executor, *, retry_failed: bool, as_json: bool) -> None:
-    from .study.run import run_study
-    from .study.store import Store
+    from ..study.run import run_study
+    from ..study.store import Store
 
     cells = chosen.cells()
     with Store(out / "study.sqlite") as store:
@@ -130,8 +130,8 @@ def report(
 
     Example: blemish report study
     """
-    from .report.study import write_study_report
-    from .study.store import Store
+    from ..report.study import write_study_report
+    from ..study.store import Store
 
     file, out = folder / "study.sqlite", out or folder
     if not file.is_file():
@@ -157,7 +157,7 @@ def report(
 
 
 def _plan(path: Path | None, data: list[Path], options: dict[str, Any]) -> Plan:
-    from .study.plan import Plan, split_methods
+    from ..study.plan import Plan, split_methods
 
     given = {name: value for name, value in options.items() if value is not None}
     if path is not None:
@@ -181,7 +181,7 @@ def _plan(path: Path | None, data: list[Path], options: dict[str, Any]) -> Plan:
 
 def _quick_methods() -> tuple[str, ...]:
     """Those that share the features of a backbone and train nothing."""
-    from .methods import METHODS, FeatureMethod
+    from ..methods import METHODS, FeatureMethod
 
     return tuple(
         name
@@ -200,7 +200,7 @@ def _numbers(name: str, text: str) -> tuple[int, ...]:
 def _settings(
     ray: str | None, workers: int | None, threads: int | None, *, memory: float | None, device: str
 ) -> Settings:
-    from .study.run import Settings
+    from ..study.run import Settings
 
     wanted = os.environ.get("OMP_NUM_THREADS", "")
     cpus = int(wanted) if wanted.isdigit() else os.cpu_count() or 1
@@ -209,11 +209,11 @@ def _settings(
 
 
 def _executor(ray: str | None, workers: int | None, settings: Settings) -> Executor:
-    from .study.run import LocalExecutor
+    from ..study.run import LocalExecutor
 
     if ray is None:
         return LocalExecutor(workers or 1, settings)
-    from .edges.ray import RayExecutor
+    from ..edges.ray import RayExecutor
 
     return RayExecutor(ray, workers=workers, settings=settings)
 
@@ -249,7 +249,7 @@ class _Lines:
         self._last = time.monotonic()
 
     def __call__(self, progress: Progress) -> None:
-        from .study.run import Finished
+        from ..study.run import Finished
 
         now = time.monotonic()
         if isinstance(progress.message, Finished) or now - self._last > 10:
@@ -259,7 +259,7 @@ class _Lines:
 
 
 def _news(progress: Progress) -> str:
-    from .study.run import Finished, Reading
+    from ..study.run import Finished, Reading
 
     parts = [f"{progress.failed} failed"] if progress.failed else []
     if progress.seconds_left is not None:
@@ -327,9 +327,9 @@ def _figure(value: float | None, digits: int = 4) -> str:
 
 
 def _print_estimate(chosen: Plan, settings: Settings, out: Path, as_json: bool) -> None:
-    from .study.estimate import estimate
-    from .study.plan import groups
-    from .study.store import Store
+    from ..study.estimate import estimate
+    from ..study.plan import groups
+    from ..study.store import Store
 
     cells = chosen.cells()
     known: dict[str, str] = {}

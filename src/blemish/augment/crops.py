@@ -16,8 +16,8 @@ from torch.nn.functional import interpolate
 
 from .. import persist
 from ..errors import ArgumentError, NotEnoughMemoryError
+from ..images.source import ImageInput, as_source
 from ..memory import available_bytes
-from .source import ImageInput, as_source
 
 _LUMINANCE = torch.tensor([0.299, 0.587, 0.114]).view(1, 3, 1, 1)
 

@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 
 from ..errors import ArgumentError, NotEnoughMemoryError
+from ..images.preprocess import Preprocess
 from ..types import ImageBatch, Size
-from .preprocess import Preprocess
 
 
 class FeatureMemory:

@@ -17,12 +17,12 @@ import torch
 from numpy.typing import NDArray
 
 from .. import metrics
+from ..datasets.labelled import LabelledImages, LabelledInput, open_labelled
 from ..errors import ArgumentError, DatasetError
-from ..images.labelled import LabelledImages, LabelledInput, open_labelled
 from ..ood import ODIN, Classifier, Gradient, Outputs
 from ..ood.perturbation import directions, step
 from ..ood.synthetic import synthetic_outliers
-from .ood import Floats, Reading, Score, ScoredImages, joined, require_disjoint, score_images
+from .classifiers import Floats, Reading, Score, ScoredImages, joined, require_disjoint, score_images
 
 
 @dataclass(frozen=True)

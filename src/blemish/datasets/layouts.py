@@ -17,8 +17,8 @@ from typing import Literal, NamedTuple
 from PIL import Image
 
 from ..errors import ArgumentError, DatasetError
+from ..images.source import ImageSource, from_paths, image_files
 from .labelled import LabelledInput, find_classes, open_labelled, open_parts
-from .source import ImageSource, from_paths, image_files
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,4 +1,4 @@
-"""The command line: parse, call, print. torch is imported inside the commands, so that `--help` is instant."""
+"""`blemish fit`, `predict` and what goes with them, on the command line."""
 
 from __future__ import annotations
 
@@ -9,51 +9,18 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import typer
-from typer.core import TyperGroup
 
-from . import cli_distil, cli_ood, cli_study
-from ._console import (
+from ..errors import ArgumentError, ImageError
+from .console import (
     ResultWriter,
     Speaker,
     facts,
-    notes_on_stderr,
     parse_settings,
     parse_size,
     print_evaluation,
     print_fit,
     print_rows,
 )  # fmt: skip
-from .errors import ArgumentError, BlemishError, ImageError
-
-
-class _Group(TyperGroup):
-    """Turns every error of our own into one line on stderr and exit status 1."""
-
-    def invoke(self, ctx: Any) -> Any:
-        try:
-            with notes_on_stderr():
-                return super().invoke(ctx)
-        except (BlemishError, OSError) as error:
-            typer.echo(f"error: {error}", err=True)
-            raise typer.Exit(1) from None
-
-
-app = typer.Typer(
-    cls=_Group,
-    no_args_is_help=True,
-    add_completion=False,
-    pretty_exceptions_enable=False,
-    help="Finds what does not belong in images, after seeing normal images only.\n\n"
-    "Start with `blemish demo`, then `blemish fit FOLDER --out part.blemish` and "
-    "`blemish predict part.blemish IMAGES`.",
-)
-
-
-app.add_typer(cli_ood.app, name="ood")
-app.add_typer(cli_distil.app, name="distil")
-app.command()(cli_study.study)
-app.command()(cli_study.report)
-
 
 JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON object instead of a table.")]
 DeviceOption = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1 ...")]
@@ -70,7 +37,6 @@ _OPTIONS = ("backbone", "weights", "seed", "device", "taps", "index", "memory_gb
 ModelArgument = Annotated[Path, typer.Argument(help="Model file written by `blemish fit`.")]
 
 
-@app.command()
 def demo(
     *,
     out: Annotated[Path, typer.Option(help="Folder for images, model and report.")] = Path("demo"),
@@ -82,12 +48,12 @@ def demo(
     as_json: JsonOption = False,
 ) -> None:
     """Draw a product with defects, learn its normal look, evaluate, and write a report. Needs no data, no network."""
-    from .detector import Detector
-    from .images.datasets import open_dataset
-    from .images.synthetic import write_dataset
-    from .methods import PaDiM
-    from .report import write_report
-    from .study.evaluate import evaluate
+    from ..datasets.layouts import open_dataset
+    from ..datasets.synthetic import write_dataset
+    from ..detector import Detector
+    from ..evaluation.detector import evaluate
+    from ..methods import PaDiM
+    from ..report.evaluation import write_report
 
     say = Speaker()
     say.line(f"drawing a synthetic {product} line in {out / 'data'} ...")
@@ -107,7 +73,6 @@ def demo(
     say.line(f"Model: {out / 'demo.blemish'}\nReport: {page}")
 
 
-@app.command()
 def fit(
     data: Annotated[Path, typer.Argument(help="Dataset folder (train/good ...), or any folder of normal images.")],
     *,
@@ -154,7 +119,7 @@ def fit(
 
     Example: blemish fit bottle --backbone wide_resnet50_2 --set storage=float16 --out bottle.blemish
     """
-    from .detector import Detector
+    from ..detector import Detector
 
     say = Speaker()
     parameters = dict(_find_method(method).paper) if preset == "paper" else {}
@@ -171,7 +136,7 @@ def fit(
     parameters |= {key: value for key, value in options.items() if value is not None}
     parameters |= {"seed": seed, "device": device}
     if index is not None:
-        from .edges.faiss import index_from_name
+        from ..edges.faiss import index_from_name
 
         parameters["index"] = index_from_name(index)
     mode = calibration or ("none" if preset == "paper" else "split")
@@ -197,7 +162,6 @@ def fit(
     say.skipped(detector)
 
 
-@app.command()
 def update(
     model: ModelArgument,
     new_normals: Annotated[Path, typer.Argument(help="Folder of further normal images.")],
@@ -225,7 +189,6 @@ def update(
     say.skipped(detector)
 
 
-@app.command()
 def predict(
     model: ModelArgument,
     images: Annotated[list[Path], typer.Argument(help="Image files or folders.")],
@@ -258,7 +221,6 @@ def predict(
         say.line(f"{len(paths) - len(detector.skipped_)} images: {out / 'results.jsonl'}")
 
 
-@app.command()
 def evaluate(
     model: ModelArgument,
     data: Annotated[Path, typer.Argument(help="Dataset folder with labelled test images.")],
@@ -276,8 +238,8 @@ def evaluate(
     as_json: JsonOption = False,
 ) -> None:
     """Measure a model on labelled images: AUROC, AU-PRO, F1 at the threshold that was fixed before, and more."""
-    from .images.datasets import open_dataset
-    from .study.evaluate import evaluate as run
+    from ..datasets.layouts import open_dataset
+    from ..evaluation.detector import evaluate as run
 
     say = Speaker()
     if report is not None:
@@ -290,14 +252,13 @@ def evaluate(
     extra: dict[str, object] = {} if report is None else {"report": str(report)}
     print_evaluation(evaluation, as_json, extra=extra)
     if report is not None:
-        from .report import write_report
+        from ..report.evaluation import write_report
 
         write_report(evaluation, report, title=data.resolve().name, facts=facts(detector))
         say.line(f"Report: {report}")
     say.skipped(detector)
 
 
-@app.command(name="list")
 def list_(
     table: Annotated[Literal["methods", "backbones", "detectors", "datasets"], typer.Argument(help="Which table.")],
     *,
@@ -306,7 +267,7 @@ def list_(
     """Show what there is to choose from."""
     rows: list[dict[str, object]]
     if table == "methods":
-        from .methods import METHODS, Incremental
+        from ..methods import METHODS, Incremental
 
         rows = [
             {
@@ -320,7 +281,7 @@ def list_(
     elif table == "backbones":
         rows = _backbones(short=not as_json)
     elif table == "detectors":
-        from .ood import DETECTORS
+        from ..ood import DETECTORS
 
         rows = [
             {
@@ -333,7 +294,7 @@ def list_(
             for name, detector in DETECTORS.items()
         ]
     else:
-        from .images.datasets import LAYOUTS
+        from ..datasets.layouts import LAYOUTS
 
         rows = [{"name": layout.name, "layout": layout.description} for layout in LAYOUTS]
     if as_json:
@@ -344,8 +305,8 @@ def list_(
 
 def _backbones(*, short: bool) -> list[dict[str, object]]:
     """What is known of each row; `short`: what fits on one line of a terminal."""
-    from .features.backbones import BACKBONES
-    from .features.costs import table_costs
+    from ..features.backbones import BACKBONES
+    from ..features.costs import table_costs
 
     costs = table_costs()
     rows: list[dict[str, object]] = []
@@ -366,14 +327,14 @@ def _backbones(*, short: bool) -> list[dict[str, object]]:
 
 
 def _load(model: Path, device: str) -> Any:
-    from .detector import Detector
-    from .edges.faiss import index_from_name
+    from ..detector import Detector
+    from ..edges.faiss import index_from_name
 
     return Detector.load(model, device=device, make_index=index_from_name)
 
 
 def _preprocess(preset: str, resize: str | None) -> Any:
-    from .images.preprocess import Preprocess
+    from ..images.preprocess import Preprocess
 
     if resize is None:
         return preset
@@ -386,7 +347,7 @@ def _preprocess(preset: str, resize: str | None) -> Any:
 
 
 def _image_paths(images: list[Path]) -> list[Path]:
-    from .images.source import image_files
+    from ..images.source import image_files
 
     paths: list[Path] = []
     for image in images:
@@ -404,7 +365,7 @@ def _check_out(out: Path) -> None:
 
 
 def _find_method(name: str) -> Any:
-    from .methods import METHODS
+    from ..methods import METHODS
 
     if name not in METHODS:
         raise ArgumentError.about("--method", expected=f"one of {', '.join(METHODS)}", got=name)

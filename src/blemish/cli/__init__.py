@@ -1,0 +1,42 @@
+"""The command line: parse, call, print. torch is imported inside the commands, so that `--help` is instant."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import typer
+from typer.core import TyperGroup
+
+from ..errors import BlemishError
+from . import detector, distil, ood, study
+from .console import notes_on_stderr
+
+
+class _Group(TyperGroup):
+    """Turns every error of our own into one line on stderr and exit status 1."""
+
+    def invoke(self, ctx: Any) -> Any:
+        try:
+            with notes_on_stderr():
+                return super().invoke(ctx)
+        except (BlemishError, OSError) as error:
+            typer.echo(f"error: {error}", err=True)
+            raise typer.Exit(1) from None
+
+
+app = typer.Typer(
+    cls=_Group,
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    help="Finds what does not belong in images, after seeing normal images only.\n\n"
+    "Start with `blemish demo`, then `blemish fit FOLDER --out part.blemish` and "
+    "`blemish predict part.blemish IMAGES`.",
+)
+for command in (detector.demo, detector.fit, detector.update, detector.predict, detector.evaluate):
+    app.command()(command)
+app.command("list")(detector.list_)
+app.command()(study.study)
+app.command()(study.report)
+app.add_typer(ood.app, name="ood")
+app.add_typer(distil.app, name="distil")
