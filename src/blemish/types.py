@@ -14,6 +14,8 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
     from torch import Tensor
 
+    Floats = NDArray[np.float64]
+
 Size = tuple[int, int]
 """`(height, width)` in pixels."""
 
