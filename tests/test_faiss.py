@@ -127,6 +127,6 @@ def test_a_stored_exact_index_needs_no_maker(tmp_path):
 
 
 def test_a_name_is_not_an_index():
-    with pytest.raises(ArgumentError, match=r"index: expected None or a factory, got faiss:flat\. Write"):
+    with pytest.raises(ArgumentError, match=r"index: expected an IndexFactory or None, got faiss:flat"):
         KNN(backbone=BACKBONE, index="faiss:flat").fit(Images(small_pixels(6, 1)))
     assert isinstance(index_from_name("exact"), Exact)

@@ -165,12 +165,12 @@ def centred(pixels):
 @pytest.mark.parametrize(
     ("parameters", "message"),
     [
-        ({"nu": 0.0}, r"nu: expected a share in \(0, 1\], got 0"),
+        ({"nu": 0.0}, r"nu: expected a number in \(0, 1\], got 0"),
         ({"kernel": "sigmoid"}, r"kernel: expected rbf, linear or poly, got sigmoid"),
-        ({"gamma": -1.0}, r"gamma: expected None or a number above 0"),
+        ({"gamma": -1.0}, r"gamma: expected a number above 0 or None"),
         ({"degree": 0}, r"degree: expected a whole number of at least 1"),
         ({"coef0": -1.0}, r"coef0: expected a number of at least 0"),
-        ({"pca": 1.5}, r"pca: expected None or a share"),
+        ({"pca": 1.5}, r"pca: expected a number in"),
         ({"components": 0}, r"components: expected a whole number of at least 1"),
         ({"approximation": "random"}, r"approximation: expected none, fourier or nystroem"),
         (

@@ -79,12 +79,12 @@ def test_seed_chooses_the_channels():
 @pytest.mark.parametrize(
     ("parameters", "message"),
     [
-        ({"dimensions": 0}, "dimensions: expected 1 to 81"),
-        ({"dimensions": 50.5}, "dimensions: expected a whole number, or None, got 50.5"),
+        ({"dimensions": 0}, "dimensions: expected a whole number of at least 1 or None, got 0"),
+        ({"dimensions": 50.5}, "dimensions: expected a whole number of at least 1 or None, got 50.5"),
         ({"eps": 0.0}, "eps: expected a number above 0, got 0.0"),
         ({"reduction": "pca"}, "reduction: expected random, orthogonal or none, got pca"),
         ({"storage": "int8"}, "storage: expected float32 or float16, got int8"),
-        ({"sigma": -1.0}, "sigma: expected a number of pixels"),
+        ({"sigma": -1.0}, "sigma: expected a number of at least 0"),
         ({"dimensions": 100, "reduction": "random"}, "dimensions: expected 1 to 81, the channels of the taps, got 100"),
         ({"device": "gpu"}, "device: expected auto, cpu, cuda or cuda:N, present here, got gpu"),
         ({"taps": ("level1", "level9")}, r"taps: expected module names of filters \(level1, level2, level3"),

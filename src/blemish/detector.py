@@ -22,7 +22,8 @@ from .features.weights import is_random
 from .images.preprocess import PRESETS, Preprocess
 from .images.source import Batches, ImageInput, ImageSource, OnError, Skipped, as_source
 from .images.tiling import Tiling
-from .methods import METHODS, FeatureMethod, Incremental, Method, PaDiM
+from .methods import FeatureMethod, Incremental, Method
+from .methods.registry import METHODS, PaDiM
 from .ops.neighbours import Exact, IndexFactory
 from .types import Decision, ImageBatch, Scores, Size
 

@@ -133,9 +133,11 @@ class Parameter:
         }
 
     def _wrong(self, value: object, of: str) -> ArgumentError:
-        default = "" if self.default is MISSING else f"The default is {_spelled(self.default)}."
-        got = value if value != "" else "an empty text"
-        return ArgumentError.about(f"{of}{self.name}", expected=self.expected, got=got, instead=default)
+        instead = "" if self.default is MISSING else f"The default is {_spelled(self.default)}."
+        if isinstance(value, str) and any(get_origin(kind) is tuple for kind in _members(self.kind)):
+            instead = f"Write {(value,)!r}, or {self.name}={value} in a text."
+        got = "an empty text" if isinstance(value, str) and not value else value
+        return ArgumentError.about(f"{of}{self.name}", expected=self.expected, got=got, instead=instead)
 
 
 def parameters_of(kind: Any) -> Mapping[str, Parameter]:

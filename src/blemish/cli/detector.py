@@ -267,7 +267,8 @@ def list_(
     """Show what there is to choose from."""
     rows: list[dict[str, object]]
     if table == "methods":
-        from ..methods import METHODS, Incremental
+        from ..methods import Incremental
+        from ..methods.registry import METHODS
 
         rows = [
             {
@@ -365,7 +366,7 @@ def _check_out(out: Path) -> None:
 
 
 def _find_method(name: str) -> Any:
-    from ..methods import METHODS
+    from ..methods.registry import METHODS
 
     if name not in METHODS:
         raise ArgumentError.about("--method", expected=f"one of {', '.join(METHODS)}", got=name)

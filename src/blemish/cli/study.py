@@ -181,7 +181,8 @@ def _plan(path: Path | None, data: list[Path], options: dict[str, Any]) -> Plan:
 
 def _quick_methods() -> tuple[str, ...]:
     """Those that share the features of a backbone and train nothing."""
-    from ..methods import METHODS, FeatureMethod
+    from ..methods import FeatureMethod
+    from ..methods.registry import METHODS
 
     return tuple(
         name

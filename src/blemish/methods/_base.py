@@ -1,6 +1,6 @@
 """The contract of a method.
 
-- Parameters are keyword-only dataclass fields, stored unchanged; the constructor does no work.
+- Parameters are keyword-only dataclass fields, stored unchanged; the constructor does no work. `fit` checks them.
 - `fit` takes a re-iterable source of normal images, returns self, and forgets earlier fits. Labels never enter.
 - `score` is pure: an image's score does not depend on its batch-mates. Larger = more anomalous.
 - Learned tensors end in `_`; `state` hands them out and `restore` takes them back with identical scores.
@@ -20,11 +20,13 @@ from typing import Any, ClassVar, Protocol, TypeVar, runtime_checkable
 import torch
 from torch import Tensor
 
+from ..device import find_device
 from ..errors import ArgumentError, NotEnoughMemoryError, NotFittedError
 from ..features.backbones import Backbone, find_backbone
 from ..features.extract import Precision, build_extractor
 from ..features.weights import find_weights
 from ..memory import available_bytes, resident_bytes
+from ..parameters import Parameterised, check_parameters, parameter
 from ..types import FeatureMaps, ImageBatch, ImageBatches, Scores
 
 _M = TypeVar("_M", bound="Method")
@@ -33,7 +35,7 @@ _G = TypeVar("_G", bound="GrowingMethod")
 _log = logging.getLogger("blemish")
 
 
-class Method(ABC):
+class Method(ABC, Parameterised):
     """A model of normality: learns from normal images, scores any image."""
 
     name: ClassVar[str]
@@ -72,7 +74,7 @@ class Incremental(Protocol):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Plan:
+class FitPlan:
     """What a fit will need, known from shapes before it begins."""
 
     model_bytes: int
@@ -110,17 +112,17 @@ class FeatureMethod(Method):
     reads_features: ClassVar[bool] = True
     """Whether the feature maps that a batch may bring will do; a method that trains the network needs the pixels."""
 
-    backbone: str | Backbone = "compact"
-    weights: str | Path | None = None
-    taps: tuple[str, ...] | None = None
-    seed: int = 0
-    device: str = "auto"
+    backbone: str | Backbone = parameter("compact", option=True)
+    weights: str | Path | None = parameter(None, role="place", option=True)
+    taps: tuple[str, ...] | None = parameter(None, option=True)
+    seed: int = parameter(0, option=True)
+    device: str = parameter("auto", role="place", option=True)
     precision: Precision = "float32"
-    memory_gb: float | None = None
+    memory_gb: float | None = parameter(None, above=0, role="place", option=True)
 
     def fit(self: _F, images: ImageBatches) -> _F:
         """Learn from normal images; forgets earlier fits."""
-        self._check_parameters()
+        self.check()
         row = find_backbone(self.backbone)
         self.extractor_ = build_extractor(
             row,
@@ -151,13 +153,18 @@ class FeatureMethod(Method):
         with torch.inference_mode():
             return self._score(self._maps(batch))
 
+    def check(self) -> None:
+        """Refuse wrong parameters; raises `ArgumentError`. `fit` does so before the work."""
+        check_parameters(self)
+        self._check_together()
+
     def tapped(self) -> tuple[str, ...]:
         """Names of the modules whose outputs it reads: `taps`, or what it recommends for the backbone."""
         return self._taps(find_backbone(self.backbone))
 
-    def plan(self, first: FeatureMaps, images: int) -> Plan:
+    def plan(self, first: FeatureMaps, images: int) -> FitPlan:
         """What a fit on so many images will need, `first` being the maps of some of them."""
-        self._check_parameters()
+        self.check()
         return self._plan(first, images)
 
     def state(self) -> dict[str, Tensor]:
@@ -179,15 +186,18 @@ class FeatureMethod(Method):
         )
         self._relearn({k: v.to(device) for k, v in state.items() if not k.startswith(("backbone.", "input."))})
 
-    def _check_parameters(self) -> None:
-        """Hook: refuse wrong parameters before the work begins."""
+    def _check_together(self) -> None:
+        """Hook: refuse parameters that are right by themselves, but do not go together."""
 
-    def _default_taps(self, row: Backbone) -> tuple[str, ...]:
-        """Hook: the layers that the method reads where `taps` does not say."""
-        return row.taps
+    def _further_tap(self, row: Backbone) -> str | None:
+        """Hook: a layer that is read beside `taps`."""
 
     @abstractmethod
-    def _plan(self, first: FeatureMaps, images: int) -> Plan:
+    def _default_taps(self, row: Backbone) -> tuple[str, ...]:
+        """Hook: the layers that the method reads where `taps` does not say."""
+
+    @abstractmethod
+    def _plan(self, first: FeatureMaps, images: int) -> FitPlan:
         """Hook: what a fit on so many images will need, `first` being the maps of the first batch."""
 
     @abstractmethod
@@ -207,7 +217,8 @@ class FeatureMethod(Method):
         """Hook: take back what `_learned` handed out."""
 
     def _taps(self, row: Backbone) -> tuple[str, ...]:
-        return tuple(self.taps) if self.taps else self._default_taps(row)
+        chosen, further = tuple(self.taps or self._default_taps(row)), self._further_tap(row)
+        return chosen if further is None or further in chosen else (*chosen, further)
 
     def _memory_left(self) -> int | None:
         """Bytes that the method may still take; None where nothing says."""
@@ -218,7 +229,7 @@ class FeatureMethod(Method):
         available = available_bytes()
         return None if available is None else int(available * 0.9)
 
-    def _announce(self, plan: Plan, images: int, seconds_an_image: float) -> None:
+    def _announce(self, plan: FitPlan, images: int, seconds_an_image: float) -> None:
         """Say in one line what the fit will take; refuse it where that is not there."""
         left = self._memory_left()
         seconds = images * seconds_an_image + plan.seconds()
@@ -246,15 +257,7 @@ class FeatureMethod(Method):
         return FeatureMaps(tuple(given[tap].to(extractor.device) for tap in extractor.taps), size)
 
     def _device(self) -> torch.device:
-        if self.device == "auto":
-            return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-        try:
-            return torch.zeros((), dtype=torch.float64, device=self.device).device
-        except (RuntimeError, AssertionError, TypeError) as error:
-            reason = str(error).splitlines()[0]
-            raise ArgumentError.about(
-                "device", expected="auto, cpu, cuda or cuda:N, present here", got=f"{self.device} ({reason})"
-            ) from None
+        return find_device(self.device)
 
     def _require_fit(self, what: str) -> None:
         if not hasattr(self, "extractor_"):

@@ -6,7 +6,6 @@ offset that solves either problem is an order statistic: at most a share `nu` of
 
 from __future__ import annotations
 
-import math
 from abc import abstractmethod
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -29,8 +28,9 @@ from ..ops.kernels import (
     learn_reduction,
     reduce,
 )
+from ..parameters import parameter
 from ..types import FeatureMaps, Scores
-from ._base import FeatureMethod, Plan
+from ._base import FeatureMethod, FitPlan
 
 
 @dataclass(kw_only=True)
@@ -52,16 +52,16 @@ class KernelMethod(FeatureMethod):
     components: random frequencies (two numbers each), or images, that the approximation takes.
     """
 
-    nu: float = 0.1
+    nu: float = parameter(0.1, above=0, at_most=1)
     kernel: KernelName = "rbf"
-    gamma: float | None = None
-    degree: int = 3
-    coef0: float = 1.0
+    gamma: float | None = parameter(None, above=0)
+    degree: int = parameter(3, at_least=1)
+    coef0: float = parameter(1.0, at_least=0)
     normalise: bool = True
     standardise: bool = False
-    pca: float | None = None
+    pca: float | None = parameter(None, above=0, at_most=1)
     approximation: Literal["none", "fourier", "nystroem"] = "none"
-    components: int = 256
+    components: int = parameter(256, at_least=1)
 
     own: ClassVar[float]
     """Weight of k(x, x) in the score."""
@@ -74,26 +74,14 @@ class KernelMethod(FeatureMethod):
     def _solver_cost(self, images: int, dimension: int) -> tuple[float, float]:
         """Hook: bytes and operations of an exact `_solve`."""
 
-    def _check_parameters(self) -> None:
-        for name, expected, right in (
-            ("nu", "a share in (0, 1]", 0 < self.nu <= 1),
-            ("kernel", "rbf, linear or poly", self.kernel in ("rbf", "linear", "poly")),
-            ("gamma", "None or a number above 0", self.gamma is None or 0 < self.gamma < math.inf),
-            ("degree", "a whole number of at least 1", type(self.degree) is int and self.degree >= 1),
-            ("coef0", "a number of at least 0", 0 <= self.coef0 < math.inf),
-            ("pca", "None or a share in (0, 1]", self.pca is None or 0 < self.pca <= 1),
-            ("components", "a whole number of at least 1", type(self.components) is int and self.components >= 1),
-            ("approximation", "none, fourier or nystroem", self.approximation in ("none", "fourier", "nystroem")),
-        ):
-            if not right:
-                raise ArgumentError.about(name, expected=expected, got=getattr(self, name))
+    def _check_together(self) -> None:
         if self.approximation == "fourier" and self.kernel != "rbf":
             raise ArgumentError.about("kernel", expected="rbf with approximation='fourier'", got=self.kernel)
 
     def _default_taps(self, row: Backbone) -> tuple[str, ...]:
         return (row.deepest or row.taps[-1],)
 
-    def _plan(self, first: FeatureMaps, images: int) -> Plan:
+    def _plan(self, first: FeatureMaps, images: int) -> FitPlan:
         dimension = sum(m.shape[1] for m in first.maps)
         vectors = images * dimension * 4
         prepared = 0 if self.pca is None and not self.standardise else 8 * vectors
@@ -103,7 +91,7 @@ class KernelMethod(FeatureMethod):
             mapped = self.components * (2 if self.approximation == "fourier" else 1)
             # Measured: about 110 bytes a number of the mapped points, and 60 operations times their length.
             size, needed, operations = dimension * mapped * 8, 110.0 * images * mapped, 60.0 * images * mapped**2
-        return Plan(
+        return FitPlan(
             model_bytes=size,
             peak_bytes=int(2 * vectors + max(prepared, needed)) + size + 65536 * min(images, 4096),  # kernel's blocks
             operations=operations,

@@ -27,7 +27,7 @@ from ..features.weights import StateDict, find_weights
 from ..ops.neighbours import Exact, ExactIndex
 from ..training.loop import Checkpoint, Course, Objective, Recipe, Watch, batch_of, optimise
 from ..types import FeatureMaps, ImageBatch, ImageBatches, Scores
-from ._base import FeatureMethod, Plan, announced, check_batch
+from ._base import FeatureMethod, FitPlan, announced, check_batch
 from ._training import log_progress
 
 _T = TypeVar("_T", bound="TrainedMethod")
@@ -155,7 +155,7 @@ class TrainedMethod(FeatureMethod):
     def fit(self: _T, images: ImageBatches) -> _T:
         """Learn from normal images; forgets earlier fits."""
         self._forget()
-        self._check_parameters()
+        self.check()
         start = monotonic()
         try:
             with torch.inference_mode(False):
@@ -196,7 +196,7 @@ class TrainedMethod(FeatureMethod):
         """Hook: the network that is trained."""
         return find_backbone(self.backbone)
 
-    def _check_parameters(self) -> None:
+    def _check_together(self) -> None:
         for name, right in (("epochs", self.epochs is None or _whole(self.epochs)), ("batch", _whole(self.batch))):
             if not right:
                 raise ArgumentError.about(name, expected="a whole number of at least 1", got=getattr(self, name))
@@ -206,10 +206,10 @@ class TrainedMethod(FeatureMethod):
     def _default_taps(self, row: Backbone) -> tuple[str, ...]:
         return (row.deepest or row.taps[-1],)
 
-    def _plan(self, first: FeatureMaps, images: int) -> Plan:
+    def _plan(self, first: FeatureMaps, images: int) -> FitPlan:
         height, width = first.image_size
         vectors = images * sum(m.shape[1] for m in first.maps) * 4
-        return Plan(model_bytes=vectors, peak_bytes=3 * height * width * images + 2 * vectors)
+        return FitPlan(model_bytes=vectors, peak_bytes=3 * height * width * images + 2 * vectors)
 
     def _maps(self, batch: ImageBatch) -> FeatureMaps:
         if batch.features is not None:
@@ -373,8 +373,8 @@ class TrainedNeighbours(TrainedMethod):
 
     k: int = 2
 
-    def _check_parameters(self) -> None:
-        super()._check_parameters()
+    def _check_together(self) -> None:
+        super()._check_together()
         if not _whole(self.k):
             raise ArgumentError.about("k", expected="a whole number of at least 1", got=self.k)
 

@@ -20,11 +20,12 @@ from torch.nn import functional
 
 from .. import persist
 from ..errors import ArgumentError
+from ..features.backbones import Backbone
 from ..ops.flows import ConditionalFlow, position_code
 from ..ops.maps import enlarge_and_smooth
 from ..training.loop import Adam, Checkpoint, Cosine, Recipe, Watch, generator, optimise
 from ..types import FeatureMaps, Scores, Size
-from ._base import FeatureMethod, Plan
+from ._base import FeatureMethod, FitPlan
 from ._training import check_training, log_progress, split_off
 
 _LOOKS = 20
@@ -80,7 +81,7 @@ class CFlow(FeatureMethod):
     checkpoint: str | None = None
     time_limit: float | None = None
 
-    def _check_parameters(self) -> None:
+    def _check_together(self) -> None:
         check_training(self)
         for name, expected, right in (
             ("clamp", "a number above 0", self.clamp > 0),
@@ -92,10 +93,13 @@ class CFlow(FeatureMethod):
             if not right:
                 raise ArgumentError.about(name, expected=expected, got=getattr(self, name))
 
-    def _plan(self, first: FeatureMaps, images: int) -> Plan:
+    def _default_taps(self, row: Backbone) -> tuple[str, ...]:
+        return row.taps
+
+    def _plan(self, first: FeatureMaps, images: int) -> FitPlan:
         layers = [images * m[0].numel() * 4 for m in first.maps]
         model = sum(self._size(m.shape[1]) for m in first.maps)
-        return Plan(
+        return FitPlan(
             model_bytes=4 * model,
             # A layer is there twice while its batches are joined; training holds gradients, moments and the best state.
             peak_bytes=sum(layers) + max(layers) + 20 * model,

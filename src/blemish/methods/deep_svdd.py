@@ -67,8 +67,8 @@ class DeepSVDD(TrainedMethod):
     weight_decay: float = 5e-7
     collapse: float = 1e-4
 
-    def _check_parameters(self) -> None:
-        super()._check_parameters()
+    def _check_together(self) -> None:
+        super()._check_together()
         for name, expected, right in (
             ("network", "lenet or backbone", self.network in ("lenet", "backbone")),
             ("boundary", "hard or soft", self.boundary in ("hard", "soft")),

@@ -22,8 +22,9 @@ from ..errors import ArgumentError
 from ..features.backbones import Backbone
 from ..features.patches import pool
 from ..ops.shrinkage import ShrinkageSums
+from ..parameters import parameter
 from ..types import FeatureMaps, Scores
-from ._base import GrowingMethod, Plan
+from ._base import FitPlan, GrowingMethod
 
 
 @dataclass(kw_only=True)
@@ -40,7 +41,7 @@ class GaussianAD(GrowingMethod):
     name: ClassVar[str] = "gaussian"
 
     components: Literal["all", "pca", "npca"] = "all"
-    variance: float | None = None
+    variance: float | None = parameter(None, above=0, at_most=1)
 
     def _images(self, first: FeatureMaps) -> int:
         return int(self.sums_[0].count)
@@ -60,18 +61,12 @@ class GaussianAD(GrowingMethod):
             sums.merge(others)
         self._finish(merged)
 
-    def _check_parameters(self) -> None:
-        if self.components not in ("all", "pca", "npca"):
-            raise ArgumentError.about("components", expected="all, pca or npca", got=self.components)
-        if self.variance is not None and not 0 < self.variance <= 1:
-            raise ArgumentError.about("variance", expected="a share in (0, 1]", got=self.variance)
-
     def _default_taps(self, row: Backbone) -> tuple[str, ...]:
         return row.taps if not row.deepest or row.deepest in row.taps else (*row.taps, row.deepest)
 
-    def _plan(self, first: FeatureMaps, images: int) -> Plan:
+    def _plan(self, first: FeatureMaps, images: int) -> FitPlan:
         size = sum(m.shape[1] ** 2 for m in first.maps)
-        return Plan(model_bytes=size * 12, peak_bytes=size * 12 + max(m.shape[1] for m in first.maps) ** 2 * 32)
+        return FitPlan(model_bytes=size * 12, peak_bytes=size * 12 + max(m.shape[1] for m in first.maps) ** 2 * 32)
 
     def _learn(self, features: Iterator[FeatureMaps], *, expected: int | None) -> None:
         first = next(features)

@@ -29,7 +29,7 @@ from ..ops.separation import separation
 from ..ops.shrinkage import ShrinkageSums
 from ..training.loop import Adam, Checkpoint, Recipe, Watch, batch_of, generator, optimise
 from ..types import FeatureMaps, ImageBatch, ImageBatches, Scores
-from ._base import FeatureMethod, Plan, check_batch
+from ._base import FeatureMethod, FitPlan, check_batch
 from ._training import check_training, log_progress, split_off
 
 _M = TypeVar("_M", bound="GaussianFinetune")
@@ -83,7 +83,7 @@ class GaussianFinetune(FeatureMethod):
         finally:
             self._pixels = []
 
-    def _check_parameters(self) -> None:
+    def _check_together(self) -> None:
         check_training(self)
         if self.covariance not in ("full", "diagonal", "identity"):
             raise ArgumentError.about("covariance", expected="full, diagonal or identity", got=self.covariance)
@@ -99,12 +99,12 @@ class GaussianFinetune(FeatureMethod):
     def _default_taps(self, row: Backbone) -> tuple[str, ...]:
         return row.taps if not row.deepest or row.deepest in row.taps else (*row.taps, row.deepest)
 
-    def _plan(self, first: FeatureMaps, images: int) -> Plan:
+    def _plan(self, first: FeatureMaps, images: int) -> FitPlan:
         model = 4 * sum(2 * m.shape[1] ** 2 for m in first.maps)
         height, width = first.image_size
         # The pixels are there twice while they are joined; the held-out ones once more a family.
         pixels = 12 * height * width * images * (2 + self.validation * len(self._families()))
-        return Plan(
+        return FitPlan(
             model_bytes=model,
             peak_bytes=int(pixels) + 12 * model,
             instead="Give fewer images, or a smaller size: all are held in memory.",

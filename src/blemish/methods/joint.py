@@ -47,8 +47,8 @@ class Joint(TrainedNeighbours):
     weight_decay: float = 5e-5
     momentum: float = 0.0
 
-    def _check_parameters(self) -> None:
-        super()._check_parameters()
+    def _check_together(self) -> None:
+        super()._check_together()
         if self.reference is None:
             raise ArgumentError.about(
                 "reference", expected="a folder of class folders", got="None", instead="Any other labelled images do."

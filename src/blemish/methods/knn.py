@@ -18,9 +18,10 @@ from torch.nn import functional
 from ..errors import ArgumentError
 from ..features.backbones import Backbone
 from ..features.patches import pool
-from ..ops.neighbours import Exact, IndexFactory, check_index, midpoints, recall
+from ..ops.neighbours import Exact, IndexFactory, midpoints, recall
+from ..parameters import parameter
 from ..types import FeatureMaps, Scores
-from ._base import GrowingMethod, Plan
+from ._base import FitPlan, GrowingMethod
 
 _RECALL_QUERIES = 2048
 
@@ -33,15 +34,15 @@ class KNN(GrowingMethod):
     ----------
     k: how many neighbours (the paper: 2).
     normalise: bring each embedding to length 1 first; how strongly a network fires says little about normality.
-    index: what searches the bank; None searches all of it. `recall_` is the share of the k nearest that it finds,
-        measured at fit on midpoints of learned vectors.
+    index: what searches the bank, such as `blemish.edges.faiss.Faiss('ivf256')`; None searches all of it. `recall_` is
+        the share of the k nearest that it finds, measured at fit on midpoints of learned vectors.
     """
 
     name: ClassVar[str] = "knn"
 
-    k: int = 2
+    k: int = parameter(2, at_least=1)
     normalise: bool = False
-    index: IndexFactory | None = None
+    index: IndexFactory | None = parameter(None, option=True)
 
     def _images(self, first: FeatureMaps) -> int:
         return len(self.bank_)
@@ -57,18 +58,12 @@ class KNN(GrowingMethod):
             raise ArgumentError.about("other", expected=f"vectors of {mine.shape[1]} numbers", got=theirs.shape[1])
         self._append([theirs])
 
-    def _check_parameters(self) -> None:
-        if type(self.k) is not int or self.k < 1:
-            raise ArgumentError.about("k", expected="a whole number of at least 1", got=self.k)
-
-        check_index(self.index)
-
     def _default_taps(self, row: Backbone) -> tuple[str, ...]:
         return (row.deepest or row.taps[-1],)
 
-    def _plan(self, first: FeatureMaps, images: int) -> Plan:
+    def _plan(self, first: FeatureMaps, images: int) -> FitPlan:
         size = images * sum(m.shape[1] for m in first.maps) * 4
-        return Plan(model_bytes=size, peak_bytes=2 * size)
+        return FitPlan(model_bytes=size, peak_bytes=2 * size)
 
     def _learn(self, features: Iterator[FeatureMaps], *, expected: int | None) -> None:
         first = next(features)

@@ -39,8 +39,8 @@ class MeanShifted(TrainedNeighbours):
     rate: float = 1e-5
     weight_decay: float = 5e-5
 
-    def _check_parameters(self) -> None:
-        super()._check_parameters()
+    def _check_together(self) -> None:
+        super()._check_together()
         if not self.temperature > 0:
             raise ArgumentError.about("temperature", expected="a number above 0", got=self.temperature)
 

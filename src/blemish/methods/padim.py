@@ -24,8 +24,9 @@ from ..features.backbones import Backbone, find_backbone
 from ..features.patches import concatenate, project, random_channels, semi_orthogonal
 from ..ops.gaussian import Gaussian, Moments
 from ..ops.maps import enlarge_and_smooth
+from ..parameters import parameter
 from ..types import FeatureMaps, Scores
-from ._base import GrowingMethod, Plan
+from ._base import FitPlan, GrowingMethod
 
 
 @dataclass(kw_only=True)
@@ -45,10 +46,10 @@ class PaDiM(GrowingMethod):
     name: ClassVar[str] = "padim"
     paper: ClassVar[dict[str, object]] = {"reduction": "random", "eps": 0.01}
 
-    dimensions: int | None = None
+    dimensions: int | None = parameter(None, at_least=1)
     reduction: Literal["random", "orthogonal", "none"] = "orthogonal"
-    eps: float = 0.001
-    sigma: float = 4.0
+    eps: float = parameter(0.001, above=0)
+    sigma: float = parameter(4.0, at_least=0)
     storage: Literal["float32", "float16"] = "float32"
 
     def __post_init__(self) -> None:
@@ -86,14 +87,14 @@ class PaDiM(GrowingMethod):
         # out of fewer loses less.
         return row.narrow or row.taps
 
-    def _plan(self, first: FeatureMaps, images: int) -> Plan:
+    def _plan(self, first: FeatureMaps, images: int) -> FitPlan:
         channels = [m.shape[1] for m in first.maps]
         d = self._dimensions() or sum(channels)
         positions = max(m.shape[2] * m.shape[3] for m in first.maps)
         numbers = positions * d * min(images, d) * (2 if self.storage == "float16" else 4)
         # Few images: their rows become the factor. Many: the float64 scatter, then half of the rows or the factor.
         peak = positions * d * images * 4 if images <= d else positions * d * d * 12
-        return Plan(
+        return FitPlan(
             model_bytes=numbers,
             peak_bytes=peak,
             operations=2.0 * positions * d * d * images + 6.0 * positions * min(d, images) ** 2 * d,
@@ -191,18 +192,6 @@ class PaDiM(GrowingMethod):
                 got=f"size {features.image_size}",
                 instead="PaDiM has one Gaussian a position; use one Preprocess for all images.",
             )
-
-    def _check_parameters(self) -> None:
-        if self.reduction not in ("random", "orthogonal", "none"):
-            raise ArgumentError.about("reduction", expected="random, orthogonal or none", got=self.reduction)
-        if self.storage not in ("float32", "float16"):
-            raise ArgumentError.about("storage", expected="float32 or float16", got=self.storage)
-        if self.dimensions is not None and type(self.dimensions) is not int:
-            raise ArgumentError.about("dimensions", expected="a whole number, or None", got=self.dimensions)
-        if not 0 < self.eps < float("inf"):
-            raise ArgumentError.about("eps", expected="a number above 0", got=self.eps, instead="The paper has 0.01.")
-        if not self.sigma >= 0:
-            raise ArgumentError.about("sigma", expected="a number of pixels, 0 for no smoothing", got=self.sigma)
 
 
 def _pair(tensor: Tensor) -> tuple[int, int]:

@@ -75,8 +75,8 @@ class PANDA(TrainedNeighbours):
             stages = [self._to_centre(pool(extractor(batch.pixels).maps[0])) for extractor in self._stages()]
             return Scores((torch.stack(stages) / self.means_[:, None]).amax(dim=0), None)
 
-    def _check_parameters(self) -> None:
-        super()._check_parameters()
+    def _check_together(self) -> None:
+        super()._check_together()
         for name, known in (
             ("stop", tuple(_EPOCHS)),
             ("choose", ("last", "criterion")),

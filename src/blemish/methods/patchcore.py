@@ -23,9 +23,10 @@ from ..features.backbones import Backbone
 from ..features.patches import average_patches, gaussian_projection, unfolded_patches, unfolding_kernels
 from ..ops.coreset import CoresetStream, reducing_capacity
 from ..ops.maps import enlarge_and_smooth
-from ..ops.neighbours import Exact, Index, IndexFactory, Storage, check_index, recall
+from ..ops.neighbours import Exact, Index, IndexFactory, Storage, recall
+from ..parameters import parameter
 from ..types import FeatureMaps, Scores
-from ._base import GrowingMethod, Plan
+from ._base import FitPlan, GrowingMethod
 
 _log = logging.getLogger("blemish")
 _ERROR_PATCHES = 2048
@@ -55,7 +56,7 @@ class PatchCore(GrowingMethod):
     reserve: patches to keep, in int8, for each one in the bank: `partial_fit` and `merge` choose the new bank from
         them and the new patches. 0: from the bank alone, which is a worse choice.
     storage: of the bank; `storage_error_` then holds the largest change of a patch distance, relative to their mean.
-    index: what searches the bank; None searches all of it.
+    index: what searches the bank, such as `blemish.edges.faiss.Faiss('ivf256')`; None searches all of it.
     """
 
     name: ClassVar[str] = "patchcore"
@@ -63,18 +64,18 @@ class PatchCore(GrowingMethod):
     exact_update: ClassVar[bool] = False
 
     patches: Literal["average", "unfold"] = "average"
-    dimensions: int = 1024
-    ratio: float = 0.01
-    count: int | None = None
-    radius: float = 0.0
-    projection: int = 128
-    starts: int = 0
-    reweight: int = 0
+    dimensions: int = parameter(1024, at_least=1)
+    ratio: float = parameter(0.01, above=0, at_most=1)
+    count: int | None = parameter(None, at_least=1)
+    radius: float = parameter(0.0, at_least=0)
+    projection: int = parameter(128, at_least=0)
+    starts: int = parameter(0, at_least=0)
+    reweight: int = parameter(0, at_least=0)
     squared: bool = False
-    sigma: float = 4.0
-    reserve: int = 16
+    sigma: float = parameter(4.0, at_least=0)
+    reserve: int = parameter(16, at_least=0)
     storage: Storage = "float32"
-    index: IndexFactory | None = None
+    index: IndexFactory | None = parameter(None, option=True)
 
     def _images(self, first: FeatureMaps) -> int:
         return self.seen_ // (first.maps[0].shape[2] * first.maps[0].shape[3])
@@ -102,37 +103,16 @@ class PatchCore(GrowingMethod):
             return self.bank_.vectors(), self.radius_
         return self.reserve_.vectors(), self.reserve_radius_
 
-    def _check_parameters(self) -> None:
-        if self.patches not in ("average", "unfold"):
-            raise ArgumentError.about("patches", expected="average or unfold", got=self.patches)
-        if self.storage not in ("float32", "float16", "int8"):
-            raise ArgumentError.about("storage", expected="float32, float16 or int8", got=self.storage)
-        if not 0 < self.ratio <= 1:
-            raise ArgumentError.about("ratio", expected="a share in (0, 1]", got=self.ratio)
-        check_index(self.index)
+    def _check_together(self) -> None:
         if self.index is not None and self.storage != "float32":
             raise ArgumentError.about("storage", expected="float32 with an index of your own", got=self.storage)
         if self.reweight == 1:
             raise ArgumentError.about("reweight", expected="0, or at least 2 neighbours", got=1)
-        for name, least in (
-            ("count", 1),
-            ("dimensions", 1),
-            ("projection", 0),
-            ("starts", 0),
-            ("reserve", 0),
-            ("reweight", 0),
-        ):
-            value = getattr(self, name)
-            if not (name == "count" and value is None) and (type(value) is not int or value < least):
-                raise ArgumentError.about(name, expected=f"a whole number of at least {least}", got=value)
-        for name in ("radius", "sigma"):
-            if not getattr(self, name) >= 0:
-                raise ArgumentError.about(name, expected="a number of at least 0", got=getattr(self, name))
 
     def _default_taps(self, row: Backbone) -> tuple[str, ...]:
         return row.taps[-2:]
 
-    def _plan(self, first: FeatureMaps, images: int) -> Plan:
+    def _plan(self, first: FeatureMaps, images: int) -> FitPlan:
         positions = first.maps[0].shape[2] * first.maps[0].shape[3]
         d = self.dimensions if self.patches == "unfold" else sum(m.shape[1] for m in first.maps)
         total = images * positions
@@ -140,7 +120,7 @@ class PatchCore(GrowingMethod):
         self._factory().check(d, kept)
         # Merge and reduce keeps a part of the buffer for new patches, and the rest must hold the bank.
         capacity = max(self._capacity(total, d, kept), min(total, 4 * kept // 3))
-        return Plan(
+        return FitPlan(
             model_bytes=kept * d * _BYTES[self.storage] + self._reserve_bytes(total, d, kept),
             peak_bytes=capacity * self._bytes_a_patch(d) + self._kept_bytes(total, d, kept),
             operations=2.0 * capacity * kept * (self.projection or d) * (total / capacity) ** 0.5,

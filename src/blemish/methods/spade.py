@@ -17,12 +17,13 @@ import torch
 from torch import Tensor
 
 from ..errors import ArgumentError
-from ..features.backbones import Backbone
+from ..features.backbones import Backbone, find_backbone
 from ..features.patches import pool
 from ..ops.maps import enlarge_and_smooth
 from ..ops.neighbours import Exact, nearest_squared
+from ..parameters import parameter
 from ..types import FeatureMaps, Scores
-from ._base import GrowingMethod, Plan
+from ._base import FitPlan, GrowingMethod
 
 
 @dataclass(kw_only=True)
@@ -42,8 +43,8 @@ class SPADE(GrowingMethod):
     name: ClassVar[str] = "spade"
 
     retrieval: str | None = None
-    k: int = 50
-    sigma: float = 4.0
+    k: int = parameter(50, at_least=1)
+    sigma: float = parameter(4.0, at_least=0)
     storage: Literal["float32", "float16"] = "float32"
 
     def _images(self, first: FeatureMaps) -> int:
@@ -55,30 +56,23 @@ class SPADE(GrowingMethod):
     def _absorb(self, other: SPADE) -> None:
         self._append([(other.pooled_, other.gallery_)])
 
-    def _check_parameters(self) -> None:
-        if type(self.k) is not int or self.k < 1:
-            raise ArgumentError.about("k", expected="a whole number of at least 1", got=self.k)
-        if not self.sigma >= 0:
-            raise ArgumentError.about("sigma", expected="a number of pixels, 0 for no smoothing", got=self.sigma)
-        if self.storage not in ("float32", "float16"):
-            raise ArgumentError.about("storage", expected="float32 or float16", got=self.storage)
+    def _default_taps(self, row: Backbone) -> tuple[str, ...]:
+        return row.taps
 
-    def _taps(self, row: Backbone) -> tuple[str, ...]:
-        gallery = super()._taps(row)
-        retrieval = self.retrieval or row.deepest or row.taps[-1]
-        self._gallery_size, self._retrieval = len(gallery), (*gallery, retrieval).index(retrieval)
-        return gallery if retrieval in gallery else (*gallery, retrieval)
+    def _further_tap(self, row: Backbone) -> str:
+        return self.retrieval or row.deepest or row.taps[-1]
 
     def _layers(self, features: FeatureMaps) -> tuple[Tensor, ...]:
-        return features.maps[: self._gallery_size]
+        return features.maps[: len(self.taps or find_backbone(self.backbone).taps)]
 
     def _pooled(self, features: FeatureMaps) -> Tensor:
-        return pool(features.maps[self._retrieval])
+        row = find_backbone(self.backbone)
+        return pool(features.maps[self._taps(row).index(self._further_tap(row))])
 
-    def _plan(self, first: FeatureMaps, images: int) -> Plan:
-        numbers = sum(m[0].numel() for m in self._layers(first)) + first.maps[self._retrieval].shape[1]
+    def _plan(self, first: FeatureMaps, images: int) -> FitPlan:
+        numbers = sum(m[0].numel() for m in self._layers(first)) + self._pooled(first).shape[1]
         size = images * numbers * (2 if self.storage == "float16" else 4)
-        return Plan(
+        return FitPlan(
             model_bytes=size,
             peak_bytes=size + 2 * len(first.maps[0]) * numbers * 4,
             instead="Write storage=float16 for half of it, give fewer layers (taps), or use patchcore, which keeps a "

@@ -58,14 +58,6 @@ class IndexFactory(Protocol):
         """Take back what `Index.state` handed out."""
 
 
-def check_index(index: IndexFactory | None) -> None:
-    """Refuse anything but an `IndexFactory` or None, such as a name."""
-    if index is not None and not all(hasattr(index, part) for part in ("name", "check", "build", "restore")):
-        raise ArgumentError.about(
-            "index", expected="None or a factory", got=index, instead="Write index=blemish.edges.faiss.Faiss('ivf256')."
-        )
-
-
 def midpoints(vectors: Tensor, count: int, *, seed: int) -> Tensor:
     """Up to `count` points half-way between random pairs of `(n, dimension)` vectors: queries like those to come."""
     pairs = torch.randint(len(vectors), (2, min(count, len(vectors))), generator=torch.Generator().manual_seed(seed))

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter
 
-from ..methods import METHODS
+from ..methods.registry import METHODS
 from ..study.compare import Cost, Curve, Grid, Measured, Pair, grouped, spread
 from .figures import FAINT, INK, drawable, png, tidy
 from .ood_figures import LINES, WIDTH

@@ -25,7 +25,8 @@ from ..features.weights import StateDict, find_weights
 from ..images.preprocess import Preprocess
 from ..images.source import Batches
 from ..memory import available_bytes, forget_peak, peak_since
-from ..methods import METHODS, FeatureMethod
+from ..methods import FeatureMethod
+from ..methods.registry import METHODS
 from ..persist import digest
 from .plan import Cell, Group
 from .run import Finished, Message, Reading, Settings, Started

@@ -265,7 +265,7 @@ def parse_method(spec: str, *, preset: str = "default") -> tuple[str, dict[str, 
     >>> parse_method("padim,dimensions=50,sigma=2")
     ('padim', {'dimensions': 50, 'sigma': 2.0})
     """
-    from ..methods import METHODS
+    from ..methods.registry import METHODS
 
     name, *settings = spec.split(",")
     if name not in METHODS:
@@ -301,7 +301,7 @@ def split_methods(text: str) -> tuple[str, ...]:
 
 
 def _parameters_of(method: str) -> dict[str, Any]:
-    from ..methods import METHODS
+    from ..methods.registry import METHODS
 
     names = [field for field in fields(METHODS[method]) if field.name not in _FIXED]  # type: ignore[arg-type]
     return {field.name: field.default for field in names}
