@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from blemish.datasets.synthetic import write_dataset
 from blemish.study.group import run_group
-from blemish.study.plan import Plan
-from blemish.study.run import Settings, Started, WorkerDied
+from blemish.study.messages import Started, WorkerDied, WorkerSettings
+from blemish.study.plan import StudyPlan
 
-ONE_THREAD = Settings(threads=1)
+ONE_THREAD = WorkerSettings(threads=1)
 
 
 def write_products(folder):
@@ -19,7 +19,7 @@ def write_products(folder):
 
 def plan(root, /, **changes):
     small = {"backbones": ("filters",), "resize": 64, "held_out": 0.25, "false_alarm_rate": 0.25, "intervals": False}
-    return Plan(**{"data": (str(root / "washer"),), "methods": ("padim", "knn"), **small, **changes})
+    return StudyPlan(**{"data": (str(root / "washer"),), "methods": ("padim", "knn"), **small, **changes})
 
 
 class Inline:

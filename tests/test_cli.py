@@ -158,14 +158,14 @@ def test_update(model, dataset, tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--method", "magic"], "--method: expected one of padim"),
-        (["--set", "epsilon=1"], "--set: expected a parameter of padim: .*eps.* got epsilon"),
+        (["--method", "magic"], "method: expected one of cflow, .* got magic"),
+        (["--set", "epsilon=1"], "--set: expected a parameter out of .*eps.* got epsilon"),
         (["--set", "seed=3"], "--set: expected no parameter that has an option, got seed. Use --seed"),
         (["--set", "eps"], "--set: expected KEY=VALUE, got eps"),
-        (["--set", "eps=small"], "--set eps: expected a value like 0.001, got small"),
+        (["--set", "eps=small"], "--set, eps: expected a number above 0, got small. The default is 0.001"),
         (["--backbone", "resnet19"], "backbone: expected a name of the table, such as .*resnet18.* got resnet19"),
         (["--false-alarm-rate", "0.001"], "needs at least 999 held-out normal images, there are 6"),
-        (["--out", "/nowhere/at/all/m"], "--out or --report: expected a file in an existing folder"),
+        (["--out", "/nowhere/at/all/m"], "/nowhere/at/all/m: expected a file in an existing folder"),
     ],
 )
 def test_wrong_use_is_one_line_and_status_1(dataset, tmp_path, arguments, message):
@@ -245,7 +245,8 @@ def test_a_fit_that_needs_too_much_memory_is_refused(dataset, tmp_path):
     [
         (["--resize", "big"], "--resize: expected SIDE or HEIGHTxWIDTH"),
         (["--resize", "64x128", "--preset", "paper"], "--resize: expected one SIDE with --preset paper"),
-        (["--index", "annoy"], "index: expected exact or faiss:"),
+        (["--index", "annoy", "--method", "knn"], "index: expected exact or faiss:"),
+        (["--index", "exact"], "--method: expected an option that padim knows"),
         (["--set", "memory_gb=4"], "Use --memory"),
         (["--tile", "512"], "tile: expected at most the preprocessed image's 256 pixels"),
     ],

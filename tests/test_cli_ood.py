@@ -84,7 +84,7 @@ def test_score_refuses_what_cannot_be(data):
     error = run("score", data / "test", *MODEL, "--calibration", data / "test", status=1).stderr
     assert "16 equal images" in error
     assert "one of msp" in run("score", data / "test", *MODEL, "--detector", "magic", status=1).stderr
-    assert "a parameter of" in run("score", data / "test", *MODEL, "--detector", "odin,size=3", status=1).stderr
+    assert "a parameter out of" in run("score", data / "test", *MODEL, "--detector", "odin,size=3", status=1).stderr
 
 
 def test_what_is_scored_before_an_error_is_not_lost(data, tmp_path):
@@ -196,7 +196,7 @@ def test_tuning_without_outliers(data, tmp_path):
     )
     assert (printed["objective"], printed["grid"]["temperatures"]) == ("inliers", [10.0])
     assert (
-        "numbers separated by commas"
+        "expected a list of numbers of at least 0, got a"
         in run("tune", data / "test", *MODEL, "--eps", "a", "--out", tmp_path / "t.json", status=1).stderr
     )
 

@@ -209,8 +209,13 @@ def test_reading_batches_by_hand_gives_the_same(fitted):
             "0.05 needs at least 19 held-out normal images, there are 8",
         ),
         ({"calibration": "maybe"}, NORMAL, ArgumentError, "calibration: expected split or none, got maybe"),
-        ({"held_out": 1.0}, NORMAL, ArgumentError, "held_out: expected a share between 0 and 1, got 1.0"),
-        ({"preprocess": "big"}, NORMAL, ArgumentError, "preprocess: expected default or paper, got big"),
+        ({"held_out": 1.0}, NORMAL, ArgumentError, r"held_out: expected a number in \(0, 1\), got 1.0"),
+        (
+            {"preprocess": "big"},
+            NORMAL,
+            ArgumentError,
+            "preprocess: expected a Preprocess or default or paper, got big",
+        ),
         ({}, [], DatasetError, "images: expected normal images to fit on, got none"),
     ],
 )

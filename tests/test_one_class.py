@@ -18,7 +18,7 @@ from blemish.datasets.labelled import find_classes, open_labelled, open_parts
 from blemish.datasets.layouts import OneClass, one_class
 from blemish.errors import ArgumentError, DatasetError
 from blemish.methods import OneClassSVM
-from blemish.study.plan import Plan
+from blemish.study.plan import StudyPlan
 
 CLASSES = {"cat": 60, "dog": 120, "eel": 180}
 
@@ -212,7 +212,7 @@ def test_how_it_is_spelled(tmp_path):
 
 def test_a_star_stands_for_each_class_in_a_plan(animals, tmp_path):
     def folders(*data):
-        cells = Plan(data=data, methods=("ocsvm",), backbones=("filters",)).cells()
+        cells = StudyPlan(data=data, methods=("ocsvm",), backbones=("filters",)).cells()
         return [Path(cell.dataset).name for cell in cells]
 
     assert folders(f"{animals}:one-class=*") == [f"animals:one-class={name}" for name in CLASSES]

@@ -7,7 +7,7 @@ from typer.testing import CliRunner
 
 from blemish.cli import app
 from blemish.cli import study as cli_study
-from blemish.study.plan import Plan
+from blemish.study.plan import StudyPlan
 from studies import Inline, Scripted, write_products
 
 SMALL = (
@@ -55,8 +55,8 @@ def test_a_study_prints_its_table_and_writes_its_files(data, tmp_path, here):
     assert "4 cells finished, 0 failed" in result.stdout
     assert "4/4 cells: about 0 s left; weave knn filters default seed 0: image AUROC 0." in result.stderr
     assert sorted(p.name for p in (tmp_path / "s").iterdir()) == ["plan.toml", "study.csv", "study.sqlite"]
-    written = Plan.load(tmp_path / "s" / "plan.toml")
-    assert written == Plan(
+    written = StudyPlan.load(tmp_path / "s" / "plan.toml")
+    assert written == StudyPlan(
         data=(str(data / "washer"), str(data / "weave")),
         methods=("padim,dimensions=20", "knn"),
         backbones=("filters",),
@@ -72,14 +72,14 @@ def test_a_study_prints_its_table_and_writes_its_files(data, tmp_path, here):
 
 
 def test_failures_show_in_the_table_and_in_the_exit_status(data, tmp_path, here):
-    command = (data / "washer", "--methods", "padim,eps=-1,knn", *SMALL, "--out", tmp_path)
+    command = (data / "washer", "--methods", "ocsvm,approximation=fourier,kernel=poly,knn", *SMALL, "--out", tmp_path)
     result = run(*command, status=1)
     assert "1 cells finished, 1 failed" in result.stdout
-    assert "1 failed: ArgumentError: eps: expected a number above 0, got -1.0" in result.stderr
+    assert "1 failed: ArgumentError: kernel: expected rbf with approximation='fourier', got poly" in result.stderr
     assert run(*command, status=1).stdout == result.stdout
     assert len(here.runs) == 1
     run(*command, "--retry-failed", status=1)
-    assert here.runs[1] == ["padim"]
+    assert here.runs[1] == ["ocsvm"]
 
 
 def test_json(data, tmp_path, here):
@@ -102,14 +102,20 @@ def test_an_interrupted_command_still_writes_the_table(data, tmp_path, monkeypat
 
 
 def test_a_dry_run_lists_cells_needs_and_problems_and_runs_nothing(data, tmp_path, here):
-    command = (data / "washer", tmp_path / "missing", "--methods", "padim,knn,taps=level9,padim,eps=-1", *SMALL)
+    command = (
+        data / "washer",
+        tmp_path / "missing",
+        "--methods",
+        "padim,knn,taps=level9,ocsvm,approximation=fourier,kernel=poly",
+        *SMALL,
+    )
     found = json.loads(run(*command, "--out", tmp_path / "s", "--dry-run", "--json").stdout)
     assert here.runs == []
     assert not (tmp_path / "s").exists()
     problems = [cell["problem"] for cell in found["cells"]]
     assert problems[0] == ""
     assert problems[1] == "taps: expected layers of filters, got level9."
-    assert problems[2].startswith("eps: expected a number above 0")
+    assert problems[2].startswith("kernel: expected rbf with")
     assert all("missing: expected a dataset folder" in problem for problem in problems[3:])
     first = found["cells"][0]
     assert first["images"] == 26
@@ -132,9 +138,14 @@ def test_a_dry_run_knows_what_is_done(data, tmp_path, here):
     ("arguments", "message"),
     [
         ((), "error: DATA: expected dataset folders, or --plan FILE, got none."),
-        (("d", "--methods", "padin"), "error: methods: expected one of padim, "),
-        (("d", "--seeds", "0,one"), "error: --seeds: expected whole numbers separated by commas, got 0,one."),
+        (("d", "--methods", "padin"), "error: method: expected one of cflow, "),
+        (("d", "--seeds", "0,one"), "error: --seeds: expected a list of whole numbers, got 0,one."),
         (("d", "--resize", "big"), "error: --resize: expected SIDE or HEIGHTxWIDTH"),
+        (("d", "--resize", "\u00b2"), "error: --resize: expected SIDE or HEIGHTxWIDTH"),
+        (
+            ("d", "--methods", "ocsvm,gamma=abc"),
+            "error: method ocsvm, gamma: expected a number above 0 or None, got abc",
+        ),
         (("--plan", "none.toml"), "error: none.toml: cannot be read"),
         (("d", "--plan", "p.toml", "--seeds", "1"), "error: --plan: expected all in the file, got DATA, --seeds as"),
         (("d", "--backbones", "resnet81"), "error: backbone: expected "),

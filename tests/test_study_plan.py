@@ -11,11 +11,11 @@ from pathlib import Path
 import pytest
 
 from blemish.errors import ArgumentError, DatasetError
-from blemish.study.plan import Cell, Plan, groups, split_methods
+from blemish.study.plan import Cell, StudyPlan, groups, split_methods
 
 
 def plan(**changes):
-    return Plan(**{"data": ("/data/a",), "methods": ("padim",), "backbones": ("filters",), **changes})
+    return StudyPlan(**{"data": ("/data/a",), "methods": ("padim",), "backbones": ("filters",), **changes})
 
 
 def test_cells_are_the_product_in_the_order_of_the_lists():
@@ -58,10 +58,13 @@ def test_a_cell_keeps_its_key():
 
 
 def test_keys_do_not_depend_on_the_process():
-    code = "import json; from blemish.study.plan import Plan; print(json.dumps([c.key for c in Plan(**%r).cells()]))"
+    code = (
+        "from json import dumps; from blemish.study.plan import StudyPlan;"
+        "print(dumps([c.key for c in StudyPlan(**%r).cells()]))"
+    )
     arguments = {"data": ("/data/a",), "methods": ("padim,sigma=2,eps=0.1",), "seeds": (0, 1)}
     done = subprocess.run([sys.executable, "-c", code % arguments], capture_output=True, text=True, check=True)
-    assert json.loads(done.stdout) == [cell.key for cell in Plan(**arguments).cells()]
+    assert json.loads(done.stdout) == [cell.key for cell in StudyPlan(**arguments).cells()]
 
 
 def test_the_same_combination_comes_once():
@@ -135,14 +138,14 @@ def test_toml_round_trip(tmp_path):
     )
     for one in (plan(), full):
         (tmp_path / "plan.toml").write_text(one.text(), encoding="utf-8")
-        assert Plan.load(tmp_path / "plan.toml") == one
+        assert StudyPlan.load(tmp_path / "plan.toml") == one
 
 
 def test_the_plan_on_the_page_is_one(tmp_path):
     page = (Path(__file__).parents[1] / "docs" / "study.md").read_text(encoding="utf-8")
     (example,) = re.findall(r"```toml\n(.*?)```", page, flags=re.DOTALL)
     (tmp_path / "plan.toml").write_text(example, encoding="utf-8")
-    shown = Plan.load(tmp_path / "plan.toml")
+    shown = StudyPlan.load(tmp_path / "plan.toml")
     assert {line.split(" = ")[0] for line in example.splitlines()} == set(vars(shown))
     simple = replace(shown, data=("/data/a",), backbones=("resnet18",), seeds=(0,))
     # Seven subsets and the default, of which padim has two each, but layer1 has no 100; the paper preset the same.
@@ -155,7 +158,7 @@ def test_paths_in_a_file_are_relative_to_it_and_may_have_stars(tmp_path, monkeyp
     (tmp_path / "mvtec" / "license.txt").touch()
     (tmp_path / "plan.toml").write_text('data = ["mvtec/*", "other"]\nmethods = ["knn"]\n')
     monkeypatch.chdir("/")
-    cells = Plan.load(tmp_path / "plan.toml").cells()
+    cells = StudyPlan.load(tmp_path / "plan.toml").cells()
     assert [c.dataset for c in cells] == [
         str(tmp_path / part) for part in ("mvtec/bottle", "mvtec/cable", "mvtec/screw", "other")
     ]
@@ -167,14 +170,14 @@ def test_paths_in_a_file_are_relative_to_it_and_may_have_stars(tmp_path, monkeyp
     ("text", "message"),
     [
         ("data = [", "plan.toml: not a TOML file"),
-        ('methods = ["knn"]', "plan.toml: expected a list `data`, got none"),
-        ('data = ["a"]', "plan.toml: expected a list `methods`, got none"),
+        ('methods = ["knn"]', "plan.toml: expected data: a list of texts, at least 1, got none"),
+        ('data = ["a"]', "plan.toml: expected methods: a list of texts, at least 1, got none"),
         ('data = ["a"]\nmethods = ["knn"]\nbackbone = ["x"]', "plan.toml: expected the keys data, .*, got backbone"),
-        ('data = "a"\nmethods = ["knn"]', "plan.toml: data: expected a list of texts, at least one, got a"),
-        ('data = ["a"]\nmethods = []', "plan.toml: methods: expected a list of texts, at least one"),
+        ('data = "a"\nmethods = ["knn"]', "plan.toml: data: expected a list of texts, at least 1, got a"),
+        ('data = ["a"]\nmethods = []', "plan.toml: methods: expected a list of texts, at least 1"),
         ('data = ["a"]\nmethods = ["knn"]\nseeds = [0.5]', "plan.toml: seeds: expected a list of whole numbers"),
         ('data = ["a"]\nmethods = ["knn"]\npreset = "best"', "preset: expected default or paper, got best"),
-        ('data = ["a"]\nmethods = ["knn"]\nheld_out = 1.5', "held_out: expected a share"),
+        ('data = ["a"]\nmethods = ["knn"]\nheld_out = 1.5', r"held_out: expected a number in \[0, 1\) or None"),
         ('data = ["a"]\nmethods = ["knn"]\nresize = "big"', "resize: expected"),
         ('data = ["a"]\nmethods = ["knn"]\nintervals = 3', "intervals: expected true or false, got 3"),
         ('data = ["a"]\nmethods = ["knn"]\nfalse_alarm_rate = "low"', "false_alarm_rate: expected"),
@@ -184,21 +187,22 @@ def test_paths_in_a_file_are_relative_to_it_and_may_have_stars(tmp_path, monkeyp
 def test_a_wrong_file_is_named_with_the_wrong_key(tmp_path, text, message):
     (tmp_path / "plan.toml").write_text(text)
     with pytest.raises(ArgumentError, match=message):
-        Plan.load(tmp_path / "plan.toml")
+        StudyPlan.load(tmp_path / "plan.toml")
 
 
 def test_a_missing_file_is_named(tmp_path):
     with pytest.raises(ArgumentError, match=r"none\.toml: cannot be read \(No such file"):
-        Plan.load(tmp_path / "none.toml")
+        StudyPlan.load(tmp_path / "none.toml")
 
 
 @pytest.mark.parametrize(
     ("method", "message"),
     [
-        ("padin", "methods: expected one of padim, .*, got padin"),
-        ("padim,dimension=5", "method padim: expected KEY=VALUE, KEY one of .*dimensions.*, got dimension=5"),
-        ("padim,dimensions", "method padim: expected KEY=VALUE"),
-        ("padim,seed=3", "method padim: expected KEY=VALUE, .*, got seed=3"),
+        ("padin", "method: expected one of cflow, .*, got padin"),
+        ("padim,dimension=5", "method padim: expected a parameter out of .*dimensions.*, preset, got dimension"),
+        ("padim,dimensions", "methods padim: expected KEY=VALUE, got dimensions"),
+        ("padim,eps=abc", "method padim, eps: expected a number above 0, got abc"),
+        ("padim,seed=3", "method padim: expected a parameter out of .*, got seed"),
         ("padim,preset=own", "method padim, preset: expected default or paper, got own"),
     ],
 )

@@ -23,7 +23,7 @@ from blemish.report import study_words as words
 from blemish.report.study import write_study_report
 from blemish.report.study_markdown import escaped
 from blemish.study import compare as study
-from blemish.study.plan import Plan
+from blemish.study.plan import StudyPlan
 from blemish.study.store import Store
 from reference import picks as naive
 
@@ -59,7 +59,7 @@ def fill(path, plan, result):
 
 def plan(*data, **changes):
     standard = {"data": data or ("/d/screw",), "methods": ("padim",), "backbones": ("resnet18",)}
-    return Plan(**standard | changes)
+    return StudyPlan(**standard | changes)
 
 
 def run(*arguments, status=0):

@@ -28,8 +28,9 @@ from blemish.images.decode import decode_mask
 from blemish.images.preprocess import Preprocess
 from blemish.images.source import image_files
 from blemish.methods import DeepSVDD, PaDiM
+from blemish.study.messages import Finished, ImagesRead, Started
 from blemish.study.plan import groups
-from blemish.study.run import Finished, LocalExecutor, Reading, Started, run_study
+from blemish.study.run import LocalExecutor, run_study
 from blemish.study.store import COLUMNS, COSTS, FIGURES, Store
 from studies import ONE_THREAD, Inline, Scripted, plan, write_products
 
@@ -279,7 +280,7 @@ def test_progress_counts_and_foretells(data, tmp_path):
     told = []
     run(tmp_path / "s", plan(data, methods=("padim", "knn", "padim,eps=-1")), progress=told.append)
     kinds = [type(progress.message) for progress in told]
-    assert kinds == [Reading] * 4 + [Started, Finished] * 3
+    assert kinds == [ImagesRead] * 4 + [Started, Finished] * 3
     assert [p.message.done for p in told[:4]] == [8, 16, 24, 26]
     assert [(p.finished, p.failed, p.total) for p in told[5::2]] == [(1, 0, 3), (2, 0, 3), (2, 1, 3)]
     assert told[0].seconds_left is None

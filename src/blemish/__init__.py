@@ -23,12 +23,8 @@ if TYPE_CHECKING:
     from .images.source import from_folder as from_folder
     from .images.source import from_manifest as from_manifest
     from .images.source import from_paths as from_paths
-    from .methods import KNN as KNN
-    from .methods import METHODS as METHODS
-    from .methods import SPADE as SPADE
-    from .methods import GaussianAD as GaussianAD
-    from .methods import PaDiM as PaDiM
-    from .methods import PatchCore as PatchCore
+    from .methods.registry import *  # noqa: F403
+    from .ood.registry import *  # noqa: F403
     from .report.evaluation import write_report as write_report
     from .types import Decision as Decision
     from .types import ImageBatch as ImageBatch
@@ -43,15 +39,9 @@ _HOMES = {
     "Calibration": "calibrate",
     "Decision": "types",
     "Detector": "detector",
-    "GaussianAD": "methods",
     "ImageBatch": "types",
     "ImageSource": "images.source",
-    "KNN": "methods",
-    "METHODS": "methods",
-    "PaDiM": "methods",
-    "PatchCore": "methods",
     "Preprocess": "images.preprocess",
-    "SPADE": "methods",
     "Scores": "types",
     "custom_backbone": "features.backbones",
     "evaluate": "evaluation.detector",
@@ -62,11 +52,24 @@ _HOMES = {
     "open_dataset": "datasets.layouts",
     "write_report": "report.evaluation",
 }
-
-__all__ = [*_HOMES]  # noqa: PLE0604 (strings, from the table above)
+_REGISTRIES = {"METHODS": "methods.registry", "DETECTORS": "ood.registry"}
 
 
 def __getattr__(name: str) -> object:
-    if name not in _HOMES:
-        raise AttributeError(f"module 'blemish' has no attribute {name!r}")
-    return getattr(importlib.import_module(f"blemish.{_HOMES[name]}"), name)
+    if name == "__all__":
+        return __dir__()
+    if name in _HOMES or name in _REGISTRIES:
+        return getattr(importlib.import_module(f"blemish.{(_HOMES | _REGISTRIES)[name]}"), name)
+    if not name.startswith("_"):
+        for table, home in _REGISTRIES.items():
+            for found in getattr(importlib.import_module(f"blemish.{home}"), table).values():
+                if found.__name__ == name:
+                    return found
+    raise AttributeError(f"module 'blemish' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    """The public names: those above, and all methods and detectors."""
+    tables = [getattr(importlib.import_module(f"blemish.{home}"), table) for table, home in _REGISTRIES.items()]
+    registered = [found.__name__ for table in tables for found in table.values()]
+    return sorted([*_HOMES, *_REGISTRIES, *registered])

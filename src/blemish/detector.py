@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import math
 import platform
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field, fields, is_dataclass
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Literal
@@ -23,21 +23,20 @@ from .images.preprocess import PRESETS, Preprocess
 from .images.source import Batches, ImageInput, ImageSource, OnError, Skipped, as_source
 from .images.tiling import Tiling
 from .methods import FeatureMethod, Incremental, Method
-from .methods.registry import METHODS, PaDiM
+from .methods.registry import METHODS, find_method
 from .ops.neighbours import Exact, IndexFactory
+from .parameters import Parameterised, check_parameters, parameter, parameters_of, plain_parameters, read_plain
+from .progress import Progress
 from .types import Decision, ImageBatch, Scores, Size
-
-Progress = Callable[[str, int, int], None]
-"""Called with (stage, images done, images in all) after every batch."""
 
 
 @dataclass(kw_only=True)
-class Detector:
+class Detector(Parameterised):
     """Finds anomalous images after seeing normal ones.
 
     Parameters
     ----------
-    method: the normality model.
+    method: the normality model, or its name (`blemish list methods`), which takes its defaults and `seed`.
     preprocess: `Preprocess`, or the name of a preset: `default` (256 x 256, nothing cropped), `paper` (256, crop 224).
     tile: side in pixels of the tiles in which a large preprocessed image is learned and scored; None: in one piece.
         The image's score is that of its most anomalous tile.
@@ -46,46 +45,72 @@ class Detector:
         `none` fits on all of them and gives raw scores only.
     held_out: the share to hold out.
     false_alarm_rate: the share of normal images that may be called anomalous.
-    seed: chooses the held-out images.
-    batch_size, workers, on_error: see `Batches`.
+    seed: chooses the held-out images; None: the method's seed, so that it is given once.
+    batch_size: images a forward pass.
+    workers: decoding threads.
+    on_error: at an unreadable file, `raise` an error, or `skip` it and count it.
     features: feature maps of all images that will come, made with the method's backbone and weights: they are read
         instead of the images. Not part of a model file.
 
     >>> import numpy as np
     >>> images = np.random.default_rng(0).integers(0, 255, (30, 64, 64, 3), dtype=np.uint8)
-    >>> detector = Detector(method=PaDiM(backbone="filters"), preprocess=Preprocess(64), false_alarm_rate=0.2)
+    >>> detector = Detector(method="padim", preprocess=Preprocess(64), false_alarm_rate=0.2)
     >>> decision = next(detector.fit(images).predict(images[:1]))
     >>> decision.map.shape, decision.is_anomalous
     ((64, 64), False)
     """
 
-    method: Method = field(default_factory=PaDiM)
-    preprocess: Preprocess | str = "default"
-    tile: int | None = None
-    overlap: int | None = None
+    method: Method | str = "padim"
+    preprocess: Preprocess | Literal["default", "paper"] = "default"
+    tile: int | None = parameter(None, at_least=1)
+    overlap: int | None = parameter(None, at_least=0)
     calibration: Literal["split", "none"] = "split"
-    held_out: float = 0.2
-    false_alarm_rate: float = 0.05
-    seed: int = 0
-    batch_size: int = 8
-    workers: int = 2
-    on_error: OnError = "raise"
-    features: FeatureMemory | None = field(default=None, repr=False)
+    held_out: float = parameter(0.2, above=0, below=1)
+    false_alarm_rate: float = parameter(0.05, above=0, below=1)
+    seed: int | None = None
+    batch_size: int = parameter(8, at_least=1)
+    workers: int = parameter(2, at_least=1, role="place")
+    on_error: OnError = parameter("raise", role="place")
+    features: FeatureMemory | None = field(default=None, repr=False, metadata={"role": "place"})
 
     calibration_: Calibration | None = field(default=None, init=False, repr=False)
     images_: int = field(default=0, init=False, repr=False)
     """Normal images that the method learned from; the held-out ones come on top."""
     skipped_: list[Skipped] = field(default_factory=list, init=False, repr=False)
     """Files that the latest `fit` or `predict` left out."""
+    _named: Method | None = field(default=None, init=False, repr=False, compare=False)
+
+    @property
+    def method_(self) -> Method:
+        """The method as an object: `method` itself, or what its name stands for."""
+        if not isinstance(self.method, str):
+            return self.method
+        if self._named is None:
+            kind = find_method(self.method)
+            self._named = kind(**{} if self.seed is None or "seed" not in parameters_of(kind) else {"seed": self.seed})
+        return self._named
+
+    def check(self) -> None:
+        """Refuse wrong parameters; `fit` does so before the work. Raises `ArgumentError`."""
+        check_parameters(self)
+        if self.overlap is not None and self.tile is None:
+            raise ArgumentError.about("overlap", expected="None without tiles", got=self.overlap, instead="Give tile.")
 
     def fit(self, images: ImageInput, *, progress: Progress | None = None) -> Detector:
-        """Learn from normal images: a folder, paths, arrays, or an `ImageSource`."""
-        self.calibration_, self.images_ = None, 0
+        """Learn from normal images: a folder, paths, arrays, or an `ImageSource`; forgets earlier fits.
+
+        Raises `ArgumentError` for wrong parameters or images, `DatasetError` for a folder that is not understood,
+        `CalibrationError` where the held-out images cannot support the false-alarm rate, `ImageError` for an unreadable
+        file (unless `on_error="skip"`), `WeightsError`, `NotEnoughMemoryError` before the work begins, and
+        `TrainingError` from methods that train.
+        """
+        self.check()
+        self.calibration_, self.images_, self._named = None, 0, None
         train, held_out = self._split(_normal_images(images))
         if held_out is not None and self.on_error == "skip":
             self._require_readable(held_out)
         batches = self._batches(train)
-        self.method.fit(self._tiled(_Reporting(batches, "fit", progress)))
+        self.method_.fit(self._tiled(_Reporting(batches, "fit", progress)))
         self.images_ = len(train) - len(batches.skipped)
         self.skipped_ = list(batches.skipped)
         if held_out is not None:
@@ -93,7 +118,10 @@ class Detector:
         return self
 
     def recalibrate(self, false_alarm_rate: float) -> Detector:
-        """Choose another false-alarm rate; the held-out scores are at hand, so nothing is fitted again."""
+        """Choose another false-alarm rate; the held-out scores are at hand, so nothing is fitted again.
+
+        Raises `NotFittedError` without a calibration, and `CalibrationError` where its images cannot support the rate.
+        """
         if self.calibration_ is None:
             raise NotFittedError("Detector.recalibrate needs a calibrated detector. Fit with calibration='split'.")
         self.calibration_ = calibrate(self.calibration_.scores, false_alarm_rate=false_alarm_rate)
@@ -105,17 +133,20 @@ class Detector:
     ) -> Detector:
         """Learn from further normal images without a refit, for methods that can.
 
-        The old calibration belongs to the old model and is dropped; `held_out` normal images make a new one.
+        The old calibration belongs to the old model and is dropped; `held_out` normal images make a new one. Raises
+        `ArgumentError` where the method cannot be updated, and what `fit` raises.
         """
-        if not isinstance(self.method, Incremental):
+        self.check()
+        method = self.method_
+        if not isinstance(method, Incremental):
             able = ", ".join(name for name, method in METHODS.items() if issubclass(method, Incremental))
             raise ArgumentError.about(
-                "method", expected=f"one that can be updated ({able})", got=type(self.method).name, instead="Fit again."
+                "method", expected=f"one that can be updated ({able})", got=method.name, instead="Fit again."
             )
         if held_out is not None:
             require_images(len(_normal_images(held_out)), self.false_alarm_rate)
         batches = self._batches(_normal_images(images))
-        self.method.partial_fit(self._tiled(_Reporting(batches, "update", progress)))
+        method.partial_fit(self._tiled(_Reporting(batches, "update", progress)))
         self.images_ += len(batches) - len(batches.skipped)
         self.skipped_ = list(batches.skipped)
         self.calibration_ = None
@@ -124,7 +155,11 @@ class Detector:
         return self
 
     def predict(self, images: ImageInput, *, progress: Progress | None = None) -> Iterator[Decision]:
-        """Judge images, one `Decision` each, in order and as they are done."""
+        """Judge images: a generator of one `Decision` each, in order and as they are done; nothing runs before `next`.
+
+        Raises `NotFittedError`, `ArgumentError` for images or weights that give no finite score, and `ImageError` for
+        an unreadable file (unless `on_error="skip"`: then `skipped_` names it).
+        """
         preprocess = self.preprocessing
         for batch, scores in self.score(images, progress=progress):
             maps = None if scores.maps is None else scores.maps.cpu()
@@ -134,7 +169,7 @@ class Detector:
                 yield self.decide(name, score, map, p_values[i])
 
     def score(self, images: ImageInput, *, progress: Progress | None = None) -> Iterator[tuple[ImageBatch, Scores]]:
-        """Give raw scores batch by batch, with maps at the size of the network's input."""
+        """Give raw scores batch by batch, with maps at the size of the network's input; a generator like `predict`."""
         batches = self._batches(as_source(images))
         self.skipped_ = batches.skipped
         for batch in _Reporting(batches, "predict", progress):
@@ -161,10 +196,13 @@ class Detector:
         return Decision(name, score, map, c.p_value(score), c.threshold, model_p_value)
 
     def save(self, path: str | Path) -> None:
-        """Write everything, the backbone's parameters included, into one safetensors file."""
+        """Write everything, the backbone's parameters included, into one safetensors file.
+
+        Raises `NotFittedError`, and `OutputError` where the file cannot be written.
+        """
         if not self.images_:
             raise NotFittedError("Detector.save needs a fitted detector. Call fit(normal_images) first.")
-        tensors = {f"method.{name}": tensor for name, tensor in self.method.state().items()}
+        tensors = {f"method.{name}": tensor for name, tensor in self.method_.state().items()}
         if self.calibration_ is not None:
             tensors["calibration.scores"] = torch.from_numpy(self.calibration_.scores)
         persist.save(path, tensors, self.manifest())
@@ -181,26 +219,21 @@ class Detector:
         """Read a detector; it scores exactly as the saved one.
 
         A custom `backbone` must be given again. `make_index` makes the index that the file names, where it is not
-        the built-in one: `blemish.edges.faiss.index_from_name`.
+        the built-in one: `blemish.edges.faiss.index_from_name`. Raises `ModelFileError`.
         """
         tensors, manifest = persist.load(path)
         try:
-            parameters = dict(manifest["parameters"])
-            if isinstance(parameters.get("index"), str) and not parameters["index"].startswith("exact"):
-                parameters["index"] = _make_index(path, parameters["index"], make_index)
-            elif parameters.get("index"):
-                parameters["index"] = Exact(parameters["index"].partition(":")[2] or "float32")
-            method = _make_method(path, manifest | {"parameters": parameters}, device, backbone)
-            method.restore({k.removeprefix("method."): v for k, v in tensors.items() if k.startswith("method.")})
+            method = _read_method(path, manifest, device=device, backbone=backbone, make_index=make_index)
             settings = dict(manifest["detector"])
-            preprocess = settings["preprocess"]
-            resize = preprocess["resize"]
-            settings["preprocess"] = Preprocess(
-                tuple(resize) if isinstance(resize, list) else resize, preprocess["crop"]
-            )
-            detector = cls(method=method, **settings)
+            resize, crop = (settings["preprocess"][name] for name in ("resize", "crop"))
+            settings["preprocess"] = Preprocess(tuple(resize) if isinstance(resize, list) else resize, crop)
+            detector = cls(**read_plain(cls, {**settings, "method": method}, of="detector"))
             detector.images_ = manifest["images"]
-        except (KeyError, TypeError) as error:
+        except (KeyError, TypeError, ArgumentError) as error:
+            raise ModelFileError(f"{path}: not a model of this version of blemish ({error!r}). Fit again.") from error
+        try:
+            method.restore({k.removeprefix("method."): v for k, v in tensors.items() if k.startswith("method.")})
+        except KeyError as error:
             raise ModelFileError(f"{path}: not a model of this version of blemish ({error!r}). Fit again.") from error
         if "calibration.scores" in tensors:
             scores = tensors["calibration.scores"].numpy()
@@ -208,15 +241,11 @@ class Detector:
         return detector
 
     def _split(self, source: ImageSource) -> tuple[ImageSource, ImageSource | None]:
-        if self.calibration not in ("split", "none"):
-            raise ArgumentError.about("calibration", expected="split or none", got=self.calibration)
         if not len(source):
             raise DatasetError.about("images", expected="normal images to fit on", got="none")
         if self.calibration == "none":
             return source, None
-        if not 0 < self.held_out < 1:
-            raise ArgumentError.about("held_out", expected="a share between 0 and 1", got=self.held_out)
-        train, held_out = source.split(self.held_out, seed=self.seed)
+        train, held_out = source.split(self.held_out, seed=self._seed)
         require_images(len(held_out), self.false_alarm_rate)
         return train, held_out
 
@@ -243,13 +272,18 @@ class Detector:
         """Refuse the features of another network: no shape would tell."""
         if self.tile is not None:
             raise ArgumentError.about("tile", expected="None with the features of whole images", got=self.tile)
-        if not isinstance(self.method, FeatureMethod):
-            raise ArgumentError.about("method", expected="one that reads features", got=type(self.method).name)
-        own = find_backbone(self.method.backbone).name, self.method.precision
+        method = self.method_
+        if not isinstance(method, FeatureMethod):
+            raise ArgumentError.about("method", expected="one that reads features", got=method.name)
+        own = find_backbone(method.backbone).name, method.precision
         if own != (features.backbone, features.precision):
             raise ArgumentError.about(
                 "features", expected=f"those of {' in '.join(own)}", got=f"{features.backbone} in {features.precision}"
             )
+
+    @property
+    def _seed(self) -> int:
+        return int(getattr(self.method_, "seed", 0)) if self.seed is None else self.seed
 
     @property
     def _tiling(self) -> Tiling | None:
@@ -264,35 +298,34 @@ class Detector:
     def _score(self, batch: ImageBatch) -> Scores:
         tiling = self._tiling
         if tiling is None:
-            return self.method.score(batch)
+            return self.method_.score(batch)
         size = (batch.pixels.shape[2], batch.pixels.shape[3])
-        return tiling.join([self.method.score(tiles) for tiles in tiling.cut(batch, at_once=self.batch_size)], size)
+        return tiling.join([self.method_.score(tiles) for tiles in tiling.cut(batch, at_once=self.batch_size)], size)
 
     @property
     def preprocessing(self) -> Preprocess:
         """How images are prepared: `preprocess`, with a preset's name looked up."""
         if isinstance(self.preprocess, Preprocess):
             return self.preprocess
-        if self.preprocess not in PRESETS:
-            raise ArgumentError.about("preprocess", expected=" or ".join(PRESETS), got=self.preprocess)
+        parameters_of(Detector)["preprocess"].check(self.preprocess)
         return PRESETS[self.preprocess]
 
     def manifest(self) -> persist.Manifest:
         """What the model file says about itself: parameters, settings, versions; JSON types only."""
-        preprocess = self.preprocessing
+        preprocess, parameters = self.preprocessing, plain_parameters(self.method_)
+        if is_random(getattr(self.method_, "weights", None)):
+            parameters["weights"] = "random"  # then the seed says which, wherever the model is
+        settings = plain_parameters(self)
+        del settings["method"]
         return {
-            "method": type(self.method).name,
-            "parameters": _parameters(self.method),
+            "method": self.method_.name,
+            "parameters": parameters,
             "images": self.images_,
-            "detector": {
+            "detector": settings
+            | {
                 "preprocess": {"resize": preprocess.resize, "crop": preprocess.crop},
-                "tile": self.tile,
-                "overlap": self.overlap,
-                "calibration": self.calibration,
-                "held_out": self.held_out,
                 "false_alarm_rate": self.calibration_.false_alarm_rate if self.calibration_ else self.false_alarm_rate,
-                "seed": self.seed,
-                "batch_size": self.batch_size,
+                "seed": self._seed,
             },
             "versions": {
                 "python": platform.python_version(),
@@ -308,48 +341,41 @@ def _normal_images(images: ImageInput) -> ImageSource:
     return as_source(images)
 
 
-def _parameters(method: Method) -> dict[str, Any]:
-    """The method's parameters as JSON; where a model was made and runs is not part of it."""
-    names: list[str] = [f.name for f in fields(method)] if is_dataclass(method) else []
-    values = {name: getattr(method, name) for name in names if name not in _OF_A_PLACE}
-    if is_random(getattr(method, "weights", None)):
-        values["weights"] = "random"  # and the seed is a parameter anyway
-    if isinstance(values.get("backbone"), Backbone):
-        values["backbone"] = values["backbone"].name
-    if values.get("index") is not None:
-        values["index"] = values["index"].name
-    return values
+def _read_method(
+    path: str | Path,
+    manifest: Mapping[str, Any],
+    *,
+    device: str,
+    backbone: Backbone | None,
+    make_index: Callable[[str], IndexFactory] | None,
+) -> Method:
+    """The method that a model file describes, not yet restored."""
+    name, parameters = manifest["method"], dict(manifest["parameters"])
+    if name not in METHODS:
+        raise ModelFileError(f"{path}: method {name} is not known here. Known: {', '.join(METHODS)}.")
+    stored = parameters.get("backbone", "")
+    if stored.startswith("custom:") and (backbone is None or backbone.name != stored):
+        raise ModelFileError(
+            f"{path}: fitted on the network {stored}. Pass it again: "
+            f"Detector.load(path, backbone=custom_backbone(module, name={stored.removeprefix('custom:')!r}, ...))."
+        )
+    if stored and backbone is not None:
+        parameters["backbone"] = backbone
+    if parameters.get("index") is not None:
+        parameters["index"] = _read_index(path, parameters["index"], make_index)
+    return METHODS[name](**read_plain(METHODS[name], parameters | {"device": device}, of="parameters"))
 
 
-_OF_A_PLACE = ("device", "weights", "memory_gb", "checkpoint", "time_limit")
-"""Parameters that say where and how long a method was fitted, not what it is."""
-
-
-def _make_index(path: str | Path, name: str, make_index: Callable[[str], IndexFactory] | None) -> IndexFactory:
+def _read_index(path: str | Path, name: str, make_index: Callable[[str], IndexFactory] | None) -> IndexFactory:
+    kind, _, storage = name.partition(":")
+    if kind == "exact":
+        return Exact(**{"storage": storage} if storage else {})  # type: ignore[arg-type]
     if make_index is None:
         raise ModelFileError(
             f"{path}: fitted with the index {name}. Pass what makes it: "
             "Detector.load(path, make_index=blemish.edges.faiss.index_from_name)."
         )
     return make_index(name)
-
-
-def _make_method(path: str | Path, manifest: persist.Manifest, device: str, backbone: Backbone | None) -> Method:
-    name = manifest["method"]
-    parameters: dict[str, Any] = {
-        key: tuple(value) if isinstance(value, list) else value for key, value in manifest["parameters"].items()
-    }
-    if name not in METHODS:
-        raise ModelFileError(f"{path}: method {name} is not known here. Known: {', '.join(METHODS)}.")
-    if "backbone" in parameters:
-        stored = parameters["backbone"]
-        if stored.startswith("custom:") and (backbone is None or backbone.name != stored):
-            raise ModelFileError(
-                f"{path}: fitted on the network {stored}. Pass it again: "
-                f"Detector.load(path, backbone=custom_backbone(module, name={stored.removeprefix('custom:')!r}, ...))."
-            )
-        parameters["backbone"] = backbone or stored
-    return METHODS[name](**parameters | {"device": device})
 
 
 class _Reporting:

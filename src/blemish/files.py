@@ -22,7 +22,7 @@ def check_output(path: str | Path) -> Path:
         raise OutputError.about("path", expected="the name of a file", got=repr(text))
     target = Path(os.path.realpath(path))
     if not target.parent.is_dir():
-        raise OutputError(f"{path}: expected a file in an existing folder; {target.parent} is none. Make it first.")
+        raise OutputError(f"{path}: expected a file in an existing folder, {target.parent} is none. Make it first.")
     try:
         mode = os.stat(target).st_mode
     except FileNotFoundError:

@@ -33,10 +33,16 @@ app = typer.Typer(
     "Start with `blemish demo`, then `blemish fit FOLDER --out part.blemish` and "
     "`blemish predict part.blemish IMAGES`.",
 )
-for command in (detector.demo, detector.fit, detector.update, detector.predict, detector.evaluate):
-    app.command()(command)
-app.command("list")(detector.list_)
-app.command()(study.study)
-app.command()(study.report)
-app.add_typer(ood.app, name="ood")
-app.add_typer(distil.app, name="distil")
+for name, command in (
+    ("demo", detector.demo),
+    ("fit", detector.fit),
+    ("update", detector.update),
+    ("predict", detector.predict),
+    ("evaluate", detector.evaluate_model),
+    ("list", detector.list_),
+    ("study", study.study),
+    ("report", study.report),
+):
+    app.command(name)(command)
+app.add_typer(ood.ood_app, name="ood")
+app.add_typer(distil.distil_app, name="distil")

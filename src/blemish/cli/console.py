@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import logging
 import sys
-import time
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -13,11 +12,11 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import typer
 
-from ..errors import ArgumentError
 from ..memory import peak_bytes
+from .progress import ProgressView
 
 if TYPE_CHECKING:
-    from ..detector import Detector, Progress
+    from ..detector import Detector
     from ..evaluation.detector import Evaluation
     from ..images.source import Skipped
     from ..types import Decision
@@ -54,50 +53,8 @@ class Speaker:
         if detector.skipped_:
             self.line(f"{len(detector.skipped_)} files skipped.")
 
-    def progress(self) -> _Bar | _Lines:
-        return _Bar() if sys.stderr.isatty() else _Lines()
-
-
-class _Bar:
-    """A progress bar on a terminal."""
-
-    def __enter__(self) -> Progress:
-        from rich.console import Console
-        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-
-        columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-        self._bar = Progress(*columns, console=Console(stderr=True))
-        self._bar.start()
-        tasks: dict[str, Any] = {}
-
-        def report(stage: str, done: int, total: int) -> None:
-            if stage not in tasks:
-                tasks[stage] = self._bar.add_task(stage, total=total)
-            self._bar.update(tasks[stage], completed=done)
-
-        return report
-
-    def __exit__(self, *_error: object) -> None:
-        self._bar.stop()
-
-
-class _Lines:
-    """A plain line now and then, for logs."""
-
-    def __enter__(self) -> Progress:
-        last: dict[str, Any] = {"stage": "", "time": 0.0}
-
-        def report(stage: str, done: int, total: int) -> None:
-            now = time.monotonic()
-            if done < total and stage == last["stage"] and now - last["time"] < 10:
-                return
-            last.update(stage=stage, time=now)
-            typer.echo(f"{stage}: {done}/{total} images", err=True)
-
-        return report
-
-    def __exit__(self, *_error: object) -> None:
-        return None
+    def progress(self) -> ProgressView:
+        return ProgressView()
 
 
 class ResultWriter:
@@ -247,25 +204,3 @@ def _cell(value: object) -> str:
     if isinstance(value, dict):
         return ", ".join(f"{key}={item}" for key, item in value.items())
     return "" if value is None else str(value)
-
-
-def parse_size(text: str) -> int | tuple[int, int]:
-    """Read SIDE or HEIGHTxWIDTH of `--resize`."""
-    sides = text.lower().split("x")
-    if len(sides) > 2 or not all(side.isdigit() for side in sides):
-        raise ArgumentError.about("--resize", expected="SIDE or HEIGHTxWIDTH in pixels, such as 512x256", got=text)
-    return int(sides[0]) if len(sides) == 1 else (int(sides[0]), int(sides[1]))
-
-
-def parse_settings(settings: list[str], *, option: str) -> dict[str, Any]:
-    """Read KEY=VALUE pairs: values are JSON where they parse as JSON, else plain text."""
-    parsed: dict[str, Any] = {}
-    for setting in settings:
-        key, equals, text = setting.partition("=")
-        if not equals:
-            raise ArgumentError.about(option, expected="KEY=VALUE", got=setting)
-        try:
-            parsed[key] = json.loads(text)
-        except json.JSONDecodeError:
-            parsed[key] = text
-    return parsed

@@ -5,35 +5,31 @@ from __future__ import annotations
 import json
 import shutil
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import typer
 
 from ..errors import ArgumentError, ImageError
-from .console import (
-    ResultWriter,
-    Speaker,
-    facts,
-    parse_settings,
-    parse_size,
-    print_evaluation,
-    print_fit,
-    print_rows,
+from ..files import check_output
+from ..parameters import parameters_of, read_texts, split_settings
+from .console import ResultWriter, Speaker, facts, print_evaluation, print_fit, print_rows
+from .options import (
+    BatchOption,
+    DeviceOption,
+    ErrorOption,
+    JsonOption,
+    MemoryOption,
+    RateOption,
+    ReportOption,
+    SeedOption,
+    SetOption,
+    WorkersOption,
+    read_option,
+    read_size,
 )  # fmt: skip
 
-JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON object instead of a table.")]
-DeviceOption = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1 ...")]
-BatchOption = Annotated[int, typer.Option(min=1, help="Images a forward pass.")]
-WorkersOption = Annotated[int, typer.Option(min=1, help="Decoding threads.")]
-ErrorOption = Annotated[
-    Literal["raise", "skip"], typer.Option(help="At an unreadable file: raise an error, or skip and count it.")
-]
-MemoryOption = Annotated[
-    float | None, typer.Option(metavar="GB", help="What the program may hold; default: 9/10 of what is free.")
-]
-_OPTIONS = ("backbone", "weights", "seed", "device", "taps", "index", "memory_gb")
-"""Parameters of methods that have an option of their own."""
 ModelArgument = Annotated[Path, typer.Argument(help="Model file written by `blemish fit`.")]
 
 
@@ -52,7 +48,6 @@ def demo(
     from ..datasets.synthetic import write_dataset
     from ..detector import Detector
     from ..evaluation.detector import evaluate
-    from ..methods import PaDiM
     from ..report.evaluation import write_report
 
     say = Speaker()
@@ -63,7 +58,7 @@ def demo(
         shutil.rmtree(unfinished, ignore_errors=True)
         write_dataset(unfinished, product=product, seed=seed, n_train=images).rename(folder)
     dataset = open_dataset(folder)
-    detector = Detector(method=PaDiM(seed=seed), seed=seed)
+    detector = Detector(seed=seed)
     with say.progress() as progress:
         detector.fit(dataset.train_images(), progress=progress)
         evaluation = evaluate(detector, dataset, progress=progress)
@@ -84,9 +79,7 @@ def fit(
     ] = None,
     weights: Annotated[Path | None, typer.Option(help="File, or random; else $BLEMISH_WEIGHTS, then hub.")] = None,
     taps: Annotated[str | None, typer.Option(help="Layers to read, comma-separated, such as layer2,layer3.")] = None,
-    set_: Annotated[
-        list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="A parameter of the method; repeatable.")
-    ] = None,
+    set_: SetOption = None,
     preset: Annotated[
         Literal["default", "paper"],
         typer.Option(
@@ -106,9 +99,9 @@ def fit(
         Literal["split", "none"] | None,
         typer.Option(help="split: hold out normals for the threshold. none: raw scores only."),
     ] = None,
-    false_alarm_rate: Annotated[float, typer.Option(help="Share of normal images that may be flagged.")] = 0.05,
+    false_alarm_rate: RateOption = 0.05,
     held_out: Annotated[float, typer.Option(help="Share of the normal images held out for the threshold.")] = 0.2,
-    seed: Annotated[int, typer.Option(help="For everything random; the same seed gives the same numbers.")] = 0,
+    seed: SeedOption = 0,
     device: DeviceOption = "auto",
     batch_size: BatchOption = 8,
     workers: WorkersOption = 2,
@@ -122,30 +115,22 @@ def fit(
     from ..detector import Detector
 
     say = Speaker()
-    parameters = dict(_find_method(method).paper) if preset == "paper" else {}
-    parameters |= parse_settings(set_ or [], option="--set")
-    for key in _OPTIONS:
-        if key in parameters:
-            raise ArgumentError.about(
-                "--set",
-                expected="no parameter that has an option",
-                got=key,
-                instead=f"Use --{key.split('_')[0]}.",
-            )
-    options = {"backbone": backbone, "weights": weights, "memory_gb": memory, "taps": taps and tuple(taps.split(","))}
-    parameters |= {key: value for key, value in options.items() if value is not None}
-    parameters |= {"seed": seed, "device": device}
-    if index is not None:
-        from ..edges.faiss import index_from_name
-
-        parameters["index"] = index_from_name(index)
-    mode = calibration or ("none" if preset == "paper" else "split")
+    check_output(out)
+    options = {
+        "backbone": backbone,
+        "weights": weights,
+        "taps": None if taps is None else read_option("--taps", tuple[str, ...], taps),
+        "index": index,
+        "memory_gb": memory,
+        "seed": seed,
+        "device": device,
+    }
     detector = Detector(
-        method=_make_method(method, parameters),
+        method=_make_method(method, preset, set_ or [], options),
         preprocess=_preprocess(preset, resize),
         tile=tile,
         overlap=overlap,
-        calibration=mode,
+        calibration=calibration or ("none" if preset == "paper" else "split"),
         held_out=held_out,
         false_alarm_rate=false_alarm_rate,
         seed=seed,
@@ -153,7 +138,6 @@ def fit(
         workers=workers,
         on_error=on_error,
     )
-    _check_out(out)
     start = time.perf_counter()
     with say.progress() as progress:
         detector.fit(data, progress=progress)
@@ -174,14 +158,14 @@ def update(
     as_json: JsonOption = False,
 ) -> None:
     """Add normal images to a model without a refit. The old threshold is dropped unless new --held-out images come."""
-
     say = Speaker()
-    _check_out(out or model)
+    check_output(out or model)
     start = time.perf_counter()
     detector = _load(model, device)
     detector.on_error = on_error
     if memory is not None:
-        detector.method.memory_gb = memory
+        parameters_of(type(detector.method_))["memory_gb"].check(memory, of="--memory: ")
+        detector.method_.set_params(memory_gb=memory)
     with say.progress() as progress:
         detector.update(new_normals, held_out=held_out, progress=progress)
     detector.save(out or model)
@@ -206,7 +190,6 @@ def predict(
 
     An unreadable file gives a line with "error" and does not stop the run; --on-error raise stops there instead.
     """
-
     say = Speaker()
     detector = _load(model, device)
     detector.batch_size, detector.workers, detector.on_error = batch_size, workers, on_error
@@ -221,11 +204,11 @@ def predict(
         say.line(f"{len(paths) - len(detector.skipped_)} images: {out / 'results.jsonl'}")
 
 
-def evaluate(
+def evaluate_model(
     model: ModelArgument,
     data: Annotated[Path, typer.Argument(help="Dataset folder with labelled test images.")],
     *,
-    report: Annotated[Path | None, typer.Option(help="Also write an HTML report here.")] = None,
+    report: ReportOption = None,
     pixels: Annotated[
         Literal["original", "network"] | None,
         typer.Option(help="Pixel figures on the original pixels, or on the network's input."),
@@ -239,16 +222,16 @@ def evaluate(
 ) -> None:
     """Measure a model on labelled images: AUROC, AU-PRO, F1 at the threshold that was fixed before, and more."""
     from ..datasets.layouts import open_dataset
-    from ..evaluation.detector import evaluate as run
+    from ..evaluation.detector import evaluate
 
     say = Speaker()
     if report is not None:
-        _check_out(report)
+        check_output(report)
     dataset = open_dataset(data)
     detector = _load(model, device)
     detector.batch_size, detector.workers, detector.on_error = batch_size, workers, on_error
     with say.progress() as progress:
-        evaluation = run(detector, dataset, pixels=pixels, intervals=intervals, progress=progress)
+        evaluation = evaluate(detector, dataset, pixels=pixels, intervals=intervals, progress=progress)
     extra: dict[str, object] = {} if report is None else {"report": str(report)}
     print_evaluation(evaluation, as_json, extra=extra)
     if report is not None:
@@ -275,7 +258,7 @@ def list_(
                 "name": name,
                 "what": (method.__doc__ or "").splitlines()[0],
                 "update": issubclass(method, Incremental),
-                "parameters": _defaults(method),
+                "parameters": _parameters(method, as_json),
             }
             for name, method in METHODS.items()
         ]
@@ -290,7 +273,7 @@ def list_(
                 "what": (detector.__doc__ or "").splitlines()[0],
                 "learns": detector.learns,
                 "needs": sorted(detector.needs),
-                "parameters": _defaults(detector),
+                "parameters": _parameters(detector, as_json),
             }
             for name, detector in DETECTORS.items()
         ]
@@ -339,7 +322,7 @@ def _preprocess(preset: str, resize: str | None) -> Any:
 
     if resize is None:
         return preset
-    size = parse_size(resize)
+    size = read_size(resize)
     if preset == "default":
         return Preprocess(size)
     if isinstance(size, tuple):
@@ -360,37 +343,31 @@ def _image_paths(images: list[Path]) -> list[Path]:
     return paths
 
 
-def _check_out(out: Path) -> None:
-    if not out.resolve().parent.is_dir():
-        raise ArgumentError.about("--out or --report", expected="a file in an existing folder", got=str(out))
+def _make_method(name: str, preset: str, settings: list[str], options: Mapping[str, Any]) -> Any:
+    """The method with the parameters of its paper, of --set, and of the options that were given."""
+    from ..edges.faiss import index_from_name
+    from ..methods.registry import find_method
+
+    kind = find_method(name)
+    known = parameters_of(kind)
+    texts = split_settings(settings, of="--set")
+    for key in texts:
+        if key in options:
+            instead = f"Use --{key.split('_')[0]}."
+            raise ArgumentError.about("--set", expected="no parameter that has an option", got=key, instead=instead)
+    values = dict(kind.paper) if preset == "paper" else {}
+    values |= read_texts(kind, texts, of="--set", without=[key for key, p in known.items() if p.option])
+    for key, value in options.items():
+        if value is not None:
+            if key not in known:
+                others = ", ".join(f"--{other.split('_')[0]}" for other in options if other in known)
+                expected = f"an option that {name} knows ({others})"
+                raise ArgumentError.about("--method", expected=expected, got=f"--{key.split('_')[0]}")
+            values[key] = index_from_name(value) if key == "index" else value
+    return kind(**values)
 
 
-def _find_method(name: str) -> Any:
-    from ..methods.registry import METHODS
-
-    if name not in METHODS:
-        raise ArgumentError.about("--method", expected=f"one of {', '.join(METHODS)}", got=name)
-    return METHODS[name]
-
-
-def _make_method(name: str, parameters: dict[str, Any]) -> Any:
-    method = _find_method(name)
-    defaults = _defaults(method)
-    for key, value in parameters.items():
-        if key not in defaults:
-            option = f"--{key.split('_')[0]}" if key in _OPTIONS else "--set"
-            raise ArgumentError.about(option, expected=f"a parameter of {name}: {', '.join(defaults)}", got=key)
-        default = defaults[key]
-        if isinstance(default, float) and type(value) is int:
-            parameters[key] = float(value)
-        elif isinstance(default, tuple) and isinstance(value, list):
-            parameters[key] = tuple(value)
-        elif default is not None and not isinstance(value, type(default)):
-            raise ArgumentError.about(f"--set {key}", expected=f"a value like {default!r}", got=value)
-    return method(**parameters)
-
-
-def _defaults(method: type) -> dict[str, Any]:
-    from dataclasses import fields
-
-    return {field.name: field.default for field in fields(method)}
+def _parameters(kind: type, as_json: bool) -> object:
+    """All that is known of each, or names and defaults, which fit into a table."""
+    known = parameters_of(kind).values()
+    return [p.as_json() for p in known] if as_json else {p.name: p.default for p in known}

@@ -13,7 +13,19 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 
 from ..errors import ArgumentError
-from .console import Speaker, parse_settings, print_rows
+from ..files import check_output
+from ..parameters import read_texts, split_spec
+from .console import Speaker, print_rows
+from .options import (
+    BatchOption,
+    DeviceOption,
+    ErrorOption,
+    JsonOption,
+    ReportOption,
+    SeedOption,
+    WorkersOption,
+    read_option,
+)  # fmt: skip
 
 if TYPE_CHECKING:
     from ..datasets.labelled import LabelledImages
@@ -21,7 +33,7 @@ if TYPE_CHECKING:
     from ..evaluation.tuning import AblationRow, SelectiveFigures, Tuning
     from ..ood import Classifier, OODDetector
 
-app = typer.Typer(
+ood_app = typer.Typer(
     no_args_is_help=True,
     help="Finds images that do not belong to what a classifier was trained on.\n\n"
     "INLIERS and OUTLIERS are folders, .npz files with `images` (and `labels`), or .csv files with lines "
@@ -39,15 +51,6 @@ MemberOption = Annotated[
 ResizeOption = Annotated[int | None, typer.Option(help="Side to resize to; default: what belongs to the classifier.")]
 CropOption = Annotated[int | None, typer.Option(help="Centre crop after --resize.")]
 LimitOption = Annotated[int | None, typer.Option(min=1, help="At most so many images of each set, drawn by --seed.")]
-SeedOption = Annotated[int, typer.Option(help="For every draw; the same seed gives the same numbers.")]
-BatchOption = Annotated[int, typer.Option(min=1, help="Images a forward pass.")]
-WorkersOption = Annotated[int, typer.Option(min=1, help="Decoding threads.")]
-DeviceOption = Annotated[str, typer.Option(help="cpu, cuda, cuda:1 ...")]
-ErrorOption = Annotated[
-    Literal["raise", "skip"], typer.Option(help="At an unreadable file: raise an error, or skip and count it.")
-]
-JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON object instead of a table.")]
-ReportOption = Annotated[Path | None, typer.Option(help="Also write an HTML report here.")]
 LearnOption = Annotated[
     Path | None, typer.Option(help="In-distribution images for detectors that learn (mahalanobis, knn, vim, react).")
 ]
@@ -61,7 +64,7 @@ TunedOption = Annotated[
 ]
 
 
-@app.command()
+@ood_app.command()
 def score(
     images: Annotated[Path, typer.Argument(help="Images to judge: folder, .npz or .csv.")],
     *,
@@ -99,8 +102,10 @@ def score(
     if fdr is not None and calibration is None:
         raise ArgumentError.about("--fdr", expected="--calibration with held-out images as well", got="none")
     say = Speaker()
-    classifier = _classifier(model, weights, member, resize, crop, device)
+    if out is not None:
+        check_output(out)
     name, chosen = _make(detector)
+    classifier = _classifier(model, weights, member, resize, crop, device)
     with say.progress() as progress:
         reading = _reading(batch_size, workers, on_error, progress)
         learned = None if learn_from is None else open_labelled(learn_from)
@@ -154,8 +159,8 @@ def _lines(out: Path | None) -> Iterator[Callable[[list[dict[str, Any]]], None]]
         yield write
 
 
-@app.command()
-def evaluate(
+@ood_app.command("evaluate")
+def evaluate_outliers(
     inliers: Annotated[Path, typer.Argument(help="In-distribution test images.")],
     *,
     model: ModelOption,
@@ -196,6 +201,7 @@ def evaluate(
     from ..evaluation.tuning import ablate_ood, reliability_ood
 
     say = Speaker()
+    _check_report(report)
     classifier = _classifier(model, weights, member, resize, crop, device)
     tunings = _tunings(tuned)
     chosen = _detectors(detectors, classifier, tunings)
@@ -236,7 +242,7 @@ def evaluate(
         _write_report(report, say, f"{classifier.name}: {inliers.name}", evaluation, tunings, rows, figures)
 
 
-@app.command()
+@ood_app.command()
 def tune(
     inliers: Annotated[Path, typer.Argument(help="In-distribution images to tune on; test on others.")],
     *,
@@ -278,13 +284,17 @@ def tune(
     from ..evaluation.tuning import Grid, tune_ood
 
     say = Speaker()
-    classifier = _classifier(model, weights, None, resize, crop, device)
+    check_output(out)
+    _check_report(report)
     _, chosen = _make(detector)
+    classifier = _classifier(model, weights, None, resize, crop, device)
     grid = Grid()
     if temperatures or eps:
         grid = Grid(
-            _numbers("--temperatures", temperatures) if temperatures else grid.temperatures,
-            _numbers("--eps", eps) if eps else grid.eps,
+            read_option("--temperatures", tuple[float, ...], temperatures, above=0)
+            if temperatures
+            else grid.temperatures,
+            read_option("--eps", tuple[float, ...], eps, at_least=0) if eps else grid.eps,
         )
     with say.progress() as progress:
         result = tune_ood(
@@ -316,7 +326,7 @@ def tune(
         _write_report(report, say, f"{classifier.name}: tuning", None, [result], [], ())
 
 
-@app.command()
+@ood_app.command()
 def ablate(
     inliers: Annotated[Path, typer.Argument(help="In-distribution images.")],
     *,
@@ -345,8 +355,9 @@ def ablate(
     from ..evaluation.tuning import ablate_ood
 
     say = Speaker()
-    classifier = _classifier(model, weights, None, resize, crop, device)
+    _check_report(report)
     chosen = _tunable(_make(detector)[1])
+    classifier = _classifier(model, weights, None, resize, crop, device)
     tunings = _tunings(None if tuned is None else [tuned])
     for tuning in tunings:
         chosen = tuning.apply(chosen)
@@ -367,8 +378,8 @@ def ablate(
         _write_report(report, say, f"{classifier.name}: ablation", None, [], rows, ())
 
 
-@app.command()
-def reliability(
+@ood_app.command("reliability")
+def measure_reliability(
     inliers: Annotated[Path, typer.Argument(help="Labelled in-distribution images.")],
     *,
     model: ModelOption,
@@ -397,6 +408,7 @@ def reliability(
     from ..evaluation.tuning import reliability_ood
 
     say = Speaker()
+    _check_report(report)
     classifier = _classifier(model, weights, member, resize, crop, device)
     chosen = _detectors(detectors, classifier, [])
     learned = None if learn_from is None else _open(learn_from, labels, None, seed)
@@ -418,6 +430,11 @@ def reliability(
 
 
 # What the commands share
+
+
+def _check_report(report: Path | None) -> None:
+    if report is not None:
+        check_output(report)
 
 
 def _classifier(  # noqa: PLR0917
@@ -462,20 +479,10 @@ def _make(text: str) -> tuple[str, OODDetector]:
     """`gradient,temperature=5` -> its name as written, and the detector."""
     from ..ood import DETECTORS
 
-    name, *settings = text.split(",")
+    name, settings = split_spec(text, of="--detector")
     if name not in DETECTORS:
         raise ArgumentError.about("--detector", expected=f"one of {', '.join(DETECTORS)}", got=name)
-    kind = DETECTORS[name]
-    known = {field.name: field.default for field in fields(kind)}  # type: ignore[arg-type]
-    parameters = parse_settings(settings, option=f"detector {name}")
-    for key, value in parameters.items():
-        if key not in known:
-            raise ArgumentError.about(f"detector {name}", expected=f"a parameter of {', '.join(known)}", got=key)
-        if isinstance(known[key], float) and type(value) is int:
-            parameters[key] = float(value)
-        if key == "parameters" and isinstance(value, str):
-            parameters[key] = tuple(value.split("+"))
-    return text, kind(**parameters)
+    return text, DETECTORS[name](**read_texts(DETECTORS[name], settings, of=f"--detector {name}"))
 
 
 def _detectors(text: str | None, classifier: Classifier, tunings: Sequence[Tuning]) -> dict[str, OODDetector]:
@@ -524,13 +531,6 @@ def _tuned(tuning: Tuning) -> dict[str, Any]:
 
 def _digests(tunings: Sequence[Tuning]) -> frozenset[str]:
     return frozenset(digest for tuning in tunings for digest in tuning.digests)
-
-
-def _numbers(name: str, text: str) -> tuple[float, ...]:
-    try:
-        return tuple(float(part) for part in text.split(","))
-    except ValueError:
-        raise ArgumentError.about(name, expected="numbers separated by commas", got=text) from None
 
 
 def _best(row: Mapping[str, str]) -> str:

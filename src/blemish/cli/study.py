@@ -4,22 +4,23 @@ from __future__ import annotations
 
 import json
 import os
-import sys
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
 from ..errors import ArgumentError
-from .console import Speaker, parse_size, print_rows
+from ..files import write_whole
+from .console import Speaker, print_rows
+from .options import read_option, read_size
+from .progress import ProgressView, duration
 
 if TYPE_CHECKING:
-    from ..study.plan import Cell, Plan
-    from ..study.run import Executor, Progress, Settings
+    from ..study.messages import Executor, StudyProgress, WorkerSettings
+    from ..study.plan import Cell, StudyPlan
     from ..study.store import Store
 
 
@@ -98,16 +99,16 @@ def study(
     _run(chosen, out, _executor(ray, workers, settings), retry_failed=retry_failed, as_json=as_json)
 
 
-def _run(chosen: Plan, out: Path, executor: Executor, *, retry_failed: bool, as_json: bool) -> None:
+def _run(chosen: StudyPlan, out: Path, executor: Executor, *, retry_failed: bool, as_json: bool) -> None:
     from ..study.run import run_study
     from ..study.store import Store
 
     cells = chosen.cells()
     with Store(out / "study.sqlite") as store:
-        (out / "plan.toml").write_text(chosen.text(), encoding="utf-8")
+        write_whole(out / "plan.toml", chosen.text())
         try:
-            with _view() as progress:
-                run_study(chosen, store, executor=executor, progress=progress, retry_failed=retry_failed)
+            with ProgressView("cells") as view:
+                run_study(chosen, store, executor=executor, progress=partial(_show, view), retry_failed=retry_failed)
         finally:
             store.write_csv(out / "study.csv")
         rows = _rows_of(store, cells)
@@ -156,27 +157,27 @@ def report(
 # From options to a plan
 
 
-def _plan(path: Path | None, data: list[Path], options: dict[str, Any]) -> Plan:
-    from ..study.plan import Plan, split_methods
+def _plan(path: Path | None, data: list[Path], options: dict[str, Any]) -> StudyPlan:
+    from ..study.plan import StudyPlan, split_methods
 
     given = {name: value for name, value in options.items() if value is not None}
     if path is not None:
         if data or given:
             also = ", ".join([*(["DATA"] if data else []), *(f"--{name.replace('_', '-')}" for name in given)])
             raise ArgumentError.about("--plan", expected="all in the file", got=f"{also} as well")
-        return Plan.load(path)
+        return StudyPlan.load(path)
     if not data:
         raise ArgumentError.about("DATA", expected="dataset folders, or --plan FILE", got="none")
-    for name in ("backbones", "taps"):
+    for name in ("backbones", "taps"):  # layers are joined by +, so that only commas part their sets
         if name in given:
             given[name] = tuple(given[name].split(","))
     for name in ("dimensions", "seeds"):
         if name in given:
-            given[name] = _numbers(name, given[name])
+            given[name] = read_option(f"--{name}", tuple[int, ...], given[name])
     if "resize" in given:
-        given["resize"] = parse_size(given["resize"])
+        given["resize"] = read_size(given["resize"])
     given["methods"] = split_methods(given["methods"]) if "methods" in given else _quick_methods()
-    return Plan(data=tuple(str(folder.absolute()) for folder in data), **given)
+    return StudyPlan(data=tuple(str(folder.absolute()) for folder in data), **given)
 
 
 def _quick_methods() -> tuple[str, ...]:
@@ -191,25 +192,18 @@ def _quick_methods() -> tuple[str, ...]:
     )
 
 
-def _numbers(name: str, text: str) -> tuple[int, ...]:
-    try:
-        return tuple(int(part) for part in text.split(","))
-    except ValueError:
-        raise ArgumentError.about(f"--{name}", expected="whole numbers separated by commas", got=text) from None
-
-
 def _settings(
     ray: str | None, workers: int | None, threads: int | None, *, memory: float | None, device: str
-) -> Settings:
-    from ..study.run import Settings
+) -> WorkerSettings:
+    from ..study.messages import WorkerSettings
 
     wanted = os.environ.get("OMP_NUM_THREADS", "")
     cpus = int(wanted) if wanted.isdigit() else os.cpu_count() or 1
     shared = 1 if ray else max(1, cpus // (workers or 1))  # a cluster's nodes are not like this machine
-    return Settings(threads=threads or shared, device=device, memory_gb=memory)
+    return WorkerSettings(threads=threads or shared, device=device, memory_gb=memory)
 
 
-def _executor(ray: str | None, workers: int | None, settings: Settings) -> Executor:
+def _executor(ray: str | None, workers: int | None, settings: WorkerSettings) -> Executor:
     from ..study.run import LocalExecutor
 
     if ray is None:
@@ -222,63 +216,27 @@ def _executor(ray: str | None, workers: int | None, settings: Settings) -> Execu
 # What is shown
 
 
-@contextmanager
-def _view() -> Iterator[Callable[[Progress], None]]:
-    """A bar on a terminal, else a line a cell."""
-    if not sys.stderr.isatty():
-        yield _Lines()
-        return
-    from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, TextColumn
-    from rich.progress import Progress as Bar
+def _show(view: ProgressView, progress: StudyProgress) -> None:
+    from ..study.messages import Finished
 
-    columns = (TextColumn("cells"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.description}"))
-    with Bar(*columns, console=Console(stderr=True)) as bar:
-        task = bar.add_task("", total=None)
-
-        def show(progress: Progress) -> None:
-            done = progress.finished + progress.failed
-            bar.update(task, completed=done, total=progress.total, description=_news(progress))
-
-        yield show
+    done = progress.finished + progress.failed
+    view("cells", done, progress.total, _news(progress), is_news=isinstance(progress.message, Finished))
 
 
-class _Lines:
-    """A line for each finished cell, and now and then one while images are read."""
-
-    def __init__(self) -> None:
-        self._last = time.monotonic()
-
-    def __call__(self, progress: Progress) -> None:
-        from ..study.run import Finished
-
-        now = time.monotonic()
-        if isinstance(progress.message, Finished) or now - self._last > 10:
-            self._last = now
-            done = progress.finished + progress.failed
-            typer.echo(f"{done}/{progress.total} cells: {_news(progress)}", err=True)
-
-
-def _news(progress: Progress) -> str:
-    from ..study.run import Finished, Reading
+def _news(progress: StudyProgress) -> str:
+    from ..study.messages import Finished, ImagesRead
 
     parts = [f"{progress.failed} failed"] if progress.failed else []
     if progress.seconds_left is not None:
-        parts.append(f"about {_duration(progress.seconds_left)} left")
+        parts.append(f"about {duration(progress.seconds_left)} left")
     text = str(progress.cell)
-    if isinstance(progress.message, Reading):
+    if isinstance(progress.message, ImagesRead):
         text = f"reading {Path(progress.cell.dataset).name} with {progress.cell.backbone}: "
         text += f"{progress.message.done}/{progress.message.total} images"
     if isinstance(progress.message, Finished):
         values = progress.message.values
         text += f": {values['reason'] or 'image AUROC ' + _figure(values['image_auroc'])}"
     return "; ".join([*parts, text])
-
-
-def _duration(seconds: float) -> str:
-    if seconds < 120:
-        return f"{seconds:.0f} s"
-    return f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"
 
 
 def _rows_of(store: Store, cells: tuple[Cell, ...]) -> list[dict[str, Any]]:
@@ -327,7 +285,7 @@ def _figure(value: float | None, digits: int = 4) -> str:
     return "-" if value is None else f"{value:.{digits}f}"
 
 
-def _print_estimate(chosen: Plan, settings: Settings, out: Path, as_json: bool) -> None:
+def _print_estimate(chosen: StudyPlan, settings: WorkerSettings, out: Path, as_json: bool) -> None:
     from ..study.estimate import estimate
     from ..study.plan import groups
     from ..study.store import Store
@@ -361,8 +319,8 @@ def _print_estimate(chosen: Plan, settings: Settings, out: Path, as_json: bool) 
         return
     print_rows(rows)
     typer.echo(
-        f"{len(cells)} cells, {len(found)} groups to read; about {_duration(seconds)} of reading and fitting in one "
-        f"process, scoring and figures on top. (Estimated in {_duration(time.perf_counter() - start)}.)"
+        f"{len(cells)} cells, {len(found)} groups to read; about {duration(seconds)} of reading and fitting in one "
+        f"process, scoring and figures on top. (Estimated in {duration(time.perf_counter() - start)}.)"
     )
 
 

@@ -24,7 +24,7 @@ from ..features.backbones import Backbone, find_backbone
 from ..features.builtin.compact import CompactNetwork
 from ..features.extract import Extractor, build_extractor
 from ..features.weights import find_weights, read_weights
-from ..training.loop import Adam, Checkpoint, Cosine, Course, Progress, Recipe, batch_of, generator, optimise
+from ..training.loop import Adam, Checkpoint, Cosine, Course, Recipe, TrainingProgress, batch_of, generator, optimise
 from .card import in_half, made_by
 
 _STATISTICS_CROPS = 512
@@ -99,7 +99,7 @@ def distil_backbone(
     checkpoint: Path | None = None,
     checkpoint_every: int = 500,
     time_limit: float | None = None,
-    progress: Callable[[Progress], None] | None = None,
+    progress: Callable[[TrainingProgress], None] | None = None,
 ) -> DistilledBackbone:
     """Train a compact backbone on crops of these images. With a checkpoint, an interrupted run goes on.
 

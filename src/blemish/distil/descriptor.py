@@ -26,7 +26,7 @@ from ..features.descriptors import DIMENSION, PatchDescriptor
 from ..features.extract import Extractor, build_extractor
 from ..features.patches import pool
 from ..features.weights import find_weights
-from ..training.loop import Adam, Checkpoint, Cosine, Course, Progress, Recipe, batch_of, generator, optimise
+from ..training.loop import Adam, Checkpoint, Cosine, Course, Recipe, TrainingProgress, batch_of, generator, optimise
 from .card import made_by
 
 _TARGET_CROPS, _HELD_OUT_CROPS = 2048, 1024
@@ -183,7 +183,7 @@ def distil_descriptor(
     checkpoint: Path | None = None,
     checkpoint_every: int = 500,
     time_limit: float | None = None,
-    progress: Callable[[Progress], None] | None = None,
+    progress: Callable[[TrainingProgress], None] | None = None,
 ) -> Distilled:
     """Train a descriptor network on crops of these images. With a checkpoint, an interrupted run goes on.
 

@@ -13,8 +13,8 @@ from types import TracebackType
 from typing import Any
 
 from ..errors import ArgumentError, MissingPackageError
+from ..study.messages import Message, WorkerDied, WorkerSettings
 from ..study.plan import Group
-from ..study.run import Message, Settings, WorkerDied
 
 
 class RayExecutor:
@@ -27,8 +27,8 @@ class RayExecutor:
     settings: how a group's process works.
     """
 
-    def __init__(self, address: str, *, workers: int | None = None, settings: Settings | None = None) -> None:
-        self.settings = settings or Settings()
+    def __init__(self, address: str, *, workers: int | None = None, settings: WorkerSettings | None = None) -> None:
+        self.settings = settings or WorkerSettings()
         self._ray = _import_ray()
         self._started = not self._ray.is_initialized()
         if self._started:
@@ -85,7 +85,7 @@ class RayExecutor:
                 self._streams.remove(stream)
 
 
-def _work(group: Group, settings: Settings) -> Iterator[Message]:
+def _work(group: Group, settings: WorkerSettings) -> Iterator[Message]:
     from ..study.group import run_group
 
     yield from run_group(group, settings)

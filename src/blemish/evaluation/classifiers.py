@@ -21,12 +21,12 @@ from torch import Tensor
 
 from .. import metrics
 from ..datasets.labelled import LabelledImages, LabelledInput, open_labelled
-from ..detector import Progress
 from ..errors import ArgumentError
 from ..images.source import Batches, OnError, Skipped
 from ..ood import OODDetector, Outputs
 from ..ood.classifier import Classifier
 from ..persist import digest
+from ..progress import Progress
 from ..types import ImageBatch
 
 Floats = NDArray[np.float64]

@@ -20,11 +20,12 @@ from PIL import Image
 
 from .. import metrics
 from ..datasets.layouts import Dataset, Sample
-from ..detector import Detector, Progress
+from ..detector import Detector
 from ..errors import DatasetError
 from ..images.decode import decode_mask
 from ..images.preprocess import Preprocess
 from ..images.source import Skipped
+from ..progress import Progress
 from ..types import Decision, Size
 
 Pixels = Literal["original", "network"]

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from ..errors import ArgumentError
-from ..training.loop import Progress
+from ..training.loop import TrainingProgress
 
 _log = logging.getLogger("blemish")
 _SECONDS = 10.0
@@ -46,11 +46,11 @@ def check_training(method: Any) -> None:
             raise ArgumentError.about(name, expected=expected, got=getattr(method, name))
 
 
-def log_progress(name: str) -> Callable[[Progress], None]:
+def log_progress(name: str) -> Callable[[TrainingProgress], None]:
     """Report a run in the log now and then, which the command line shows: steps, loss, and the time that is left."""
     last = monotonic()
 
-    def report(progress: Progress) -> None:
+    def report(progress: TrainingProgress) -> None:
         nonlocal last
         if monotonic() - last < _SECONDS and progress.step < progress.steps:
             return

@@ -10,10 +10,11 @@ from ..datasets.layouts import open_dataset
 from ..errors import ArgumentError, BlemishError
 from ..features.backbones import find_backbone
 from ..images.preprocess import Preprocess
+from ..methods import FeatureMethod
 from ..types import FeatureMaps
 from .group import decoded, forward_ms, make_method, shared_extractor
+from .messages import WorkerSettings
 from .plan import Cell, Group
-from .run import Settings
 
 
 @dataclass(frozen=True)
@@ -39,7 +40,7 @@ class GroupEstimate:
     cells: tuple[CellEstimate, ...]
 
 
-def estimate(group: Group, settings: Settings) -> GroupEstimate:
+def estimate(group: Group, settings: WorkerSettings) -> GroupEstimate:
     """Look at a few images of a group; needs no weights."""
     torch.set_num_threads(settings.threads)
     first = group.cells[0]
@@ -60,6 +61,9 @@ def estimate(group: Group, settings: Settings) -> GroupEstimate:
     for cell in group.cells:
         try:
             method = make_method(cell, backbone, settings)
+            if not isinstance(method, FeatureMethod):
+                cells.append(CellEstimate(cell, None, None, ""))
+                continue
             missing = [tap for tap in method.tapped() if tap not in by_tap]
             if missing and method.reads_features:
                 raise ArgumentError.about("taps", expected=f"layers of {backbone.name}", got=", ".join(missing))

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from ..datasets.layouts import Dataset, open_dataset
 from ..detector import Detector
+from ..device import find_device
 from ..errors import ArgumentError, BlemishError, DatasetError, WeightsError
 from ..evaluation.detector import Evaluation, Masks, evaluate
 from ..features.backbones import Backbone, find_backbone
@@ -25,11 +26,12 @@ from ..features.weights import StateDict, find_weights
 from ..images.preprocess import Preprocess
 from ..images.source import Batches
 from ..memory import available_bytes, forget_peak, peak_since
-from ..methods import FeatureMethod
+from ..methods import FeatureMethod, Method
 from ..methods.registry import METHODS
+from ..parameters import parameters_of
 from ..persist import digest
+from .messages import Finished, ImagesRead, Message, Started, WorkerSettings
 from .plan import Cell, Group
-from .run import Finished, Message, Reading, Settings, Started
 
 _BATCH = 8
 _TIMED = 8
@@ -38,7 +40,7 @@ _PASSES = 3
 """Over these images, of which the fastest counts; other work of the machine only adds to it."""
 
 
-def run_group(group: Group, settings: Settings) -> Iterator[Message]:
+def run_group(group: Group, settings: WorkerSettings) -> Iterator[Message]:
     """Run all cells of a group, one message a step; an error ends its cell, not the group."""
     torch.set_num_threads(settings.threads)
     try:
@@ -79,7 +81,7 @@ class _Shared:
     """Columns of the row that are the same for all cells."""
 
 
-def _read(group: Group, settings: Settings) -> Generator[Message, None, _Shared]:
+def _read(group: Group, settings: WorkerSettings) -> Generator[Message, None, _Shared]:
     """Read every image once; returns what the cells share."""
     first = group.cells[0]
     dataset = open_dataset(first.dataset)
@@ -100,7 +102,7 @@ def _read(group: Group, settings: Settings) -> Generator[Message, None, _Shared]
         for batch in Batches(source, preprocess, _BATCH, settings.decoders):
             maps = extractor(batch.pixels).maps
             features.add(batch, dict(zip(extractor.taps, maps, strict=True)))
-            yield Reading(len(features), len(dataset.train) + len(dataset.test))
+            yield ImagesRead(len(features), len(dataset.train) + len(dataset.test))
     pixels, decode_ms = decoded(dataset, preprocess)
     columns = {
         "decode_ms": decode_ms,
@@ -113,7 +115,7 @@ def _read(group: Group, settings: Settings) -> Generator[Message, None, _Shared]
     return _Shared(dataset, backbone, features, Masks(), pixels, {}, columns)
 
 
-def _run(cell: Cell, shared: _Shared, settings: Settings) -> dict[str, Any]:
+def _run(cell: Cell, shared: _Shared, settings: WorkerSettings) -> dict[str, Any]:
     start = time.perf_counter()
     forget_peak()
     method = make_method(cell, shared.backbone, settings)
@@ -125,7 +127,7 @@ def _run(cell: Cell, shared: _Shared, settings: Settings) -> dict[str, Any]:
         false_alarm_rate=cell.false_alarm_rate,
         seed=cell.seed,
         batch_size=_BATCH,
-        features=shared.features if method.reads_features else None,
+        features=shared.features if _reads_features(method) else None,
     )
     detector.fit(shared.dataset.train_images())
     fit_seconds = time.perf_counter() - start
@@ -139,7 +141,7 @@ def _run(cell: Cell, shared: _Shared, settings: Settings) -> dict[str, Any]:
         **asdict(evaluation.figures),
         **_facts(detector, evaluation),
         "fit_seconds": fit_seconds,
-        "forward_ms": _forward_ms(method.extractor_, shared),
+        "forward_ms": _forward_ms(method.extractor_, shared) if isinstance(method, FeatureMethod) else 0.0,
         "score_ms": 1e3 * evaluation.seconds / len(evaluation.records),
         "seconds": time.perf_counter() - start,
         "peak_bytes": peak_since(),
@@ -149,7 +151,7 @@ def _run(cell: Cell, shared: _Shared, settings: Settings) -> dict[str, Any]:
 
 def _facts(detector: Detector, evaluation: Evaluation) -> dict[str, Any]:
     calibration = detector.calibration_
-    state = detector.method.state()
+    state = detector.method_.state()
     return {
         "n_fit": detector.images_,
         "n_held_out": 0 if calibration is None else len(calibration.scores),
@@ -160,20 +162,18 @@ def _facts(detector: Detector, evaluation: Evaluation) -> dict[str, Any]:
     }
 
 
-def make_method(cell: Cell, backbone: Backbone, settings: Settings) -> FeatureMethod:
+def make_method(cell: Cell, backbone: Backbone, settings: WorkerSettings) -> Method:
     """The method of a cell, not fitted."""
-    method = METHODS[cell.method](
-        backbone=backbone,
-        weights=cell.weights,
-        taps=cell.taps,
-        seed=cell.seed,
-        device=settings.device,
-        memory_gb=settings.memory_gb,
-        **dict(cell.parameters),
-    )  # type: ignore[call-arg]
-    if not isinstance(method, FeatureMethod):
-        raise ArgumentError.about("methods", expected="methods on features of a backbone", got=cell.method)
-    return method
+    kind = METHODS[cell.method]
+    given: dict[str, Any] = {"seed": cell.seed, "device": settings.device, "memory_gb": settings.memory_gb}
+    if issubclass(kind, FeatureMethod):  # others have weights of another kind
+        given |= {"backbone": backbone, "weights": cell.weights, "taps": cell.taps}
+    known = parameters_of(kind)
+    return kind(**{name: value for name, value in given.items() if name in known}, **dict(cell.parameters))
+
+
+def _reads_features(method: Method) -> bool:
+    return isinstance(method, FeatureMethod) and method.reads_features
 
 
 def _backbone(cell: Cell) -> tuple[Backbone, StateDict]:
@@ -182,7 +182,9 @@ def _backbone(cell: Cell) -> tuple[Backbone, StateDict]:
     return row, find_weights(row, cell.weights, seed=cell.seed) or dict(row.build().state_dict())
 
 
-def shared_extractor(group: Group, backbone: Backbone, weights: StateDict | None, settings: Settings) -> Extractor:
+def shared_extractor(
+    group: Group, backbone: Backbone, weights: StateDict | None, settings: WorkerSettings
+) -> Extractor:
     """An extractor of all layers that the cells read, those left out that cannot be read."""
 
     def build(taps: Sequence[str]) -> Extractor:
@@ -190,9 +192,7 @@ def shared_extractor(group: Group, backbone: Backbone, weights: StateDict | None
             backbone, weights=weights or None, taps=taps, device=device, precision=_precision(group.cells[0])
         )
 
-    device = settings.device
-    if device == "auto":
-        device = "cuda" if torch.cuda.is_available() else "cpu"
+    device = find_device(settings.device)
     sets = dict.fromkeys(taps for cell in group.cells if (taps := _tapped(cell, backbone, settings)))
     sets = sets or {backbone.taps[-1:]: None}  # no cell reads features, but the group is timed on some
     try:
@@ -217,11 +217,11 @@ def _union(sets: Iterable[Sequence[str]]) -> tuple[str, ...]:
     return tuple(dict.fromkeys(tap for taps in sets for tap in taps))
 
 
-def _tapped(cell: Cell, backbone: Backbone, settings: Settings) -> tuple[str, ...]:
+def _tapped(cell: Cell, backbone: Backbone, settings: WorkerSettings) -> tuple[str, ...]:
     """The layers of the frozen network that a cell reads; none where its method cannot even be made."""
     try:
         method = make_method(cell, backbone, settings)
-        return method.tapped() if method.reads_features else ()
+        return method.tapped() if isinstance(method, FeatureMethod) and method.reads_features else ()
     except Exception:  # it comes again, and is recorded, where the cell is fitted
         return ()
 
@@ -230,7 +230,7 @@ def _precision(cell: Cell) -> Any:
     return dict(cell.parameters).get("precision", "float32")
 
 
-def _budget(settings: Settings) -> int | None:
+def _budget(settings: WorkerSettings) -> int | None:
     """Half of what this process may hold is for features, the other half for the methods."""
     if settings.memory_gb is not None:
         return int(settings.memory_gb * 1e9 / 2)

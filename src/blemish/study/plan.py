@@ -10,20 +10,29 @@ import hashlib
 import json
 import os
 import sys
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, fields, replace
 from itertools import combinations, product
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from ..errors import ArgumentError, DatasetError
+from ..parameters import (
+    Parameter,
+    as_plain,
+    check_parameters,
+    parameter,
+    parameters_of,
+    read_plain,
+    read_texts,
+    split_spec,
+)  # fmt: skip
 
 DEFAULT_TAPS, ALL_SUBSETS = "default", "all-subsets"
 _WEIGHTS = ("pretrained", "random")
-_FIXED = ("backbone", "weights", "seed", "device", "memory_gb", "index")
-"""Parameters of a method that a plan sets itself, or that no text can give."""
+Preset = Literal["default", "paper"]
 
-Value = str | int | float | bool | None
+Value = str | int | float | bool | tuple[Any, ...] | None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -84,37 +93,8 @@ def groups(cells: Iterable[Cell]) -> tuple[Group, ...]:
     return tuple(Group(tuple(bundle)) for bundle in bundles.values())
 
 
-def _is_list(kind: type, *, least: int = 1) -> Callable[[Any], bool]:
-    return lambda value: isinstance(value, tuple) and len(value) >= least and all(type(item) is kind for item in value)
-
-
-def _is_share(value: Any) -> bool:
-    return type(value) in (int, float) and 0 <= value < 1
-
-
-_TEXTS, _NUMBERS = "a list of texts, at least one", "a list of whole numbers, at least one"
-_RULES: dict[str, tuple[str, Callable[[Any], bool]]] = {
-    "data": (_TEXTS, _is_list(str)),
-    "methods": (_TEXTS, _is_list(str)),
-    "backbones": (_TEXTS, _is_list(str)),
-    "taps": (_TEXTS, _is_list(str)),
-    "dimensions": ("a list of whole numbers", _is_list(int, least=0)),
-    "seeds": (_NUMBERS, _is_list(int)),
-    "weights": ("pretrained, random or a file", lambda value: isinstance(value, str)),
-    "preset": ("default or paper", lambda value: value in ("default", "paper")),
-    "resize": (
-        "a side, or height and width, in whole pixels",
-        lambda value: value is None or type(value) is int or (_is_list(int)(value) and len(value) == 2),
-    ),
-    "held_out": ("a share in [0, 1)", lambda value: value is None or _is_share(value)),
-    "false_alarm_rate": ("a share in (0, 1)", lambda value: _is_share(value) and value > 0),
-    "intervals": ("true or false", lambda value: type(value) is bool),
-    "repetitions": ("a whole number of at least 0", lambda value: type(value) is int and value >= 0),
-}
-
-
 @dataclass(frozen=True, kw_only=True)
-class Plan:
+class StudyPlan:
     """The lists whose product is the study, and the settings that all cells share.
 
     Parameters
@@ -137,45 +117,28 @@ class Plan:
     repetitions: of the bootstrap for pixel figures, each as long as the figures themselves; 0: no such intervals.
     """
 
-    data: tuple[str, ...]
-    methods: tuple[str, ...]
-    backbones: tuple[str, ...] = ("compact",)
-    taps: tuple[str, ...] = (DEFAULT_TAPS,)
+    data: tuple[str, ...] = parameter(least=1)
+    methods: tuple[str, ...] = parameter(least=1)
+    backbones: tuple[str, ...] = parameter(("compact",), least=1)
+    taps: tuple[str, ...] = parameter((DEFAULT_TAPS,), least=1)
     dimensions: tuple[int, ...] = ()
-    seeds: tuple[int, ...] = (0,)
+    seeds: tuple[int, ...] = parameter((0,), least=1)
     weights: str = "pretrained"
-    preset: str = "default"
+    preset: Preset = "default"
     resize: int | tuple[int, int] | None = None
-    held_out: float | None = None
-    false_alarm_rate: float = 0.05
+    held_out: float | None = parameter(None, at_least=0, below=1)
+    false_alarm_rate: float = parameter(0.05, above=0, below=1)
     intervals: bool = True
-    repetitions: int = 0
+    repetitions: int = parameter(0, at_least=0)
 
     def __post_init__(self) -> None:
-        for name, (expected, is_right) in _RULES.items():
-            value = getattr(self, name)
-            if not is_right(value):
-                raise ArgumentError.about(name, expected=expected, got=value)
+        check_parameters(self)
 
     @classmethod
-    def load(cls, path: str | Path) -> Plan:
+    def load(cls, path: str | Path) -> StudyPlan:
         """Read a plan from a TOML file; dataset paths in it are relative to it."""
         path = Path(path)
-        table = _read_toml(path)
-        known = [field.name for field in fields(cls)]
-        for name in table:
-            if name not in known:
-                raise ArgumentError.about(str(path), expected=f"the keys {', '.join(known)}", got=name)
-        for name in ("data", "methods"):
-            if name not in table:
-                raise ArgumentError.about(str(path), expected=f"a list `{name}`", got="none")
-        values: dict[str, Any] = {
-            name: tuple(value) if isinstance(value, list) else value for name, value in table.items()
-        }
-        try:
-            plan = cls(**values)
-        except ArgumentError as error:
-            raise ArgumentError(f"{path}: {error}") from None
+        plan = cls(**read_plain(cls, _read_toml(path), of=str(path)))
         here = path.resolve().parent
         weights = plan.weights if plan.weights in _WEIGHTS else str(here / plan.weights)
         return replace(plan, data=tuple(str(here / folder) for folder in plan.data), weights=weights)
@@ -198,16 +161,18 @@ class Plan:
                 find_backbone(backbone)
         found: dict[Cell, None] = {}
         for dataset, backbone, spec in product(self._folders(), self.backbones, self.methods):
-            for cell in self._cells(dataset, backbone, spec):
-                found.setdefault(cell)
+            # A method without a backbone is the same for all of them.
+            if backbone == self.backbones[0] or _has_backbone(spec):
+                for cell in self._cells(dataset, backbone, spec):
+                    found.setdefault(cell)
         return tuple(found)
 
     def _cells(self, dataset: str, backbone: str, spec: str) -> Iterator[Cell]:
         method, parameters = parse_method(spec, preset=self.preset)
         preset = parameters.pop("preset", self.preset)
         own_taps = parameters.pop("taps", None)
-        taps = [_split(str(own_taps))] if own_taps else _tap_sets(self.taps, backbone)
-        defaults = _parameters_of(method)
+        taps = [own_taps] if own_taps else _tap_sets(self.taps, backbone)
+        defaults = {name: known.default for name, known in _own_parameters(method).items()}
         for chosen, dimensions, seed in product(taps, self._dimensions(method, parameters), self.seeds):
             if dimensions.get("dimensions", 0) > _channels(backbone, chosen):
                 continue
@@ -243,7 +208,8 @@ class Plan:
         return list(dict.fromkeys(folders))
 
     def _dimensions(self, method: str, parameters: Mapping[str, Value]) -> list[dict[str, int]]:
-        open_ = _parameters_of(method).get("dimensions", 0) is None and "dimensions" not in parameters
+        known = _own_parameters(method).get("dimensions")
+        open_ = known is not None and known.default is None and "dimensions" not in parameters
         open_ = open_ and parameters.get("reduction") != "none"  # which keeps all
         return [{"dimensions": d} for d in self.dimensions] if open_ and self.dimensions else [{}]
 
@@ -265,24 +231,19 @@ def parse_method(spec: str, *, preset: str = "default") -> tuple[str, dict[str, 
     >>> parse_method("padim,dimensions=50,sigma=2")
     ('padim', {'dimensions': 50, 'sigma': 2.0})
     """
-    from ..methods.registry import METHODS
+    from ..methods.registry import find_method
 
-    name, *settings = spec.split(",")
-    if name not in METHODS:
-        raise ArgumentError.about("methods", expected=f"one of {', '.join(METHODS)}", got=name)
-    known = _parameters_of(name)
-    written: dict[str, Any] = {}
-    for setting in settings:
-        key, equals, text = setting.partition("=")
-        if not equals or (key not in known and key != "preset"):
-            raise ArgumentError.about(
-                f"method {name}", expected=f"KEY=VALUE, KEY one of {', '.join(known)}, preset", got=setting
-            )
-        written[key] = _value(text, known.get(key))
-    if written.get("preset", "default") not in ("default", "paper"):
-        raise ArgumentError.about(f"method {name}, preset", expected="default or paper", got=written["preset"])
-    chosen = METHODS[name].paper if written.get("preset", preset) == "paper" else {}
-    return name, {**chosen, **written}
+    name, settings = split_spec(spec, of="methods")
+    kind = find_method(name)
+    set_by_plan = [key for key, known in parameters_of(kind).items() if known.option and key != "taps"]
+    values = read_texts(kind, settings, of=f"method {name}", without=set_by_plan, more=("preset",))
+    chosen = _PRESET.of_text(settings.get("preset", preset), of=f"method {name}, ")
+    if "preset" in settings:
+        values["preset"] = chosen
+    return name, (dict(kind.paper) if chosen == "paper" else {}) | values
+
+
+_PRESET = Parameter("preset", Preset, "default", "")
 
 
 def split_methods(text: str) -> tuple[str, ...]:
@@ -300,11 +261,17 @@ def split_methods(text: str) -> tuple[str, ...]:
     return tuple(specs)
 
 
-def _parameters_of(method: str) -> dict[str, Any]:
+def _own_parameters(method: str) -> dict[str, Parameter]:
+    """What a plan may say of a method: all but what it has lists of its own for, and where a fit runs."""
     from ..methods.registry import METHODS
 
-    names = [field for field in fields(METHODS[method]) if field.name not in _FIXED]  # type: ignore[arg-type]
-    return {field.name: field.default for field in names}
+    return {name: known for name, known in parameters_of(METHODS[method]).items() if not known.option}
+
+
+def _has_backbone(spec: str) -> bool:
+    from ..methods.registry import find_method
+
+    return "backbone" in parameters_of(find_method(spec.partition(",")[0]))
 
 
 def _channels(backbone: str, taps: tuple[str, ...] | None) -> float:
@@ -336,18 +303,11 @@ def _split(taps: str) -> tuple[str, ...]:
     return tuple(taps.split("+"))
 
 
-def _value(text: str, default: object) -> Value:
-    try:
-        value = json.loads(text)
-    except json.JSONDecodeError:
-        return text
-    if isinstance(default, float) and type(value) is int:
-        return float(value)  # 4 and 4.0 are the same cell
-    return value if isinstance(value, str | int | float | bool | None) else text
-
-
 def _text(value: Value) -> str:
-    return value if isinstance(value, str) else json.dumps(value)
+    plain = as_plain(value)
+    if isinstance(plain, list):
+        return "+".join(map(str, plain))
+    return plain if isinstance(plain, str) else json.dumps(plain)
 
 
 def _read_toml(path: Path) -> dict[str, Any]:

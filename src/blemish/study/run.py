@@ -14,98 +14,25 @@ import signal
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from multiprocessing.connection import Connection, wait
 from types import TracebackType
-from typing import Any, Protocol
+from typing import Any
 
-from ..errors import ArgumentError, BlemishError
+from ..errors import ArgumentError
 from ..memory import available_bytes
-from .plan import Cell, Group, Plan, groups
+from .messages import Executor, Finished, Message, Started, StudyProgress, WorkerDied, WorkerSettings
+from .plan import Cell, Group, StudyPlan, groups
 from .store import Store
 
 
-@dataclass(frozen=True, kw_only=True)
-class Settings:
-    """How a group's process works; what it finds depends on `threads` and `device` in the last digits at most."""
-
-    threads: int = 1
-    """Of torch."""
-    decoders: int = 2
-    """Decoding threads."""
-    device: str = "auto"
-    memory_gb: float | None = None
-    """What one process may hold, in 10^9 bytes; None: nine tenths of what is free."""
-
-
-@dataclass(frozen=True)
-class Reading:
-    """So many of the group's images are read."""
-
-    done: int
-    total: int
-
-
-@dataclass(frozen=True)
-class Started:
-    """A cell is being worked on."""
-
-    key: str
-    pid: int
-
-
-@dataclass(frozen=True)
-class Finished:
-    """A cell is done; `values` are columns of its row, `status` among them."""
-
-    key: str
-    values: Mapping[str, Any]
-
-
-Message = Reading | Started | Finished
-
-
-class WorkerDied(BlemishError):
-    """The process of a group ended before its work did."""
-
-
-class Executor(Protocol):
-    """Where groups run; `run` is called from `workers` threads at once."""
-
-    workers: int
-
-    def run(self, group: Group) -> Iterator[Message]:
-        """Run a group in a process of its own and hand out its messages as they come; raises `WorkerDied`."""
-
-    def __enter__(self) -> Executor: ...
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        """End all that still runs."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Progress:
-    """How far a study has come."""
-
-    finished: int
-    failed: int
-    total: int
-    seconds_left: float | None
-    """By the pace of this run so far; None before its first cell."""
-    cell: Cell
-    """The latest news is about this cell, or about its group."""
-    message: Message
-
-
 def run_study(
-    plan: Plan,
+    plan: StudyPlan,
     store: Store,
     *,
     executor: Executor,
-    progress: Callable[[Progress], None] | None = None,
+    progress: Callable[[StudyProgress], None] | None = None,
     retry_failed: bool = False,
 ) -> None:
     """Run the cells of a plan that the store does not have yet; every result is in the store when this returns.
@@ -191,7 +118,7 @@ class _Open:
 class _Course:
     """Keeps the books: what is open, what is done, who died how often."""
 
-    def __init__(self, cells: tuple[Cell, ...], store: Store, progress: Callable[[Progress], None] | None) -> None:
+    def __init__(self, cells: tuple[Cell, ...], store: Store, progress: Callable[[StudyProgress], None] | None) -> None:
         self._store, self._progress = store, progress
         self._status = store.status(cells)
         self._before = len(cells) - self._count("waiting")
@@ -245,7 +172,7 @@ class _Course:
         waiting = self._count("waiting")
         done = len(self._status) - self._before - waiting
         self._progress(
-            Progress(
+            StudyProgress(
                 finished=self._count("finished"),
                 failed=self._count("failed"),
                 total=len(self._status),
@@ -262,10 +189,10 @@ class _Course:
 class LocalExecutor:
     """Runs groups on this machine, `workers` at a time; they share its memory evenly where `settings` do not say."""
 
-    def __init__(self, workers: int = 1, settings: Settings | None = None) -> None:
+    def __init__(self, workers: int = 1, settings: WorkerSettings | None = None) -> None:
         if workers < 1:
             raise ArgumentError.about("workers", expected="at least 1", got=workers)
-        self.workers, self.settings = workers, settings or Settings()
+        self.workers, self.settings = workers, settings or WorkerSettings()
         free = available_bytes()
         if workers > 1 and self.settings.memory_gb is None and free is not None:
             self.settings = replace(self.settings, memory_gb=0.9 * free / 1e9 / workers)
@@ -323,7 +250,7 @@ def _how(exitcode: int) -> str:
     return f"its process ended with exit status {exitcode}"
 
 
-def _work(sender: Connection[Any, Any], group: Group, settings: Settings) -> None:
+def _work(sender: Connection[Any, Any], group: Group, settings: WorkerSettings) -> None:
     """The life of a group's process."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the parent, which ends this process
     threading.Thread(target=_follow_parent, daemon=True).start()

@@ -1,0 +1,46 @@
+"""Options that several commands share, and what reads their texts."""
+
+from __future__ import annotations
+
+from dataclasses import MISSING
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import typer
+
+from ..errors import ArgumentError
+from ..parameters import Bounds, Parameter
+
+JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON object instead of a table.")]
+DeviceOption = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1 ...")]
+BatchOption = Annotated[int, typer.Option(min=1, help="Images a forward pass.")]
+WorkersOption = Annotated[int, typer.Option(min=1, help="Decoding threads.")]
+ErrorOption = Annotated[
+    Literal["raise", "skip"], typer.Option(help="At an unreadable file: raise an error, or skip and count it.")
+]
+MemoryOption = Annotated[
+    float | None, typer.Option(metavar="GB", help="What the program may hold; default: 9/10 of what is free.")
+]
+SeedOption = Annotated[int, typer.Option(help="For everything random; the same seed gives the same numbers.")]
+SetOption = Annotated[
+    list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Any other parameter; repeatable.")
+]
+ReportOption = Annotated[Path | None, typer.Option(help="Also write an HTML report here.")]
+RateOption = Annotated[float, typer.Option(help="Share of normal images that may be flagged.")]
+
+
+def read_option(name: str, kind: Any, text: str, **bounds: Any) -> Any:
+    """Read the text of an option as a method's parameter of this type is read."""
+    return Parameter(name, kind, MISSING, "", Bounds(**bounds)).of_text(text)
+
+
+def read_size(text: str) -> int | tuple[int, int]:
+    """Read SIDE or HEIGHTxWIDTH of `--resize`."""
+    try:
+        size: int | tuple[int, int] = read_option(
+            "--resize", int | tuple[int, int], text.replace("x", "+"), at_least=16
+        )
+    except ArgumentError:
+        expected = "SIDE or HEIGHTxWIDTH in pixels, each at least 16, such as 512x256"
+        raise ArgumentError.about("--resize", expected=expected, got=text) from None
+    return size
