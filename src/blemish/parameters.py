@@ -107,7 +107,8 @@ class Parameter:
 
     def of_text(self, text: str, *, of: str = "") -> Any:
         """Read what stands behind KEY= on a command line or in a plan; + or commas part the items of a list."""
-        for kind in sorted(_members(self.kind), key=lambda kind: kind is str):  # a text is what nothing else could read
+        # A text is what nothing else could read.
+        for kind in sorted(_members(self.kind), key=lambda kind: {str: 1, Path: 2}.get(kind, 0)):
             try:
                 value = _read(kind, text)
             except ValueError:
