@@ -7,7 +7,7 @@ import torch
 from safetensors.torch import save_file
 
 from blemish import persist
-from blemish.errors import ModelFileError
+from blemish.errors import ModelFileError, OutputError
 
 TENSORS = {"a": torch.arange(6.0).reshape(2, 3), "b": torch.tensor(3), "c": torch.zeros(0, 4, dtype=torch.float16)}
 
@@ -54,7 +54,7 @@ def test_a_failed_write_leaves_the_old_file(tmp_path, monkeypatch):
         raise OSError("no space left on device")
 
     monkeypatch.setattr(persist, "save_file", full_disk)
-    with pytest.raises(ModelFileError, match=r"m: cannot be written \(no space left on device\)"):
+    with pytest.raises(OutputError, match=r"m: cannot be written \(no space left on device\)"):
         persist.save(path, TENSORS, {"old": False})
     assert persist.load(path)[1]["old"] is True
     assert [p.name for p in tmp_path.iterdir()] == ["m"]

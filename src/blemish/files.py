@@ -54,6 +54,8 @@ def whole_file(path: str | Path) -> Iterator[Path]:
         with temporary.open("rb+") as written:
             os.fsync(written.fileno())  # the new name must not reach the disk before the content
         os.replace(temporary, target)
+    except OutputError:
+        raise
     except OSError as error:
         raise _unwritable(path, error) from error
     finally:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -14,30 +13,22 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from .errors import ModelFileError
+from .errors import ModelFileError, OutputError
+from .files import whole_file
 
 FORMAT = 2
 Manifest = dict[str, Any]
 
 
 def save(path: str | Path, tensors: dict[str, Tensor], manifest: Manifest) -> None:
-    """Write a model file; an existing one is replaced in one step, so a crash never leaves half a file."""
-    path = Path(path)
+    """Write a model file, in one step: see `files.whole_file`."""
     tensors = {name: tensor.cpu().contiguous() for name, tensor in tensors.items()}
     manifest = {"format": FORMAT, **manifest, "digest": digest(tensors)}
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        temporary.touch()
-        mode = (
-            temporary.stat().st_mode
-        )  # what the user's umask wants; safetensors makes files that only the owner reads
-        save_file(tensors, temporary, metadata={"blemish": json.dumps(manifest, sort_keys=True)})
-        temporary.chmod(mode)
-        os.replace(temporary, path)
-    except (OSError, SafetensorError) as error:
-        raise ModelFileError(f"{path}: cannot be written ({error}).") from error
-    finally:
-        temporary.unlink(missing_ok=True)
+    with whole_file(path) as file:
+        try:
+            save_file(tensors, file, metadata={"blemish": json.dumps(manifest, sort_keys=True)})
+        except SafetensorError as error:
+            raise OutputError(f"{path}: cannot be written ({error}).") from error
 
 
 def load(path: str | Path) -> tuple[dict[str, Tensor], Manifest]:

@@ -1,0 +1,116 @@
+"""Files come into being whole or not at all, and nothing but a regular file is ever replaced."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from blemish.errors import BlemishError, OutputError
+from blemish.files import check_output, whole_file, write_whole
+
+posix = pytest.mark.skipif(os.name != "posix", reason="links, pipes and devices are made as on Unix")
+
+
+def test_a_file_is_written_whole(tmp_path):
+    write_whole(tmp_path / "new.txt", "grün\n")
+    assert (tmp_path / "new.txt").read_bytes() == "grün\n".encode()
+    write_whole(str(tmp_path / "new.txt"), b"again")
+    assert (tmp_path / "new.txt").read_bytes() == b"again"
+    assert os.listdir(tmp_path) == ["new.txt"]
+
+
+@pytest.mark.parametrize(
+    "error", [RuntimeError("half way"), OSError(28, "No space left on device"), KeyboardInterrupt()]
+)
+def test_what_stops_half_way_leaves_the_old_file_and_nothing_beside_it(tmp_path, error):
+    path = tmp_path / "model"
+    path.write_bytes(b"old")
+    expected = OutputError if isinstance(error, OSError) else type(error)
+
+    def write():
+        with whole_file(path) as file:
+            file.write_bytes(b"half")
+            raise error
+
+    with pytest.raises(expected):
+        write()
+    assert path.read_bytes() == b"old"
+    assert os.listdir(tmp_path) == ["model"]
+
+
+def test_a_full_disk_is_named_as_such(tmp_path, monkeypatch):
+    def replace(*_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "replace", replace)
+    with pytest.raises(OutputError, match=r"model: cannot be written \(No space left on device\)"):
+        write_whole(tmp_path / "model", b"x")
+
+
+def test_what_a_killed_process_left_is_swept_away_and_a_living_ones_is_not(tmp_path):
+    gone = subprocess.run([sys.executable, "-c", "import os; print(os.getpid())"], capture_output=True, check=True)
+    (tmp_path / f".m[1].{int(gone.stdout)}.tmp").touch()
+    living = tmp_path / f".m[1].{os.getppid()}.tmp"
+    living.touch()
+    others = [tmp_path / ".m[1].bak.tmp", tmp_path / f".m1.{int(gone.stdout)}.tmp"]
+    for other in others:
+        other.touch()
+    write_whole(tmp_path / "m[1]", b"x")
+    assert sorted(tmp_path.iterdir()) == sorted([tmp_path / "m[1]", living, *others])
+
+
+@posix
+def test_a_link_stays_and_what_it_leads_to_is_written(tmp_path):
+    (tmp_path / "store").mkdir()
+    (tmp_path / "link").symlink_to(tmp_path / "store" / "model")
+    write_whole(tmp_path / "link", b"new")
+    assert (tmp_path / "link").is_symlink()
+    assert (tmp_path / "store" / "model").read_bytes() == b"new"
+    assert check_output(tmp_path / "link") == tmp_path / "store" / "model"
+
+
+@posix
+@pytest.mark.parametrize(
+    "kind", ["folder", "pipe", "device", "link to a device", "broken parent", "file as folder", ""]
+)
+def test_nothing_but_a_regular_file_is_replaced(tmp_path, kind):
+    path = tmp_path / "out"
+    if kind == "folder":
+        path.mkdir()
+    elif kind == "pipe":
+        os.mkfifo(path)
+    elif kind == "device":
+        path = Path("/dev/null")
+    elif kind == "link to a device":
+        path.symlink_to("/dev/null")
+    elif kind == "broken parent":
+        path = tmp_path / "nowhere" / "out"
+    elif kind == "file as folder":
+        path.touch()
+        path = path / "out"
+    else:
+        path = ""
+    for use in (check_output, lambda p: write_whole(p, b"x")):
+        with pytest.raises(OutputError, match=r"expected (a file|the name of a file)"):
+            use(path)
+    assert Path("/dev/null").is_char_device()
+
+
+@posix
+def test_the_rights_of_the_old_file_stay_and_a_new_one_follows_the_umask(tmp_path):
+    write_whole(tmp_path / "new", b"x")
+    before = os.umask(0)
+    os.umask(before)
+    assert (tmp_path / "new").stat().st_mode & 0o777 == 0o666 & ~before
+    (tmp_path / "new").chmod(0o640)
+    write_whole(tmp_path / "new", b"y")
+    assert (tmp_path / "new").stat().st_mode & 0o777 == 0o640
+
+
+def test_the_error_is_an_oserror_too():
+    assert issubclass(OutputError, OSError)
+    assert issubclass(OutputError, BlemishError)
