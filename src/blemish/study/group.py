@@ -123,7 +123,7 @@ def _run(cell: Cell, shared: _Shared, settings: WorkerSettings) -> dict[str, Any
         method=method,
         preprocess=shared.features.preprocess,
         calibration="split" if cell.held_out else "none",
-        held_out=cell.held_out,
+        held_out=cell.held_out or Detector.held_out,
         false_alarm_rate=cell.false_alarm_rate,
         seed=cell.seed,
         batch_size=_BATCH,
