@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pydoc
 import re
 import runpy
 import shlex
@@ -87,7 +88,19 @@ def test_tables_of_parameters_are_up_to_date():
     assert not make["stale_pages"](), "run `python docs/make_parameters.py`"
 
 
+PAGES = (README, CONTRIBUTING, *README.parent.glob("docs/**/*.md"))
+
+
+def test_modules_and_scripts_that_are_named_exist():
+    for page in PAGES:
+        text = page.read_text(encoding="utf-8")
+        for name in re.findall(r"\bblemish(?:\.[A-Za-z_]\w*)+", re.sub(r"\w+\.blemish", "", text)):
+            assert pydoc.locate(name), f"{page.name}: {name}"
+        for path in re.findall(r"\b(?:src|tests|benchmarks|docs)/[\w/]+\.py", text):
+            assert (README.parent / path).is_file(), f"{page.name}: {path}"
+
+
 def test_links_lead_somewhere():
-    for page in (README, CONTRIBUTING, *README.parent.glob("docs/**/*.md")):
+    for page in PAGES:
         for target in re.findall(r"\]\((?!https?:)([^)#]+)", page.read_text(encoding="utf-8")):
             assert (page.parent / target).exists(), f"{page.name}: {target}"
