@@ -13,6 +13,7 @@ from typer.testing import CliRunner
 
 from blemish.cli import app
 from blemish.datasets.synthetic import write_dataset
+from blemish.features.backbones import BACKBONES
 from blemish.methods import METHODS
 from blemish.ood import DETECTORS
 
@@ -52,6 +53,16 @@ def test_readme_names_every_command():
     for command in app.registered_commands:
         name = command.name or command.callback.__name__
         assert re.search(rf"(blemish|make) {name}\b", text), f"README does not show `blemish {name}`"
+
+
+def test_readme_counts_right():
+    text = README.read_text(encoding="utf-8")
+    project = README.with_name("pyproject.toml").read_text(encoding="utf-8")
+    needed = re.search(r"^dependencies = \[\n(.*?)^\]", project, flags=re.DOTALL | re.MULTILINE).group(1).splitlines()
+    always = [line for line in needed if ";" not in line]  # without those of Python 3.10 alone
+    for count in (f"{len(METHODS)} methods", f"{len(BACKBONES)} backbones", f"{len(DETECTORS)} detectors"):
+        assert count in text
+    assert f"{len(always)} dependencies" in text
 
 
 @pytest.mark.parametrize(("path", "most"), [(README, 125), (CONTRIBUTING, 60)])
