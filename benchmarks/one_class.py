@@ -36,7 +36,7 @@ from blemish.memory import available_bytes
 from blemish.methods import FeatureMethod
 from blemish.methods._trained import TrainedMethod
 
-# AUROC of airplane, automobile, bird, cat, deer, dog, frog, horse, ship, truck; where from: docs/one-class.md.
+# AUROC of airplane, automobile, bird, cat, deer, dog, frog, horse, ship, truck; from docs/experiments/one-class.md.
 PUBLISHED = {
     "Deep SVDD": (61.7, 65.9, 50.8, 59.1, 60.9, 65.7, 67.7, 67.3, 75.9, 73.1),
     "DN2, ResNet-152": (93.9, 97.7, 85.5, 85.5, 93.6, 91.3, 94.3, 93.6, 95.1, 95.3),

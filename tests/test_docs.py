@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import pydoc
 import re
+import runpy
 import shlex
 from pathlib import Path
 
@@ -11,6 +13,7 @@ from typer.testing import CliRunner
 
 from blemish.cli import app
 from blemish.datasets.synthetic import write_dataset
+from blemish.features.backbones import BACKBONES
 from blemish.methods import METHODS
 from blemish.ood import DETECTORS
 
@@ -52,7 +55,17 @@ def test_readme_names_every_command():
         assert re.search(rf"(blemish|make) {name}\b", text), f"README does not show `blemish {name}`"
 
 
-@pytest.mark.parametrize(("path", "most"), [(README, 150), (CONTRIBUTING, 60)])
+def test_readme_counts_right():
+    text = README.read_text(encoding="utf-8")
+    project = README.with_name("pyproject.toml").read_text(encoding="utf-8")
+    needed = re.search(r"^dependencies = \[\n(.*?)^\]", project, flags=re.DOTALL | re.MULTILINE).group(1).splitlines()
+    always = [line for line in needed if ";" not in line]  # without those of Python 3.10 alone
+    for count in (f"{len(METHODS)} methods", f"{len(BACKBONES)} backbones", f"{len(DETECTORS)} detectors"):
+        assert count in text
+    assert f"{len(always)} dependencies" in text
+
+
+@pytest.mark.parametrize(("path", "most"), [(README, 125), (CONTRIBUTING, 60)])
 def test_front_pages_stay_short(path, most):
     assert len(path.read_text(encoding="utf-8").splitlines()) <= most
 
@@ -61,7 +74,8 @@ def test_front_pages_stay_short(path, most):
 def test_every_method_has_its_page(name):
     page = README.parent / "docs" / "methods" / f"{name}.md"
     text = page.read_text(encoding="utf-8")
-    for part in ("## Recipe", "## Figures", "## Cost", "| parameter |", "!["):
+    parts = ("**Use it**", "**Not**", "## Recipe", "## Deviations", "## Parameters", "## Figures", "![", "## Cost")
+    for part in parts:
         assert part in text
     assert f"docs/methods/{name}.md" in README.read_text(encoding="utf-8")
 
@@ -80,7 +94,24 @@ def test_every_detector_is_on_its_page():
     assert all(f"`{name}`" in page for name in DETECTORS)
 
 
+def test_tables_of_parameters_are_up_to_date():
+    make = runpy.run_path(str(README.parent / "docs" / "make_parameters.py"))
+    assert not make["stale_pages"](), "run `python docs/make_parameters.py`"
+
+
+PAGES = (README, CONTRIBUTING, *README.parent.glob("docs/**/*.md"))
+
+
+def test_modules_and_scripts_that_are_named_exist():
+    for page in PAGES:
+        text = page.read_text(encoding="utf-8")
+        for name in re.findall(r"\bblemish(?:\.[A-Za-z_]\w*)+", re.sub(r"\w+\.blemish", "", text)):
+            assert pydoc.locate(name), f"{page.name}: {name}"
+        for path in re.findall(r"\b(?:src|tests|benchmarks|docs)/[\w/]+\.py", text):
+            assert (README.parent / path).is_file(), f"{page.name}: {path}"
+
+
 def test_links_lead_somewhere():
-    for page in (README, CONTRIBUTING, *README.parent.glob("docs/**/*.md")):
+    for page in PAGES:
         for target in re.findall(r"\]\((?!https?:)([^)#]+)", page.read_text(encoding="utf-8")):
             assert (page.parent / target).exists(), f"{page.name}: {target}"
