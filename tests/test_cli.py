@@ -1,7 +1,11 @@
 from __future__ import annotations
 
 import json
+import os
 import re
+import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -256,3 +260,54 @@ def test_bad_fit_options(dataset, tmp_path, arguments, message):
         "fit", dataset, "--backbone", "filters", "--calibration", "none", *arguments, "--out", tmp_path / "m", status=1
     )
     assert message in result.stderr
+
+
+def test_a_stopped_run_goes_on_where_it_was(model, dataset, tmp_path):
+    folder, out = dataset / "test" / "good", tmp_path / "out"
+    whole = run("predict", model, folder, "--out", out)
+    lines = (out / "results.jsonl").read_text().splitlines()
+    assert "judged by an earlier run" not in whole.stderr
+    (out / "results.jsonl").write_text("\n".join([*lines[:2], lines[2][:30]]))  # a kill tore the third line
+    Path(out / json.loads(lines[1])["heatmap"]).unlink()
+    again = run("predict", model, folder, "--out", out)
+    assert f"1 of {len(lines)} images were judged by an earlier run; their lines stay." in again.stderr
+    assert sorted((out / "results.jsonl").read_text().splitlines()) == sorted(lines)
+    assert all((out / json.loads(line)["heatmap"]).is_file() for line in lines)
+
+
+def test_another_model_or_a_changed_picture_is_judged_again(model, dataset, tmp_path):
+    shutil.copytree(dataset / "test" / "good", tmp_path / "images")
+    run("predict", model, tmp_path / "images", "--out", tmp_path / "out")
+    first = sorted((tmp_path / "images").iterdir())[0]
+    shutil.copy(sorted((tmp_path / "images").iterdir())[1], first)
+    os.utime(first, ns=(1, 1))
+    count = len(list((tmp_path / "images").iterdir()))
+    assert (
+        f"{count - 1} of {count} images" in run("predict", model, tmp_path / "images", "--out", tmp_path / "out").stderr
+    )
+    run("update", model, dataset / "test" / "good", "--out", tmp_path / "other")
+    other = run("predict", tmp_path / "other", tmp_path / "images", "--out", tmp_path / "out")
+    assert "judged by an earlier run" not in other.stderr
+    rows = [json.loads(line) for line in (tmp_path / "out" / "results.jsonl").read_text().splitlines()]
+    assert len(rows) == count
+    assert len({row["model"] for row in rows}) == 1
+
+
+def test_results_that_cannot_be_written_are_refused_before_the_work(model, dataset, tmp_path):
+    (tmp_path / "file").touch()
+    result = run("predict", model, dataset / "test" / "good", "--out", tmp_path / "file", status=1)
+    assert "file: expected a folder for the results, got a file" in result.stderr
+    (tmp_path / "out" / "results.jsonl").mkdir(parents=True)
+    result = run("predict", model, dataset / "test" / "good", "--out", tmp_path / "out", status=1)
+    assert "results.jsonl: expected a file, got a folder" in result.stderr
+
+
+def test_a_reader_that_has_gone_is_no_error():
+    """As with `| head -1`."""
+    reader, writer = os.pipe()
+    os.close(reader)
+    done = subprocess.run(
+        [sys.executable, "-m", "blemish", "list", "datasets"], stdout=writer, stderr=subprocess.PIPE, check=False
+    )
+    os.close(writer)
+    assert (done.returncode, done.stderr) == (1, b"")

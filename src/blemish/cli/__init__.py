@@ -19,6 +19,8 @@ class _Group(TyperGroup):
         try:
             with notes_on_stderr():
                 return super().invoke(ctx)
+        except BrokenPipeError:  # `| head -1`: whoever read has seen enough
+            raise
         except (BlemishError, OSError) as error:
             typer.echo(f"error: {error}", err=True)
             raise typer.Exit(1) from None

@@ -5,10 +5,10 @@ from __future__ import annotations
 import json
 import logging
 import sys
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 import typer
 
@@ -18,8 +18,6 @@ from .progress import ProgressView
 if TYPE_CHECKING:
     from ..detector import Detector
     from ..evaluation.detector import Evaluation
-    from ..images.source import Skipped
-    from ..types import Decision
 
 
 @contextmanager
@@ -55,64 +53,6 @@ class Speaker:
 
     def progress(self) -> ProgressView:
         return ProgressView()
-
-
-class ResultWriter:
-    """Writes each decision at once: to stdout, or to DIR/results.jsonl with a heat map per image."""
-
-    def __init__(self, out: Path | None, heatmaps: Literal["png", "npy", "none"]) -> None:
-        self._out, self._heatmaps = out, heatmaps
-        self._written: set[Path] = set()
-
-    def __enter__(self) -> ResultWriter:
-        if self._out is not None:
-            self._out.mkdir(parents=True, exist_ok=True)
-        self._lines = sys.stdout if self._out is None else (self._out / "results.jsonl").open("w", encoding="utf-8")
-        return self
-
-    def __exit__(self, *_error: object) -> None:
-        if self._out is not None:
-            self._lines.close()
-
-    def write(self, decision: Decision) -> None:
-        import numpy as np
-
-        from ..report.heatmap import write_heatmap
-
-        row = {
-            "image": decision.name,
-            "score": decision.score,
-            "p_value": decision.p_value,
-            "model_p_value": decision.model_p_value,
-            "threshold": decision.threshold,
-            "anomalous": decision.is_anomalous,
-        }
-        if self._out is not None and decision.map is not None and self._heatmaps != "none":
-            path = self._map_path(self._out, Path(decision.name))
-            if self._heatmaps == "npy":
-                np.save(path, decision.map)
-            else:
-                write_heatmap(path, decision.map, threshold=decision.threshold)
-            row["heatmap"] = str(path.relative_to(self._out))
-        self._write_line(row)
-
-    def write_skipped(self, skipped: Iterable[Skipped]) -> None:
-        for name, reason in skipped:
-            self._write_line({"image": name, "error": reason})
-
-    def _write_line(self, row: dict[str, object]) -> None:
-        self._lines.write(json.dumps(row) + "\n")
-        self._lines.flush()
-
-    def _map_path(self, out: Path, image: Path) -> Path:
-        path = out / "heatmaps" / image.resolve().parent.name / f"{image.stem}.{self._heatmaps}"
-        number = 2
-        while path in self._written:  # the same file name in two folders of the same name
-            path = path.with_name(f"{image.stem}-{number}{path.suffix}")
-            number += 1
-        self._written.add(path)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        return path
 
 
 def facts(detector: Detector) -> dict[str, str]:

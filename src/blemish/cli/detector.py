@@ -14,7 +14,7 @@ import typer
 from ..errors import ArgumentError, ImageError
 from ..files import check_output
 from ..parameters import parameters_of, read_texts, split_settings
-from .console import ResultWriter, Speaker, facts, print_evaluation, print_fit, print_rows
+from .console import Speaker, facts, print_evaluation, print_fit, print_rows
 from .options import (
     BatchOption,
     DeviceOption,
@@ -29,6 +29,7 @@ from .options import (
     read_option,
     read_size,
 )  # fmt: skip
+from .results import ResultWriter
 
 ModelArgument = Annotated[Path, typer.Argument(help="Model file written by `blemish fit`.")]
 
@@ -194,9 +195,12 @@ def predict(
     detector = _load(model, device)
     detector.batch_size, detector.workers, detector.on_error = batch_size, workers, on_error
     paths = [path for path in _image_paths(images) if out is None or out.resolve() not in path.resolve().parents]
-    writer = ResultWriter(out, heatmaps)
+    writer = ResultWriter(out, heatmaps, model=model)
+    left = writer.left(paths)
+    if len(left) < len(paths):
+        say.line(f"{len(paths) - len(left)} of {len(paths)} images were judged by an earlier run; their lines stay.")
     with writer, say.progress() as progress:
-        for decision in detector.predict(paths, progress=progress):
+        for decision in detector.predict(left, progress=progress):
             writer.write(decision)
         writer.write_skipped(detector.skipped_)
     say.skipped(detector)

@@ -1,0 +1,147 @@
+"""What `blemish predict` writes: a JSON line for each image as soon as it is judged, and heat maps."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import sys
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import IO, TYPE_CHECKING, Any, Literal
+
+from ..errors import OutputError
+from ..files import check_output, write_whole
+
+if TYPE_CHECKING:
+    from ..images.source import Skipped
+    from ..types import Decision
+
+
+class ResultWriter:
+    """Writes each decision at once: to stdout, or to DIR/results.jsonl with a heat map per image.
+
+    A run that was stopped goes on: lines of the same model on files that have not changed since stay, and their images
+    need not be judged again. Use it in a `with` statement.
+    """
+
+    def __init__(self, out: Path | None, heatmaps: Literal["png", "npy", "none"], *, model: Path) -> None:
+        self._out, self._heatmaps = out, heatmaps
+        self._model = "" if out is None else _digest(model)
+        self._kept: dict[str, dict[str, Any]] = {}
+        self._maps: set[str] = set()
+        self._lines: IO[str] = sys.stdout
+        if out is not None:
+            if out.exists() and not out.is_dir():
+                raise OutputError(f"{out}: expected a folder for the results, got a file. Choose another name.")
+            out.mkdir(parents=True, exist_ok=True)
+            check_output(out / "results.jsonl")
+            self._kept = {row["image"]: row for row in _rows(out / "results.jsonl") if self._still_holds(row)}
+
+    def __enter__(self) -> ResultWriter:
+        if self._out is not None:
+            path = self._out / "results.jsonl"
+            write_whole(path, "".join(json.dumps(row) + "\n" for row in self._kept.values()))
+            self._maps = {row["heatmap"] for row in self._kept.values() if "heatmap" in row}
+            self._lines = path.open("a", encoding="utf-8")
+        return self
+
+    def __exit__(self, *_error: object) -> None:
+        if self._out is not None:
+            self._lines.close()
+
+    def left(self, paths: Sequence[Path]) -> list[Path]:
+        """Those of the images that have no line yet; lines of other images are dropped."""
+        wanted = {str(path) for path in paths}
+        self._kept = {name: row for name, row in self._kept.items() if name in wanted}
+        return [path for path in paths if str(path) not in self._kept]
+
+    def write(self, decision: Decision) -> None:
+        """Write the line of an image, and its heat map before it."""
+        row: dict[str, Any] = {
+            "image": decision.name,
+            "score": decision.score,
+            "p_value": decision.p_value,
+            "model_p_value": decision.model_p_value,
+            "threshold": decision.threshold,
+            "anomalous": decision.is_anomalous,
+        }
+        if self._out is not None:
+            row |= {"model": self._model, "file": _state(decision.name)}
+            if decision.map is not None and self._heatmaps != "none":
+                row["heatmap"] = self._write_map(self._out, decision)
+        self._write_line(row)
+
+    def write_skipped(self, skipped: Iterable[Skipped]) -> None:
+        """Write a line with `error` for each file that could not be judged."""
+        for name, reason in skipped:
+            self._write_line({"image": name, "error": reason})
+
+    def _still_holds(self, row: dict[str, Any]) -> bool:
+        """Whether a line of an earlier run says what this run would say."""
+        assert self._out is not None
+        wants_map = self._heatmaps != "none" and "heatmap" in row
+        return (
+            row.get("model") == self._model
+            and row.get("file") == _state(str(row.get("image")))
+            and ("heatmap" not in row or row["heatmap"].endswith(f".{self._heatmaps}"))
+            and (not wants_map or (self._out / row["heatmap"]).is_file())
+        )
+
+    def _write_line(self, row: dict[str, Any]) -> None:
+        self._lines.write(json.dumps(row) + "\n")
+        self._lines.flush()
+
+    def _write_map(self, out: Path, decision: Decision) -> str:
+        import numpy as np
+
+        from ..report.heatmap import write_heatmap
+
+        assert decision.map is not None
+        image = Path(decision.name)
+        path = Path("heatmaps", image.resolve().parent.name, f"{image.stem}.{self._heatmaps}")
+        number = 2
+        while path.as_posix() in self._maps:  # the same file name in two folders of the same name
+            path = path.with_name(f"{image.stem}-{number}{path.suffix}")
+            number += 1
+        self._maps.add(path.as_posix())
+        (out / path).parent.mkdir(parents=True, exist_ok=True)
+        if self._heatmaps == "npy":
+            np.save(out / path, decision.map)
+        else:
+            write_heatmap(out / path, decision.map, threshold=decision.threshold)
+        return path.as_posix()
+
+
+def _rows(path: Path) -> list[dict[str, Any]]:
+    """The whole lines of a file of results; a kill may have torn the last one."""
+    try:
+        lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
+    except FileNotFoundError:
+        return []
+    rows = []
+    for line in lines:
+        try:
+            row = json.loads(line)
+        except ValueError:
+            continue
+        if isinstance(row, dict) and "score" in row and "image" in row:
+            rows.append(row)
+    return rows
+
+
+def _digest(model: Path) -> str:
+    found = hashlib.sha256()
+    with model.open("rb") as file:
+        while part := file.read(1 << 20):
+            found.update(part)
+    return found.hexdigest()[:16]
+
+
+def _state(name: str) -> str | None:
+    """Size and time of a file, which change with its content; None where there is none."""
+    try:
+        found = os.stat(name)
+    except OSError:
+        return None
+    return f"{found.st_size} {found.st_mtime_ns}"
