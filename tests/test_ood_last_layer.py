@@ -115,7 +115,7 @@ def test_detectors_hand_their_parameters_on():
 
 
 def test_bad_arguments():
-    with pytest.raises(ArgumentError, match=r"norm: expected l1 or l2, got l3"):
+    with pytest.raises(ArgumentError, match=r"norm: expected l2 or l1, got l3"):
         ex_grad(LOGITS, FEATURES, norm="l3")
     with pytest.raises(ArgumentError, match=r"temperature: expected a number above 0, got 0"):
         grad_norm(LOGITS, FEATURES, temperature=0)
