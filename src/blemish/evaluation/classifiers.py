@@ -183,7 +183,7 @@ class ScoreStore:
             _log.info("%s: scores from %s", images.name, path)
             try:
                 return _read_scored(path, images)
-            except (OSError, ValueError, KeyError, BadZipFile) as error:
+            except (OSError, EOFError, ValueError, KeyError, BadZipFile) as error:
                 raise DatasetError(f"{path}: kept scores that cannot be read ({error}). Delete the file.") from error
         found = score_images(classifier, images, scores, reading=reading)
         self.folder.mkdir(parents=True, exist_ok=True)
@@ -221,7 +221,7 @@ def _write_scored(path: Path, found: ScoredImages) -> None:
 
 
 def _read_scored(path: Path, images: LabelledImages) -> ScoredImages:
-    with np.load(path, allow_pickle=False) as file:
+    with path.open("rb") as opened, np.load(opened, allow_pickle=False) as file:
         names = tuple(str(name) for name in file["names"])
 
         def part(prefix: str) -> dict[str, Floats]:
