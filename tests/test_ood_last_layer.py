@@ -121,5 +121,7 @@ def test_bad_arguments():
         grad_norm(LOGITS, FEATURES, temperature=0)
     with pytest.raises(ArgumentError, match=r"temperature"):
         last_layer_gradient(LOGITS, FEATURES, temperature=-1)
+    with pytest.raises(ArgumentError, match=r"bias: expected true or false, got yes\. The default is true\."):
+        last_layer_gradient(LOGITS, FEATURES, bias="yes")
     with pytest.raises(ArgumentError, match=r"features: expected 9 rows, as logits"):
         ex_grad(LOGITS, FEATURES[1:])

@@ -36,6 +36,8 @@ class Bounds:
     below: float | None = None
     at_most: float | None = None
     multiple_of: int | None = None
+    least: int = 0
+    """How many items a list has at least."""
 
     def allow(self, value: Any) -> bool:
         """Whether a number lies within."""
@@ -69,11 +71,12 @@ def parameter(
     below: float | None = None,
     at_most: float | None = None,
     multiple_of: int | None = None,
+    least: int = 0,
     role: Role = "model",
     option: bool = False,
 ) -> Any:
     """Make a dataclass field with bounds and a role; `option`: it has an option, or a list of a plan, of its own."""
-    bounds = Bounds(above=above, at_least=at_least, below=below, at_most=at_most, multiple_of=multiple_of)
+    bounds = Bounds(above=above, at_least=at_least, below=below, at_most=at_most, multiple_of=multiple_of, least=least)
     return field(default=default, metadata={"bounds": bounds, "role": role, "option": option})
 
 
@@ -99,11 +102,13 @@ class Parameter:
     def check(self, value: object, *, of: str = "") -> None:
         """Raise `ArgumentError` where it does not take the value; `of` says whose parameter it is."""
         if not any(_takes(kind, value, self.bounds) for kind in _members(self.kind)):
-            raise self._wrong(value, of)
+            is_list = any(get_origin(kind) is tuple for kind in _members(self.kind))
+            raise self._wrong(value, of, f"Write {(value,)!r}." if is_list and isinstance(value, str) else "")
 
     def of_text(self, text: str, *, of: str = "") -> Any:
-        """Read what stands behind KEY= on a command line or in a plan; the items of a list are joined by +."""
-        for kind in sorted(_members(self.kind), key=lambda kind: kind is str):  # a text is what nothing else could read
+        """Read what stands behind KEY= on a command line or in a plan; + or commas part the items of a list."""
+        # A text is what nothing else could read.
+        for kind in sorted(_members(self.kind), key=lambda kind: {str: 1, Path: 2}.get(kind, 0)):
             try:
                 value = _read(kind, text)
             except ValueError:
@@ -122,7 +127,7 @@ class Parameter:
 
     def as_json(self) -> dict[str, object]:
         """For `blemish list --json`."""
-        limits = {name: limit for name, limit in vars(self.bounds).items() if limit is not None}
+        limits = {name: limit for name, limit in vars(self.bounds).items() if limit}
         return {
             "name": self.name,
             "type": self.expected,
@@ -132,10 +137,11 @@ class Parameter:
             "meaning": self.meaning,
         }
 
-    def _wrong(self, value: object, of: str) -> ArgumentError:
-        default = "" if self.default is MISSING else f"The default is {_spelled(self.default)}."
-        got = value if value != "" else "an empty text"
-        return ArgumentError.about(f"{of}{self.name}", expected=self.expected, got=got, instead=default)
+    def _wrong(self, value: object, of: str, instead: str = "") -> ArgumentError:
+        if not instead and self.default is not MISSING:
+            instead = f"The default is {_spelled(self.default)}."
+        got = "an empty text" if isinstance(value, str) and not value else value
+        return ArgumentError.about(f"{of}{self.name}", expected=self.expected, got=got, instead=instead)
 
 
 def parameters_of(kind: Any) -> Mapping[str, Parameter]:
@@ -198,7 +204,7 @@ def read_texts(
         if key not in known and key not in more:
             expected = f"a parameter out of {', '.join([*known, *more])}"
             raise ArgumentError.about(of, expected=expected, got=key)
-    return {key: known[key].of_text(text, of=f"{of} ") for key, text in settings.items() if key not in more}
+    return {key: known[key].of_text(text, of=f"{of}, ") for key, text in settings.items() if key not in more}
 
 
 def read_plain(kind: type, values: Mapping[str, Any], *, of: str) -> dict[str, Any]:
@@ -224,6 +230,12 @@ def as_plain(value: Any) -> Any:
     if isinstance(value, Real):
         return float(value)
     return str(value) if isinstance(value, Path) else getattr(value, "name", repr(value))
+
+
+def plain_parameters(made: Any) -> dict[str, Any]:
+    """What a fitted object is, in JSON types: its parameters but for those of the role `place`."""
+    known = parameters_of(type(made)).items()
+    return {name: as_plain(getattr(made, name)) for name, p in known if p.role == "model"}
 
 
 class Parameterised:
@@ -266,7 +278,7 @@ def _takes(kind: Any, value: Any, bounds: Bounds) -> bool:  # noqa: PLR0911 - a 
             return False
         kinds = get_args(kind)
         if kinds[-1] is ...:
-            return all(_takes(kinds[0], item, bounds) for item in value)
+            return len(value) >= bounds.least and all(_takes(kinds[0], item, bounds) for item in value)
         return len(value) == len(kinds) and all(_takes(k, item, bounds) for k, item in zip(kinds, value, strict=True))
     if kind is bool or isinstance(value, bool):
         return kind is bool and isinstance(value, bool)
@@ -297,7 +309,7 @@ def _read(kind: Any, text: str) -> Any:  # noqa: PLR0911 - a table of types
         inner = get_args(kind)[0]
         if text.startswith("["):
             return tuple(json.loads(text))
-        return tuple(_read(inner, part) for part in text.split("+"))
+        return tuple(_read(inner, part) for part in re.split("[+,]", text))
     return _refuse(text)
 
 
@@ -314,10 +326,11 @@ def _words(kind: Any, bounds: Bounds) -> str:
         if get_origin(inner) is Literal:
             return f"some of {', '.join(map(str, get_args(inner)))}"
         plural = {int: "whole numbers", float: "numbers", str: "texts"}.get(inner, "values")
-        return f"a list of {plural}{bounds}" if rest == [...] else f"{1 + len(rest)} {plural}{bounds}"
-    if kind in (int, float):
-        return f"{'a whole number' if kind is int else 'a number'}{bounds}"
+        if rest != [...]:
+            return f"{1 + len(rest)} {plural}{bounds}"
+        return f"a list of {plural}{bounds}{f', at least {bounds.least}' if bounds.least else ''}"
     known = {bool: "true or false", str: "a text", Path: "a path", NoneType: "None"}
+    known |= {int: f"a whole number{bounds}", float: f"a number{bounds}"}
     if kind in known:
         return known[kind]
     name = getattr(get_origin(kind) or kind, "__name__", str(kind))
@@ -328,11 +341,7 @@ def _spelled(value: Any) -> str:
     plain = as_plain(value)
     if isinstance(plain, list):
         return "+".join(map(str, plain))
-    return (
-        {None: "None", True: "true", False: "false"}.get(plain, str(plain))
-        if plain in (None, True, False)
-        else str(plain)
-    )
+    return str(plain).lower() if isinstance(plain, bool) else str(plain)
 
 
 @cache

@@ -235,8 +235,8 @@ def law_bad_arrays_are_refused(make: Make) -> None:
 def law_bad_parameters_are_named(make: Make) -> None:
     """Values of a wrong type, at `fit` and at `score`; the constructor takes them, and `set_params` does."""
     for name in parameters_of(type(make())):
-        for wrong in (object(), "no such value", [None], {}):
-            with pytest.raises(ArgumentError, match=rf"^{name}: expected .*, got .*\. The default is "):
+        for wrong in (object(), "no such value", [None], {}, np.ones(2), torch.ones(2)):
+            with pytest.raises(ArgumentError, match=rf"^{name}: expected .*, got .*\. (The default is|Write) "):
                 type(make())(**{name: wrong}).fit(TRAIN)
             with pytest.raises(ArgumentError, match=rf"^{name}: expected "):
                 make().fit(TRAIN).set_params(**{name: wrong}).score(TEST)

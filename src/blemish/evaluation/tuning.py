@@ -34,13 +34,13 @@ if TYPE_CHECKING:
 class Grid:
     """The combinations to try; by default the published ones."""
 
-    temperatures: tuple[float, ...] = parameter((1.0, 2.0, 5.0, 10.0, 20.0, 50.0, 100.0, 200.0, 500.0, 1000.0), above=0)
-    eps: tuple[float, ...] = parameter(tuple(round(0.0002 * i, 4) for i in range(21)), at_least=0)
+    temperatures: tuple[float, ...] = parameter(
+        (1.0, 2.0, 5.0, 10.0, 20.0, 50.0, 100.0, 200.0, 500.0, 1000.0), above=0, least=1
+    )
+    eps: tuple[float, ...] = parameter(tuple(round(0.0002 * i, 4) for i in range(21)), at_least=0, least=1)
 
     def __post_init__(self) -> None:
         check_parameters(self)
-        if not (self.temperatures and self.eps):
-            raise ArgumentError.about("grid", expected="at least one temperature and one eps", got=self)
 
     def cells(self) -> list[tuple[float, float]]:
         """`(temperature, eps)`, temperature by temperature."""

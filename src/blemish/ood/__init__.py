@@ -5,8 +5,7 @@ A detector, the registry and what reads it load on first use, so that one detect
 
 from __future__ import annotations
 
-import importlib
-from types import ModuleType
+from importlib import import_module
 from typing import TYPE_CHECKING
 
 from ._base import OODDetector as OODDetector
@@ -16,37 +15,12 @@ from .classifier import Outputs as Outputs
 from .open import open_classifier as open_classifier
 
 if TYPE_CHECKING:
-    from .distances import Mahalanobis as Mahalanobis
-    from .distances import NearestNeighbours as NearestNeighbours
-    from .distances import RelativeMahalanobis as RelativeMahalanobis
-    from .distances import ViM as ViM
-    from .ensemble import Ensemble as Ensemble
-    from .gradient import Gradient as Gradient
-    from .last_layer import ExGrad as ExGrad
-    from .last_layer import GradNorm as GradNorm
-    from .last_layer import LastLayerGradient as LastLayerGradient
-    from .logits import MSP as MSP
-    from .logits import Energy as Energy
-    from .logits import Entropy as Entropy
-    from .logits import GeneralisedEntropy as GeneralisedEntropy
-    from .logits import MaxLogit as MaxLogit
-    from .odin import ODIN as ODIN
-    from .rectified import ASH as ASH
-    from .rectified import SCALE as SCALE
-    from .rectified import ReAct as ReAct
-    from .registry import DETECTORS as DETECTORS
-    from .registry import load_detector as load_detector
+    from .registry import *  # noqa: F403
 
 
 def __getattr__(name: str) -> object:
-    if name.startswith("__") or name not in _registry().__all__:
-        raise AttributeError(f"module 'blemish.ood' has no attribute {name!r}")
-    return getattr(_registry(), name)
+    return getattr(import_module(f"{__name__}.registry"), name)
 
 
 def __dir__() -> list[str]:
-    return sorted({*globals(), *_registry().__all__})
-
-
-def _registry() -> ModuleType:
-    return importlib.import_module("blemish.ood.registry")
+    return sorted({*globals(), *vars(import_module(f"{__name__}.registry"))})

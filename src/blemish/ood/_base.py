@@ -22,7 +22,7 @@ from torch import Tensor
 
 from .. import persist
 from ..errors import ArgumentError, NotFittedError
-from ..parameters import Parameterised, as_plain, check_parameters
+from ..parameters import Parameterised, check_parameters, plain_parameters
 from .classifier import Classifier, Outputs
 
 if TYPE_CHECKING:
@@ -98,7 +98,7 @@ class OODDetector(ABC, Parameterised):
         manifest = {
             "kind": KIND,
             "name": self.name,
-            "parameters": {name: as_plain(value) for name, value in self.get_params(deep=False).items()},
+            "parameters": plain_parameters(self),
             "versions": {name: version(name) for name in ("blemish", "torch", "numpy")},
         }
         persist.save(path, self.state(), manifest)

@@ -1,4 +1,4 @@
-"""THE REGISTRY of out-of-distribution detectors: one import and one entry each."""
+"""THE REGISTRY of out-of-distribution detectors: one line each."""
 
 from __future__ import annotations
 
@@ -8,21 +8,34 @@ from .. import persist
 from ..errors import ArgumentError, ModelFileError
 from ..parameters import read_plain
 from ._base import KIND, OODDetector
-from .distances import Mahalanobis, NearestNeighbours, RelativeMahalanobis, ViM
-from .ensemble import Ensemble
-from .gradient import Gradient
-from .last_layer import ExGrad, GradNorm, LastLayerGradient
-from .logits import MSP, Energy, Entropy, GeneralisedEntropy, MaxLogit
-from .odin import ODIN
-from .rectified import ASH, SCALE, ReAct
 
-_ALL: tuple[type[OODDetector], ...] = (
-    MSP, MaxLogit, Energy, Entropy, GeneralisedEntropy, ODIN, Gradient,
-    GradNorm, LastLayerGradient, ExGrad,  # of the last layer alone
-    Ensemble, Mahalanobis, RelativeMahalanobis, NearestNeighbours, ViM, ReAct, ASH, SCALE,
-)  # fmt: skip
-DETECTORS: dict[str, type[OODDetector]] = {detector.name: detector for detector in _ALL}
-__all__ = ["DETECTORS", "load_detector", *(detector.__name__ for detector in _ALL)]  # noqa: PLE0604 - strings
+# isort: off
+from .logits import MSP as MSP
+from .logits import MaxLogit as MaxLogit
+from .logits import Energy as Energy
+from .logits import Entropy as Entropy
+from .logits import GeneralisedEntropy as GeneralisedEntropy
+from .odin import ODIN as ODIN
+from .gradient import Gradient as Gradient
+from .last_layer import GradNorm as GradNorm
+from .last_layer import LastLayerGradient as LastLayerGradient
+from .last_layer import ExGrad as ExGrad
+from .ensemble import Ensemble as Ensemble
+from .distances import Mahalanobis as Mahalanobis
+from .distances import RelativeMahalanobis as RelativeMahalanobis
+from .distances import NearestNeighbours as NearestNeighbours
+from .distances import ViM as ViM
+from .rectified import ReAct as ReAct
+from .rectified import ASH as ASH
+from .rectified import SCALE as SCALE
+# isort: on
+
+DETECTORS: dict[str, type[OODDetector]] = {
+    found.name: found
+    for found in list(vars().values())
+    if isinstance(found, type) and issubclass(found, OODDetector) and found is not OODDetector
+}
+"""By name, in the order above: that of every list of detectors."""
 
 
 def load_detector(path: str | Path) -> OODDetector:
