@@ -17,7 +17,7 @@ from dataclasses import asdict
 from pathlib import Path
 
 from blemish.datasets.labelled import LabelledImages, from_class_folders, open_labelled
-from blemish.evaluation.classifiers import OODEvaluation, Reading, evaluate_ood
+from blemish.evaluation.classifiers import OODEvaluation, Reader, evaluate_ood
 from blemish.evaluation.tuning import Grid, Tuning, ablate_ood, reliability_ood, tune_ood
 from blemish.ood import DETECTORS, ODIN, Classifier, Ensemble, Gradient, open_classifier
 from blemish.ood.ensemble import MEASURES
@@ -44,7 +44,7 @@ def main() -> None:
         "Textures": open_labelled(args.data / "ood" / "textures"),
         "notMNIST": open_labelled(args.pairs / "notmnist.npz").sample(args.limit, seed=1),
     }
-    reading = Reading(batch_size=64 if args.classifier == "cifar10" else 16, progress=progress)
+    reading = Reader(batch_size=64 if args.classifier == "cifar10" else 16, progress=progress)
     grid = Grid((1.0, 2.0, 5.0, 1000.0), (0.0, 0.0004, 0.001, 0.004))
     if not args.coarse:
         grid = Grid(eps=Grid().eps[::4])

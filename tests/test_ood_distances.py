@@ -36,7 +36,7 @@ def test_labels_or_predictions():
     labels = (LABELS + 1) % 3
     labels[:10] = 0  # not the predictions, nor a permutation of them
     known, guessed = Mahalanobis().fit(TRAIN, labels), Mahalanobis().fit(TRAIN)
-    assert (known.classes_from_, guessed.classes_from_) == ("labels", "predictions")
+    assert (known.learned_["labelled"], guessed.learned_["labelled"]) == (True, False)
     paper = [reference.mahalanobis(TRAIN.features, labels, x) for x in TEST.features]
     np.testing.assert_allclose(known.score(TEST), paper, rtol=1e-9)
     predicted = Mahalanobis().fit(TRAIN, TRAIN.logits.argmax(axis=1)).score(TEST)
@@ -47,7 +47,7 @@ def test_labels_or_predictions():
 def test_classes_without_images_are_left_out(detector):
     index = LABELS != 1
     fitted = detector().fit(toy.rows(TRAIN, index), LABELS[index])
-    assert fitted.classes_.tolist() == [0, 2]
+    assert fitted.learned_["classes"].tolist() == [0, 2]
     expected = {Mahalanobis: reference.mahalanobis, RelativeMahalanobis: reference.relative_mahalanobis}[detector]
     paper = [expected(TRAIN.features[index], LABELS[index], x) for x in TEST.features]
     np.testing.assert_allclose(fitted.score(TEST), paper, rtol=1e-9)
@@ -132,8 +132,10 @@ def test_vim_refuses_what_leaves_nothing_over():
     for outputs in (few, rounded):
         with pytest.raises(ArgumentError, match=r"dimensions: expected fewer than those .* span, got 12"):
             ViM().fit(outputs)
-    for dimensions in (0, 24, 2.5):
-        with pytest.raises(ArgumentError, match=r"dimensions: expected 1 to 23"):
+    with pytest.raises(ArgumentError, match=r"dimensions: expected 1 to 23"):
+        ViM(dimensions=24).fit(TRAIN)
+    for dimensions in (0, 2.5):
+        with pytest.raises(ArgumentError, match=r"dimensions: expected a whole number of at least 1 or None, got"):
             ViM(dimensions=dimensions).fit(TRAIN)
     low = replace(TRAIN, logits=TRAIN.logits - 100, head=replace(TRAIN.head, bias=TRAIN.head.bias - 100))
     with pytest.raises(ArgumentError, match=r"outputs.logits: expected largest logits above 0 on average"):

@@ -75,7 +75,7 @@ def test_detector_hands_its_measure_on(measure):
 
 def test_bad_arguments():
     outputs = Outputs(LOGITS[0], members=tuple(LOGITS))
-    with pytest.raises(ArgumentError, match=r"measure: expected one of confidence, .*, got best"):
+    with pytest.raises(ArgumentError, match=r"measure: expected confidence, .* or mkl, got best"):
         Ensemble(measure="best").score(outputs)
     with pytest.raises(ArgumentError, match=r"outputs: expected an ensemble of at least 2 networks for Ensemble"):
         Ensemble().score(Outputs(LOGITS[0]))

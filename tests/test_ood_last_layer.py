@@ -115,11 +115,13 @@ def test_detectors_hand_their_parameters_on():
 
 
 def test_bad_arguments():
-    with pytest.raises(ArgumentError, match=r"norm: expected l1 or l2, got l3"):
+    with pytest.raises(ArgumentError, match=r"norm: expected l2 or l1, got l3"):
         ex_grad(LOGITS, FEATURES, norm="l3")
     with pytest.raises(ArgumentError, match=r"temperature: expected a number above 0, got 0"):
         grad_norm(LOGITS, FEATURES, temperature=0)
     with pytest.raises(ArgumentError, match=r"temperature"):
         last_layer_gradient(LOGITS, FEATURES, temperature=-1)
+    with pytest.raises(ArgumentError, match=r"bias: expected true or false, got yes\. The default is true\."):
+        last_layer_gradient(LOGITS, FEATURES, bias="yes")
     with pytest.raises(ArgumentError, match=r"features: expected 9 rows, as logits"):
         ex_grad(LOGITS, FEATURES[1:])

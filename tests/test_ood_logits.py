@@ -97,6 +97,19 @@ def test_bad_temperatures(temperature):
             score(LOGITS, temperature=temperature)
 
 
+@pytest.mark.parametrize("wrong", ["x", None, np.ones(2), True])
+def test_parameters_of_a_wrong_type(wrong):
+    for use in (lambda: msp(LOGITS, temperature=wrong), lambda: MSP(temperature=wrong).score(Outputs(LOGITS))):
+        with pytest.raises(
+            ArgumentError, match=r"^temperature: expected a number above 0, got .*\. The default is 1\.0\.$"
+        ):
+            use()
+    with pytest.raises(
+        ArgumentError, match=r"^top: expected a whole number of at least 1, got .* The default is 100\.$"
+    ):
+        generalised_entropy(LOGITS, top=wrong)
+
+
 def test_bad_arguments():
     with pytest.raises(ArgumentError, match=r"gamma: expected a number in \(0, 1\), got 1.5"):
         generalised_entropy(LOGITS, gamma=1.5)

@@ -13,7 +13,7 @@ import pytest
 from PIL import Image
 
 from blemish.errors import ArgumentError
-from blemish.evaluation.classifiers import Comparison, Figure, OODEvaluation, ScoredImages
+from blemish.evaluation.classifiers import Figure, OODComparison, OODEvaluation, ScoredImages
 from blemish.evaluation.tuning import AblationRow, Grid, Tuning, reliability_ood
 from blemish.report import ood as report
 from blemish.report import ood_figures as draw
@@ -72,7 +72,7 @@ def compared(outliers, detector, auroc, **changes):
         "fpr_at_95_tpr": 1 - auroc, "fpr_at_95_tpr_normal": 1.1 * (1 - auroc),
         "average_precision": auroc - 0.05, "average_precision_normal": auroc - 0.02,
     }  # fmt: skip
-    known = Comparison(
+    known = OODComparison(
         outliers.name, detector, Figure(auroc, auroc - 0.001, 0.0123),
         auroc_interval=(auroc - 0.02, auroc + 0.02), tie_share=0.0, n_inliers=60, n_outliers=len(outliers),
         **{name: Figure(value, value - 0.002, 0.0345) for name, value in figures.items()},

@@ -8,14 +8,14 @@ import pytest
 import stripes
 from blemish.datasets.labelled import LabelledImages
 from blemish.errors import ArgumentError, DatasetError
-from blemish.evaluation.classifiers import Reading, evaluate_ood, score_images
+from blemish.evaluation.classifiers import Reader, evaluate_ood, score_images
 from blemish.evaluation.tuning import Grid, Tuning, ablate_ood, reliability_ood, tune_ood
 from blemish.images.source import from_arrays
 from blemish.ood import DETECTORS, MSP, ODIN, Energy, Ensemble, Gradient, Mahalanobis, NearestNeighbours, Outputs
 from blemish.ood.synthetic import synthetic_outliers
 from reference import metrics as naive
 
-READING = Reading(batch_size=7)
+READING = Reader(batch_size=7)
 
 
 def inliers(count=40, seed=11, name="stripes"):
@@ -190,7 +190,10 @@ def test_a_bad_file_is_skipped_and_labels_stay_right(tmp_path):
     from blemish.datasets.labelled import from_class_folders
 
     found = score_images(
-        stripes.classifier(), from_class_folders(tmp_path), {"m": MSP().score}, reading=Reading(4, on_error="skip")
+        stripes.classifier(),
+        from_class_folders(tmp_path),
+        {"m": MSP().score},
+        reading=Reader(4, on_error="skip"),
     )
     assert len(found) == 8
     assert not found.wrong.any()

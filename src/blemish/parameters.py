@@ -341,11 +341,7 @@ def _spelled(value: Any) -> str:
     plain = as_plain(value)
     if isinstance(plain, list):
         return "+".join(map(str, plain))
-    return (
-        {None: "None", True: "true", False: "false"}.get(plain, str(plain))
-        if plain in (None, True, False)
-        else str(plain)
-    )
+    return str(plain).lower() if isinstance(plain, bool) else str(plain)
 
 
 @cache

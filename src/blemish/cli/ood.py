@@ -29,7 +29,7 @@ from .options import (
 
 if TYPE_CHECKING:
     from ..datasets.labelled import LabelledImages
-    from ..evaluation.classifiers import OODEvaluation, Reading, ScoredImages
+    from ..evaluation.classifiers import OODEvaluation, Reader, ScoredImages
     from ..evaluation.tuning import AblationRow, SelectiveFigures, Tuning
     from ..ood import Classifier, OODDetector
 
@@ -449,10 +449,10 @@ def _classifier(  # noqa: PLR0917
     return open_classifier(model, weights=weights, preprocess=preprocess, members=members or (), device=device)
 
 
-def _reading(batch_size: int, workers: int, on_error: Literal["raise", "skip"], progress: Any) -> Reading:
-    from ..evaluation.classifiers import Reading
+def _reading(batch_size: int, workers: int, on_error: Literal["raise", "skip"], progress: Any) -> Reader:
+    from ..evaluation.classifiers import Reader
 
-    return Reading(batch_size, workers, on_error, progress)
+    return Reader(batch_size, workers, on_error, progress)
 
 
 def _open(path: Path, labels: str, limit: int | None, seed: int) -> LabelledImages:

@@ -13,6 +13,8 @@ from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from time import perf_counter
+from typing import TYPE_CHECKING
+from zipfile import BadZipFile
 
 import numpy as np
 import torch
@@ -21,15 +23,17 @@ from torch import Tensor
 
 from .. import metrics
 from ..datasets.labelled import LabelledImages, LabelledInput, open_labelled
-from ..errors import ArgumentError
+from ..errors import ArgumentError, DatasetError
+from ..files import whole_file
 from ..images.source import Batches, OnError, Skipped
-from ..ood import OODDetector, Outputs
-from ..ood.classifier import Classifier
+from ..ood import Classifier, OODDetector, Outputs
 from ..persist import digest
 from ..progress import Progress
 from ..types import ImageBatch
 
-Floats = NDArray[np.float64]
+if TYPE_CHECKING:
+    from ..types import Floats
+
 _log = logging.getLogger("blemish")
 
 TRIVIAL = ("brightness", "contrast", "sharpness", "file size")
@@ -39,7 +43,7 @@ SUSPICIOUS = 0.9
 
 
 @dataclass(frozen=True)
-class Reading:
+class Reader:
     """How images are read."""
 
     batch_size: int = 16
@@ -110,11 +114,11 @@ class ScoredImages:
         return None if self.labels is None else self.predicted != self.labels
 
 
-Score = Callable[[Outputs], Floats]
+Score = Callable[[Outputs], "Floats"]
 
 
 def score_batches(
-    classifier: Classifier, images: LabelledImages, scores: Mapping[str, Score], *, reading: Reading, stage: str = ""
+    classifier: Classifier, images: LabelledImages, scores: Mapping[str, Score], *, reading: Reader, stage: str = ""
 ) -> Iterator[ScoredImages]:
     """Score batch by batch with every detector, `scores` by name, on one shared forward pass a batch."""
     for batch in reading.batches(classifier, images, stage or f"scoring {images.name}"):
@@ -140,7 +144,7 @@ def score_batches(
 
 
 def score_images(
-    classifier: Classifier, images: LabelledImages, scores: Mapping[str, Score], *, reading: Reading, stage: str = ""
+    classifier: Classifier, images: LabelledImages, scores: Mapping[str, Score], *, reading: Reader, stage: str = ""
 ) -> ScoredImages:
     """`score_batches`, joined; trivial detectors that do not apply to every image are left out."""
     parts = list(score_batches(classifier, images, scores, reading=reading, stage=stage))
@@ -167,7 +171,7 @@ class ScoreStore:
     """Everything that the scores depend on beside the images."""
 
     def get(
-        self, classifier: Classifier, images: LabelledImages, scores: Mapping[str, Score], *, reading: Reading
+        self, classifier: Classifier, images: LabelledImages, scores: Mapping[str, Score], *, reading: Reader
     ) -> ScoredImages:
         """`score_images`, or what it gave the last time."""
         if self.folder is None:
@@ -177,7 +181,10 @@ class ScoreStore:
         path = self.folder / f"{name}-{hashlib.sha256(text.encode('utf-8', 'surrogateescape')).hexdigest()[:16]}.npz"
         if path.is_file():
             _log.info("%s: scores from %s", images.name, path)
-            return _read_scored(path, images)
+            try:
+                return _read_scored(path, images)
+            except (OSError, EOFError, ValueError, KeyError, BadZipFile) as error:
+                raise DatasetError(f"{path}: kept scores that cannot be read ({error}). Delete the file.") from error
         found = score_images(classifier, images, scores, reading=reading)
         self.folder.mkdir(parents=True, exist_ok=True)
         _write_scored(path, found)
@@ -209,13 +216,12 @@ def _write_scored(path: Path, found: ScoredImages) -> None:
     arrays |= {f"trivial {name}": values for name, values in found.trivial.items()}
     arrays |= {f"seconds {name}": np.array(value) for name, value in found.seconds.items()}
     arrays |= {"names": np.array(found.names), "predicted": found.predicted, "digests": np.array(found.digests)}
-    temporary = path.with_suffix(f".{os.getpid()}.tmp.npz")
-    np.savez(temporary, **arrays)  # type: ignore[arg-type]
-    os.replace(temporary, path)
+    with whole_file(path) as temporary, temporary.open("wb") as file:
+        np.savez(file, **arrays)  # type: ignore[arg-type]
 
 
 def _read_scored(path: Path, images: LabelledImages) -> ScoredImages:
-    with np.load(path, allow_pickle=False) as file:
+    with path.open("rb") as opened, np.load(opened, allow_pickle=False) as file:
         names = tuple(str(name) for name in file["names"])
 
         def part(prefix: str) -> dict[str, Floats]:
@@ -233,7 +239,7 @@ def _read_scored(path: Path, images: LabelledImages) -> ScoredImages:
         )
 
 
-def collect(classifier: Classifier, images: LabelledImages, *, reading: Reading) -> tuple[Outputs, ScoredImages]:
+def collect(classifier: Classifier, images: LabelledImages, *, reading: Reader) -> tuple[Outputs, ScoredImages]:
     """Outputs for all images at once, without pixels, for detectors that learn."""
     logits, features = [], []
     head = None
@@ -255,7 +261,7 @@ def fit_detectors(
     detectors: Mapping[str, OODDetector],
     images: LabelledImages | None,
     *,
-    reading: Reading,
+    reading: Reader,
 ) -> tuple[dict[str, OODDetector], dict[str, str], ScoredImages | None]:
     """Fit the detectors that learn; returns the usable ones, the others with the reason, and the images seen."""
     probe = classifier.outputs(_probe(classifier))
@@ -288,7 +294,7 @@ class Figure:
 
 
 @dataclass(frozen=True)
-class Comparison:
+class OODComparison:
     """One detector on one set of out-of-distribution images against the in-distribution ones."""
 
     outliers: str
@@ -316,7 +322,7 @@ class OODEvaluation:
     classifier: str
     inliers: ScoredImages
     outliers: tuple[ScoredImages, ...]
-    comparisons: tuple[Comparison, ...]
+    comparisons: tuple[OODComparison, ...]
     trivial: dict[str, dict[str, float]]
     """AUROC of each trivial detector by set of outliers."""
     warnings: tuple[str, ...]
@@ -339,7 +345,7 @@ def evaluate_ood(  # noqa: PLR0913 (keyword-only but for the data)
     exclude_tuned: bool = False,
     repetitions: int = 100,
     seed: int = 0,
-    reading: Reading | None = None,
+    reading: Reader | None = None,
     keep: str | Path | None = None,
 ) -> OODEvaluation:
     """Compare detectors on in-distribution images and one or more sets of outliers.
@@ -350,7 +356,7 @@ def evaluate_ood(  # noqa: PLR0913 (keyword-only but for the data)
     repetitions: of the bootstrap over images behind each figure's deviation, which says nothing about other networks.
     keep: a folder for the scores of finished sets; a run that was stopped goes on behind them.
     """
-    reading = reading or Reading()
+    reading = reading or Reader()
     if not outliers:
         raise ArgumentError.about("outliers", expected="at least one set of images", got="none")
     normal = open_labelled(inliers)
@@ -383,7 +389,7 @@ def evaluate_ood(  # noqa: PLR0913 (keyword-only but for the data)
     opened = {name: LabelledImages(open_labelled(images).source, None, name) for name, images in outliers.items()}
     sets = [scored(images, f"outliers {name}") for name, images in opened.items()]
     trivial = {s.name: _trivial_aurocs(inside, s) for s in sets}
-    comparisons = [compare(inside, s, name, repetitions, seed=seed) for s in sets for name in scores]
+    comparisons = [compare_sets(inside, s, name, repetitions, seed=seed) for s in sets for name in scores]
     return OODEvaluation(
         classifier=classifier.name,
         inliers=inside,
@@ -397,7 +403,9 @@ def evaluate_ood(  # noqa: PLR0913 (keyword-only but for the data)
     )
 
 
-def compare(inliers: ScoredImages, outliers: ScoredImages, detector: str, repetitions: int, *, seed: int) -> Comparison:
+def compare_sets(
+    inliers: ScoredImages, outliers: ScoredImages, detector: str, repetitions: int, *, seed: int
+) -> OODComparison:
     """All figures of one detector on one pair of sets."""
     scores, anomalous = joined(inliers.scores[detector], outliers.scores[detector])
     values = {
@@ -410,7 +418,7 @@ def compare(inliers: ScoredImages, outliers: ScoredImages, detector: str, repeti
     bootstrap = metrics.bootstrap_ranking(scores, anomalous, repetitions=repetitions, seed=seed)
     means, deviations = bootstrap.means(), bootstrap.standard_errors()
     interval = metrics.delong_interval(scores, anomalous)
-    return Comparison(
+    return OODComparison(
         outliers=outliers.name,
         detector=detector,
         auroc_interval=(interval.low, interval.high),

@@ -10,7 +10,7 @@ import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Literal, get_args
 
 import numpy as np
 import torch
@@ -19,31 +19,35 @@ from numpy.typing import NDArray
 from .. import metrics
 from ..datasets.labelled import LabelledImages, LabelledInput, open_labelled
 from ..errors import ArgumentError, DatasetError
+from ..files import write_whole
 from ..ood import ODIN, Classifier, Gradient, Outputs
-from ..ood.perturbation import directions, step
+from ..ood.perturbation import directions, step_length
 from ..ood.synthetic import synthetic_outliers
-from .classifiers import Floats, Reading, Score, ScoredImages, joined, require_disjoint, score_images
+from ..parameters import check_parameters, parameter
+from .classifiers import Reader, Score, ScoredImages, joined, require_disjoint, score_images
+
+if TYPE_CHECKING:
+    from ..types import Floats
 
 
 @dataclass(frozen=True)
 class Grid:
     """The combinations to try; by default the published ones."""
 
-    temperatures: tuple[float, ...] = (1.0, 2.0, 5.0, 10.0, 20.0, 50.0, 100.0, 200.0, 500.0, 1000.0)
-    eps: tuple[float, ...] = tuple(round(0.0002 * i, 4) for i in range(21))
+    temperatures: tuple[float, ...] = parameter(
+        (1.0, 2.0, 5.0, 10.0, 20.0, 50.0, 100.0, 200.0, 500.0, 1000.0), above=0, least=1
+    )
+    eps: tuple[float, ...] = parameter(tuple(round(0.0002 * i, 4) for i in range(21)), at_least=0, least=1)
 
     def __post_init__(self) -> None:
-        if not self.temperatures or min(self.temperatures) <= 0:
-            raise ArgumentError.about("temperatures", expected="one or more numbers > 0", got=self.temperatures)
-        if not self.eps or min(self.eps) < 0:
-            raise ArgumentError.about("eps", expected="one or more numbers >= 0", got=self.eps)
+        check_parameters(self)
 
     def cells(self) -> list[tuple[float, float]]:
         """`(temperature, eps)`, temperature by temperature."""
         return [(temperature, eps) for temperature in self.temperatures for eps in self.eps]
 
 
-Objective = Literal["outliers", "synthetic", "inliers"]
+TuningObjective = Literal["outliers", "synthetic", "inliers"]
 """AUROC against real outliers; AUROC against outliers made from the in-distribution images; or the mean log-confidence
 of in-distribution images after the step, at a fixed temperature (Hsu et al., "Generalized ODIN", 2020, section 3.2)."""
 Tunable = ODIN | Gradient
@@ -55,7 +59,7 @@ class Tuning:
 
     classifier: str
     detector: str
-    objective: Objective
+    objective: TuningObjective
     tuned_on: str
     """The sets of images, in words."""
     n_inliers: int
@@ -71,17 +75,26 @@ class Tuning:
 
     def save(self, path: str | Path) -> None:
         """Write a JSON file that `Tuning.load` and `blemish ood evaluate --tuned` read."""
-        Path(path).write_text(json.dumps(asdict(self)) + "\n", encoding="utf-8")
+        write_whole(path, json.dumps(asdict(self)) + "\n")
 
     @staticmethod
     def load(path: str | Path) -> Tuning:
-        """Read a file written by `save`."""
+        """Read a file written by `save`; raises `DatasetError`."""
         try:
             content = json.loads(Path(path).read_text(encoding="utf-8"))
+        except FileNotFoundError:
+            raise DatasetError(f"{path}: the file does not exist. `blemish ood tune --out {path}` makes one.") from None
+        except OSError as error:
+            raise DatasetError(f"{path}: cannot be read ({error.strerror}).") from error
+        except ValueError as error:
+            raise DatasetError(f"{path}: damaged, no JSON ({error}). Copy it again, or tune again.") from error
+        try:
             content["grid"] = Grid(**{name: tuple(values) for name, values in content["grid"].items()})
-            return Tuning(**content)
-        except (OSError, ValueError, KeyError, TypeError) as error:
-            raise DatasetError(f"{path}: not a file written by `blemish ood tune` ({error}).") from error
+            tuning = Tuning(**content)
+            check_parameters(tuning)
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            raise DatasetError(f"{path}: not a file written by `blemish ood tune` ({error}). Tune again.") from error
+        return tuning
 
     def apply(self, detector: Tunable) -> Tunable:
         """The detector with the chosen parameters; it must be of the kind that was tuned."""
@@ -96,11 +109,11 @@ def tune_ood(
     inliers: LabelledInput,
     outliers: LabelledInput | None = None,
     *,
-    objective: Objective | None = None,
+    objective: TuningObjective | None = None,
     grid: Grid = Grid(),
     limit: int | None = 500,
     seed: int = 0,
-    reading: Reading | None = None,
+    reading: Reader | None = None,
 ) -> Tuning:
     """Score every combination of temperature and eps on a part of the images and choose the best.
 
@@ -108,7 +121,7 @@ def tune_ood(
         temperature and tunes eps only.
     limit: images of each set, drawn by `seed`; test on the others.
     """
-    reading = reading or Reading()
+    reading = reading or Reader()
     objective = objective or ("outliers" if outliers is not None else "synthetic")
     _check(objective, outliers)
     if objective == "inliers":
@@ -167,7 +180,7 @@ class _Passes:
         detector = replace(self._detector, temperature=temperature, eps=eps)
         if self._confidence:
             with torch.inference_mode():
-                logits = self.classifier.logits(pixels + step(self.classifier, eps, detector.unit) * signs)
+                logits = self.classifier.logits(pixels + step_length(self.classifier, eps, detector.unit) * signs)
             confidence: Floats = torch.log_softmax(logits.double() / temperature, 1).amax(1).cpu().numpy()
             return confidence
         if isinstance(detector, ODIN):
@@ -190,7 +203,7 @@ def _name(temperature: float, eps: float) -> str:
     return f"T={temperature:g},eps={eps:g}"
 
 
-def _score_synthetic(normal: LabelledImages, passes: _Passes, *, seed: int, reading: Reading) -> ScoredImages:
+def _score_synthetic(normal: LabelledImages, passes: _Passes, *, seed: int, reading: Reader) -> ScoredImages:
     cells = passes.scores()
     kept: dict[str, list[Floats]] = {name: [] for name in cells}
     names: list[str] = []
@@ -205,8 +218,8 @@ def _score_synthetic(normal: LabelledImages, passes: _Passes, *, seed: int, read
 
 
 def _check(objective: str, outliers: LabelledInput | None) -> None:
-    if objective not in ("outliers", "synthetic", "inliers"):
-        raise ArgumentError.about("objective", expected="outliers, synthetic or inliers", got=objective)
+    if objective not in get_args(TuningObjective):
+        raise ArgumentError.about("objective", expected=" or ".join(get_args(TuningObjective)), got=objective)
     if (objective == "outliers") != (outliers is not None):
         got = "none" if outliers is None else "some"
         raise ArgumentError.about("outliers", expected="images for objective 'outliers', none for others", got=got)
@@ -230,7 +243,7 @@ def ablate_ood(
     outliers: LabelledInput,
     *,
     tuned_on: frozenset[str] = frozenset(),
-    reading: Reading | None = None,
+    reading: Reader | None = None,
 ) -> tuple[AblationRow, ...]:
     """What temperature and step are worth, and, for the gradient method, what each block of the network adds.
 
@@ -239,7 +252,7 @@ def ablate_ood(
     Preprocessing: none (T = 1, eps = 0), the detector's temperature only, its step only, both. Blocks: the norm over
     the first block, the first two ..., from the input on; all of them in one backward pass.
     """
-    reading = reading or Reading()
+    reading = reading or Reader()
     names, scored = list[str](), []
     for images in (inliers, outliers):
         found, names = _score_variants(classifier, detector, open_labelled(images), reading)
@@ -252,7 +265,7 @@ def ablate_ood(
 
 
 def _score_variants(
-    classifier: Classifier, detector: Tunable, images: LabelledImages, reading: Reading
+    classifier: Classifier, detector: Tunable, images: LabelledImages, reading: Reader
 ) -> tuple[ScoredImages, list[str]]:
     """Scores of all variants, and the names of those that are blocks."""
     variants: dict[str, Tunable] = {

@@ -1,89 +1,107 @@
 """The contract of out-of-distribution detectors: what a classifier gave for an image -> one raw score.
 
-Larger = more anomalous (out of distribution), everywhere, whatever the orientation of the paper.
+- Parameters are keyword-only dataclass fields, stored unchanged; the constructor does no work.
+- `fit` takes outputs for in-distribution images, returns self, and forgets earlier fits.
+- `score` is pure: an image's score does not depend on its batch-mates. Larger = more anomalous (out of distribution),
+  whatever the orientation of the paper.
+- What is learned is in `learned_`; `state` hands them out and `restore` takes them back with identical scores.
 """
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar, Literal, TypeVar
+from collections.abc import Callable, Iterator, Mapping
+from importlib.metadata import version
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, TypeVar
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
+from .. import persist
 from ..errors import ArgumentError, NotFittedError
+from ..parameters import Parameterised, check_parameters, plain_parameters
+from .classifier import Classifier, Outputs
 
 if TYPE_CHECKING:
-    from torch import Tensor
-
-    from .classifier import Classifier
+    from ..types import Floats
 
 Need = Literal["features", "head", "members", "network"]
 """What a detector reads beside the logits: features, the linear last layer, an ensemble, or the network itself."""
-Floats = NDArray[np.float64]
 _D = TypeVar("_D", bound="OODDetector")
 
+KIND = "ood"
+"""What the manifest of a detector's file calls its kind."""
 _NUMBERS = 1 << 22
 """Float64 numbers in one block of rows: 32 MB for each temporary of a score, whatever the number of images."""
 
 
-@dataclass(frozen=True, slots=True)
-class Head:
-    """The linear last layer: logits = features @ weight.T + bias."""
+class OODDetector(ABC, Parameterised):
+    """A score for each image from the outputs of a classifier; a concrete one fills in the hooks."""
 
-    weight: NDArray[np.floating]
-    """`(classes, channels)`."""
-    bias: NDArray[np.floating]
-    """`(classes,)`."""
-
-
-@dataclass(frozen=True, slots=True)
-class Outputs:
-    """What one forward pass gave for n images; every detector of an evaluation reads the same one."""
-
-    logits: NDArray[np.floating]
-    """`(n, classes)`, as the network gives them."""
-    features: NDArray[np.floating] | None = None
-    """`(n, channels)`: what goes into the last layer, averaged over positions where it still has some."""
-    head: Head | None = None
-    """None where the last layer is not linear in `features`."""
-    members: tuple[NDArray[np.floating], ...] = ()
-    """Logits of all networks of an ensemble, each `(n, classes)`, the classifier's own first; empty for one network."""
-    pixels: Tensor | None = None
-    """`(n, 3, height, width)` float32 in [0, 1], for detectors that run the network again."""
-    classifier: Classifier | None = None
-
-    def __len__(self) -> int:
-        return len(self.logits)
-
-
-class OODDetector(ABC):
-    """A score for each image from the outputs of a classifier.
-
-    Subclasses are keyword-only dataclasses that store their parameters unchanged. The score of an image depends on
-    that image (and on what `fit` learned) only: not on its batch-mates.
-    """
-
+    name: ClassVar[str]
+    """The detector's name in the registry and on the command line."""
     needs: ClassVar[frozenset[Need]] = frozenset()
-    learns: ClassVar[bool] = False
-    """Whether `fit` has to see outputs for in-distribution images first."""
+    forms: ClassVar[Mapping[str, str]] = {}
+    """Type and axes of each array that `fit` learns, such as `{"means": "float64 classes channels"}`."""
+    learns: ClassVar[bool]
+    """Whether `fit` has to see outputs for in-distribution images first: whether there are `forms`."""
+    learned_: dict[str, NDArray[Any]]
+    """The arrays by name, once there are some."""
+
+    def __init_subclass__(cls) -> None:
+        super().__init_subclass__()
+        cls.learns = bool(cls.forms)
 
     def fit(self: _D, outputs: Outputs, labels: NDArray[np.integer] | None = None) -> _D:
         """Learn from outputs for in-distribution images, without pixels; `labels` are classes `(n,)`, where known.
 
         Returns self and forgets earlier fits, also where it fails. Detectors that learn nothing only return themselves.
         """
-        for name in [name for name in vars(self) if name.endswith("_")]:
-            delattr(self, name)
+        vars(self).pop("learned_", None)
         self._check(outputs)
-        self._learn(outputs, labels)
+        if self.learns:
+            self._keep(self._learn(outputs, labels))
         return self
 
-    @abstractmethod
     def score(self, outputs: Outputs) -> Floats:
         """`(n,)` float64, larger = more anomalous; raises `NotFittedError` and `ArgumentError`."""
+        self._require_fit("score")
+        self._check(outputs)
+        return self._score(outputs)
+
+    def state(self) -> dict[str, Tensor]:
+        """Everything learned, by name; empty for detectors that learn nothing."""
+        self._require_fit("state")
+        return {name: torch.from_numpy(self.learned_[name]) for name in self.forms}
+
+    def restore(self, state: dict[str, Tensor]) -> None:
+        """Take back what `state` handed out; raises `ArgumentError` for anything else."""
+        if state.keys() != self.forms.keys():
+            expected, got = (", ".join(names) or "no tensors" for names in (self.forms, state))
+            raise ArgumentError.about("state", expected=expected, got=got)
+        sizes: dict[str, int] = {}
+        for name, form in self.forms.items():
+            tensor, (dtype, *axes) = state[name], form.split()
+            has_form = tensor.dtype == getattr(torch, dtype) and tensor.ndim == len(axes)
+            if not has_form or any(sizes.setdefault(a, n) != n for a, n in zip(axes, tensor.shape, strict=True)):
+                raise ArgumentError.about(f"state {name}", expected=f"{form}, equal axes of equal size", got=tensor)
+            if not tensor.isfinite().all():
+                raise ArgumentError.about(f"state {name}", expected="finite numbers", got="NaN or infinity")
+        if self.learns:
+            self._keep({name: tensor.cpu().numpy() for name, tensor in state.items()})
+
+    def save(self, path: str | Path) -> None:
+        """Write parameters and what was learned into one safetensors file, which `load_detector` reads."""
+        manifest = {
+            "kind": KIND,
+            "name": self.name,
+            "parameters": plain_parameters(self),
+            "versions": {name: version(name) for name in ("blemish", "torch", "numpy")},
+        }
+        persist.save(path, self.state(), manifest)
 
     def missing(self, outputs: Outputs) -> str | None:
         """Say in words what these outputs lack for this detector; None where nothing is missing."""
@@ -96,17 +114,26 @@ class OODDetector(ABC):
         lacking = [words for need, (lacks, words) in reasons.items() if need in self.needs and lacks]
         return " and ".join(lacking) or None
 
-    def _learn(self, outputs: Outputs, labels: NDArray[np.integer] | None) -> None:  # noqa: B027 - most learn nothing
-        """Set attributes whose names end in `_`, from outputs that have all that the detector needs."""
+    @abstractmethod
+    def _score(self, outputs: Outputs) -> Floats:
+        """Hook: `score`, of outputs that have all that the detector needs."""
+
+    def _learn(self, outputs: Outputs, labels: NDArray[np.integer] | None) -> Mapping[str, Any]:
+        """Hook: the arrays of `forms` by name, from outputs that have all that the detector needs."""
+        raise NotImplementedError
+
+    def _keep(self, learned: Mapping[str, Any]) -> None:
+        """In one layout in memory, whether just learned or from a file: products round by it."""
+        self.learned_ = {name: np.asarray(learned[name], f.split()[0], order="C") for name, f in self.forms.items()}
 
     def _network(self, outputs: Outputs) -> tuple[Classifier, Tensor]:
         """The classifier, and the pixels on its device."""
-        self._check(outputs)
         assert outputs.classifier is not None
         assert outputs.pixels is not None
         return outputs.classifier, outputs.pixels.to(outputs.classifier.device)
 
     def _check(self, outputs: Outputs) -> None:
+        check_parameters(self)
         lacking = self.missing(outputs)
         if lacking:
             raise ArgumentError.about(
@@ -116,15 +143,11 @@ class OODDetector(ABC):
                 instead="Leave it out.",
             )
 
-    def _require_fit(self, learned: str) -> None:
-        if not hasattr(self, learned):
-            raise NotFittedError(f"{type(self).__name__}: `score` before `fit`. Fit on in-distribution images first.")
-
-
-def as_floats(name: str, values: object, *, ndim: int = 2) -> Floats:
-    """Check that `values` is a finite float array of `ndim` axes and give it in float64."""
-    axes = ("n", "classes") if ndim == 2 else ("members", "n", "classes")
-    return check_floats(name, values, axes=axes).astype(np.float64, copy=False)
+    def _require_fit(self, what: str) -> None:
+        if self.learns and not hasattr(self, "learned_"):
+            raise NotFittedError(
+                f"{type(self).__name__}.{what} needs a fitted detector. Call fit(in_distribution_outputs) first."
+            )
 
 
 def check_floats(name: str, values: object, *, axes: tuple[str, ...]) -> NDArray[np.floating]:
@@ -133,7 +156,7 @@ def check_floats(name: str, values: object, *, axes: tuple[str, ...]) -> NDArray
     if array.ndim != len(axes) or array.dtype.kind != "f" or array.size == 0:
         expected = f"a float array of shape ({', '.join(axes)}) without an empty axis"
         raise ArgumentError.about(name, expected=expected, got=array)
-    if not all(np.isfinite(array[rows]).all() for rows in blocks(len(array), array[0].size)):
+    if not all(np.isfinite(array[rows]).all() for rows in row_blocks(len(array), array[0].size)):
         raise ArgumentError.about(name, expected="finite numbers", got="NaN or infinity")
     return array
 
@@ -175,12 +198,12 @@ def by_rows(score: Callable[..., Floats], *arrays: NDArray[np.floating], beside:
     `score` gets copies. `beside` is how many numbers it makes for each row beyond those of the arrays.
     """
     width = beside + sum(array.shape[1] for array in arrays)
-    parts = [score(*(array[rows].astype(np.float64) for array in arrays)) for rows in blocks(len(arrays[0]), width)]
+    parts = [score(*(array[rows].astype(np.float64) for array in arrays)) for rows in row_blocks(len(arrays[0]), width)]
     return np.concatenate(parts)
 
 
-def blocks(rows: int, width: int) -> Iterator[slice]:
+def row_blocks(rows: int, width: int) -> Iterator[slice]:
     """Cut rows of `width` numbers into blocks of bounded size; where, depends on the width alone."""
-    step = max(1, _NUMBERS // max(1, width))
-    for start in range(0, rows, step):
-        yield slice(start, min(start + step, rows))
+    count = max(1, _NUMBERS // max(1, width))
+    for start in range(0, rows, count):
+        yield slice(start, min(start + count, rows))

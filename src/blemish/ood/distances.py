@@ -1,13 +1,14 @@
 """Distances in the space of the features before the last layer, to what in-distribution images gave.
 
 `fit` takes labels where they are known. Otherwise the classifier's own predictions serve as classes, and
-`classes_from_` says which of the two it was. Classes without an image are left out.
+`labelled` says which of the two it was. Classes without an image are left out.
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 import torch
@@ -16,8 +17,21 @@ from torch import Tensor
 
 from ..errors import ArgumentError
 from ..ops.neighbours import Exact
-from ._base import Floats, Need, OODDetector, Outputs, blocks, by_rows, read_features, read_head, read_logits
+from ..parameters import parameter
+from ._base import Need, OODDetector, by_rows, read_features, read_head, read_logits, row_blocks
+from .classifier import Outputs
 from .logits import logsumexp
+
+if TYPE_CHECKING:
+    from ..types import Floats
+
+_BY_CLASS = {
+    "classes": "int64 classes",
+    "labelled": "bool",
+    "centre": "float64 channels",
+    "whitening": "float64 channels channels",
+    "means": "float64 classes channels",
+}
 
 
 @dataclass(kw_only=True)
@@ -35,22 +49,20 @@ class Mahalanobis(OODDetector):
         a pseudo-inverse would not see them at all. Changes nothing where S is well conditioned.
     """
 
+    name: ClassVar[str] = "mahalanobis"
     needs: ClassVar[frozenset[Need]] = frozenset({"features"})
-    learns: ClassVar[bool] = True
+    forms: ClassVar[Mapping[str, str]] = _BY_CLASS
 
-    floor: float = 1e-6
+    floor: float = parameter(1e-6, above=0, below=1)
 
-    def _learn(self, outputs: Outputs, labels: NDArray[np.integer] | None) -> None:
-        features = read_features(outputs)
-        classes, self.classes_from_ = _classes(outputs, labels)
-        self.classes_, members = np.unique(classes, return_inverse=True)
-        self.gaussians_ = _Gaussians.of(features, members, floor=self.floor)
+    def _learn(self, outputs: Outputs, labels: NDArray[np.integer] | None) -> Mapping[str, Any]:
+        classes, members = np.unique(_classes(outputs, labels), return_inverse=True)
+        gaussians = _Gaussians.of(read_features(outputs), members, floor=self.floor)
+        return {"classes": classes, "labelled": labels is not None, **vars(gaussians)}
 
-    def score(self, outputs: Outputs) -> Floats:
+    def _score(self, outputs: Outputs) -> Floats:
         """`(n,)`, a squared distance without unit; about the number of channels in distribution."""
-        self._require_fit("gaussians_")
-        self._check(outputs)
-        return self.gaussians_.nearest(read_features(outputs, channels=self.gaussians_.channels))
+        return _Gaussians.learned(self.learned_).nearest(outputs)
 
 
 @dataclass(kw_only=True)
@@ -65,24 +77,28 @@ class RelativeMahalanobis(OODDetector):
     floor: as in `Mahalanobis`, for both covariances.
     """
 
+    name: ClassVar[str] = "relative_mahalanobis"
     needs: ClassVar[frozenset[Need]] = frozenset({"features"})
-    learns: ClassVar[bool] = True
+    forms: ClassVar[Mapping[str, str]] = _BY_CLASS | {
+        "background_centre": "float64 channels",
+        "background_whitening": "float64 channels channels",
+        "background_means": "float64 one channels",
+    }
 
-    floor: float = 1e-6
+    floor: float = parameter(1e-6, above=0, below=1)
 
-    def _learn(self, outputs: Outputs, labels: NDArray[np.integer] | None) -> None:
+    def _learn(self, outputs: Outputs, labels: NDArray[np.integer] | None) -> Mapping[str, Any]:
         features = read_features(outputs)
-        classes, self.classes_from_ = _classes(outputs, labels)
-        self.classes_, members = np.unique(classes, return_inverse=True)
-        self.gaussians_ = _Gaussians.of(features, members, floor=self.floor)
-        self.background_ = _Gaussians.of(features, np.zeros_like(members), floor=self.floor)
+        classes, members = np.unique(_classes(outputs, labels), return_inverse=True)
+        gaussians = _Gaussians.of(features, members, floor=self.floor)
+        background = _Gaussians.of(features, np.zeros_like(members), floor=self.floor)
+        of_all = {f"background_{name}": value for name, value in vars(background).items()}
+        return {"classes": classes, "labelled": labels is not None, **vars(gaussians), **of_all}
 
-    def score(self, outputs: Outputs) -> Floats:
+    def _score(self, outputs: Outputs) -> Floats:
         """`(n,)`, a difference of squared distances, without unit."""
-        self._require_fit("background_")
-        self._check(outputs)
-        features = read_features(outputs, channels=self.gaussians_.channels)
-        return self.gaussians_.nearest(features) - self.background_.nearest(features)
+        gaussians, background = (_Gaussians.learned(self.learned_, of) for of in ("", "background_"))
+        return gaussians.nearest(outputs) - background.nearest(outputs)
 
 
 @dataclass(kw_only=True)
@@ -97,14 +113,13 @@ class NearestNeighbours(OODDetector):
     k: which neighbour (the paper: 50 for CIFAR-10, 200 for CIFAR-100, 1000 for ImageNet). No more than images.
     """
 
+    name: ClassVar[str] = "knn"
     needs: ClassVar[frozenset[Need]] = frozenset({"features"})
-    learns: ClassVar[bool] = True
+    forms: ClassVar[Mapping[str, str]] = {"bank": "float32 images channels", "centre": "float32 channels"}
 
-    k: int = 50
+    k: int = parameter(50, at_least=1)
 
-    def _learn(self, outputs: Outputs, labels: NDArray[np.integer] | None) -> None:
-        if type(self.k) is not int or self.k < 1:
-            raise ArgumentError.about("k", expected="a whole number of at least 1", got=self.k)
+    def _learn(self, outputs: Outputs, labels: NDArray[np.integer] | None) -> Mapping[str, Any]:
         features = read_features(outputs)
         if len(features) < self.k:
             raise ArgumentError.about(
@@ -113,21 +128,22 @@ class NearestNeighbours(OODDetector):
                 got=len(features),
                 instead=f"Fit on more, or write k={len(features)}.",
             )
-        directions = [_directions(features[rows]) for rows in blocks(*features.shape)]
-        self.bank_ = Exact().build(torch.cat(directions))
+        directions = [_directions(features[rows]) for rows in row_blocks(*features.shape)]
+        index = Exact().build(torch.cat(directions))
+        return {name: tensor.numpy() for name, tensor in index.state().items()}
 
-    def score(self, outputs: Outputs) -> Floats:
+    def _score(self, outputs: Outputs) -> Floats:
         """`(n,)`, a Euclidean distance from 0 to 2."""
-        self._require_fit("bank_")
-        self._check(outputs)
-        return by_rows(self._distances, read_features(outputs, channels=self.bank_.vectors().shape[1]))
+        index = Exact().restore(self.state())
 
-    def _distances(self, features: Floats) -> Floats:
-        queries = _directions(features)
-        _, indices = self.bank_.search(queries, self.k)
-        difference = queries.double() - self.bank_.vectors(indices[:, -1]).double()
-        distances: Floats = torch.linalg.vector_norm(difference, dim=1).numpy()
-        return distances
+        def distances(features: Floats) -> Floats:
+            queries = _directions(features)
+            _, indices = index.search(queries, self.k)
+            difference = queries.double() - index.vectors(indices[:, -1]).double()
+            found: Floats = torch.linalg.vector_norm(difference, dim=1).numpy()
+            return found
+
+        return by_rows(distances, read_features(outputs, channels=len(self.learned_["centre"])))
 
 
 @dataclass(kw_only=True)
@@ -145,16 +161,21 @@ class ViM(OODDetector):
         choices for its networks), and half of the channels below.
     """
 
+    name: ClassVar[str] = "vim"
     needs: ClassVar[frozenset[Need]] = frozenset({"features", "head"})
-    learns: ClassVar[bool] = True
+    forms: ClassVar[Mapping[str, str]] = {
+        "origin": "float64 channels",
+        "residual": "float64 channels rest",
+        "alpha": "float64",
+    }
 
-    dimensions: int | None = None
+    dimensions: int | None = parameter(None, at_least=1)
 
-    def _learn(self, outputs: Outputs, labels: NDArray[np.integer] | None) -> None:
+    def _learn(self, outputs: Outputs, labels: NDArray[np.integer] | None) -> Mapping[str, Any]:
         features, logits, (weight, bias) = read_features(outputs), read_logits(outputs.logits), read_head(outputs)
         channels = features.shape[1]
         kept = _principal(channels) if self.dimensions is None else self.dimensions
-        if type(kept) is not int or not 1 <= kept < channels:
+        if not 1 <= kept < channels:
             raise ArgumentError.about("dimensions", expected=f"1 to {channels - 1}, below the channels", got=kept)
         origin = -np.linalg.pinv(weight) @ bias
         values, vectors = np.linalg.eigh(_scatter(features, origin[None], np.zeros(len(features), dtype=np.intp)))
@@ -176,19 +197,17 @@ class ViM(OODDetector):
                 got=f"{top:.3g}",
                 instead="Use Mahalanobis or NearestNeighbours.",
             )
-        self.origin_, self.residual_, self.alpha_ = origin, residual, top / float(norm)
+        return {"origin": origin, "residual": residual, "alpha": top / float(norm)}
 
-    def score(self, outputs: Outputs) -> Floats:
+    def _score(self, outputs: Outputs) -> Floats:
         """`(n,)`, in units of the logits."""
-        self._require_fit("alpha_")
-        self._check(outputs)
-        features = read_features(outputs, channels=len(self.origin_))
+        origin, residual, alpha = (self.learned_[name] for name in self.forms)
 
         def score(x: Floats, z: Floats) -> Floats:
-            residual: Floats = np.linalg.norm((x - self.origin_) @ self.residual_, axis=1)
-            return self.alpha_ * residual - logsumexp(z)
+            length: Floats = np.linalg.norm((x - origin) @ residual, axis=1)
+            return alpha * length - logsumexp(z)
 
-        return by_rows(score, features, read_logits(outputs.logits))
+        return by_rows(score, read_features(outputs, channels=len(origin)), read_logits(outputs.logits))
 
 
 @dataclass(frozen=True)
@@ -205,8 +224,6 @@ class _Gaussians:
     @classmethod
     def of(cls, features: NDArray[np.floating], members: NDArray[np.intp], *, floor: float) -> _Gaussians:
         """Fit to `(n, channels)` features, where `members` `(n,)` says which Gaussian each belongs to."""
-        if not 0 < floor < 1:
-            raise ArgumentError.about("floor", expected="a number in (0, 1)", got=floor, instead="Write 1e-6.")
         means = np.stack([features[members == c].mean(axis=0, dtype=np.float64) for c in range(members.max() + 1)])
         values, vectors = np.linalg.eigh(_scatter(features, means, members))
         # Below this, features that are equal within a class differ by the rounding of their mean.
@@ -218,13 +235,14 @@ class _Gaussians:
         centre = means.mean(axis=0)
         return cls(centre, whitening, (means - centre) @ whitening)
 
-    @property
-    def channels(self) -> int:
-        """Of the features."""
-        return len(self.centre)
+    @classmethod
+    def learned(cls, arrays: Mapping[str, Floats], of: str = "") -> _Gaussians:
+        """From what a detector learned, names beginning with `of`."""
+        return cls(*(arrays[of + name] for name in ("centre", "whitening", "means")))
 
-    def nearest(self, features: NDArray[np.floating]) -> Floats:
+    def nearest(self, outputs: Outputs) -> Floats:
         """Squared Mahalanobis distance to the nearest mean, `(n,)`."""
+        features = read_features(outputs, channels=len(self.centre))
         return by_rows(self._nearest, features, beside=sum(self.means.shape))
 
     def _nearest(self, x: Floats) -> Floats:
@@ -239,19 +257,18 @@ def _scatter(features: NDArray[np.floating], means: Floats, members: NDArray[np.
     """(1/n) sum (x - m)(x - m)^T, m the mean that each image belongs to: `(channels, channels)`."""
     channels = features.shape[1]
     total: Floats = np.zeros((channels, channels))
-    for rows in blocks(len(features), channels):
+    for rows in row_blocks(len(features), channels):
         centred = features[rows].astype(np.float64) - means[members[rows]]
         total += centred.T @ centred
     return total / len(features)
 
 
-def _classes(
-    outputs: Outputs, labels: NDArray[np.integer] | None
-) -> tuple[NDArray[np.integer], Literal["labels", "predictions"]]:
-    """A class for each image, `(n,)`, and where it comes from."""
+def _classes(outputs: Outputs, labels: NDArray[np.integer] | None) -> NDArray[np.integer]:
+    """A class for each image, `(n,)`: the one given, or else the one predicted."""
     logits = read_logits(outputs.logits)
     if labels is None:
-        return logits.argmax(axis=1), "predictions"
+        predicted: NDArray[np.integer] = logits.argmax(axis=1)
+        return predicted
     given = np.asarray(labels)
     if given.shape != (len(logits),) or given.dtype.kind not in "iu":
         raise ArgumentError.about("labels", expected=f"whole numbers of shape ({len(logits)},)", got=given)
@@ -259,7 +276,7 @@ def _classes(
         raise ArgumentError.about(
             "labels", expected=f"classes from 0 to {logits.shape[1] - 1}", got=f"{given.min()} to {given.max()}"
         )
-    return given, "labels"
+    return given
 
 
 def _principal(channels: int) -> int:

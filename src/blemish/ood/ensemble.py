@@ -15,14 +15,18 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import TYPE_CHECKING, ClassVar, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import ArgumentError
-from ._base import Floats, Need, OODDetector, Outputs, by_rows, check_floats, read_logits
+from ._base import Need, OODDetector, by_rows, check_floats, read_logits
+from .classifier import Outputs
 from .logits import log_rest, log_softmax
+
+if TYPE_CHECKING:
+    from ..types import Floats
 
 Measure = Literal["confidence", "entropy_of_expected", "expected_entropy", "mutual_information", "epkl", "mkl"]
 
@@ -63,19 +67,16 @@ class Ensemble(OODDetector):
 
     Parameters
     ----------
-    measure: `confidence`, `entropy_of_expected`, `expected_entropy`, `mutual_information`, `epkl` or `mkl`; see the
-        functions of these names. To take the best one on the test data is to tune on the test data.
+    measure: see the functions of these names. To take the best one on the test data is to tune on the test data.
     """
 
+    name: ClassVar[str] = "ensemble"
     needs: ClassVar[frozenset[Need]] = frozenset({"members"})
 
     measure: Measure = "mutual_information"
 
-    def score(self, outputs: Outputs) -> Floats:
+    def _score(self, outputs: Outputs) -> Floats:
         """`(n,)`, larger = more uncertain."""
-        if self.measure not in MEASURES:
-            raise ArgumentError.about("measure", expected=f"one of {', '.join(MEASURES)}", got=self.measure)
-        self._check(outputs)
         shape = read_logits(outputs.logits).shape
         members = [read_logits(member, name="outputs.members") for member in outputs.members]
         for member in members:

@@ -7,16 +7,19 @@ moved a small step towards its class as in ODIN. Exact for each image, in batche
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import TYPE_CHECKING, ClassVar, Literal
 
 import torch
 from torch import Tensor
 
-from ..errors import ArgumentError
 from ..ops.gradnorm import Norm, cross_entropy
-from ._base import Floats, Need, OODDetector, Outputs
-from .classifier import Classifier
-from .perturbation import Unit, check, directions, step
+from ..parameters import parameter
+from ._base import Need, OODDetector
+from .classifier import Classifier, Outputs
+from .perturbation import Unit, directions, step_length
+
+if TYPE_CHECKING:
+    from ..types import Floats
 
 Label = Literal["perturbed", "original"]
 
@@ -25,29 +28,34 @@ Label = Literal["perturbed", "original"]
 class Gradient(OODDetector):
     """Gradient method: norm of the gradient of the log-confidence by the weights, after a small step.
 
+    Parameters
+    ----------
     temperature: T of both the step and the score. At T = 1 the norm of the features cancels much of the signal, at
         large T the softmax is flat and only the norm of a logit difference is left; values from 2 to 5 did best.
-    eps, unit: length of the step, as in ODIN; 0: none.
+    eps: length of the step; 0: none.
+    unit: of eps, as in ODIN.
     label: the class whose confidence is differentiated: the largest logit at the "perturbed" or the "original" image.
     parameters: full names or prefixes of names, such as ("layer1", "fc"); None: all.
-    norm: "l2" or "l1".
+    norm: of the gradient.
     """
 
-    temperature: float = 2.0
-    eps: float = 0.001
+    name: ClassVar[str] = "gradient"
+    needs: ClassVar[frozenset[Need]] = frozenset({"network"})
+
+    temperature: float = parameter(2.0, above=0)
+    eps: float = parameter(0.001, at_least=0)
     unit: Unit = "pixel"
     label: Label = "perturbed"
     parameters: tuple[str, ...] | None = None
     norm: Norm = "l2"
 
-    needs: ClassVar[frozenset[Need]] = frozenset({"network"})
-
-    def score(self, outputs: Outputs) -> Floats:
+    def _score(self, outputs: Outputs) -> Floats:
         """The norm; larger = more anomalous."""
         return self.of_step(*self._stepped(outputs))
 
     def blocks(self, outputs: Outputs) -> dict[str, Floats]:
         """The norm over each block of the network, in its order, for the price of one score."""
+        self._check(outputs)
         classifier, pixels, signs, labels = self._stepped(outputs)
         engine = classifier.grad_norms(self.parameters, self.norm)
         loss = cross_entropy(labels, temperature=self.temperature)
@@ -62,14 +70,11 @@ class Gradient(OODDetector):
         return norms
 
     def _stepped(self, outputs: Outputs) -> tuple[Classifier, Tensor, Tensor | None, Tensor | None]:
-        check(self.temperature, self.eps, self.unit)
-        if self.label not in ("perturbed", "original"):
-            raise ArgumentError.about("label", expected="'perturbed' or 'original'", got=self.label)
         classifier, pixels = self._network(outputs)
         signs = directions(classifier, pixels, [self.temperature])[0] if self.eps else None
         labels = torch.from_numpy(outputs.logits.argmax(1)) if self.label == "original" else None
         return classifier, pixels, signs, labels
 
     def _input(self, classifier: Classifier, pixels: Tensor, signs: Tensor | None) -> Tensor:
-        moved = pixels if signs is None else pixels + step(classifier, self.eps, self.unit) * signs
+        moved = pixels if signs is None else pixels + step_length(classifier, self.eps, self.unit) * signs
         return classifier.normalised(moved)

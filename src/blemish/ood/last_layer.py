@@ -11,16 +11,20 @@ All scores are logarithms. A norm of exactly 0 counts as the smallest normal flo
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import TYPE_CHECKING, ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import ArgumentError
-from ._base import Floats, Need, OODDetector, Outputs, by_rows, check_floats, read_features, read_logits
-from .logits import check_temperature, log_complement, log_rest, log_softmax, logsumexp, without_top
+from ..ops.gradnorm import Norm
+from ..parameters import check_parameters, parameter
+from ._base import Need, OODDetector, by_rows, check_floats, read_features, read_logits
+from .classifier import Outputs
+from .logits import log_complement, log_rest, log_softmax, logsumexp, without_top
 
-Norm = Literal["l1", "l2"]
+if TYPE_CHECKING:
+    from ..types import Floats
 
 
 def grad_norm(logits: NDArray[np.floating], features: NDArray[np.floating], *, temperature: float = 1.0) -> Floats:
@@ -29,7 +33,7 @@ def grad_norm(logits: NDArray[np.floating], features: NDArray[np.floating], *, t
     Huang, Geng and Li, "On the Importance of Gradients for Detecting Distributional Shifts in the Wild", NeurIPS 2021:
     GradNorm, the norm itself. It is larger in distribution; hence the sign. `features` are `(n, channels)`.
     """
-    check_temperature(temperature)
+    check_parameters(GradNorm(temperature=temperature))
 
     def score(z: Floats, phi: Floats) -> Floats:
         # p_c - 1/C from e_c = exp(z_c - max z) - 1, which keeps its digits where p is nearly uniform.
@@ -48,7 +52,7 @@ def last_layer_gradient(
     The gradient method ("GRODIN") restricted to the last layer, without perturbation of the image. Without `bias` the
     norm is over W alone, with |phi| in place of the root. `features` are `(n, channels)`.
     """
-    check_temperature(temperature)
+    check_parameters(LastLayerGradient(temperature=temperature, bias=bias))
 
     def score(z: Floats, phi: Floats) -> Floats:
         log_p = log_softmax(z / temperature)
@@ -63,8 +67,7 @@ def ex_grad(logits: NDArray[np.floating], features: NDArray[np.floating], *, nor
     Igoe et al., "How Useful are Gradients for OOD Detection Really?", 2022: ExGrad on the last layer's weight. With
     the L1 norm it is 2 (1 - |p|_2^2) |phi|_1; with the L2 norm sum_y p_y |e_y - p|_2 |phi|_2.
     """
-    if norm not in ("l1", "l2"):
-        raise ArgumentError.about("norm", expected="l1 or l2", got=norm)
+    check_parameters(ExGrad(norm=norm))
 
     def score(z: Floats, phi: Floats) -> Floats:
         log_p = log_softmax(z)
@@ -84,13 +87,13 @@ class GradNorm(OODDetector):
     temperature: divides the logits (the paper: 1).
     """
 
+    name: ClassVar[str] = "grad_norm"
     needs: ClassVar[frozenset[Need]] = frozenset({"features", "head"})
 
-    temperature: float = 1.0
+    temperature: float = parameter(1.0, above=0)
 
-    def score(self, outputs: Outputs) -> Floats:
+    def _score(self, outputs: Outputs) -> Floats:
         """`(n,)`, minus a log norm."""
-        self._check(outputs)
         return grad_norm(outputs.logits, read_features(outputs), temperature=self.temperature)
 
 
@@ -104,14 +107,14 @@ class LastLayerGradient(OODDetector):
     bias: whether the bias counts among the weights.
     """
 
+    name: ClassVar[str] = "last_layer"
     needs: ClassVar[frozenset[Need]] = frozenset({"features", "head"})
 
-    temperature: float = 1.0
+    temperature: float = parameter(1.0, above=0)
     bias: bool = True
 
-    def score(self, outputs: Outputs) -> Floats:
+    def _score(self, outputs: Outputs) -> Floats:
         """`(n,)`, a log norm."""
-        self._check(outputs)
         features = read_features(outputs)
         return last_layer_gradient(outputs.logits, features, temperature=self.temperature, bias=self.bias)
 
@@ -122,16 +125,16 @@ class ExGrad(OODDetector):
 
     Parameters
     ----------
-    norm: `l1` or `l2`.
+    norm: of the gradient.
     """
 
+    name: ClassVar[str] = "ex_grad"
     needs: ClassVar[frozenset[Need]] = frozenset({"features", "head"})
 
     norm: Norm = "l1"
 
-    def score(self, outputs: Outputs) -> Floats:
+    def _score(self, outputs: Outputs) -> Floats:
         """`(n,)`, a log norm."""
-        self._check(outputs)
         return ex_grad(outputs.logits, read_features(outputs), norm=self.norm)
 
 

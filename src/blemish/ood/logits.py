@@ -6,12 +6,17 @@ Everything starts from log p: a softmax in floating point rounds to 1 for confid
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import TYPE_CHECKING, ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
 
-from ..errors import ArgumentError
-from ._base import Floats, OODDetector, Outputs, by_rows, read_logits
+from ..parameters import check_parameters, parameter
+from ._base import OODDetector, by_rows, read_logits
+from .classifier import Outputs
+
+if TYPE_CHECKING:
+    from ..types import Floats
 
 
 def msp(logits: NDArray[np.floating], *, temperature: float = 1.0) -> Floats:
@@ -20,7 +25,7 @@ def msp(logits: NDArray[np.floating], *, temperature: float = 1.0) -> Floats:
     Hendrycks and Gimpel, "A Baseline for Detecting Misclassified and Out-of-Distribution Examples", ICLR 2017, where
     the score is max p and larger means in distribution.
     """
-    check_temperature(temperature)
+    check_parameters(MSP(temperature=temperature))
     return by_rows(lambda z: log_rest(z / temperature), read_logits(logits))
 
 
@@ -34,7 +39,7 @@ def energy(logits: NDArray[np.floating], *, temperature: float = 1.0) -> Floats:
 
     The paper thresholds the negative energy, where larger means in distribution.
     """
-    check_temperature(temperature)
+    check_parameters(Energy(temperature=temperature))
     return by_rows(lambda z: -temperature * logsumexp(z / temperature), read_logits(logits))
 
 
@@ -49,10 +54,7 @@ def generalised_entropy(logits: NDArray[np.floating], *, gamma: float = 0.1, top
     Liu, Lochman and Zach, "GEN: Pushing the Limits of Softmax-Based Out-of-Distribution Detection", CVPR 2023,
     whose score is the negative of it, larger in distribution.
     """
-    if not 0 < gamma < 1:
-        raise ArgumentError.about("gamma", expected="a number in (0, 1)", got=gamma, instead="The paper has 0.1.")
-    if type(top) is not int or top < 1:
-        raise ArgumentError.about("top", expected="a whole number of at least 1", got=top)
+    check_parameters(GeneralisedEntropy(gamma=gamma, top=top))
     checked = read_logits(logits)
     count = min(top, checked.shape[1])
 
@@ -75,9 +77,11 @@ class MSP(OODDetector):
     temperature: divides the logits (the paper: 1).
     """
 
-    temperature: float = 1.0
+    name: ClassVar[str] = "msp"
 
-    def score(self, outputs: Outputs) -> Floats:
+    temperature: float = parameter(1.0, above=0)
+
+    def _score(self, outputs: Outputs) -> Floats:
         """`(n,)`, log(1 - max p)."""
         return msp(outputs.logits, temperature=self.temperature)
 
@@ -86,7 +90,9 @@ class MSP(OODDetector):
 class MaxLogit(OODDetector):
     """Minus the largest logit; see `max_logit`."""
 
-    def score(self, outputs: Outputs) -> Floats:
+    name: ClassVar[str] = "max_logit"
+
+    def _score(self, outputs: Outputs) -> Floats:
         """`(n,)`, -max z."""
         return max_logit(outputs.logits)
 
@@ -100,9 +106,11 @@ class Energy(OODDetector):
     temperature: T (the paper: 1).
     """
 
-    temperature: float = 1.0
+    name: ClassVar[str] = "energy"
 
-    def score(self, outputs: Outputs) -> Floats:
+    temperature: float = parameter(1.0, above=0)
+
+    def _score(self, outputs: Outputs) -> Floats:
         """`(n,)`, in units of the logits."""
         return energy(outputs.logits, temperature=self.temperature)
 
@@ -111,7 +119,9 @@ class Energy(OODDetector):
 class Entropy(OODDetector):
     """Entropy of the softmax; see `entropy`."""
 
-    def score(self, outputs: Outputs) -> Floats:
+    name: ClassVar[str] = "entropy"
+
+    def _score(self, outputs: Outputs) -> Floats:
         """`(n,)`, in nats."""
         return entropy(outputs.logits)
 
@@ -126,10 +136,12 @@ class GeneralisedEntropy(OODDetector):
     top: how many of the most probable classes count, all where there are fewer (the paper, 1000 classes: 100).
     """
 
-    gamma: float = 0.1
-    top: int = 100
+    name: ClassVar[str] = "gen"
 
-    def score(self, outputs: Outputs) -> Floats:
+    gamma: float = parameter(0.1, above=0, below=1)
+    top: int = parameter(100, at_least=1)
+
+    def _score(self, outputs: Outputs) -> Floats:
         """`(n,)`, from 0 to the number of classes that count."""
         return generalised_entropy(outputs.logits, gamma=self.gamma, top=self.top)
 
@@ -170,12 +182,6 @@ def without_top(z: Floats) -> Floats:
     others: Floats = z.copy()
     np.put_along_axis(others, _top(z), -np.inf, axis=-1)
     return others
-
-
-def check_temperature(temperature: float) -> None:
-    """Refuse anything but a finite number above 0."""
-    if not 0 < temperature < float("inf"):
-        raise ArgumentError.about("temperature", expected="a number above 0", got=temperature)
 
 
 def _entropy(log_p: Floats) -> Floats:

@@ -6,35 +6,41 @@ Liang, Li, Srikant, "Enhancing the reliability of out-of-distribution image dete
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
 import torch
 from torch import Tensor
 
-from ._base import Floats, Need, OODDetector, Outputs
-from .classifier import Classifier
+from ..parameters import parameter
+from ._base import Need, OODDetector
+from .classifier import Classifier, Outputs
 from .logits import msp
-from .perturbation import Unit, check, directions, step
+from .perturbation import Unit, directions, step_length
+
+if TYPE_CHECKING:
+    from ..types import Floats
 
 
 @dataclass(kw_only=True)
 class ODIN(OODDetector):
     """ODIN: softmax confidence at a temperature, of the image moved a small step towards its class.
 
+    Parameters
+    ----------
     temperature: T of both the step and the score.
     eps: length of the step; 0: none.
-    unit: "pixel": eps in units of pixels in [0, 1]. "normalised": in units of the network's input.
+    unit: of eps: that of pixels in [0, 1], or that of the network's input.
     """
 
-    temperature: float = 1000.0
-    eps: float = 0.0014
-    unit: Unit = "pixel"
-
+    name: ClassVar[str] = "odin"
     needs: ClassVar[frozenset[Need]] = frozenset({"network"})
 
-    def score(self, outputs: Outputs) -> Floats:
+    temperature: float = parameter(1000.0, above=0)
+    eps: float = parameter(0.0014, at_least=0)
+    unit: Unit = "pixel"
+
+    def _score(self, outputs: Outputs) -> Floats:
         """log(1 - max softmax(h(x_p) / T)): the ranking of ODIN's -max softmax, without its ties."""
-        check(self.temperature, self.eps, self.unit)
         classifier, pixels = self._network(outputs)
         if not self.eps:
             return msp(outputs.logits, temperature=self.temperature)
@@ -44,5 +50,5 @@ class ODIN(OODDetector):
     def of_step(self, classifier: Classifier, pixels: Tensor, signs: Tensor) -> Floats:
         """The score with the direction of the step known; for grids."""
         with torch.inference_mode():
-            logits = classifier.logits(pixels + step(classifier, self.eps, self.unit) * signs)
+            logits = classifier.logits(pixels + step_length(classifier, self.eps, self.unit) * signs)
         return msp(logits.float().cpu().numpy(), temperature=self.temperature)

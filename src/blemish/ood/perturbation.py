@@ -12,7 +12,6 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from ..errors import ArgumentError
 from ..ops.gradnorm import cross_entropy
 from .classifier import Classifier
 
@@ -48,16 +47,6 @@ def directions(classifier: Classifier, pixels: Tensor, temperatures: Sequence[fl
             parameter.requires_grad_(flag)
 
 
-def step(classifier: Classifier, eps: float, unit: Unit) -> Tensor | float:
+def step_length(classifier: Classifier, eps: float, unit: Unit) -> Tensor | float:
     """Length of the step in pixels: a number, or one a channel `(3, 1, 1)`."""
     return eps if unit == "pixel" else eps * classifier._std
-
-
-def check(temperature: float, eps: float, unit: str) -> None:
-    """Refuse parameters that no perturbation has."""
-    if temperature <= 0:
-        raise ArgumentError.about("temperature", expected="more than 0", got=temperature, instead="Write 2.")
-    if eps < 0:
-        raise ArgumentError.about("eps", expected="0 or more", got=eps, instead="Write 0.001.")
-    if unit not in ("pixel", "normalised"):
-        raise ArgumentError.about("unit", expected="'pixel' or 'normalised'", got=unit)

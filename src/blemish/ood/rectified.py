@@ -5,19 +5,26 @@ Each computes E = -log sum_c exp((W f(x) + b)_c) with its own f; the papers' sco
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import ArgumentError
-from ._base import Floats, Need, OODDetector, Outputs, by_rows, read_features, read_head
+from ..parameters import parameter
+from ._base import Need, OODDetector, by_rows, read_features, read_head
+from .classifier import Outputs
 from .logits import logsumexp
+
+if TYPE_CHECKING:
+    from ..types import Floats
 
 Variant = Literal["s", "b", "p"]
 _PERCENTILES: dict[Variant, float] = {"s": 90.0, "b": 65.0, "p": 60.0}
+_MOST = 99
+"""Percentile beyond which exp(s1 / s2) soon leaves what float64 can hold."""
 
 
 @dataclass(kw_only=True)
@@ -29,26 +36,24 @@ class ReAct(OODDetector):
 
     Parameters
     ----------
-    percentile: of the features at which they are clipped, above 0 to 100 (the paper: 90).
+    percentile: of the features at which they are clipped (the paper: 90).
     """
 
+    name: ClassVar[str] = "react"
     needs: ClassVar[frozenset[Need]] = frozenset({"features", "head"})
-    learns: ClassVar[bool] = True
+    forms: ClassVar[Mapping[str, str]] = {"threshold": "float64", "channels": "int64"}
 
-    percentile: float = 90.0
+    percentile: float = parameter(90.0, above=0, at_most=100)
 
-    def _learn(self, outputs: Outputs, labels: NDArray[np.integer] | None) -> None:
-        if not 0 < self.percentile <= 100:
-            raise ArgumentError.about("percentile", expected="a number in (0, 100]", got=self.percentile)
+    def _learn(self, outputs: Outputs, labels: NDArray[np.integer] | None) -> Mapping[str, Any]:
         features = read_features(outputs)
-        self.threshold_, self.channels_ = float(np.percentile(features, self.percentile)), features.shape[1]
+        return {"threshold": np.percentile(features, self.percentile), "channels": features.shape[1]}
 
-    def score(self, outputs: Outputs) -> Floats:
+    def _score(self, outputs: Outputs) -> Floats:
         """`(n,)`, in units of the logits."""
-        self._require_fit("threshold_")
-        self._check(outputs)
-        features = read_features(outputs, channels=self.channels_)
-        return _energy(lambda x: np.minimum(x, self.threshold_), outputs, features)
+        features = read_features(outputs, channels=int(self.learned_["channels"]))
+        threshold = float(self.learned_["threshold"])
+        return _energy(lambda x: np.minimum(x, threshold), outputs, features)
 
 
 @dataclass(kw_only=True)
@@ -67,23 +72,20 @@ class ASH(OODDetector):
 
     Parameters
     ----------
-    variant: `s`, `b` or `p`.
-    percentile: of an image's features that are removed, 0 to 99; None takes the paper's for ImageNet: 90 for `s`,
-        65 for `b`, 60 for `p`.
+    variant: what becomes of the kept features.
+    percentile: of an image's features that are removed; None takes the paper's for ImageNet: 90 for `s`, 65 for `b`, 60
+        for `p`.
     """
 
+    name: ClassVar[str] = "ash"
     needs: ClassVar[frozenset[Need]] = frozenset({"features", "head"})
 
     variant: Variant = "s"
-    percentile: float | None = None
+    percentile: float | None = parameter(None, at_least=0, at_most=_MOST)
 
-    def score(self, outputs: Outputs) -> Floats:
+    def _score(self, outputs: Outputs) -> Floats:
         """`(n,)`, in units of the logits."""
-        if self.variant not in _PERCENTILES:
-            raise ArgumentError.about("variant", expected="s, b or p", got=self.variant)
         percentile = _PERCENTILES[self.variant] if self.percentile is None else self.percentile
-        _check_percentile(percentile)
-        self._check(outputs)
         return _energy(lambda x: _shape(x, self.variant, percentile), outputs, _non_negative(outputs))
 
 
@@ -96,17 +98,16 @@ class SCALE(OODDetector):
 
     Parameters
     ----------
-    percentile: of an image's features that do not count in s2, 0 to 99 (the paper: 85).
+    percentile: of an image's features that do not count in s2 (the paper: 85).
     """
 
+    name: ClassVar[str] = "scale"
     needs: ClassVar[frozenset[Need]] = frozenset({"features", "head"})
 
-    percentile: float = 85.0
+    percentile: float = parameter(85.0, at_least=0, at_most=_MOST)
 
-    def score(self, outputs: Outputs) -> Floats:
+    def _score(self, outputs: Outputs) -> Floats:
         """`(n,)`, in units of the logits."""
-        _check_percentile(self.percentile)
-        self._check(outputs)
         return _energy(lambda x: x * _ratio(x, _keep(x, self.percentile)), outputs, _non_negative(outputs))
 
 
@@ -148,9 +149,3 @@ def _non_negative(outputs: Outputs) -> NDArray[np.floating]:
             instead="Use ReAct or Energy for this network.",
         )
     return features
-
-
-def _check_percentile(percentile: float) -> None:
-    # Beyond 99, exp(s1 / s2) soon leaves what float64 can hold.
-    if not 0 <= percentile <= 99:
-        raise ArgumentError.about("percentile", expected="a number from 0 to 99", got=percentile)

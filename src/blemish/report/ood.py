@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from ..errors import ArgumentError
-from ..evaluation.classifiers import SUSPICIOUS, Comparison, Figure, OODEvaluation, ScoredImages
+from ..evaluation.classifiers import SUSPICIOUS, Figure, OODComparison, OODEvaluation, ScoredImages
 from ..evaluation.tuning import AblationRow, SelectiveFigures, Tuning
 from . import ood_figures as draw
 from .page import EN_DASH, NOTHING, counted, data_uri, percent, write_page
@@ -130,7 +130,7 @@ def _best(values: Iterable[float], choose: Callable[[list[float]], float]) -> fl
 # Evaluation
 
 
-def _by_set(evaluation: OODEvaluation) -> dict[str, list[Comparison]]:
+def _by_set(evaluation: OODEvaluation) -> dict[str, list[OODComparison]]:
     """Comparisons by set of outliers, best first."""
     return {
         images.name: sorted(found, key=lambda c: _descending(c.auroc.value))
@@ -186,7 +186,7 @@ READING = (
 )
 
 
-def _set_section(name: str, found: Sequence[Comparison], *, explained: bool) -> _Section:
+def _set_section(name: str, found: Sequence[OODComparison], *, explained: bool) -> _Section:
     first = found[0]
     total = first.n_inliers + first.n_outliers
     chance = [f"guessing: {percent(n / total if total else None)}" for n in (first.n_outliers, first.n_inliers)]
@@ -221,11 +221,11 @@ def _set_section(name: str, found: Sequence[Comparison], *, explained: bool) -> 
     )
 
 
-def _errors(comparison: Comparison) -> tuple[Figure, Figure]:
+def _errors(comparison: OODComparison) -> tuple[Figure, Figure]:
     return comparison.fpr_at_95_tpr, comparison.fpr_at_95_tpr_normal
 
 
-def _precisions(comparison: Comparison) -> tuple[Figure, Figure]:
+def _precisions(comparison: OODComparison) -> tuple[Figure, Figure]:
     return comparison.average_precision, comparison.average_precision_normal
 
 
@@ -233,7 +233,7 @@ def _cell(figure: Figure, best: float) -> _Cell:
     return _Cell(_share(figure.value), _spread(figure), figure.value == best)
 
 
-def _auroc_cell(comparison: Comparison, best: float) -> _Cell:
+def _auroc_cell(comparison: OODComparison, best: float) -> _Cell:
     low, high = comparison.auroc_interval
     note = f"{_range(comparison.auroc_interval)}\n{_spread(comparison.auroc)}".rstrip()
     value = comparison.auroc.value
