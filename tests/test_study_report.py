@@ -344,7 +344,7 @@ def test_the_table_of_cells_can_be_sorted_and_filtered(page):
     heads = re.findall(r"<th scope[^>]*data-filter>(.*?)</th>", section)
     assert heads == ["Data set", "Method", "Backbone", "Weights"]
     knn = next(row for row in page.rows("All finished cells") if row[1] == "knn")
-    assert knn[8:11] == ["\N{EN DASH}"] * 3
+    assert knn[7:10] == ["\N{EN DASH}"] * 3
     assert 'data-sort="None"' not in page.html
     assert 'data-sort="nan"' not in page.html
 

@@ -6,7 +6,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from ..evaluation.detector import Evaluation, Figures, KindFigures
+from ..evaluation.detector import Evaluation, KindFigures
+from ..metrics.table import TABLE, Figures, Metric, Topic
 from . import figures as draw
 from .page import EN_DASH, NOTHING, counted, data_uri, percent, write_page
 
@@ -167,8 +168,8 @@ def _numbers(evaluation: Evaluation) -> list[_Number]:
     rows = (
         ("Found", found, f"{of[True]} {counted(figures.n_anomalous, 'anomalous image')} above the threshold"),
         ("False alarms", figures.false_alarms, f"{of[False]} {counted(figures.n_normal, 'normal image')} above it"),
-        ("F1 at the threshold", figures.f1, "balance of found anomalies and right alarms"),
-        ("AU-PRO 30 %", figures.au_pro_30, "how well the heat maps outline the defects"),
+        (TABLE["f1"].short, figures.f1, "balance of found anomalies and right alarms"),
+        (TABLE["au_pro_30"].short, figures.au_pro_30, "how well the heat maps outline the defects"),
     )
     return [_Number(label, percent(value), note) for label, value, note in rows if value is not None]
 
@@ -178,58 +179,47 @@ def _numbers(evaluation: Evaluation) -> list[_Number]:
 
 def _groups(evaluation: Evaluation) -> list[tuple[str, list[_Row]]]:
     """The figure table: groups of rows, each with its explanation or the reason why it is missing."""
+    where = "original pixels" if evaluation.pixels == "original" else "pixels of the network's input, as in the papers"
+    headings: dict[Topic, str] = {
+        "ranking": "Ranking of images, no threshold needed",
+        "verdicts": "Verdicts at the threshold fixed from held-out normal images",
+        "localisation": f"Localisation, on {where}",
+        "oracle": "Not a result: an upper bound",
+    }
+    return [
+        (
+            heading,
+            [_row(evaluation, name, row) for name, row in sorted(TABLE.items(), key=_place) if row.topic == topic],
+        )
+        for topic, heading in headings.items()
+    ]
+
+
+def _place(item: tuple[str, Metric]) -> int:
+    return item[1].place
+
+
+def _row(evaluation: Evaluation, name: str, row: Metric) -> _Row:
     figures = evaluation.figures
     images = figures.n_normal + figures.n_anomalous
-    chance = {name: percent(n / images if images else None) for name, n in
-              (("anomalous", figures.n_anomalous), ("normal", figures.n_normal))}  # fmt: skip
-    where = "original pixels" if evaluation.pixels == "original" else "pixels of the network's input, as in the papers"
-    table: list[tuple[str, list[tuple[str, str, str]]]] = [
-        ("Ranking of images, no threshold needed", [
-            ("image_auroc", "Image AUROC",
-             "Chance that an anomalous image scores higher than a normal one; 50 % is guessing."),
-            ("average_precision", "Average precision, anomalous",
-             f"How pure the top of the ranking is; guessing gives {chance['anomalous']}."),
-            ("average_precision_normal", "Average precision, normal",
-             f"The same from the other end, for finding sound images; guessing gives {chance['normal']}."),
-            ("fpr_at_95_tpr", "False alarms at 95 % found",
-             "Share of normal images that one must accept to find 95 % of the anomalous ones; smaller is better."),
-        ]),
-        ("Verdicts at the threshold fixed from held-out normal images", [
-            ("misses", "Misses", "Share of anomalous images that pass as normal; smaller is better."),
-            ("false_alarms", "False alarms", "Share of normal images that are flagged; smaller is better."),
-            ("f1", "F1", "Balance of found anomalies and right alarms."),
-        ]),
-        (f"Localisation, on {where}", [
-            ("au_pro_30", "AU-PRO up to 30 %",
-             "Share of each defect region that is covered, small defects counting as much as large ones, "
-             "averaged over thresholds that flag up to 30 % of normal pixels."),
-            ("au_pro_05", "AU-PRO up to 5 %", "The same, but stricter: up to 5 % of normal pixels."),
-            ("pixel_auroc", "Pixel AUROC",
-             "The image AUROC's question asked of pixels. Normal pixels abound, so high values come easily."),
-        ]),
-        ("Not a result: an upper bound", [
-            ("f1_max_oracle", "F1 of an oracle",
-             "At the best threshold that exists, chosen with the test labels in view. No detector can know it."),
-        ]),
-    ]  # fmt: skip
-    return [(heading, [_row(evaluation, *row) for row in rows]) for heading, rows in table]
+    counts = {"normal": figures.n_normal, "anomalous": figures.n_anomalous}
+    chance = {word: percent(n / images if images else None) for word, n in counts.items()}
+    explanation = row.explanation.format(**chance) + ("; smaller is better." if row.better == "smaller" else ".")
+    value: float | None = getattr(figures, name)
+    if value is None:
+        explanation += f" Not computed: {_reason(evaluation, row)}"
+    interval = _range(evaluation.intervals.get(name))
+    return _Row(row.label, percent(value), interval, explanation, row.topic == "oracle")
 
 
-def _row(evaluation: Evaluation, name: str, label: str, explanation: str) -> _Row:
-    value: float | None = getattr(evaluation.figures, name)
-    text = explanation if value is not None else f"{explanation} Not computed: {_reason(evaluation, name)}"
-    return _Row(label, percent(value), _range(evaluation.intervals.get(name)), text, "oracle" in name)
-
-
-def _reason(evaluation: Evaluation, name: str) -> str:
-    figures = evaluation.figures
-    if name in ("au_pro_30", "au_pro_05", "pixel_auroc"):
+def _reason(evaluation: Evaluation, row: Metric) -> str:
+    if "masks" in row.needs:
         if evaluation.maps is None:
             return "the method judges whole images and makes no maps."
         return "there are no ground-truth masks."
-    if name in ("f1", "misses", "false_alarms") and figures.threshold is None:
+    if "threshold" in row.needs and evaluation.figures.threshold is None:
         return "the detector was not calibrated, so there is no threshold."
-    return _one_class(figures)
+    return _one_class(evaluation.figures)
 
 
 def _one_class(figures: Figures) -> str:

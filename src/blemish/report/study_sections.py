@@ -6,6 +6,7 @@ import json
 from collections.abc import Iterator, Mapping, Sequence
 from statistics import fmean
 
+from ..metrics.table import TABLE
 from ..study import compare as study
 from ..study.compare import Choice, Comparison, Cost, Measured, Pair, Row, grouped
 from . import study_figures as draw
@@ -18,6 +19,8 @@ COLUMNS = 8
 """Most configurations side by side in the table of data sets."""
 DRAWN = 6
 """Most backbones, or curves, in pictures."""
+LISTED = {name: row for name, row in TABLE.items() if row.in_studies != "no"}
+"""Figures in the table of all cells."""
 UNFOLDED = 24
 """Most kinds of defects that are seen without a click."""
 
@@ -406,9 +409,9 @@ def _cells_section(rows: Sequence[Row], names: Names) -> Section:
         words_column("Data set", filter=True), words_column("Method", filter=True),
         words_column("Backbone", filter=True), words_column("Weights", filter=True),
         words_column("Layers"), Column("Seed"),
-        Column("image AUROC"), words_column("95 % interval"), Column("pixel AUROC"), Column("AU-PRO", "30 %"),
-        Column("AU-PRO", "5 %"), Column("F1", "at the threshold"), Column("fit s"), Column("decode ms"),
-        Column("forward ms"), Column("score ms"), Column("sum ms"), Column("peak MB"), Column("model MB"),
+        *(Column(row.short, "95 % interval" if row.has_interval else "") for row in LISTED.values()),
+        Column("fit s"), Column("decode ms"), Column("forward ms"), Column("score ms"), Column("sum ms"),
+        Column("peak MB"), Column("model MB"),
     )  # fmt: skip
     return Section(
         "All finished cells",
@@ -419,16 +422,14 @@ def _cells_section(rows: Sequence[Row], names: Names) -> Section:
 
 def _cell_row(row: Row, names: Names) -> list[Cell]:
     choice = Choice.of(row)
-    interval = json.loads(row["intervals"] or "{}").get("image_auroc")
+    intervals = json.loads(row["intervals"] or "{}")
     milliseconds = [row[name] for name in ("decode_ms", "forward_ms", "score_ms")]
     plain = [row["fit_seconds"], *milliseconds, sum(milliseconds)]
     return [
         text_cell(names.datasets[row["dataset"]]),
         *_identity(choice, names),
         number_cell(row["seed"], str(row["seed"])),
-        number_cell(row["image_auroc"], figure(row["image_auroc"], 4)),
-        text_cell(words.between(interval)),
-        *(number_cell(row[name], figure(row[name], 4)) for name in ("pixel_auroc", "au_pro_30", "au_pro_05", "f1")),
+        *(number_cell(row[name], figure(row[name], 4), words.between(intervals.get(name))) for name in LISTED),
         *(number_cell(value, short(value)) for value in plain),
         *(number_cell(row[name], megabytes(row[name])) for name in ("peak_bytes", "model_bytes")),
     ]

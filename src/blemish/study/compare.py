@@ -16,13 +16,14 @@ from statistics import fmean, median, stdev
 from typing import Any, Literal, TypeVar
 
 from ..features.backbones import BACKBONES
+from ..metrics.table import TABLE
 
 Row = Mapping[str, Any]
 """One row of the store by column; see `store.COLUMNS`."""
 Interval = tuple[float, float]
 Cost = Literal["total_ms", "work_ms", "peak_bytes", "model_bytes"]
 
-QUALITIES = {"image_auroc": "image AUROC", "pixel_auroc": "pixel AUROC", "au_pro_30": "AU-PRO 30 %"}
+QUALITIES = {name: row.short for name, row in TABLE.items() if row.in_studies == "compared"}
 """Columns that compare configurations; larger is better."""
 KEPT = 0.9
 """Share of the best configuration's distance from guessing that the pick for speed must keep."""
