@@ -190,8 +190,8 @@ def test_random_is_paired_with_pretrained_weights(tmp_path):
     assert one.pretrained == (0.9,)
     assert one.random == pytest.approx((0.5, 0.6, 0.7))
     assert one.difference == pytest.approx(0.3)
-    assert study.spread(one.random) == pytest.approx(np.std(one.random, ddof=1))
-    assert study.spread(one.pretrained) is None
+    assert study.deviation(one.random) == pytest.approx(np.std(one.random, ddof=1))
+    assert study.deviation(one.pretrained) is None
     assert {study.Choice.of(r).weights for r in rows} == {"pretrained", "random", "built-in"}
 
 

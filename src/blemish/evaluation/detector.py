@@ -119,9 +119,8 @@ def evaluate(
     preprocess = detector.preprocessing
     where: PixelSpace = pixels or ("original" if preprocess.crop is None else "network")
     pairs = None
-    if maps is not None and any(record.sample.mask for record in records):
-        _require_masks(records)
-        pairs = _Pairs(records, maps, preprocess, where, Masks() if masks is None else masks)
+    if maps is not None and _have_masks(records):
+        pairs = _Pairs(records, maps, preprocess, where, masks or Masks())
     outcome = Outcome(
         scores=np.array([record.decision.score for record in records], dtype=np.float64),
         anomalous=np.array([record.sample.anomalous for record in records], dtype=bool),
@@ -141,13 +140,17 @@ def evaluate(
     )
 
 
-def _require_masks(records: Sequence[Record]) -> None:
+def _have_masks(records: Sequence[Record]) -> bool:
+    """Whether the defects are marked; all of them must be, or none."""
+    if not any(record.sample.mask for record in records):
+        return False
     for record in records:
         if record.sample.anomalous and record.sample.mask is None:
             raise DatasetError(
                 f"{record.sample.path}: anomalous, but without a mask, while other images have one. Its defect would "
                 "count as normal pixels. Add the mask, or remove all masks to evaluate whole images only."
             )
+    return True
 
 
 def _score(

@@ -12,7 +12,6 @@ import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 from matplotlib.ticker import MaxNLocator
-from numpy.typing import NDArray
 
 from .. import metrics
 from ..errors import ArgumentError
@@ -24,7 +23,7 @@ from .page import percent
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-Floats = NDArray[np.float64]
+    from ..types import Floats
 
 WIDTH = 5.6
 """Inches; the letters are 9 points."""
@@ -89,7 +88,7 @@ def histogram_plot(inliers: ScoredImages, outliers: ScoredImages | Sequence[Scor
     return png(figure)
 
 
-def roc_plot(evaluation: OODEvaluation, outliers_name: str, detectors: Sequence[str]) -> bytes:
+def roc_curves_plot(evaluation: OODEvaluation, outliers_name: str, detectors: Sequence[str]) -> bytes:
     """Draw the ROC curves of up to six detectors on one set of outliers."""
     sets = {images.name: images for images in evaluation.outliers}
     if outliers_name not in sets:
