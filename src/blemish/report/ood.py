@@ -16,6 +16,9 @@ from . import ood_figures as draw
 from .page import NOTHING, counted, percent, percent_range, plot_of, write_page
 from .parts import Column, Entry, Page, Plots, Section, Table, facts_table
 
+_Figure = tuple[str, str, str, Callable[[list[float]], float]]
+"""A column of figures: attribute, label, note, and which of several is best."""
+
 SHOWN = 5
 """Most detectors in the plots."""
 TIED = 0.01
@@ -173,7 +176,7 @@ def _set_section(name: str, found: Sequence[Comparison], *, explained: bool) -> 
     )
 
 
-RATES: tuple[tuple[str, str, str, Callable[[list[float]], float]], ...] = (
+RATES: tuple[_Figure, ...] = (
     ("fpr_at_95_tpr", "FPR95, positive: outlier",
      "in-distribution images flagged where 95 % of the outliers are found", min),
     ("fpr_at_95_tpr_normal", "FPR95, positive: in-distribution",
@@ -181,7 +184,7 @@ RATES: tuple[tuple[str, str, str, Callable[[list[float]], float]], ...] = (
     ("average_precision", "Average precision, positive: outlier", "{0}", max),
     ("average_precision_normal", "Average precision, positive: in-distribution", "{1}", max),
 )  # fmt: skip
-"""The figures beside the AUROC: name, label, note, and which of several is best."""
+"""The figures beside the AUROC."""
 
 
 def _cell(figure: Figure, best: float) -> Entry:
@@ -400,25 +403,22 @@ def _reliability_words(reliability: Sequence[SelectiveFigures]) -> Iterator[str]
         )
 
 
+ORDERS: tuple[_Figure, ...] = (
+    ("aurc", "AURC", "smaller is better", min),
+    ("e_aurc", "E-AURC", "beyond a perfect order", min),
+    ("augrc", "AUGRC", "smaller is better", min),
+    ("risk_at_80_coverage", "Risk at 80 % coverage", "wrong among the 80 % most certain", min),
+    ("coverage_at_5_risk", "Coverage at 5 % risk", "larger is better", max),
+)
+
+
 def _reliability_section(reliability: Sequence[SelectiveFigures]) -> Section:
     ranked = _ranked(reliability)
     wrong = ranked[0].wrong
-    columns = (
-        ("AURC", "smaller is better"),
-        ("E-AURC", "beyond a perfect order"),
-        ("AUGRC", "smaller is better"),
-        ("Risk at 80 % coverage", "wrong among the 80 % most certain"),
-        ("Coverage at 5 % risk", "larger is better"),
-    )
-    values = [(f.aurc, f.e_aurc, f.augrc, f.risk_at_80_coverage, f.coverage_at_5_risk) for f in ranked]
-    choices: tuple[Callable[[list[float]], float], ...] = (min, min, min, min, max)
-    best = [_best(column, choose) for column, choose in zip(zip(*values, strict=True), choices, strict=True)]
+    best = {figure: _best((getattr(f, figure) for f in ranked), choose) for figure, _, _, choose in ORDERS}
     rows = [
-        [
-            Entry(f.detector),
-            *(Entry(_share(value), is_best=value == top) for value, top in zip(row, best, strict=True)),
-        ]
-        for f, row in zip(ranked, values, strict=True)
+        [Entry(f.detector), *(Entry(_share(getattr(f, name)), is_best=getattr(f, name) == best[name]) for name in best)]
+        for f in ranked
     ]
     shown = _shown([figures.detector for figures in ranked])
     plotted = [figures for figures in ranked if figures.detector in shown]
@@ -432,7 +432,7 @@ def _reliability_section(reliability: Sequence[SelectiveFigures]) -> Section:
             "own threshold, chosen beforehand, and not for all at once. Coverage at 5 % risk is read off these very "
             "labels.",
         ),
-        _table("Detector", columns, rows),
+        _table("Detector", [(label, note) for _, label, note, _ in ORDERS], rows),
         Plots([plot_of(draw.reliability_plot(plotted), f"Accuracy over the score threshold: {', '.join(shown)}.")]),
     )
 

@@ -108,8 +108,7 @@ def roc_curves_plot(evaluation: OODEvaluation, outliers_name: str, detectors: Se
     axes.set_xlabel("in-distribution images flagged (%)")
     axes.set_ylabel(f"outliers found (%): {drawable(outliers_name)}", parse_math=False)
     _legend(axes, "lower right", title="AUROC")
-    tidy(axes)
-    axes.grid(color="#e6e8eb", linewidth=0.8)
+    tidy(axes, grid="both")
     return png(figure)
 
 
@@ -133,9 +132,8 @@ def ablation_plot(rows: Sequence[AblationRow]) -> bytes:
             label.set_parse_math(False)
         axes.set_ylim(len(found) - 0.5, -0.5)
         axes.set_title(PARTS[part], fontsize=9, color=INK, loc="left")
-        tidy(axes)
+        tidy(axes, grid="x")
         axes.tick_params(axis="y", length=0)
-        axes.grid(axis="x", color="#e6e8eb", linewidth=0.8)
     axes.set_xlabel("AUROC (%) with 95 % interval")
     return png(figure)
 
@@ -229,8 +227,7 @@ def _reliability(axes: Axes, figures: SelectiveFigures) -> None:
         pad=20,
         parse_math=False,
     )
-    tidy(axes)
-    axes.grid(color="#e6e8eb", linewidth=0.8)
+    tidy(axes, grid="both")
     above = axes.secondary_xaxis("top")
     chosen = np.unique(np.linspace(0, len(below) - 1, min(6, len(below))).round().astype(int))
     above.set_xticks(below[chosen], [f"{curve.thresholds[i]:.3g}" for i in chosen])

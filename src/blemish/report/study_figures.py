@@ -52,8 +52,7 @@ def pareto_plot(
     axes.set_xlabel(f"{words} (less is better)")
     axes.set_ylabel(quality)
     _legend(axes)
-    tidy(axes)
-    axes.grid(color="#e6e8eb", linewidth=0.8)
+    tidy(axes, grid="both")
     axes.margins(0.08)
     _numbers(axes, places, numbers)
     return png(figure)
@@ -92,9 +91,8 @@ def layer_plot(grid: LayerGrid, specs: Sequence[str], quality: str) -> bytes:
     axes.set_title(_network(grid.name.backbone, grid.name.weights), fontsize=9, color=INK, loc="left", parse_math=False)
     axes.set_xlabel(quality)
     _legend(axes)
-    tidy(axes)
+    tidy(axes, grid="both")
     axes.tick_params(axis="y", length=0)
-    axes.grid(color="#e6e8eb", linewidth=0.8)
     return png(figure)
 
 
@@ -113,8 +111,7 @@ def dimension_plot(curves: Sequence[DimensionCurve], quality: str) -> bytes:
     axes.set_xlabel("dimensions")
     axes.set_ylabel(quality)
     _legend(axes)
-    tidy(axes)
-    axes.grid(color="#e6e8eb", linewidth=0.8)
+    tidy(axes, grid="both")
     return png(figure)
 
 
@@ -141,8 +138,7 @@ def pair_plot(pairs: Sequence[WeightsPair], quality: str) -> bytes:
     axes.set_xlabel(f"{quality}, random weights")
     axes.set_ylabel(f"{quality}, pretrained weights")
     _legend(axes)
-    tidy(axes)
-    axes.grid(color="#e6e8eb", linewidth=0.8)
+    tidy(axes, grid="both")
     return png(figure)
 
 

@@ -77,12 +77,7 @@ def _identity(choice: Choice, names: Names) -> list[Entry]:
     ]
 
 
-IDENTITY = (
-    words_column("Method"),
-    words_column("Backbone"),
-    words_column("Weights"),
-    words_column("Layers"),
-)
+IDENTITY = tuple(map(words_column, ("Method", "Backbone", "Weights", "Layers")))
 
 
 def _ranking_section(comparisons: Sequence[Comparison], names: Names) -> Section:
@@ -135,7 +130,7 @@ def _costs(m: Measured, reference: float) -> list[Entry]:
     ]
 
 
-COSTS: dict[CostName, str] = {
+COST_NAMES: dict[CostName, str] = {
     "total_ms": "decode + forward + score", "work_ms": "forward + score", "peak_bytes": "peak memory",
     "model_bytes": "model file",
 }  # fmt: skip
@@ -155,7 +150,7 @@ def _pareto_section(comparisons: Sequence[Comparison], names: Names) -> Section:
 
 
 def _pareto_panel(comparison: Comparison, names: Names) -> Panel:
-    fronts = {cost: study.pareto_front(comparison.measured, cost) for cost in COSTS}
+    fronts = {cost: study.pareto_front(comparison.measured, cost) for cost in COST_NAMES}
     listed = [m for m in comparison.measured if any(m in front for front in fronts.values())]
     numbers = {m.choice: number for number, m in enumerate(listed, 1)}
     plots = [
@@ -164,14 +159,14 @@ def _pareto_panel(comparison: Comparison, names: Names) -> Panel:
                 comparison.measured, front, numbers=[numbers[m.choice] for m in front], cost=cost,
                 quality=_quality_name(comparison),
             ),
-            f"{_quality_name(comparison)} against {COSTS[cost]}; on the front: "
+            f"{_quality_name(comparison)} against {COST_NAMES[cost]}; on the front: "
             f"{', '.join(names(m.choice) for m in front)}.",
         )
         for cost, front in fronts.items() if front
     ]  # fmt: skip
     columns = (
         words_column("No."), *IDENTITY, Column(_quality_name(comparison)),
-        Column("ms an image", COSTS["total_ms"]), Column("ms an image", COSTS["work_ms"]),
+        Column("ms an image", COST_NAMES["total_ms"]), Column("ms an image", COST_NAMES["work_ms"]),
         Column("peak MB"), Column("model MB"),
     )  # fmt: skip
     rows = []
@@ -183,7 +178,7 @@ def _pareto_panel(comparison: Comparison, names: Names) -> Panel:
                 *_identity(m.choice, names),
                 quality_entry(m.quality),
             ]
-            + [number_entry(v, short(v), is_best=m in fronts[cost]) for v, cost in zip(costs, COSTS, strict=True)]
+            + [number_entry(v, short(v), is_best=m in fronts[cost]) for v, cost in zip(costs, COST_NAMES, strict=True)]
         )
     return Panel(_quality_name(comparison), ("Bold: on the front of that cost.",), [Plots(plots), Table(columns, rows)])
 
