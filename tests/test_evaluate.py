@@ -1,12 +1,16 @@
 from __future__ import annotations
 
+from copy import copy
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from PIL import Image
 
-from blemish import evaluate, open_dataset
+from blemish import evaluate, open_dataset, write_report
+from blemish.calibrate import calibrate
 from blemish.errors import DatasetError
-from blemish.evaluation.detector import as_json
+from blemish.evaluation.detector import evaluation_json
 from blemish.images.decode import decode_mask
 from contract.laws import anomalous_pixels, normal_pixels
 from reference import metrics as reference
@@ -73,8 +77,6 @@ def test_network_pixels_of_an_uncropped_image_are_its_own_here(detector, dataset
 
 
 def test_a_defect_without_a_mask_is_not_counted_as_normal_pixels(detector, dataset):
-    from dataclasses import replace
-
     samples = (replace(dataset.test[0], mask=None), *dataset.test[1:])
     assert samples[0].anomalous
     with pytest.raises(DatasetError, match="anomalous, but without a mask, while other images have one"):
@@ -93,8 +95,30 @@ def test_intervals_hold_their_figures(detector, dataset):
         assert low <= getattr(evaluation.figures, name) <= high
 
 
+@pytest.mark.parametrize("anomalous", [False, True])
+def test_a_score_at_the_threshold_is_not_flagged(detector, dataset, tmp_path, anomalous):
+    """The verdict is `score > threshold` everywhere; the highest score of a class is the threshold here."""
+    scores = [(r.decision.score, r.sample.anomalous) for r in evaluate(detector, dataset).records]
+    threshold = max(score for score, label in scores if label == anomalous)
+    judge = copy(detector)
+    judge.calibration_ = calibrate([threshold] * 40, false_alarm_rate=0.1)
+    evaluation = evaluate(judge, dataset, intervals=True, repetitions=0)
+    found = sum(score > threshold for score, _ in scores)
+    assert found == (0 if anomalous else 4)  # those of the other class are all on one side
+    figures = evaluation.figures
+    assert (figures.threshold, figures.false_alarms, figures.misses) == (threshold, 0.0, 1 - found / 4)
+    assert figures.f1 == (1.0 if found else 0.0)
+    assert evaluation.intervals["f1"] == (figures.f1, figures.f1)
+    assert [kind.flagged for kind in evaluation.kinds] == [0.0, found / 4]
+    assert sum(bool(record.decision.is_anomalous) for record in evaluation.records) == found
+    text = write_report(evaluation, tmp_path / "r.html", title="t").read_text()
+    assert f"it flags {found} of 4 anomalous images and 0 of 5 normal images." in text
+    assert text.count(">false alarm</span>") == 0
+    assert text.count(">missed</span>") == 4 - found
+
+
 def test_json_has_the_figures_at_the_top(detector, dataset):
-    row = as_json(evaluate(detector, dataset))
+    row = evaluation_json(evaluate(detector, dataset))
     assert row["n_anomalous"] == 4
     assert [kind["kind"] for kind in row["kinds"]] == ["good", "flip"]
 

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from blemish.errors import ArgumentError
+from blemish.errors import ArgumentError, OutputError
 from blemish.evaluation.classifiers import Figure, OODComparison, OODEvaluation, ScoredImages
 from blemish.evaluation.tuning import AblationRow, Grid, Tuning, reliability_ood
 from blemish.report import ood as report
@@ -33,7 +33,7 @@ class Page:
         head, *sections = re.split(r"<section ", body)
         self.top, self.text = _text(head), _text(body)
         self.sections = {_text(re.search(r"<h2.*?</h2>", s, re.S)[0]): s for s in sections}
-        self.images = re.findall(r'<img src="(.*?)" alt="(.*?)">', body)
+        self.images = re.findall(r'<img src="(.*?)" alt="(.*?)" loading', body)
 
     def words(self, heading):
         return _text(re.sub(r"^.*?>", "", self.sections[heading], count=1))
@@ -349,7 +349,7 @@ def test_nothing_to_report_is_an_error(tmp_path):
 
 
 def test_place_that_cannot_be_written(tmp_path):
-    with pytest.raises(ArgumentError, match="path: expected a file that can be written"):
+    with pytest.raises(OutputError, match="expected a file in an existing folder"):
         write_ood_report(tmp_path / "nowhere" / "r.html", title="t", ablation=ROWS)
 
 
@@ -377,8 +377,8 @@ def test_every_plot_draws_its_data(evaluation, inliers, reliability):
         "values": (draw.grid_plot(TUNING), draw.grid_plot(replace(TUNING, values=TUNING.values[::-1]))),
         "histogram": (draw.histogram_plot(inliers, outliers, "msp"), draw.histogram_plot(inliers, other, "msp")),
         "roc": (
-            draw.roc_plot(evaluation, "textures", DETECTORS),
-            draw.roc_plot(replace(evaluation, outliers=(other,)), "textures", DETECTORS),
+            draw.roc_curves_plot(evaluation, "textures", DETECTORS),
+            draw.roc_curves_plot(replace(evaluation, outliers=(other,)), "textures", DETECTORS),
         ),
         "ablation": (draw.ablation_plot(ROWS), draw.ablation_plot((replace(ROWS[0], auroc=0.7), *ROWS[1:]))),
         "interval": (draw.ablation_plot(ROWS), draw.ablation_plot((replace(ROWS[0], interval=(0.7, 0.9)), *ROWS[1:]))),
@@ -426,6 +426,6 @@ def test_odd_data_is_drawn(inliers, evaluation, reliability):
 
 def test_roc_plot_names_what_it_cannot_draw(evaluation):
     with pytest.raises(ArgumentError, match="outliers_name: expected one of textures, got svhn"):
-        draw.roc_plot(evaluation, "svhn", ["msp"])
+        draw.roc_curves_plot(evaluation, "svhn", ["msp"])
     with pytest.raises(ArgumentError, match="detectors: expected 1 to 6 names, got 0"):
-        draw.roc_plot(evaluation, "textures", [])
+        draw.roc_curves_plot(evaluation, "textures", [])

@@ -14,7 +14,7 @@ import pytest
 from PIL import Image
 
 from blemish import Detector, PaDiM, Preprocess, evaluate, open_dataset, write_report
-from blemish.errors import ArgumentError
+from blemish.errors import OutputError
 from blemish.report import figures as draw
 
 EVIL = "<b>x&.png"
@@ -279,7 +279,7 @@ def test_files_that_are_gone_leave_a_placeholder(evaluation, tmp_path):
 
 
 def test_place_that_cannot_be_written(short, tmp_path):
-    with pytest.raises(ArgumentError, match="path: expected a file that can be written"):
+    with pytest.raises(OutputError, match="expected a file in an existing folder"):
         write_report(short, tmp_path / "nowhere" / "r.html", title="t")
 
 
@@ -291,7 +291,7 @@ def test_old_report_stays_whole_where_the_new_one_fails(short, tmp_path, monkeyp
         raise OSError("no room")
 
     monkeypatch.setattr("os.replace", fail)
-    with pytest.raises(ArgumentError, match="no room"):
+    with pytest.raises(OutputError, match="no room"):
         write_report(short, path, title="t")
     assert path.read_text() == "old"
     assert [p.name for p in tmp_path.iterdir()] == ["r.html"]

@@ -190,8 +190,8 @@ def test_random_is_paired_with_pretrained_weights(tmp_path):
     assert one.pretrained == (0.9,)
     assert one.random == pytest.approx((0.5, 0.6, 0.7))
     assert one.difference == pytest.approx(0.3)
-    assert study.spread(one.random) == pytest.approx(np.std(one.random, ddof=1))
-    assert study.spread(one.pretrained) is None
+    assert study.deviation(one.random) == pytest.approx(np.std(one.random, ddof=1))
+    assert study.deviation(one.pretrained) is None
     assert {study.Choice.of(r).weights for r in rows} == {"pretrained", "random", "built-in"}
 
 
@@ -344,7 +344,7 @@ def test_the_table_of_cells_can_be_sorted_and_filtered(page):
     heads = re.findall(r"<th scope[^>]*data-filter>(.*?)</th>", section)
     assert heads == ["Data set", "Method", "Backbone", "Weights"]
     knn = next(row for row in page.rows("All finished cells") if row[1] == "knn")
-    assert knn[8:11] == ["\N{EN DASH}"] * 3
+    assert knn[7:10] == ["\N{EN DASH}"] * 3
     assert 'data-sort="None"' not in page.html
     assert 'data-sort="nan"' not in page.html
 

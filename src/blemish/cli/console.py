@@ -97,14 +97,16 @@ def print_fit(detector: Detector, out: Path, seconds: float, as_json: bool) -> N
 
 
 def print_evaluation(evaluation: Evaluation, as_json: bool, *, extra: Mapping[str, object]) -> None:
-    from ..evaluation.detector import as_json as to_json
+    from ..evaluation.detector import evaluation_json
+    from ..metrics.table import TABLE
 
     if as_json:
-        typer.echo(json.dumps(to_json(evaluation) | dict(extra)))
+        typer.echo(json.dumps(evaluation_json(evaluation) | dict(extra)))
         return
     rows = []
-    for name, value in vars(evaluation.figures).items():
-        text = "-" if value is None else str(value) if isinstance(value, int) else f"{value:.4f}"
+    for name, metric in TABLE.items():
+        value = getattr(evaluation.figures, name)
+        text = "-" if value is None else str(value) if metric.is_count else f"{value:.4f}"
         interval = evaluation.intervals.get(name)
         row: dict[str, object] = {"figure": name, "value": text}
         if evaluation.intervals:

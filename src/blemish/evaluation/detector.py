@@ -9,7 +9,8 @@ from __future__ import annotations
 import time
 import zlib
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
+from functools import cache
 from pathlib import Path
 from typing import Literal
 
@@ -25,38 +26,12 @@ from ..errors import DatasetError
 from ..images.decode import decode_mask
 from ..images.preprocess import Preprocess
 from ..images.source import Skipped
+from ..metrics.table import TABLE, Figures, Metric, Outcome
 from ..progress import Progress
 from ..types import Decision, Size
 
-Pixels = Literal["original", "network"]
-_Interval = tuple[float, float]
-
-
-@dataclass(frozen=True)
-class Figures:
-    """Figures over the test images; None where a figure cannot be computed. AUROC and shares are in [0, 1]."""
-
-    image_auroc: float | None
-    pixel_auroc: float | None
-    au_pro_30: float | None
-    """Area under the per-region overlap up to 30 % false-positive pixels."""
-    au_pro_05: float | None
-    average_precision: float | None
-    """Positive class anomalous; chance level `n_anomalous / (n_normal + n_anomalous)`."""
-    average_precision_normal: float | None
-    """Positive class normal; chance level `n_normal / (n_normal + n_anomalous)`."""
-    fpr_at_95_tpr: float | None
-    f1: float | None
-    """At the threshold fixed from held-out normal images."""
-    f1_max_oracle: float | None
-    """At the best threshold that test labels can find: an upper bound, not a result."""
-    threshold: float | None
-    false_alarms: float | None
-    """Share of the normal test images above the threshold."""
-    misses: float | None
-    """Share of the anomalous test images not above the threshold."""
-    n_normal: int
-    n_anomalous: int
+PixelSpace = Literal["original", "network"]
+_Ends = tuple[float, float]
 
 
 @dataclass(frozen=True)
@@ -87,11 +62,11 @@ class Evaluation:
 
     figures: Figures
     kinds: tuple[KindFigures, ...]
-    intervals: dict[str, _Interval]
+    intervals: dict[str, _Ends]
     """95 % bootstrap intervals by figure name; empty unless asked for."""
     records: tuple[Record, ...]
     skipped: tuple[Skipped, ...]
-    pixels: Pixels
+    pixels: PixelSpace
     """Whether pixel figures are on the original pixels, or on the network's input as in the papers."""
     seconds: float
     """Wall time of decoding, scoring and placing; metrics not counted."""
@@ -126,7 +101,7 @@ def evaluate(
     detector: Detector,
     dataset: Dataset,
     *,
-    pixels: Pixels | None = None,
+    pixels: PixelSpace | None = None,
     intervals: bool = False,
     repetitions: int = 100,
     masks: Masks | None = None,
@@ -143,16 +118,20 @@ def evaluate(
         raise DatasetError(f"{dataset.root}: no test images ({dataset.layout} layout). `predict` needs no labels.")
     records, maps, seconds = _score(detector, dataset, progress)
     preprocess = detector.preprocessing
-    where: Pixels = pixels or ("original" if preprocess.crop is None else "network")
+    where: PixelSpace = pixels or ("original" if preprocess.crop is None else "network")
     pairs = None
-    if maps is not None and any(record.sample.mask for record in records):
-        _require_masks(records)
-        pairs = _Pairs(records, maps, preprocess, where, Masks() if masks is None else masks)
-    table = _table(records, detector)
+    if maps is not None and _have_masks(records):
+        pairs = _Pairs(records, maps, preprocess, where, masks or Masks())
+    outcome = Outcome(
+        scores=np.array([record.decision.score for record in records], dtype=np.float64),
+        anomalous=np.array([record.sample.anomalous for record in records], dtype=bool),
+        threshold=detector.calibration_.threshold if detector.calibration_ else None,
+        curve=None if pairs is None else metrics.pixel_curve(pairs),
+    )
     return Evaluation(
-        figures=_figures(table, pairs),
-        kinds=_kinds(records, table),
-        intervals=_intervals(table, pairs, repetitions) if intervals else {},
+        figures=Figures(**{name: row.of(outcome) for name, row in TABLE.items()}),
+        kinds=tuple(_kinds(records, outcome)),
+        intervals=_intervals(outcome, pairs, repetitions) if intervals else {},
         records=records,
         skipped=tuple(detector.skipped_),
         pixels=where,
@@ -162,26 +141,17 @@ def evaluate(
     )
 
 
-def _require_masks(records: Sequence[Record]) -> None:
+def _have_masks(records: Sequence[Record]) -> bool:
+    """Whether the defects are marked; all of them must be, or none."""
+    if not any(record.sample.mask for record in records):
+        return False
     for record in records:
         if record.sample.anomalous and record.sample.mask is None:
             raise DatasetError(
                 f"{record.sample.path}: anomalous, but without a mask, while other images have one. Its defect would "
                 "count as normal pixels. Add the mask, or remove all masks to evaluate whole images only."
             )
-
-
-@dataclass(frozen=True)
-class _Table:
-    scores: NDArray[np.float64]
-    anomalous: NDArray[np.bool_]
-    threshold: float | None
-
-
-def _table(records: Sequence[Record], detector: Detector) -> _Table:
-    threshold = detector.calibration_.threshold if detector.calibration_ else None
-    scores = np.array([record.decision.score for record in records], dtype=np.float64)
-    return _Table(scores, np.array([record.sample.anomalous for record in records], dtype=bool), threshold)
+    return True
 
 
 def _score(
@@ -208,7 +178,7 @@ class _Pairs:
         records: Sequence[Record],
         maps: NDArray[np.float32],
         preprocess: Preprocess,
-        where: Pixels,
+        where: PixelSpace,
         masks: Masks,
     ) -> None:
         self._records, self._maps, self._preprocess = records, maps, preprocess
@@ -254,101 +224,55 @@ def _check_aspect(record: Record, mask: NDArray[np.bool_]) -> None:
         )
 
 
-def _figures(table: _Table, pairs: _Pairs | None) -> Figures:
-    scores, anomalous, threshold = table.scores, table.anomalous, table.threshold
-    both = bool(anomalous.any() and not anomalous.all())
-    curve = metrics.pixel_curve(pairs) if pairs is not None else None
-    decided = threshold is not None
-    flagged = scores > threshold if threshold is not None else None
-    return Figures(
-        image_auroc=metrics.auroc(scores, anomalous) if both else None,
-        pixel_auroc=metrics.pixel_auroc(curve) if curve else None,
-        au_pro_30=metrics.au_pro(curve, limit=0.3) if curve else None,
-        au_pro_05=metrics.au_pro(curve, limit=0.05) if curve else None,
-        average_precision=metrics.average_precision(scores, anomalous) if both else None,
-        average_precision_normal=metrics.average_precision_normal(scores, anomalous) if both else None,
-        fpr_at_95_tpr=metrics.fpr_at_tpr(scores, anomalous, tpr=0.95) if both else None,
-        f1=metrics.f1_at(scores, anomalous, threshold) if both and threshold is not None else None,
-        f1_max_oracle=metrics.f1_max_oracle(scores, anomalous).f1 if both else None,
-        threshold=threshold,
-        false_alarms=_share(flagged[~anomalous]) if decided and flagged is not None else None,
-        misses=_share(~flagged[anomalous]) if decided and flagged is not None else None,
-        n_normal=int((~anomalous).sum()),
-        n_anomalous=int(anomalous.sum()),
-    )
-
-
-def _share(values: NDArray[np.bool_]) -> float | None:
-    return float(values.mean()) if values.size else None
-
-
-def _kinds(records: Sequence[Record], table: _Table) -> tuple[KindFigures, ...]:
+def _kinds(records: Sequence[Record], outcome: Outcome) -> Iterator[KindFigures]:
     kinds = np.array([record.sample.kind for record in records])
-    rows = []
-    for kind in sorted(set(kinds.tolist()), key=lambda k: (bool(table.anomalous[kinds == k].any()), k)):
+    for kind in sorted(set(kinds.tolist()), key=lambda k: (bool(outcome.anomalous[kinds == k].any()), k)):
         chosen = kinds == kind
-        compared = chosen | ~table.anomalous
-        abnormal = bool(table.anomalous[chosen].any()) and not table.anomalous[compared].all()
-        rows.append(
-            KindFigures(
-                kind,
-                int(chosen.sum()),
-                metrics.auroc(table.scores[compared], table.anomalous[compared]) if abnormal else None,
-                None if table.threshold is None else _share(table.scores[chosen] > table.threshold),
-            )
+        compared = _drawn(outcome, chosen | ~outcome.anomalous)
+        abnormal = outcome.anomalous[chosen].any() and compared.has("normal")
+        yield KindFigures(
+            kind,
+            int(chosen.sum()),
+            metrics.auroc(compared.scores, compared.anomalous) if abnormal else None,
+            None if outcome.threshold is None else float(np.mean(outcome.scores[chosen] > outcome.threshold)),
         )
-    return tuple(rows)
 
 
-def _intervals(table: _Table, pairs: _Pairs | None, repetitions: int) -> dict[str, _Interval]:
-    if table.anomalous.all() or not table.anomalous.any():
+def _drawn(outcome: Outcome, images: NDArray[np.intp] | NDArray[np.bool_]) -> Outcome:
+    """The same of some images alone."""
+    return replace(outcome, scores=outcome.scores[images], anomalous=outcome.anomalous[images], curve=None)
+
+
+def _intervals(outcome: Outcome, pairs: _Pairs | None, repetitions: int) -> dict[str, _Ends]:
+    if not (outcome.has("normal") and outcome.has("anomalous")):
         return {}
+    rows = {name: row for name, row in TABLE.items() if row.has_interval and all(map(outcome.has, row.needs))}
+    of_pixels = [name for name in rows if "masks" in rows[name].needs]
+    found = {name: _image_interval(outcome, row) for name, row in rows.items() if name not in of_pixels}
+    if pairs is None or not repetitions:
+        return found
 
-    def of_images(statistic: Callable[[NDArray[np.float64], NDArray[np.bool_]], float], n: int = 1000) -> _Interval:
-        interval = metrics.bootstrap_interval(
-            lambda drawn: statistic(table.scores[drawn], table.anomalous[drawn]), table.anomalous, repetitions=n
-        )
-        return interval.low, interval.high
+    @cache  # one curve a repetition serves all figures: the draws are the same for the same seed
+    def drawn_figures(drawn: bytes) -> dict[str, float]:
+        curve = metrics.pixel_curve(pairs.subset(np.frombuffer(drawn, dtype=np.intp)))
+        return {name: rows[name].of(replace(outcome, curve=curve)) for name in of_pixels}
 
-    found = {
-        "image_auroc": of_images(metrics.auroc),
-        "average_precision": of_images(metrics.average_precision),
-        "average_precision_normal": of_images(metrics.average_precision_normal),
-        "fpr_at_95_tpr": of_images(metrics.fpr_at_tpr),
-        "f1_max_oracle": of_images(lambda s, a: metrics.f1_max_oracle(s, a).f1),
-    }
-    threshold = table.threshold
-    if threshold is not None:
-        found["f1"] = of_images(lambda s, a: metrics.f1_at(s, a, threshold))
-    if pairs is not None and repetitions:
-        found |= _pixel_intervals(table, pairs, repetitions)
-    return found
+    def interval(name: str) -> _Ends:
+        return _interval(lambda drawn: drawn_figures(drawn.tobytes())[name], outcome, repetitions)
+
+    return found | {name: interval(name) for name in of_pixels}
 
 
-def _pixel_intervals(table: _Table, pairs: _Pairs, repetitions: int) -> dict[str, _Interval]:
-    """One curve a repetition serves all three figures: the draws are the same for the same seed."""
-    curves: dict[bytes, tuple[float, float, float]] = {}
-
-    def statistic(position: int) -> Callable[[NDArray[np.intp]], float]:
-        def value(drawn: NDArray[np.intp]) -> float:
-            key = drawn.tobytes()
-            if key not in curves:
-                curve = metrics.pixel_curve(pairs.subset(drawn))
-                curves[key] = (
-                    metrics.pixel_auroc(curve), metrics.au_pro(curve, limit=0.3), metrics.au_pro(curve, limit=0.05),
-                )  # fmt: skip
-            return curves[key][position]
-
-        return value
-
-    found = {}
-    for position, name in enumerate(("pixel_auroc", "au_pro_30", "au_pro_05")):
-        interval = metrics.bootstrap_interval(statistic(position), table.anomalous, repetitions=repetitions)
-        found[name] = (interval.low, interval.high)
-    return found
+def _image_interval(outcome: Outcome, row: Metric) -> _Ends:
+    return _interval(lambda drawn: row.of(_drawn(outcome, drawn)), outcome, 1000)
 
 
-def as_json(evaluation: Evaluation) -> dict[str, object]:
+def _interval(statistic: Callable[[NDArray[np.intp]], float], outcome: Outcome, repetitions: int) -> _Ends:
+    interval = metrics.bootstrap_interval(statistic, outcome.anomalous, repetitions=repetitions)
+    return interval.low, interval.high
+
+
+def evaluation_json(evaluation: Evaluation) -> dict[str, object]:
     """The figures as one flat object, with `kinds`, `intervals` and the number of skipped files beside them."""
     return {
         **asdict(evaluation.figures),

@@ -22,8 +22,8 @@ from scipy import ndimage
 from ..errors import ArgumentError
 
 Keys = NDArray[np.signedinteger[Any]]
-Floats = NDArray[np.floating[Any]]
-Pair = tuple[Floats, NDArray[np.bool_] | NDArray[np.uint8] | None]
+_Floats = NDArray[np.floating[Any]]
+Pair = tuple[_Floats, NDArray[np.bool_] | NDArray[np.uint8] | None]
 """An anomaly map `(height, width)` float32 or float64 and its ground truth, or None for a normal image.
 
 The ground truth has the shape of the map, bool or uint8; non-zero = anomalous. Sizes may differ between images.
@@ -125,7 +125,7 @@ def _area(curve: PixelCurve, heights: NDArray[np.float64], limit: float) -> floa
 class _Found:
     """What the first pass leaves: the anomalous pixels of all images."""
 
-    scores: Floats
+    scores: _Floats
     """`(pixels,)`; float64 if any map is, normal images included."""
     weights: NDArray[np.float64]
     """`(pixels,)` 1 / size of the pixel's region."""
@@ -154,7 +154,7 @@ def _check_arguments(pairs: Iterable[Pair], chunk_pixels: int | None, max_bins: 
 
 
 def _collect(pairs: Iterable[Pair]) -> _Found:
-    scores: list[Floats] = []
+    scores: list[_Floats] = []
     weights: list[NDArray[np.float64]] = []
     n_regions, n_pixels, dtype = 0, 0, np.dtype(np.float32)
     for values, mask in _images(pairs):
@@ -185,7 +185,7 @@ def _regions(mask: NDArray[np.bool_]) -> tuple[NDArray[np.intp], NDArray[np.intp
     return region, np.bincount(region)
 
 
-def _images(pairs: Iterable[Pair]) -> Iterator[tuple[Floats, NDArray[np.bool_] | None]]:
+def _images(pairs: Iterable[Pair]) -> Iterator[tuple[_Floats, NDArray[np.bool_] | None]]:
     """Check each pair; a mask without an anomalous pixel becomes None."""
     for index, pair in enumerate(pairs):
         if not isinstance(pair, tuple | list) or len(pair) != 2:
@@ -195,7 +195,7 @@ def _images(pairs: Iterable[Pair]) -> Iterator[tuple[Floats, NDArray[np.bool_] |
         yield scores, mask if mask is not None and mask.any() else None
 
 
-def _checked_map(given: Floats, name: str) -> Floats:
+def _checked_map(given: _Floats, name: str) -> _Floats:
     scores = np.asarray(given)
     if scores.ndim != 2 or scores.size == 0 or scores.dtype not in (np.float32, np.float64):
         raise ArgumentError.about(name, expected="a float32 or float64 array (height, width)", got=scores)
@@ -216,7 +216,7 @@ def _checked_mask(given: NDArray[np.bool_] | NDArray[np.uint8], shape: tuple[int
     return mask.astype(np.bool_, copy=False)
 
 
-def _keys(scores: Floats) -> Keys:
+def _keys(scores: _Floats) -> Keys:
     """Map `(n,)` floats to integers of the same order: their bits, negated by hand where the sign bit is set."""
     integer = np.int32 if scores.dtype == np.float32 else np.int64
     bits: Keys = np.ascontiguousarray(scores).view(integer)
@@ -233,7 +233,7 @@ class _Bins:
     count: int
     shift: int
 
-    def of(self, scores: Floats) -> NDArray[np.intp]:
+    def of(self, scores: _Floats) -> NDArray[np.intp]:
         """Give the bin of each score, 1 to `count`; 0 below all of them and `count + 1` above."""
         keys = _keys(scores)
         runs = (keys >> self.shift if self.shift else keys).clip(self.first - 1, self.first + self.count)
@@ -254,7 +254,7 @@ def _plan(keys: Keys, max_bins: int) -> _Bins:
 class _Levels:
     """The distinct anomalous scores, ascending."""
 
-    scores: Floats
+    scores: _Floats
     """`(levels,)`."""
     pixels: NDArray[np.intp]
     """`(levels,)` anomalous pixels with this score."""
@@ -268,7 +268,7 @@ def _levels(found: _Found, bins: _Bins) -> _Levels:
     return _Levels(scores, np.bincount(level), weights)
 
 
-def _ranked(scores: Floats, bins: _Bins) -> tuple[Floats, Keys]:
+def _ranked(scores: _Floats, bins: _Bins) -> tuple[_Floats, Keys]:
     """Give the distinct scores, ascending, and the rank of each score among them."""
     if bins.shift:
         distinct, rank = np.unique(scores, return_inverse=True)
@@ -294,12 +294,12 @@ class _Counter:
         if bins.shift:
             self._mixed = np.zeros(self._table.size, dtype=np.bool_)
             self._mixed[self._slots] = True
-        self._waiting: list[Floats] = []  # scores in such bins, to be compared exactly
+        self._waiting: list[_Floats] = []  # scores in such bins, to be compared exactly
         self._n_waiting = 0
         self._below = np.zeros(levels.scores.size, dtype=np.int64)
         self._up_to = np.zeros(levels.scores.size, dtype=np.int64)
 
-    def add(self, scores: Floats) -> None:
+    def add(self, scores: _Floats) -> None:
         """Take the normal scores of one image, `(n,)`."""
         one = self._table.dtype.type(1)
         for start in range(0, scores.size, _BLOCK):

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
-from ..evaluation.detector import Evaluation, Figures, KindFigures
+from ..evaluation.detector import Evaluation, KindFigures
+from ..files import check_output
+from ..metrics.table import TABLE, Figures, Metric, Topic
 from . import figures as draw
-from .page import EN_DASH, NOTHING, counted, data_uri, percent, write_page
+from .page import NOTHING, counted, data_uri, percent, percent_range, plot_of, write_page
+from .parts import Card, Column, Entry, Gallery, Legend, Listing, Number, Page, Plots, Section, Table, facts_table
 
 MISSES, FALSE_ALARMS, DETECTIONS = 12, 6, 24
 """Most images that each part of the gallery shows."""
@@ -22,93 +24,24 @@ def write_report(
     `facts` becomes a small table: method, backbone, images, preprocessing, seed, versions. Test images are read again
     for the gallery; one that has gone meanwhile leaves a placeholder.
     """
-    return write_page(Path(path), "page.html.jinja", _content(evaluation, title, dict(facts or {})))
-
-
-@dataclass(frozen=True)
-class _Row:
-    """One figure of the table, in words and ready to print."""
-
-    label: str
-    value: str
-    interval: str
-    explanation: str
-    is_oracle: bool = False
-
-
-@dataclass(frozen=True)
-class _Number:
-    """One of the large numbers below the verdict."""
-
-    label: str
-    value: str
-    note: str
-
-
-@dataclass(frozen=True)
-class _Kind:
-    name: str
-    images: int
-    is_anomalous: bool
-    auroc: str
-    flagged: str
-    percent: float | None
-
-
-@dataclass(frozen=True)
-class _Card:
-    """One image of the gallery."""
-
-    name: str
-    kind: str
-    badge: str
-    is_wrong: bool
-    numbers: str
-    photo: str | None
-    heat: str | None
-    heat_alt: str
-    is_wide: bool
-    remark: str
-
-
-@dataclass(frozen=True)
-class _Section:
-    heading: str
-    lead: str
-    cards: list[_Card] = field(default_factory=list)
-
-
-def _content(evaluation: Evaluation, title: str, facts: dict[str, str]) -> dict[str, object]:
-    scale = draw.scale_of(evaluation)
-    return {
-        "title": title,
-        "headline": _headline(evaluation),
-        "headline_interval": _range(evaluation.intervals.get("image_auroc")),
-        "verdict": _verdict(evaluation),
-        "numbers": _numbers(evaluation),
-        "groups": _groups(evaluation),
-        "has_intervals": bool(evaluation.intervals),
-        "facts": facts,
-        "score_plot": data_uri("png", draw.score_plot(evaluation)),
-        "score_alt": _score_alt(evaluation),
-        "roc_plot": data_uri("png", draw.roc_plot(evaluation)),
-        "roc_alt": _roc_alt(evaluation),
-        "kinds": _kinds(evaluation),
-        "is_calibrated": evaluation.figures.threshold is not None,
-        "has_masks": any(record.sample.mask is not None for record in evaluation.records),
-        "scale": scale,
-        "scale_strip": None if scale is None else data_uri("webp", draw.scale_strip()),
-        "is_cropped": evaluation.preprocess.crop is not None,
-        "sections": _gallery(evaluation, scale),
-        "skipped": evaluation.skipped,
-    }
-
-
-# Numbers as text
-
-
-def _range(interval: tuple[float, float] | None) -> str:
-    return "" if interval is None else f"{100 * interval[0]:.1f} {EN_DASH} {100 * interval[1]:.1f} %"
+    check_output(path)
+    figures, scale = evaluation.figures, draw.scale_of(evaluation)
+    page = Page(
+        title=title,
+        headline=_headline(evaluation),
+        interval=percent_range(evaluation.intervals.get("image_auroc")),
+        verdict=_verdict(evaluation),
+        numbers=_numbers(evaluation),
+        sections=[
+            _figures_section(evaluation),
+            *([Section.of("Facts", (), facts_table(facts))] if facts else ()),
+            *([_scores_section(evaluation)] if evaluation.records else ()),
+            *([_kinds_section(evaluation)] if evaluation.kinds else ()),
+            Section.of("Gallery", [_gallery_lead(figures, scale)], *_gallery(evaluation, scale)),
+            *([_skipped_section(evaluation)] if evaluation.skipped else ()),
+        ],
+    )
+    return write_page(Path(path), page)
 
 
 def _flagged(evaluation: Evaluation, *, anomalous: bool) -> int:
@@ -160,76 +93,74 @@ def _anomalous_kinds(evaluation: Evaluation) -> list[KindFigures]:
     return [kind for kind in evaluation.kinds if kind.kind in names]
 
 
-def _numbers(evaluation: Evaluation) -> list[_Number]:
+def _numbers(evaluation: Evaluation) -> list[Number]:
     figures = evaluation.figures
     found = None if figures.misses is None else 1 - figures.misses
     of = {wanted: f"{_flagged(evaluation, anomalous=wanted)} of" for wanted in (True, False)}
     rows = (
         ("Found", found, f"{of[True]} {counted(figures.n_anomalous, 'anomalous image')} above the threshold"),
         ("False alarms", figures.false_alarms, f"{of[False]} {counted(figures.n_normal, 'normal image')} above it"),
-        ("F1 at the threshold", figures.f1, "balance of found anomalies and right alarms"),
-        ("AU-PRO 30 %", figures.au_pro_30, "how well the heat maps outline the defects"),
+        (TABLE["f1"].short, figures.f1, "balance of found anomalies and right alarms"),
+        (TABLE["au_pro_30"].short, figures.au_pro_30, "how well the heat maps outline the defects"),
     )
-    return [_Number(label, percent(value), note) for label, value, note in rows if value is not None]
+    return [Number(label, percent(value), note) for label, value, note in rows if value is not None]
 
 
-# Tables
+# Tables and plots
 
 
-def _groups(evaluation: Evaluation) -> list[tuple[str, list[_Row]]]:
-    """The figure table: groups of rows, each with its explanation or the reason why it is missing."""
+def _figures_section(evaluation: Evaluation) -> Section:
+    """Rows in groups, each with its explanation or the reason why it is missing."""
+    where = "original pixels" if evaluation.pixels == "original" else "pixels of the network's input, as in the papers"
+    headings: dict[Topic, str] = {
+        "ranking": "Ranking of images, no threshold needed",
+        "verdicts": "Verdicts at the threshold fixed from held-out normal images",
+        "localisation": f"Localisation, on {where}",
+        "oracle": "Not a result: an upper bound",
+    }
+    names = sorted(TABLE, key=lambda name: TABLE[name].place)
+    rows = []
+    for topic, heading in headings.items():
+        rows.append([Entry(heading)])
+        rows += [_figure_row(evaluation, name, TABLE[name]) for name in names if TABLE[name].topic == topic]
+    columns = [
+        Column("Figure", is_number=False, is_head=True),
+        Column("Value", style="value-cell"),
+        *([Column("95 % interval", style="interval")] if evaluation.intervals else ()),
+        Column("What it says", is_number=False, style="why"),
+    ]
+    lead = (
+        "The intervals are 95 % bootstrap intervals over test images: how far a figure would move with other images of "
+        "the same sort."
+        if evaluation.intervals
+        else "Without intervals: these were not asked for."
+    )
+    return Section.of("Figures", [lead], Table(columns, rows, style="figures"))
+
+
+def _figure_row(evaluation: Evaluation, name: str, row: Metric) -> list[Entry]:
     figures = evaluation.figures
     images = figures.n_normal + figures.n_anomalous
-    chance = {name: percent(n / images if images else None) for name, n in
-              (("anomalous", figures.n_anomalous), ("normal", figures.n_normal))}  # fmt: skip
-    where = "original pixels" if evaluation.pixels == "original" else "pixels of the network's input, as in the papers"
-    table: list[tuple[str, list[tuple[str, str, str]]]] = [
-        ("Ranking of images, no threshold needed", [
-            ("image_auroc", "Image AUROC",
-             "Chance that an anomalous image scores higher than a normal one; 50 % is guessing."),
-            ("average_precision", "Average precision, anomalous",
-             f"How pure the top of the ranking is; guessing gives {chance['anomalous']}."),
-            ("average_precision_normal", "Average precision, normal",
-             f"The same from the other end, for finding sound images; guessing gives {chance['normal']}."),
-            ("fpr_at_95_tpr", "False alarms at 95 % found",
-             "Share of normal images that one must accept to find 95 % of the anomalous ones; smaller is better."),
-        ]),
-        ("Verdicts at the threshold fixed from held-out normal images", [
-            ("misses", "Misses", "Share of anomalous images that pass as normal; smaller is better."),
-            ("false_alarms", "False alarms", "Share of normal images that are flagged; smaller is better."),
-            ("f1", "F1", "Balance of found anomalies and right alarms."),
-        ]),
-        (f"Localisation, on {where}", [
-            ("au_pro_30", "AU-PRO up to 30 %",
-             "Share of each defect region that is covered, small defects counting as much as large ones, "
-             "averaged over thresholds that flag up to 30 % of normal pixels."),
-            ("au_pro_05", "AU-PRO up to 5 %", "The same, but stricter: up to 5 % of normal pixels."),
-            ("pixel_auroc", "Pixel AUROC",
-             "The image AUROC's question asked of pixels. Normal pixels abound, so high values come easily."),
-        ]),
-        ("Not a result: an upper bound", [
-            ("f1_max_oracle", "F1 of an oracle",
-             "At the best threshold that exists, chosen with the test labels in view. No detector can know it."),
-        ]),
-    ]  # fmt: skip
-    return [(heading, [_row(evaluation, *row) for row in rows]) for heading, rows in table]
+    counts = {"normal": figures.n_normal, "anomalous": figures.n_anomalous}
+    chance = {word: percent(n / images if images else None) for word, n in counts.items()}
+    explanation = row.explanation.format(**chance) + ("; smaller is better." if row.better == "smaller" else ".")
+    value: float | None = getattr(figures, name)
+    if value is None:
+        explanation += f" Not computed: {_reason(evaluation, row)}"
+    style = "oracle" if row.topic == "oracle" else ""
+    interval = Entry(percent_range(evaluation.intervals.get(name)), style=style)
+    shown = [Entry(percent(value), style=style), *([interval] if evaluation.intervals else ())]
+    return [Entry(row.label), *shown, Entry(explanation)]
 
 
-def _row(evaluation: Evaluation, name: str, label: str, explanation: str) -> _Row:
-    value: float | None = getattr(evaluation.figures, name)
-    text = explanation if value is not None else f"{explanation} Not computed: {_reason(evaluation, name)}"
-    return _Row(label, percent(value), _range(evaluation.intervals.get(name)), text, "oracle" in name)
-
-
-def _reason(evaluation: Evaluation, name: str) -> str:
-    figures = evaluation.figures
-    if name in ("au_pro_30", "au_pro_05", "pixel_auroc"):
+def _reason(evaluation: Evaluation, row: Metric) -> str:
+    if "masks" in row.needs:
         if evaluation.maps is None:
             return "the method judges whole images and makes no maps."
         return "there are no ground-truth masks."
-    if name in ("f1", "misses", "false_alarms") and figures.threshold is None:
+    if "threshold" in row.needs and evaluation.figures.threshold is None:
         return "the detector was not calibrated, so there is no threshold."
-    return _one_class(figures)
+    return _one_class(evaluation.figures)
 
 
 def _one_class(figures: Figures) -> str:
@@ -237,16 +168,44 @@ def _one_class(figures: Figures) -> str:
     return f"there are no {' and no '.join(missing)} test images." if missing else "there is no value."
 
 
-def _kinds(evaluation: Evaluation) -> list[_Kind]:
+def _scores_section(evaluation: Evaluation) -> Section:
+    flagged = "" if evaluation.figures.threshold is None else "; what lies right of the line is flagged"
+    drawn = ((draw.score_plot(evaluation), _score_alt(evaluation)), (draw.roc_plot(evaluation), _roc_alt(evaluation)))
+    return Section.of(
+        "Scores",
+        [f"The further apart the two colours, the better. Each dot is one image{flagged}."],
+        Plots([plot_of(png, words) for png, words in drawn if png is not None], style=""),
+    )
+
+
+def _kinds_section(evaluation: Evaluation) -> Section:
     anomalous = {kind.kind for kind in _anomalous_kinds(evaluation)}
-    return [
-        _Kind(
-            kind.kind, kind.images, kind.kind in anomalous, percent(kind.image_auroc),
-            NOTHING if kind.flagged is None else _flagged_of(kind),
-            None if kind.flagged is None else 100 * kind.flagged,
-        )
+    columns = (
+        Column("Kind", is_number=False, is_head=True), Column("Images"), Column("AUROC"), Column("Flagged"),
+        Column("", is_number=False, style="share"),
+    )  # fmt: skip
+    rows = [
+        [
+            Entry(kind.kind if kind.kind in anomalous else f"{kind.kind} (normal)"),
+            Entry(str(kind.images)),
+            Entry(percent(kind.image_auroc)),
+            Entry(NOTHING if kind.flagged is None else _flagged_of(kind)),
+            Entry(
+                "",
+                bar=None if kind.flagged is None else 100 * kind.flagged,
+                style="" if kind.kind in anomalous else "normal",
+            ),
+        ]
         for kind in evaluation.kinds
-    ]  # fmt: skip
+    ]
+    lead = "Each kind of anomaly against the normal test images."
+    return Section.of("Kinds", [lead], Table(columns, rows, style="kinds"))
+
+
+def _skipped_section(evaluation: Evaluation) -> Section:
+    count = len(evaluation.skipped)
+    listing = Listing(f"{count} skipped", evaluation.skipped, is_open=count <= 10)
+    return Section.of("Skipped files", ["These could not be used and count in no figure."], listing)
 
 
 def _score_alt(evaluation: Evaluation) -> str:
@@ -267,7 +226,38 @@ def _roc_alt(evaluation: Evaluation) -> str:
 # Gallery
 
 
-def _gallery(evaluation: Evaluation, scale: draw.Scale | None) -> list[_Section]:
+def _gallery_lead(figures: Figures, scale: draw.Scale | None) -> str:
+    if scale is None:
+        return "There are no heat maps: the method judges whole images."
+    text = (
+        "Left the image, right what the detector found unusual in it. All heat maps share one colour scale, so colours "
+        "can be compared between images."
+    )
+    if figures.threshold is None or scale.threshold is not None:
+        return text
+    return (
+        f"{text} The image score is not the largest value of the map here, so the threshold has no place on the scale."
+    )
+
+
+def _legend(evaluation: Evaluation, scale: draw.Scale | None) -> Legend:
+    marks, keys = [], []
+    if any(record.sample.mask is not None for record in evaluation.records):
+        keys.append(("outline", "ground truth: the defect as marked in the data set"))
+    if scale is not None:
+        marks = [(scale.low, "usual"), (scale.threshold, "threshold"), (scale.high, "and above")]
+        if scale.threshold is not None:
+            keys.append(("above", "above the threshold: what made the image anomalous"))
+        if evaluation.preprocess.crop is not None:
+            keys.append(("blind", "cropped away: the detector did not look here"))
+    strip = None if scale is None else data_uri("webp", draw.scale_strip())
+    return Legend(strip, [(f"{number:.4g}", name) for number, name in marks if number is not None], keys)
+
+
+def _gallery(evaluation: Evaluation, scale: draw.Scale | None) -> Iterator[Legend | Gallery]:
+    legend = _legend(evaluation, scale)
+    if legend.strip or legend.keys:
+        yield legend
     figures = evaluation.figures
     decided = figures.threshold is not None
     missed = figures.n_anomalous - _flagged(evaluation, anomalous=True)
@@ -292,7 +282,9 @@ def _gallery(evaluation: Evaluation, scale: draw.Scale | None) -> list[_Section]
             _typical(evaluation),
         ),
     )
-    return [_Section(head, lead, [_card(evaluation, i, scale) for i in chosen]) for head, lead, chosen in plans]
+    for heading, lead, chosen in plans:
+        if chosen:
+            yield Gallery(heading, lead, [_card(evaluation, i, scale) for i in chosen])
 
 
 def _ordered(evaluation: Evaluation, *, anomalous: bool) -> list[int]:
@@ -317,13 +309,13 @@ def _middle(items: Sequence[int], count: int) -> Iterable[int]:
     return (items[(k + 1) * len(items) // (count + 1)] for k in range(count))
 
 
-def _card(evaluation: Evaluation, index: int, scale: draw.Scale | None) -> _Card:
+def _card(evaluation: Evaluation, index: int, scale: draw.Scale | None) -> Card:
     record = evaluation.records[index]
     decision, anomalous = record.decision, record.sample.anomalous
     tile = draw.tile(evaluation, index, scale=scale)
     p_value = "" if decision.p_value is None else f" · p {decision.p_value:.2g}"
     outlined = ", with the true defect outlined" if anomalous and record.sample.mask is not None else ""
-    return _Card(
+    return Card(
         name=record.sample.path.name,
         kind=record.sample.kind,
         badge=_badge(decision.is_anomalous, anomalous),
@@ -331,7 +323,7 @@ def _card(evaluation: Evaluation, index: int, scale: draw.Scale | None) -> _Card
         numbers=f"score {decision.score:.4g}{p_value}",
         photo=None if tile.photo is None else data_uri("webp", draw.webp(tile.photo)),
         heat=None if tile.heat is None else data_uri("webp", draw.webp(tile.heat)),
-        heat_alt=("Heat map" if scale is not None else "Image") + outlined,
+        heat_words=("Heat map" if scale is not None else "Image") + outlined,
         is_wide=tile.photo is not None and tile.photo.width > 1.5 * tile.photo.height,
         remark=tile.remark,
     )

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import io
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import matplotlib as mpl
 import numpy as np
@@ -184,8 +184,7 @@ def roc_plot(evaluation: Evaluation) -> bytes | None:
     axes.set(xlim=(-1.5, 101.5), ylim=(-1.5, 101.5), aspect="equal")
     axes.set_xlabel("normal images called anomalous (%)")
     axes.set_ylabel("anomalous images found (%)")
-    tidy(axes)
-    axes.grid(color="#e6e8eb", linewidth=0.8)
+    tidy(axes, grid="both")
     return png(figure)
 
 
@@ -300,14 +299,16 @@ def _operating_point(axes: Axes, fpr: float, tpr: float) -> None:
     )  # fmt: skip
 
 
-def tidy(axes: Axes) -> None:
-    """Leave only what is needed to read the numbers."""
+def tidy(axes: Axes, *, grid: Literal["both", "x"] | None = None) -> None:
+    """Leave only what is needed to read the numbers, and lines to follow them by."""
     axes.spines[["top", "right"]].set_visible(False)
     for side in ("left", "bottom"):
         axes.spines[side].set_color("#b5bcc4")
     axes.tick_params(color="#b5bcc4", labelcolor=INK, labelsize=9)
     axes.xaxis.label.set(color=INK, size=9)
     axes.yaxis.label.set(color=INK, size=9)
+    if grid is not None:
+        axes.grid(axis=grid, color="#e6e8eb", linewidth=0.8)
 
 
 def drawable(text: str, length: int = 24) -> str:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -12,8 +11,13 @@ import numpy as np
 from ..errors import ArgumentError
 from ..evaluation.classifiers import SUSPICIOUS, Figure, OODComparison, OODEvaluation, ScoredImages
 from ..evaluation.tuning import AblationRow, SelectiveFigures, Tuning
+from ..files import check_output
 from . import ood_figures as draw
-from .page import EN_DASH, NOTHING, counted, data_uri, percent, write_page
+from .page import NOTHING, counted, percent, percent_range, plot_of, write_page
+from .parts import Column, Entry, Page, Plots, Section, Table, facts_table
+
+_Figure = tuple[str, str, str, Callable[[list[float]], float]]
+"""A column of figures: attribute, label, note, and which of several is best."""
 
 SHOWN = 5
 """Most detectors in the plots."""
@@ -35,6 +39,7 @@ def write_ood_report(
 
     Only what is given has a section; at least one of the four studies must be. `facts` becomes a small table.
     """
+    check_output(path)
     sentences = [
         *(_evaluation_words(evaluation) if evaluation else ()),
         *(sentence for tuning in tunings for sentence in _tuning_words(tuning)),
@@ -50,66 +55,28 @@ def write_ood_report(
         *([_reliability_section(reliability)] if reliability else []),
         *(_fact_sections(evaluation, facts or {})),
     ]
-    content = {
-        "title": title,
-        "headline": sentences[0].removesuffix("."),
-        "headline_interval": "",
-        "verdict": sentences[1:],
-        "warnings": evaluation.warnings if evaluation else (),
-        "left_out": evaluation.left_out if evaluation else {},
-        "sections": sections,
-    }
-    return write_page(Path(path), "ood.html.jinja", content)
+    page = Page(
+        title=title,
+        headline=sentences[0].removesuffix("."),
+        verdict=sentences[1:],
+        warnings=evaluation.warnings if evaluation else (),
+        left_out=evaluation.left_out if evaluation else {},
+        sections=sections,
+    )
+    return write_page(Path(path), page)
 
 
-@dataclass(frozen=True)
-class _Cell:
-    text: str
-    note: str = ""
-    is_best: bool = False
-
-
-@dataclass(frozen=True)
-class _Row:
-    name: str
-    cells: Sequence[_Cell]
-    note: str = ""
-
-
-@dataclass(frozen=True)
-class _Table:
-    corner: str
-    columns: Sequence[tuple[str, str]]
-    """Name and note; none for a table of facts."""
-    rows: Sequence[_Row]
-
-
-@dataclass(frozen=True)
-class _Plot:
-    picture: str | None
-    words: str
-
-
-@dataclass(frozen=True)
-class _Section:
-    heading: str
-    lead: Sequence[str]
-    table: _Table | None = None
-    plots: Sequence[_Plot] = ()
-    folded: str = ""
-    """Where the table is only shown on a click: what is in it."""
-
-
-def _plot(png: bytes, words: str) -> _Plot:
-    return _Plot(data_uri("png", png), words)
+def _table(corner: str, columns: Iterable[tuple[str, str]], rows: Sequence[Sequence[Entry]], folded: str = "") -> Table:
+    """A table whose first column names the rows; the others are `(name, note)`."""
+    heads = (Column(corner, is_number=False, is_head=True), *(Column(name, note) for name, note in columns))
+    return Table(heads, rows, folded, style="")
 
 
 # Numbers as text
 
 
 def _range(interval: tuple[float, float]) -> str:
-    low, high = interval
-    return NOTHING if math.isnan(low + high) else f"{100 * low:.2f} {EN_DASH} {100 * high:.2f} %"
+    return percent_range(interval, 2)
 
 
 def _share(value: float) -> str:
@@ -166,7 +133,7 @@ def _evaluation_words(evaluation: OODEvaluation) -> Iterator[str]:
         yield f"The best of {len(means)} is chosen on these very images: expect less of it on others."
 
 
-def _evaluation_sections(evaluation: OODEvaluation) -> Iterator[_Section]:
+def _evaluation_sections(evaluation: OODEvaluation) -> Iterator[Section]:
     for i, (name, found) in enumerate(_by_set(evaluation).items()):
         yield _set_section(name, found, explained=i == 0)
     if any(evaluation.trivial.values()):
@@ -186,58 +153,49 @@ READING = (
 )
 
 
-def _set_section(name: str, found: Sequence[OODComparison], *, explained: bool) -> _Section:
+def _set_section(name: str, found: Sequence[OODComparison], *, explained: bool) -> Section:
     first = found[0]
     total = first.n_inliers + first.n_outliers
     chance = [f"guessing: {percent(n / total if total else None)}" for n in (first.n_outliers, first.n_inliers)]
-    columns = (
-        ("AUROC", "95 % interval; guessing: 50 %"),
-        ("FPR95, positive: outlier", "in-distribution images flagged where 95 % of the outliers are found"),
-        ("FPR95, positive: in-distribution", "outliers that pass where 95 % of the in-distribution images do"),
-        ("Average precision, positive: outlier", chance[0]),
-        ("Average precision, positive: in-distribution", chance[1]),
-    )
+    rates = ((label, note.format(*chance)) for _, label, note, _ in RATES)
     top = _best((c.auroc.value for c in found), max)
-    smallest = [_best((f.value for f in column), min) for column in zip(*(_errors(c) for c in found), strict=True)]
-    largest = [_best((f.value for f in column), max) for column in zip(*(_precisions(c) for c in found), strict=True)]
+    best = {figure: _best((getattr(c, figure).value for c in found), choose) for figure, _, _, choose in RATES}
     rows = [
-        _Row(
-            c.detector,
-            [
-                _auroc_cell(c, top),
-                *(_cell(f, best) for f, best in zip((*_errors(c), *_precisions(c)), smallest + largest, strict=True)),
-            ],
-            f"{percent(c.tie_share)} of the scores are tied" if c.tie_share > TIED else "",
-        )
+        [
+            Entry(c.detector, f"{percent(c.tie_share)} of the scores are tied" if c.tie_share > TIED else ""),
+            _auroc_cell(c, top),
+            *(_cell(getattr(c, figure), value) for figure, value in best.items()),
+        ]
         for c in found
     ]
-    return _Section(
+    counts = f"{counted(first.n_inliers, 'in-distribution image')}, {counted(first.n_outliers, 'outlier')}."
+    return Section.of(
         f"In-distribution images against {name}",
-        (
-            f"{counted(first.n_inliers, 'in-distribution image')}, {counted(first.n_outliers, 'outlier')}.",
-            *(READING if explained else ()),
-        ),
-        _Table("Detector", columns, rows),
+        (counts, *(READING if explained else ())),
+        _table("Detector", [("AUROC", "95 % interval; guessing: 50 %"), *rates], rows),
     )
 
 
-def _errors(comparison: OODComparison) -> tuple[Figure, Figure]:
-    return comparison.fpr_at_95_tpr, comparison.fpr_at_95_tpr_normal
+RATES: tuple[_Figure, ...] = (
+    ("fpr_at_95_tpr", "FPR95, positive: outlier",
+     "in-distribution images flagged where 95 % of the outliers are found", min),
+    ("fpr_at_95_tpr_normal", "FPR95, positive: in-distribution",
+     "outliers that pass where 95 % of the in-distribution images do", min),
+    ("average_precision", "Average precision, positive: outlier", "{0}", max),
+    ("average_precision_normal", "Average precision, positive: in-distribution", "{1}", max),
+)  # fmt: skip
+"""The figures beside the AUROC."""
 
 
-def _precisions(comparison: OODComparison) -> tuple[Figure, Figure]:
-    return comparison.average_precision, comparison.average_precision_normal
+def _cell(figure: Figure, best: float) -> Entry:
+    return Entry(_share(figure.value), _spread(figure), is_best=figure.value == best)
 
 
-def _cell(figure: Figure, best: float) -> _Cell:
-    return _Cell(_share(figure.value), _spread(figure), figure.value == best)
-
-
-def _auroc_cell(comparison: OODComparison, best: float) -> _Cell:
+def _auroc_cell(comparison: OODComparison, best: float) -> Entry:
     low, high = comparison.auroc_interval
     note = f"{_range(comparison.auroc_interval)}\n{_spread(comparison.auroc)}".rstrip()
     value = comparison.auroc.value
-    return _Cell(_share(value), note, value == best or low <= best <= high)
+    return Entry(_share(value), note, is_best=value == best or low <= best <= high)
 
 
 def _spread(figure: Figure) -> str:
@@ -246,25 +204,25 @@ def _spread(figure: Figure) -> str:
     return f"{100 * figure.mean:.2f} ± {100 * figure.deviation:.2f}"
 
 
-def _trivial_section(evaluation: OODEvaluation) -> _Section:
+def _trivial_section(evaluation: OODEvaluation) -> Section:
     names = list(dict.fromkeys(name for aurocs in evaluation.trivial.values() for name in aurocs))
     rows = [
-        _Row(outliers, [_trivial_cell(aurocs.get(name, math.nan)) for name in names])
+        [Entry(outliers), *(_trivial_cell(aurocs.get(name, math.nan)) for name in names)]
         for outliers, aurocs in evaluation.trivial.items()
     ]
-    return _Section(
+    return Section.of(
         "What detectors that know nothing find",
         (
             "AUROC of single numbers, larger taken as more anomalous; far from 50 % in either direction, the sets "
             "differ in how the images were made. A detector may then find that, and not what is on them.",
         ),
-        _Table("Outliers", [(name, "") for name in names], rows),
+        _table("Outliers", [(name, "") for name in names], rows),
     )
 
 
-def _trivial_cell(value: float) -> _Cell:
+def _trivial_cell(value: float) -> Entry:
     suspicious = max(value, 1 - value) >= SUSPICIOUS
-    return _Cell(percent(value), "separates the sets" if suspicious else "")
+    return Entry(percent(value), "separates the sets" if suspicious else "")
 
 
 def _shown(ranked: Sequence[str]) -> list[str]:
@@ -274,47 +232,56 @@ def _shown(ranked: Sequence[str]) -> list[str]:
     return sorted(kept, key=ranked.index)
 
 
-def _curve_sections(evaluation: OODEvaluation, shown: Sequence[str]) -> Iterator[_Section]:
+def _curve_sections(evaluation: OODEvaluation, shown: Sequence[str]) -> Iterator[Section]:
     named = f"of {', '.join(shown)}"
-    yield _Section(
+    yield Section.of(
         "ROC curves",
         (
             f"The best detectors{' and the gradient method' if any(map(draw.is_gradient, shown)) else ''}. Where a "
             "curve meets the dotted line is its FPR95 (positive: outlier).",
         ),
-        plots=[
-            _plot(draw.roc_plot(evaluation, outliers.name, shown), f"ROC curves {named} on {outliers.name}.")
-            for outliers in evaluation.outliers
-        ],
+        Plots(
+            [
+                plot_of(
+                    draw.roc_curves_plot(evaluation, outliers.name, shown), f"ROC curves {named} on {outliers.name}."
+                )
+                for outliers in evaluation.outliers
+            ]
+        ),
     )
-    sets = ", ".join(outliers.name for outliers in evaluation.outliers)
-    yield _Section(
+    against = f"in-distribution images against {', '.join(outliers.name for outliers in evaluation.outliers)}"
+    yield Section.of(
         "Scores",
         ("In shares of each set. The less the two colours overlap, the better.",),
-        plots=[
-            _plot(
-                draw.histogram_plot(evaluation.inliers, evaluation.outliers, name),
-                f"Histogram of {'||G||' if draw.is_gradient(name) else 'the scores'} ({name}): in-distribution images "
-                f"against {sets}.",
-            )
-            for name in shown
-        ],
+        Plots(
+            [
+                plot_of(
+                    draw.histogram_plot(evaluation.inliers, evaluation.outliers, name),
+                    f"Histogram of {'||G||' if draw.is_gradient(name) else 'the scores'} ({name}): {against}.",
+                )
+                for name in shown
+            ]
+        ),
     )
 
 
-def _cost_section(evaluation: OODEvaluation) -> _Section:
+def _cost_section(evaluation: OODEvaluation) -> Section:
     every = (evaluation.inliers, *evaluation.outliers)
     cost = {name: _milliseconds(every, name) for name in evaluation.inliers.seconds}
     forward = cost.pop("forward", math.nan)
     rows = [
-        _Row(name, [_Cell(f"{cost[name]:.3g}"), _Cell(percent(cost[name] / forward, 0) if forward > 0 else NOTHING)])
+        [
+            Entry(name),
+            Entry(f"{cost[name]:.3g}"),
+            Entry(percent(cost[name] / forward, 0) if forward > 0 else NOTHING),
+        ]
         for name in sorted(cost, key=cost.__getitem__)
     ]
     shared = "" if math.isnan(forward) else f", which takes {forward:.3g} ms"
-    return _Section(
+    return Section.of(
         "Cost",
         (f"Wall time an image on this machine, beyond the forward pass that all detectors share{shared}.",),
-        _Table("Detector", [("ms an image", ""), ("of a forward pass", "")], rows),
+        _table("Detector", [("ms an image", ""), ("of a forward pass", "")], rows),
     )
 
 
@@ -344,7 +311,7 @@ def _objective(tuning: Tuning, value: float) -> str:
     return f"{value:.4f}" if tuning.objective == "inliers" else _share(value)
 
 
-def _tuning_section(tuning: Tuning) -> _Section:
+def _tuning_section(tuning: Tuning) -> Section:
     grid = tuning.grid
     values = dict(zip(grid.cells(), (value for row in tuning.values for value in row), strict=True))
     chosen = (tuning.temperature, tuning.chosen_eps)
@@ -357,16 +324,18 @@ def _tuning_section(tuning: Tuning) -> _Section:
         f"{tuning.detector} {KNOWS[tuning.objective]} {_edge(tuning)}",
     ]
     rows = [
-        _Row(f"T = {t:g}", [_Cell(_objective(tuning, values[t, eps]), "", (t, eps) == chosen) for eps in grid.eps])
+        [
+            Entry(f"T = {t:g}"),
+            *(Entry(_objective(tuning, values[t, eps]), is_best=(t, eps) == chosen) for eps in grid.eps),
+        ]
         for t in grid.temperatures
     ]
     words = f"Heat map of the {name} over temperature and step; chosen: {cell}."
-    return _Section(
+    return Section.of(
         f"Temperature and step of {tuning.detector}",
         [sentence.strip() for sentence in lead],
-        _Table("", [(f"ε = {eps:g}", "") for eps in grid.eps], rows),
-        [_plot(draw.grid_plot(tuning), words)],
-        folded="All values",
+        Plots([plot_of(draw.grid_plot(tuning), words)]),
+        _table("", [(f"ε = {eps:g}", "") for eps in grid.eps], rows, "All values"),
     )
 
 
@@ -403,18 +372,18 @@ def _ablation_words(rows: Sequence[AblationRow]) -> Iterator[str]:
             yield f"Ablation, {words}: AUROC {_share(found[0].auroc)} ({found[0].variant})."
 
 
-def _ablation_section(rows: Sequence[AblationRow]) -> _Section:
+def _ablation_section(rows: Sequence[AblationRow]) -> Section:
     table = [
-        _Row(row.variant, [_Cell(row.part), _Cell(_share(row.auroc)), _Cell(_range(row.interval))]) for row in rows
+        [Entry(row.variant), Entry(row.part), Entry(_share(row.auroc)), Entry(_range(row.interval))] for row in rows
     ]
-    return _Section(
+    return Section.of(
         "What each part is worth",
         (
             "Each interval (DeLong) is that of one AUROC. All variants see the same images, so their differences are "
             "surer than intervals that overlap suggest.",
         ),
-        _Table("Variant", [("Part", ""), ("AUROC", ""), ("95 % interval", "")], table),
-        [_plot(draw.ablation_plot(rows), "AUROC of each variant with its 95 % interval.")],
+        _table("Variant", [("Part", ""), ("AUROC", ""), ("95 % interval", "")], table),
+        Plots([plot_of(draw.ablation_plot(rows), "AUROC of each variant with its 95 % interval.")]),
     )
 
 
@@ -434,26 +403,26 @@ def _reliability_words(reliability: Sequence[SelectiveFigures]) -> Iterator[str]
         )
 
 
-def _reliability_section(reliability: Sequence[SelectiveFigures]) -> _Section:
+ORDERS: tuple[_Figure, ...] = (
+    ("aurc", "AURC", "smaller is better", min),
+    ("e_aurc", "E-AURC", "beyond a perfect order", min),
+    ("augrc", "AUGRC", "smaller is better", min),
+    ("risk_at_80_coverage", "Risk at 80 % coverage", "wrong among the 80 % most certain", min),
+    ("coverage_at_5_risk", "Coverage at 5 % risk", "larger is better", max),
+)
+
+
+def _reliability_section(reliability: Sequence[SelectiveFigures]) -> Section:
     ranked = _ranked(reliability)
     wrong = ranked[0].wrong
-    columns = (
-        ("AURC", "smaller is better"),
-        ("E-AURC", "beyond a perfect order"),
-        ("AUGRC", "smaller is better"),
-        ("Risk at 80 % coverage", "wrong among the 80 % most certain"),
-        ("Coverage at 5 % risk", "larger is better"),
-    )
-    values = [(f.aurc, f.e_aurc, f.augrc, f.risk_at_80_coverage, f.coverage_at_5_risk) for f in ranked]
-    choices: tuple[Callable[[list[float]], float], ...] = (min, min, min, min, max)
-    best = [_best(column, choose) for column, choose in zip(zip(*values, strict=True), choices, strict=True)]
+    best = {figure: _best((getattr(f, figure) for f in ranked), choose) for figure, _, _, choose in ORDERS}
     rows = [
-        _Row(f.detector, [_Cell(_share(value), "", value == top) for value, top in zip(row, best, strict=True)])
-        for f, row in zip(ranked, values, strict=True)
+        [Entry(f.detector), *(Entry(_share(getattr(f, name)), is_best=getattr(f, name) == best[name]) for name in best)]
+        for f in ranked
     ]
     shown = _shown([figures.detector for figures in ranked])
     plotted = [figures for figures in ranked if figures.detector in shown]
-    return _Section(
+    return Section.of(
         "Which predictions to trust",
         (
             f"{counted(len(wrong), 'in-distribution image')} sorted by score, {percent(float(wrong.mean()))} of the "
@@ -463,17 +432,16 @@ def _reliability_section(reliability: Sequence[SelectiveFigures]) -> _Section:
             "own threshold, chosen beforehand, and not for all at once. Coverage at 5 % risk is read off these very "
             "labels.",
         ),
-        _Table("Detector", columns, rows),
-        [_plot(draw.reliability_plot(plotted), f"Accuracy over the score threshold: {', '.join(shown)}.")],
+        _table("Detector", [(label, note) for _, label, note, _ in ORDERS], rows),
+        Plots([plot_of(draw.reliability_plot(plotted), f"Accuracy over the score threshold: {', '.join(shown)}.")]),
     )
 
 
 # Facts
 
 
-def _fact_sections(evaluation: OODEvaluation | None, facts: Mapping[str, str]) -> Iterator[_Section]:
+def _fact_sections(evaluation: OODEvaluation | None, facts: Mapping[str, str]) -> Iterator[Section]:
     parameters = evaluation.facts if evaluation else {}
     for heading, table in (("Detectors as they ran", parameters), ("Facts", facts)):
         if table:
-            rows = [_Row(name, [_Cell(value)]) for name, value in table.items()]
-            yield _Section(heading, (), _Table("", (), rows))
+            yield Section.of(heading, (), facts_table(table))

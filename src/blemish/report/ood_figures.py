@@ -12,7 +12,6 @@ import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 from matplotlib.ticker import MaxNLocator
-from numpy.typing import NDArray
 
 from .. import metrics
 from ..errors import ArgumentError
@@ -24,7 +23,7 @@ from .page import percent
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-Floats = NDArray[np.float64]
+    from ..types import Floats
 
 WIDTH = 5.6
 """Inches; the letters are 9 points."""
@@ -89,7 +88,7 @@ def histogram_plot(inliers: ScoredImages, outliers: ScoredImages | Sequence[Scor
     return png(figure)
 
 
-def roc_plot(evaluation: OODEvaluation, outliers_name: str, detectors: Sequence[str]) -> bytes:
+def roc_curves_plot(evaluation: OODEvaluation, outliers_name: str, detectors: Sequence[str]) -> bytes:
     """Draw the ROC curves of up to six detectors on one set of outliers."""
     sets = {images.name: images for images in evaluation.outliers}
     if outliers_name not in sets:
@@ -109,8 +108,7 @@ def roc_plot(evaluation: OODEvaluation, outliers_name: str, detectors: Sequence[
     axes.set_xlabel("in-distribution images flagged (%)")
     axes.set_ylabel(f"outliers found (%): {drawable(outliers_name)}", parse_math=False)
     _legend(axes, "lower right", title="AUROC")
-    tidy(axes)
-    axes.grid(color="#e6e8eb", linewidth=0.8)
+    tidy(axes, grid="both")
     return png(figure)
 
 
@@ -134,9 +132,8 @@ def ablation_plot(rows: Sequence[AblationRow]) -> bytes:
             label.set_parse_math(False)
         axes.set_ylim(len(found) - 0.5, -0.5)
         axes.set_title(PARTS[part], fontsize=9, color=INK, loc="left")
-        tidy(axes)
+        tidy(axes, grid="x")
         axes.tick_params(axis="y", length=0)
-        axes.grid(axis="x", color="#e6e8eb", linewidth=0.8)
     axes.set_xlabel("AUROC (%) with 95 % interval")
     return png(figure)
 
@@ -230,8 +227,7 @@ def _reliability(axes: Axes, figures: SelectiveFigures) -> None:
         pad=20,
         parse_math=False,
     )
-    tidy(axes)
-    axes.grid(color="#e6e8eb", linewidth=0.8)
+    tidy(axes, grid="both")
     above = axes.secondary_xaxis("top")
     chosen = np.unique(np.linspace(0, len(below) - 1, min(6, len(below))).round().astype(int))
     above.set_xticks(below[chosen], [f"{curve.thresholds[i]:.3g}" for i in chosen])

@@ -1,34 +1,26 @@
-"""What all reports share: one file that is replaced in one step, and numbers as text."""
+"""What all reports share: one template, one file that is replaced in one step, and numbers as text."""
 
 from __future__ import annotations
 
 import base64
+import hashlib
 import math
-import os
-from collections.abc import Mapping
+from importlib import resources
 from pathlib import Path
 
-from ..errors import ArgumentError
+from ..files import write_whole
+from .parts import Page, Plot
 
 NOTHING = EN_DASH = "\N{EN DASH}"
 
 
-def write_page(path: Path, template: str, content: Mapping[str, object]) -> Path:
-    """Render a template that extends `base.html.jinja` into a self-contained HTML file."""
-    page = _render(template, content)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        # A file name that is not UTF-8 has no letters to show: it comes out escaped.
-        temporary.write_bytes(page.encode("utf-8", "backslashreplace"))
-        os.replace(temporary, path)
-    except OSError as error:
-        raise ArgumentError.about("path", expected="a file that can be written", got=f"{path} ({error})") from error
-    finally:
-        temporary.unlink(missing_ok=True)
+def write_page(path: Path, page: Page) -> Path:
+    """Write a page as one HTML file that needs nothing else; an existing one is replaced in one step."""
+    write_whole(path, _render(page))
     return path
 
 
-def _render(template: str, content: Mapping[str, object]) -> str:
+def _render(page: Page) -> str:
     from jinja2 import Environment, PackageLoader, StrictUndefined
 
     from .. import __version__
@@ -38,7 +30,12 @@ def _render(template: str, content: Mapping[str, object]) -> str:
         trim_blocks=True, lstrip_blocks=True,
     )  # fmt: skip
     environment.filters["tight"] = _tight
-    return environment.get_template(template).render(version=__version__, **content)
+    script = resources.files("blemish.report").joinpath("page.js").read_text("utf-8") if page.is_sortable else ""
+    # The hash lets a browser run this one script and no other.
+    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+    return environment.get_template("page.html.jinja").render(
+        version=__version__, page=page, script=script, digest=digest
+    )
 
 
 def _tight(text: str) -> str:
@@ -51,6 +48,11 @@ def data_uri(kind: str, data: bytes | None) -> str | None:
     return None if data is None else f"data:image/{kind};base64,{base64.b64encode(data).decode('ascii')}"
 
 
+def plot_of(png: bytes, words: str) -> Plot:
+    """A drawn plot as a part of the page."""
+    return Plot(data_uri("png", png), words)
+
+
 def percent(value: float | None, digits: int = 1) -> str:
     """A share with so many decimals; only what is exactly 0 or 1 is printed as 0 or 100."""
     if value is None or math.isnan(value):
@@ -59,6 +61,14 @@ def percent(value: float | None, digits: int = 1) -> str:
     if rounded == 100 and value < 1:
         return f"> {100 - step:.{digits}f} %"
     return f"< {step:.{digits}f} %" if rounded == 0 and value > 0 else f"{rounded:.{digits}f} %"
+
+
+def percent_range(interval: tuple[float, float] | None, digits: int = 1) -> str:
+    """An interval of shares; empty for none."""
+    if interval is None:
+        return ""
+    low, high = interval
+    return NOTHING if math.isnan(low + high) else f"{100 * low:.{digits}f} {EN_DASH} {100 * high:.{digits}f} %"
 
 
 def counted(count: int, noun: str) -> str:

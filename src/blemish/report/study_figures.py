@@ -13,7 +13,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter
 
 from ..methods.registry import METHODS
-from ..study.compare import Cost, Curve, Grid, Measured, Pair, grouped, spread
+from ..study.compare import CostName, DimensionCurve, LayerGrid, Measured, WeightsPair, deviation, grouped
 from .figures import FAINT, INK, drawable, png, tidy
 from .ood_figures import LINES, WIDTH
 
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 MARKERS = "os^DvP"
-AXES: dict[Cost, tuple[str, float]] = {
+AXES: dict[CostName, tuple[str, float]] = {
     "total_ms": ("decode, forward and score: ms an image", 1.0),
     "work_ms": ("forward and score: ms an image", 1.0),
     "peak_bytes": ("peak memory: MB", 1e6),
@@ -31,7 +31,7 @@ AXES: dict[Cost, tuple[str, float]] = {
 
 
 def pareto_plot(
-    measured: Sequence[Measured], front: Sequence[Measured], *, numbers: Sequence[int], cost: Cost, quality: str
+    measured: Sequence[Measured], front: Sequence[Measured], *, numbers: Sequence[int], cost: CostName, quality: str
 ) -> bytes:
     """Draw quality over cost with the front as a step line; `numbers` are those of the front's points in the table."""
     words, unit = AXES[cost]
@@ -52,8 +52,7 @@ def pareto_plot(
     axes.set_xlabel(f"{words} (less is better)")
     axes.set_ylabel(quality)
     _legend(axes)
-    tidy(axes)
-    axes.grid(color="#e6e8eb", linewidth=0.8)
+    tidy(axes, grid="both")
     axes.margins(0.08)
     _numbers(axes, places, numbers)
     return png(figure)
@@ -73,7 +72,7 @@ def _numbers(axes: Axes, places: Sequence[tuple[float, float]], numbers: Sequenc
         )
 
 
-def layer_plot(grid: Grid, specs: Sequence[str], quality: str) -> bytes:
+def layer_plot(grid: LayerGrid, specs: Sequence[str], quality: str) -> bytes:
     """Draw the quality of each tap subset of one backbone, a row a subset, a mark a method.
 
     `specs` are the methods of all plots that belong together, so that each keeps its mark.
@@ -92,13 +91,12 @@ def layer_plot(grid: Grid, specs: Sequence[str], quality: str) -> bytes:
     axes.set_title(_network(grid.name.backbone, grid.name.weights), fontsize=9, color=INK, loc="left", parse_math=False)
     axes.set_xlabel(quality)
     _legend(axes)
-    tidy(axes)
+    tidy(axes, grid="both")
     axes.tick_params(axis="y", length=0)
-    axes.grid(color="#e6e8eb", linewidth=0.8)
     return png(figure)
 
 
-def dimension_plot(curves: Sequence[Curve], quality: str) -> bytes:
+def dimension_plot(curves: Sequence[DimensionCurve], quality: str) -> bytes:
     """Draw quality over the number of dimensions, up to six curves."""
     figure = Figure(figsize=(WIDTH, 3.9), layout="constrained")
     axes = figure.subplots()
@@ -113,12 +111,11 @@ def dimension_plot(curves: Sequence[Curve], quality: str) -> bytes:
     axes.set_xlabel("dimensions")
     axes.set_ylabel(quality)
     _legend(axes)
-    tidy(axes)
-    axes.grid(color="#e6e8eb", linewidth=0.8)
+    tidy(axes, grid="both")
     return png(figure)
 
 
-def pair_plot(pairs: Sequence[Pair], quality: str) -> bytes:
+def pair_plot(pairs: Sequence[WeightsPair], quality: str) -> bytes:
     """Draw pretrained over random weights, a mark a pair, with the spread over seeds.
 
     Above the diagonal pretrained weights are better.
@@ -130,7 +127,7 @@ def pair_plot(pairs: Sequence[Pair], quality: str) -> bytes:
         colour, marker = _style(list(METHODS).index(method))
         axes.errorbar(
             [fmean(p.random) for p in found], [fmean(p.pretrained) for p in found],
-            xerr=[spread(p.random) or 0 for p in found], yerr=[spread(p.pretrained) or 0 for p in found],
+            xerr=[deviation(p.random) or 0 for p in found], yerr=[deviation(p.pretrained) or 0 for p in found],
             fmt=marker, color=colour, markersize=6, linewidth=1, alpha=0.8,
             label=f"{len(found)} {drawable(method, 30)}",
         )  # fmt: skip
@@ -141,8 +138,7 @@ def pair_plot(pairs: Sequence[Pair], quality: str) -> bytes:
     axes.set_xlabel(f"{quality}, random weights")
     axes.set_ylabel(f"{quality}, pretrained weights")
     _legend(axes)
-    tidy(axes)
-    axes.grid(color="#e6e8eb", linewidth=0.8)
+    tidy(axes, grid="both")
     return png(figure)
 
 

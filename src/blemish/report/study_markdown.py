@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 
-from .study_parts import Cell, Panel, Section, Summary, Table
+from .parts import Entry, Page, Panel, Section, Table
 
 ROWS = 20
 """Most rows of a table."""
@@ -13,21 +13,21 @@ ROWS_OF_OTHERS = 5
 """Of one in a view behind the first, such as that by pixel AUROC."""
 
 
-def markdown(summary: Summary, sections: Sequence[Section]) -> str:
+def markdown(page: Page) -> str:
     """Render what the page holds."""
-    return "\n\n".join([*_top(summary), *(part for section in sections for part in _section(section))]) + "\n"
+    return "\n\n".join([*_top(page), *(part for section in page.sections for part in _section(section))]) + "\n"
 
 
-def _top(summary: Summary) -> Iterator[str]:
-    yield f"# {escaped(summary.title)}"
-    yield f"**{escaped(summary.headline)}**"
-    yield from map(escaped, summary.verdict)
-    if summary.warnings:
-        yield "\n".join(f"- **{escaped(text)}**" for text in summary.warnings)
-    if summary.picks:
+def _top(page: Page) -> Iterator[str]:
+    yield f"# {escaped(page.title)}"
+    yield f"**{escaped(page.headline)}**"
+    yield from map(escaped, page.verdict)
+    if page.warnings:
+        yield "\n".join(f"- **{escaped(text)}**" for text in page.warnings)
+    if page.picks:
         yield "## Picks"
-        yield "\n".join(f"- **{pick.goal.capitalize()}**: {escaped(pick.words)}" for pick in summary.picks)
-        yield "\n".join(f"- {escaped(rule)}" for rule in summary.rules)
+        yield "\n".join(f"- **{pick.goal.capitalize()}**: {escaped(pick.words)}" for pick in page.picks)
+        yield "\n".join(f"- {escaped(rule)}" for rule in page.rules)
 
 
 def _section(section: Section) -> Iterator[str]:
@@ -41,7 +41,9 @@ def _section(section: Section) -> Iterator[str]:
 
 def _panel(panel: Panel, most: int) -> Iterator[str]:
     yield from map(escaped, panel.lead)
-    for table in panel.tables:
+    for table in panel.blocks:
+        if not isinstance(table, Table):
+            continue
         if table.search:
             yield f"{len(table.rows)} rows: report.html and study.csv have them."
             continue
@@ -53,14 +55,14 @@ def _panel(panel: Panel, most: int) -> Iterator[str]:
 def _table(table: Table, most: int) -> str:
     heads = [escaped(f"{column.name} ({column.note})" if column.note else column.name) for column in table.columns]
     rules = ["---:" if column.is_number else "---" for column in table.columns]
-    lines = [heads, rules, *([_cell(cell) for cell in row] for row in table.rows[:most])]
+    lines = [heads, rules, *([_entry(entry) for entry in row] for row in table.rows[:most])]
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
-def _cell(cell: Cell) -> str:
-    text = escaped(cell.text)
-    text = f"**{text}**" if cell.is_best else text
-    return f"{text} ({escaped(cell.note)})" if cell.note else text
+def _entry(entry: Entry) -> str:
+    text = escaped(entry.text)
+    text = f"**{text}**" if entry.is_best else text
+    return f"{text} ({escaped(entry.note)})" if entry.note else text
 
 
 def escaped(text: str) -> str:

@@ -3,21 +3,25 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from statistics import fmean
 
+from ..metrics.table import TABLE
 from ..study import compare as study
-from ..study.compare import Choice, Comparison, Cost, Measured, Pair, Row, grouped
+from ..study.compare import Choice, Comparison, CostName, Measured, Row, WeightsPair, grouped
 from . import study_figures as draw
 from . import study_words as words
-from .page import NOTHING, counted, data_uri
-from .study_parts import Cell, Column, Panel, Plot, Section, Table, number_cell, quality_cell, text_cell, words_column
+from .page import NOTHING, counted, plot_of
+from .parts import Column, Entry, Panel, Plots, Section, Table
 from .study_words import Names, figure, megabytes, short
 
-COLUMNS = 8
+SIDE_BY_SIDE = 8
 """Most configurations side by side in the table of data sets."""
 DRAWN = 6
 """Most backbones, or curves, in pictures."""
+LISTED = {name: row for name, row in TABLE.items() if row.in_studies != "no"}
+"""Figures in the table of all cells."""
 UNFOLDED = 24
 """Most kinds of defects that are seen without a click."""
 
@@ -44,25 +48,36 @@ def _comparing_sections(rows: Sequence[Row], comparisons: Sequence[Comparison], 
     yield _cost_section(comparisons[0])
 
 
+def number_entry(value: float | None, text: str, note: str = "", *, is_best: bool = False) -> Entry:
+    """A number that can be sorted by; a dash where there is none."""
+    unknown = value is None or math.isnan(value)
+    return Entry(NOTHING if unknown else text, note, None if unknown else value, is_best and not unknown)
+
+
+def quality_entry(value: float | None, best: float | None = None, note: str = "") -> Entry:
+    """A figure in [0, 1], the best one emphasised."""
+    return number_entry(value, figure(value), note, is_best=value is not None and value == best)
+
+
+def words_column(name: str, *, filter: bool = False) -> Column:
+    """A column of texts."""
+    return Column(name, is_number=False, filter=filter)
+
+
 def _quality_name(comparison: Comparison) -> str:
     return study.QUALITIES[comparison.figure]
 
 
-def _identity(choice: Choice, names: Names) -> list[Cell]:
+def _identity(choice: Choice, names: Names) -> list[Entry]:
     return [
-        text_cell(choice.spec, names.settings(choice)),
-        text_cell(choice.backbone),
-        text_cell(words.weights_name(choice.weights)),
-        text_cell(choice.taps),
+        Entry(choice.spec, names.settings(choice)),
+        Entry(choice.backbone),
+        Entry(words.weights_name(choice.weights)),
+        Entry(choice.taps),
     ]
 
 
-IDENTITY = (
-    words_column("Method"),
-    words_column("Backbone"),
-    words_column("Weights"),
-    words_column("Layers"),
-)
+IDENTITY = tuple(map(words_column, ("Method", "Backbone", "Weights", "Layers")))
 
 
 def _ranking_section(comparisons: Sequence[Comparison], names: Names) -> Section:
@@ -96,26 +111,26 @@ def _ranking(comparison: Comparison, names: Names) -> Table:
         rows.append(
             [
                 *_identity(m.choice, names),
-                quality_cell(m.quality, best.quality, note),
-                number_cell(m.seeds, str(m.seeds)),
+                quality_entry(m.quality, best.quality, note),
+                number_entry(m.seeds, str(m.seeds)),
                 *_costs(m, reference),
             ]
         )
     return Table(columns, rows)
 
 
-def _costs(m: Measured, reference: float) -> list[Cell]:
+def _costs(m: Measured, reference: float) -> list[Entry]:
     ratio = m.total_ms / reference
     return [
-        number_cell(m.total_ms, short(m.total_ms)),
-        number_cell(ratio, words.times(ratio)),
-        number_cell(m.fit_seconds, short(m.fit_seconds)),
-        number_cell(m.peak_bytes, megabytes(m.peak_bytes)),
-        number_cell(m.model_bytes, megabytes(m.model_bytes)),
+        number_entry(m.total_ms, short(m.total_ms)),
+        number_entry(ratio, words.times(ratio)),
+        number_entry(m.fit_seconds, short(m.fit_seconds)),
+        number_entry(m.peak_bytes, megabytes(m.peak_bytes)),
+        number_entry(m.model_bytes, megabytes(m.model_bytes)),
     ]
 
 
-COSTS: dict[Cost, str] = {
+COST_NAMES: dict[CostName, str] = {
     "total_ms": "decode + forward + score", "work_ms": "forward + score", "peak_bytes": "peak memory",
     "model_bytes": "model file",
 }  # fmt: skip
@@ -135,23 +150,23 @@ def _pareto_section(comparisons: Sequence[Comparison], names: Names) -> Section:
 
 
 def _pareto_panel(comparison: Comparison, names: Names) -> Panel:
-    fronts = {cost: study.pareto_front(comparison.measured, cost) for cost in COSTS}
+    fronts = {cost: study.pareto_front(comparison.measured, cost) for cost in COST_NAMES}
     listed = [m for m in comparison.measured if any(m in front for front in fronts.values())]
     numbers = {m.choice: number for number, m in enumerate(listed, 1)}
     plots = [
-        _plot(
+        plot_of(
             draw.pareto_plot(
                 comparison.measured, front, numbers=[numbers[m.choice] for m in front], cost=cost,
                 quality=_quality_name(comparison),
             ),
-            f"{_quality_name(comparison)} against {COSTS[cost]}; on the front: "
+            f"{_quality_name(comparison)} against {COST_NAMES[cost]}; on the front: "
             f"{', '.join(names(m.choice) for m in front)}.",
         )
         for cost, front in fronts.items() if front
     ]  # fmt: skip
     columns = (
         words_column("No."), *IDENTITY, Column(_quality_name(comparison)),
-        Column("ms an image", COSTS["total_ms"]), Column("ms an image", COSTS["work_ms"]),
+        Column("ms an image", COST_NAMES["total_ms"]), Column("ms an image", COST_NAMES["work_ms"]),
         Column("peak MB"), Column("model MB"),
     )  # fmt: skip
     rows = []
@@ -159,17 +174,13 @@ def _pareto_panel(comparison: Comparison, names: Names) -> Panel:
         costs = (m.total_ms, m.work_ms, m.peak_bytes / 1e6, m.model_bytes / 1e6)
         rows.append(
             [
-                number_cell(numbers[m.choice], str(numbers[m.choice])),
+                number_entry(numbers[m.choice], str(numbers[m.choice])),
                 *_identity(m.choice, names),
-                quality_cell(m.quality),
+                quality_entry(m.quality),
             ]
-            + [number_cell(v, short(v), is_best=m in fronts[cost]) for v, cost in zip(costs, COSTS, strict=True)]
+            + [number_entry(v, short(v), is_best=m in fronts[cost]) for v, cost in zip(costs, COST_NAMES, strict=True)]
         )
-    return Panel(_quality_name(comparison), ("Bold: on the front of that cost.",), [Table(columns, rows)], plots)
-
-
-def _plot(png: bytes, description: str) -> Plot:
-    return Plot(data_uri("png", png), description)
+    return Panel(_quality_name(comparison), ("Bold: on the front of that cost.",), [Plots(plots), Table(columns, rows)])
 
 
 def _layer_section(comparisons: Sequence[Comparison]) -> Section:
@@ -179,7 +190,7 @@ def _layer_section(comparisons: Sequence[Comparison]) -> Section:
         specs = list(dict.fromkeys(spec for grid in grids for spec in grid.columns))
         if grids:
             plots = [
-                _plot(
+                plot_of(
                     draw.layer_plot(grid, specs, _quality_name(comparison)),
                     f"{_quality_name(comparison)} of each set of layers of {grid.name.backbone}; best: "
                     f"{_best_row(grid)}.",
@@ -187,7 +198,11 @@ def _layer_section(comparisons: Sequence[Comparison]) -> Section:
                 for grid in grids[:DRAWN]
             ]
             panels.append(
-                Panel(_quality_name(comparison), _drawn(len(grids), "backbone"), [_layer_table(grids, specs)], plots)
+                Panel(
+                    _quality_name(comparison),
+                    _drawn(len(grids), "backbone"),
+                    [Plots(plots), _layer_table(grids, specs)],
+                )
             )
     return Section(
         "Layers",
@@ -203,22 +218,22 @@ def _drawn(count: int, noun: str) -> tuple[str, ...]:
     return (f"Drawn: the best {DRAWN} of {counted(count, noun)}; the table holds all.",) if count > DRAWN else ()
 
 
-def _best_row(grid: study.Grid) -> str:
+def _best_row(grid: study.LayerGrid) -> str:
     return max(grid.values, key=grid.values.__getitem__)[0]
 
 
-def _layer_table(grids: Sequence[study.Grid], specs: Sequence[str]) -> Table:
+def _layer_table(grids: Sequence[study.LayerGrid], specs: Sequence[str]) -> Table:
     columns = (*IDENTITY[1:], *(Column(spec.replace(",", " ")) for spec in specs), Column("Mean"))
     rows = []
     for grid in grids:
         means = {row: grid.mean(row) for row in grid.rows}
         best = {spec: max(grid.values.get((row, spec), -1.0) for row in grid.rows) for spec in specs}
         best_mean = max((mean for mean in means.values() if mean is not None), default=None)
-        weights = text_cell(words.weights_name(grid.name.weights))
+        weights = Entry(words.weights_name(grid.name.weights))
         for row in grid.rows:
-            values = [quality_cell(grid.values.get((row, spec)), best[spec]) for spec in specs]
-            mean = quality_cell(means[row], best_mean)
-            rows.append([text_cell(grid.name.backbone), weights, text_cell(row), *values, mean])
+            values = [quality_entry(grid.values.get((row, spec)), best[spec]) for spec in specs]
+            mean = quality_entry(means[row], best_mean)
+            rows.append([Entry(grid.name.backbone), weights, Entry(row), *values, mean])
     return Table(columns, rows)
 
 
@@ -227,11 +242,11 @@ def _dimension_section(comparisons: Sequence[Comparison], names: Names) -> Secti
     for comparison in comparisons:
         curves = study.by_dimensions(comparison.measured)
         if curves:
-            plot = _plot(
+            plot = plot_of(
                 draw.dimension_plot(curves[:DRAWN], _quality_name(comparison)), "Quality over dimensions, a line a row."
             )
             table = _dimension_table(curves, names)
-            panels.append(Panel(_quality_name(comparison), _drawn(len(curves), "curve"), [table], [plot]))
+            panels.append(Panel(_quality_name(comparison), _drawn(len(curves), "curve"), [Plots([plot]), table]))
     return Section(
         "Dimensions",
         (
@@ -242,7 +257,7 @@ def _dimension_section(comparisons: Sequence[Comparison], names: Names) -> Secti
     )
 
 
-def _dimension_table(curves: Sequence[study.Curve], names: Names) -> Table:
+def _dimension_table(curves: Sequence[study.DimensionCurve], names: Names) -> Table:
     numbers = sorted({d for curve in curves for d, _ in curve.points})
     columns = (*IDENTITY[:3], Column("Sets of layers"), *(Column(f"d = {d}") for d in numbers))
     rows = []
@@ -250,8 +265,8 @@ def _dimension_table(curves: Sequence[study.Curve], names: Names) -> Table:
         values = dict(curve.points)
         best = max(values.values())
         rows.append(
-            [*_identity(curve.name, names)[:3], number_cell(curve.taps, str(curve.taps))]
-            + [quality_cell(values.get(d), best) for d in numbers]
+            [*_identity(curve.name, names)[:3], number_entry(curve.taps, str(curve.taps))]
+            + [quality_entry(values.get(d), best) for d in numbers]
         )
     return Table(columns, rows)
 
@@ -260,14 +275,14 @@ def _dataset_section(comparisons: Sequence[Comparison], names: Names) -> Section
     panels = []
     for comparison in comparisons:
         found = study.best_of_each(comparison.measured)
-        shown = found[:COLUMNS]
+        shown = found[:SIDE_BY_SIDE]
         lead = f"The best configuration of each method, backbone and weights: {len(shown)} of {len(found)}."
         rows = []
         for path in comparison.datasets:
             values = [m.by_dataset[path] for m in shown]
-            rows.append([text_cell(names.datasets[path]), *(quality_cell(value, max(values)) for value in values)])
+            rows.append([Entry(names.datasets[path]), *(quality_entry(value, max(values)) for value in values)])
         means = [m.quality for m in shown]
-        rows.append([text_cell("Mean"), *(quality_cell(value, max(means)) for value in means)])
+        rows.append([Entry("Mean"), *(quality_entry(value, max(means)) for value in means)])
         columns = (words_column("Data set"), *(_column(m.choice) for m in shown))
         panels.append(Panel(_quality_name(comparison), (lead,), [Table(columns, rows)]))
     return Section("Data sets", ("Means over the seeds. Bold: the best of a row.",), panels)
@@ -279,18 +294,18 @@ def _column(choice: Choice) -> Column:
 
 
 def _kind_section(rows: Sequence[Row], comparison: Comparison, names: Names) -> Section:
-    shown = [m.choice for m in study.best_of_each(comparison.measured)[:COLUMNS]]
+    shown = [m.choice for m in study.best_of_each(comparison.measured)[:SIDE_BY_SIDE]]
     table = study.by_kind(rows, shown)
     lines = []
     for kind in sorted(table, key=lambda kind: (names.datasets[kind.dataset], kind.kind)):
         best = max(table[kind].values())
-        name = text_cell(f"{names.datasets[kind.dataset]}: {kind.kind}", counted(kind.images, "image"))
-        lines.append([name, *(quality_cell(table[kind].get(choice), best) for choice in shown)])
+        name = Entry(f"{names.datasets[kind.dataset]}: {kind.kind}", counted(kind.images, "image"))
+        lines.append([name, *(quality_entry(table[kind].get(choice), best) for choice in shown)])
     columns = (words_column("Kind of defect"), *(_column(choice) for choice in shown))
     folded = f"All {len(lines)} kinds" if len(lines) > UNFOLDED else ""
     lead = (
         "Image AUROC of each kind alone against the normal images, for the best configuration of each method, backbone "
-        f"and weights by {_quality_name(comparison)}: at most {COLUMNS}."
+        f"and weights by {_quality_name(comparison)}: at most {SIDE_BY_SIDE}."
     )
     return Section("Kinds of defects", (lead,), [Panel("", (), [Table(columns, lines, folded)])] if lines else ())
 
@@ -300,8 +315,18 @@ def _weights_section(rows: Sequence[Row], comparisons: Sequence[Comparison], nam
         Panel(
             _quality_name(comparison),
             (_won(pairs),),
-            [_initialisation_table(pairs, comparison), _pair_table(pairs, names)],
-            [_plot(draw.pair_plot(pairs, _quality_name(comparison)), f"Pretrained over random weights: {_won(pairs)}")],
+            [
+                Plots(
+                    [
+                        plot_of(
+                            draw.pair_plot(pairs, _quality_name(comparison)),
+                            f"Pretrained over random weights: {_won(pairs)}",
+                        )
+                    ]
+                ),
+                _initialisation_table(pairs, comparison),
+                _pair_table(pairs, names),
+            ],
         )
         for comparison in comparisons
         if (pairs := study.pair(rows, comparison.figure))
@@ -314,12 +339,12 @@ def _weights_section(rows: Sequence[Row], comparisons: Sequence[Comparison], nam
     return Section("Random against pretrained weights", (lead,), panels)
 
 
-def _won(pairs: Sequence[Pair]) -> str:
+def _won(pairs: Sequence[WeightsPair]) -> str:
     won = sum(p.difference > 0 for p in pairs)
     return f"Pretrained weights are better in {won} of {counted(len(pairs), 'pair')}."
 
 
-def _initialisation_table(pairs: Sequence[Pair], comparison: Comparison) -> Table:
+def _initialisation_table(pairs: Sequence[WeightsPair], comparison: Comparison) -> Table:
     columns = (
         *IDENTITY[:2], Column("Pairs"), Column("Pretrained"), Column("Random"), Column("Difference", "in points"),
         Column("Pretrained better"), Column("Built-in"),
@@ -331,38 +356,38 @@ def _initialisation_table(pairs: Sequence[Pair], comparison: Comparison) -> Tabl
     for (method, backbone), found in grouped(pairs, lambda p: (p.choice.method, p.choice.backbone)).items():
         difference = 100 * fmean(p.difference for p in found)
         others = built_in.get(method)
-        spreads = [s for p in found if (s := study.spread(p.random)) is not None]
+        spreads = [s for p in found if (s := study.deviation(p.random)) is not None]
         rows.append([
-            text_cell(method), text_cell(backbone), number_cell(len(found), str(len(found))),
-            quality_cell(fmean(fmean(p.pretrained) for p in found)),
-            quality_cell(fmean(fmean(p.random) for p in found), note=f"± {fmean(spreads):.3f}" if spreads else ""),
-            number_cell(difference, f"{difference:+.1f}"),
-            number_cell(won := sum(p.difference > 0 for p in found), f"{won} of {len(found)}"),
-            quality_cell(fmean(m.quality for m in others) if others else None),
+            Entry(method), Entry(backbone), number_entry(len(found), str(len(found))),
+            quality_entry(fmean(fmean(p.pretrained) for p in found)),
+            quality_entry(fmean(fmean(p.random) for p in found), note=f"± {fmean(spreads):.3f}" if spreads else ""),
+            number_entry(difference, f"{difference:+.1f}"),
+            number_entry(won := sum(p.difference > 0 for p in found), f"{won} of {len(found)}"),
+            quality_entry(fmean(m.quality for m in others) if others else None),
         ])  # fmt: skip
     return Table(columns, rows)
 
 
-def _pair_table(pairs: Sequence[Pair], names: Names) -> Table:
+def _pair_table(pairs: Sequence[WeightsPair], names: Names) -> Table:
     columns = (
         *IDENTITY[:2], words_column("Layers"), words_column("Data set"), Column("Pretrained"),
         Column("Random"), Column("Seeds", "pretrained, random"), Column("Difference", "in points"),
     )  # fmt: skip
     rows = [
         [
-            text_cell(p.choice.spec, names.settings(p.choice)), text_cell(p.choice.backbone), text_cell(p.choice.taps),
-            text_cell(names.datasets[p.dataset]), _mean_cell(p.pretrained), _mean_cell(p.random),
-            text_cell(f"{len(p.pretrained)}, {len(p.random)}"),
-            number_cell(100 * p.difference, f"{100 * p.difference:+.1f}"),
+            Entry(p.choice.spec, names.settings(p.choice)), Entry(p.choice.backbone), Entry(p.choice.taps),
+            Entry(names.datasets[p.dataset]), _mean_entry(p.pretrained), _mean_entry(p.random),
+            Entry(f"{len(p.pretrained)}, {len(p.random)}"),
+            number_entry(100 * p.difference, f"{100 * p.difference:+.1f}"),
         ]
         for p in sorted(pairs, key=lambda p: -p.difference)
     ]  # fmt: skip
     return Table(columns, rows, folded=f"All {counted(len(rows), 'pair')}")
 
 
-def _mean_cell(values: Sequence[float]) -> Cell:
-    deviation = study.spread(values)
-    return quality_cell(fmean(values), note="" if deviation is None else f"± {deviation:.3f}")
+def _mean_entry(values: Sequence[float]) -> Entry:
+    spread = study.deviation(values)
+    return quality_entry(fmean(values), note="" if spread is None else f"± {spread:.3f}")
 
 
 def _cost_section(comparison: Comparison) -> Section:
@@ -374,7 +399,7 @@ def _cost_section(comparison: Comparison) -> Section:
         by_backbone = grouped(found, lambda m: m.choice.backbone)
         columns[f"score ms: {method}"] = {name: fmean(m.score_ms for m in some) for name, some in by_backbone.items()}
     rows = [
-        [text_cell(name), *(_timed_cell(values, name, reference) for values in columns.values())]
+        [Entry(name), *(_timed_entry(values, name, reference) for values in columns.values())]
         for name in sorted(forward, key=forward.__getitem__)
     ]
     decode = short(fmean(m.decode_ms for m in comparison.measured))
@@ -394,10 +419,10 @@ def _middle(values: Mapping[str, float]) -> str:
     return sorted(values, key=values.__getitem__)[(len(values) - 1) // 2]
 
 
-def _timed_cell(values: Mapping[str, float], name: str, reference: str) -> Cell:
+def _timed_entry(values: Mapping[str, float], name: str, reference: str) -> Entry:
     value, one = values.get(name), values.get(reference)
     ratio = f"{words.times(value / one)} times" if value is not None and one else ""
-    return number_cell(value, short(value), ratio)
+    return number_entry(value, short(value), ratio)
 
 
 def _cells_section(rows: Sequence[Row], names: Names) -> Section:
@@ -406,9 +431,9 @@ def _cells_section(rows: Sequence[Row], names: Names) -> Section:
         words_column("Data set", filter=True), words_column("Method", filter=True),
         words_column("Backbone", filter=True), words_column("Weights", filter=True),
         words_column("Layers"), Column("Seed"),
-        Column("image AUROC"), words_column("95 % interval"), Column("pixel AUROC"), Column("AU-PRO", "30 %"),
-        Column("AU-PRO", "5 %"), Column("F1", "at the threshold"), Column("fit s"), Column("decode ms"),
-        Column("forward ms"), Column("score ms"), Column("sum ms"), Column("peak MB"), Column("model MB"),
+        *(Column(row.short, "95 % interval" if row.has_interval else "") for row in LISTED.values()),
+        Column("fit s"), Column("decode ms"), Column("forward ms"), Column("score ms"), Column("sum ms"),
+        Column("peak MB"), Column("model MB"),
     )  # fmt: skip
     return Section(
         "All finished cells",
@@ -417,20 +442,18 @@ def _cells_section(rows: Sequence[Row], names: Names) -> Section:
     )
 
 
-def _cell_row(row: Row, names: Names) -> list[Cell]:
+def _cell_row(row: Row, names: Names) -> list[Entry]:
     choice = Choice.of(row)
-    interval = json.loads(row["intervals"] or "{}").get("image_auroc")
+    intervals = json.loads(row["intervals"] or "{}")
     milliseconds = [row[name] for name in ("decode_ms", "forward_ms", "score_ms")]
     plain = [row["fit_seconds"], *milliseconds, sum(milliseconds)]
     return [
-        text_cell(names.datasets[row["dataset"]]),
+        Entry(names.datasets[row["dataset"]]),
         *_identity(choice, names),
-        number_cell(row["seed"], str(row["seed"])),
-        number_cell(row["image_auroc"], figure(row["image_auroc"], 4)),
-        text_cell(words.between(interval)),
-        *(number_cell(row[name], figure(row[name], 4)) for name in ("pixel_auroc", "au_pro_30", "au_pro_05", "f1")),
-        *(number_cell(value, short(value)) for value in plain),
-        *(number_cell(row[name], megabytes(row[name])) for name in ("peak_bytes", "model_bytes")),
+        number_entry(row["seed"], str(row["seed"])),
+        *(number_entry(row[name], figure(row[name], 4), words.between(intervals.get(name))) for name in LISTED),
+        *(number_entry(value, short(value)) for value in plain),
+        *(number_entry(row[name], megabytes(row[name])) for name in ("peak_bytes", "model_bytes")),
     ]
 
 
@@ -439,10 +462,10 @@ def _unfinished_section(rows: Sequence[Row], names: Names) -> Section:
     columns = (words_column("Status"), Column("Cells"), words_column("Reason"), words_column("The first"))
     lines = [
         [
-            text_cell(status),
-            number_cell(len(some), str(len(some))),
-            text_cell(reason or NOTHING),
-            text_cell(f"{names.datasets[some[0]['dataset']]}, {names(Choice.of(some[0]))}, seed {some[0]['seed']}"),
+            Entry(status),
+            number_entry(len(some), str(len(some))),
+            Entry(reason or NOTHING),
+            Entry(f"{names.datasets[some[0]['dataset']]}, {names(Choice.of(some[0]))}, seed {some[0]['seed']}"),
         ]
         for (status, reason), some in grouped(open_, lambda row: (row["status"], row["reason"])).items()
     ]
@@ -463,5 +486,5 @@ def _facts_section(rows: Sequence[Row]) -> Section:
         "Seconds of work": short(sum(row["seconds"] or 0 for row in finished)),
     }
     columns = (words_column("What"), words_column("Value"))
-    lines = [[text_cell(name), text_cell(value)] for name, value in facts.items()]
+    lines = [[Entry(name), Entry(value)] for name, value in facts.items()]
     return Section("Facts", (), [Panel("", (), [Table(columns, lines)])] if finished else ())

@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
 from pathlib import PurePath
 from typing import Any
 
@@ -14,7 +13,7 @@ from ..study.compare import (
     KEPT,
     Choice,
     Comparison,
-    Interval,
+    Ends,
     Measured,
     Picks,
     Row,
@@ -26,6 +25,7 @@ from ..study.compare import (
     reference_ms,
 )
 from .page import EN_DASH, NOTHING, counted
+from .parts import Pick
 
 NAMED = 5
 """Most configurations, or data sets, that a sentence names."""
@@ -78,7 +78,7 @@ def figure(value: float | None, digits: int = 3) -> str:
     return NOTHING if value is None or math.isnan(value) else f"{value:.{digits}f}"
 
 
-def between(interval: Interval | None, digits: int = 3) -> str:
+def between(interval: Ends | None, digits: int = 3) -> str:
     """An interval of figures; empty for none."""
     return "" if interval is None else f"{interval[0]:.{digits}f} {EN_DASH} {interval[1]:.{digits}f}"
 
@@ -122,33 +122,20 @@ INTERVALS = (
 )
 
 
-@dataclass(frozen=True)
-class Pick:
-    """One of the three, ready to be read."""
-
-    goal: str
-    chosen: Measured
-    name: str
-    figures: str
-    reason: str
-
-    @property
-    def words(self) -> str:
-        """All in one sentence, and the reason."""
-        return f"{self.name}: {self.figures}; {self.reason}"
-
-
 def picked(comparison: Comparison, names: Names) -> tuple[Pick, ...]:
     """Put the picks of a comparison by image AUROC into words; none where nothing is compared."""
     if not comparison.measured:
         return ()
     picks = pick(comparison.measured)
     reasons = (_quality_reason(picks, names), _speed_reason(picks), _balance_reason(picks, comparison))
-    chosen = {"quality": picks.quality, "speed": picks.speed, "balance": picks.balance}
     return tuple(
-        Pick(goal, one, names(one.choice), _figures(one), reason)
-        for (goal, one), reason in zip(chosen.items(), reasons, strict=True)
+        Pick(goal, names(one.choice), _figures(one), reason)
+        for (goal, one), reason in zip(_by_goal(picks).items(), reasons, strict=True)
     )
+
+
+def _by_goal(picks: Picks) -> dict[str, Measured]:
+    return {"quality": picks.quality, "speed": picks.speed, "balance": picks.balance}
 
 
 def _figures(one: Measured) -> str:
@@ -206,26 +193,27 @@ def optimism(comparison: Comparison) -> str:
     )
 
 
-def as_json(picks: Sequence[Pick], comparison: Comparison, names: Names) -> dict[str, Any]:
+def picks_json(picks: Sequence[Pick], comparison: Comparison, names: Names) -> dict[str, Any]:
     """The picks as plain values, by goal."""
     if not picks:
         return {}
     name, reference = reference_ms(comparison.measured)
+    chosen = _by_goal(pick(comparison.measured))
     return {
         one.goal: {
-            "method": one.chosen.choice.spec,
-            "backbone": one.chosen.choice.backbone,
-            "weights": one.chosen.choice.weights,
-            "taps": one.chosen.choice.taps,
-            "image_auroc": one.chosen.quality,
-            "interval": one.chosen.interval,
-            "total_ms": one.chosen.total_ms,
-            "ratio": one.chosen.total_ms / reference,
+            "method": found.choice.spec,
+            "backbone": found.choice.backbone,
+            "weights": found.choice.weights,
+            "taps": found.choice.taps,
+            "image_auroc": found.quality,
+            "interval": found.interval,
+            "total_ms": found.total_ms,
+            "ratio": found.total_ms / reference,
             "ratio_to": name,
-            "by_dataset": {names.datasets[path]: value for path, value in one.chosen.by_dataset.items()},
+            "by_dataset": {names.datasets[path]: value for path, value in found.by_dataset.items()},
             "words": one.words,
         }
-        for one in picks
+        for one, found in zip(picks, chosen.values(), strict=True)
     }
 
 
@@ -241,6 +229,12 @@ def left_out(comparison: Comparison) -> str:
 
 def warnings(rows: Sequence[Row], names: Names) -> Iterator[str]:
     """Say what is missing, and why figures or times of this study may not compare."""
+    finished = [row for row in rows if row["status"] == "finished"]
+    yield from _missing(rows, finished, names)
+    yield from _incomparable(finished, names)
+
+
+def _missing(rows: Sequence[Row], finished: Sequence[Row], names: Names) -> Iterator[str]:
     status = Counter(row["status"] for row in rows)
     if status["waiting"]:
         yield (
@@ -249,14 +243,16 @@ def warnings(rows: Sequence[Row], names: Names) -> Iterator[str]:
         )
     if status["failed"]:
         yield f"{counted(status['failed'], 'cell')} of {len(rows)} failed; the reasons stand at the end."
-    finished = [row for row in rows if row["status"] == "finished"]
-    missing = [name for path, name in names.datasets.items() if path not in {row["dataset"] for row in finished}]
-    if finished and missing:
-        yield f"No finished cell, and so no part in any mean: {', '.join(missing)}."
-    contents: dict[str, set[object]] = {}
-    for row in finished:
-        contents.setdefault(row["dataset"], set()).add(row["dataset_digest"])
-    changed = [names.datasets[path] for path, digests in contents.items() if len(digests) > 1]
+    without = [name for path, name in names.datasets.items() if path not in {row["dataset"] for row in finished}]
+    if finished and without:
+        yield f"No finished cell, and so no part in any mean: {', '.join(without)}."
+
+
+def _incomparable(finished: Sequence[Row], names: Names) -> Iterator[str]:
+    contents = grouped(finished, lambda row: row["dataset"])
+    changed = [
+        names.datasets[path] for path, found in contents.items() if len({row["dataset_digest"] for row in found}) > 1
+    ]
     if changed:
         yield f"The files of {', '.join(changed)} changed during the study: its figures do not compare."
     if len({(row["threads"], row["device"]) for row in finished}) > 1:

@@ -16,13 +16,15 @@ from statistics import fmean, median, stdev
 from typing import Any, Literal, TypeVar
 
 from ..features.backbones import BACKBONES
+from ..metrics.table import TABLE
 
 Row = Mapping[str, Any]
 """One row of the store by column; see `store.COLUMNS`."""
-Interval = tuple[float, float]
-Cost = Literal["total_ms", "work_ms", "peak_bytes", "model_bytes"]
+Ends = tuple[float, float]
+"""Of an interval."""
+CostName = Literal["total_ms", "work_ms", "peak_bytes", "model_bytes"]
 
-QUALITIES = {"image_auroc": "image AUROC", "pixel_auroc": "pixel AUROC", "au_pro_30": "AU-PRO 30 %"}
+QUALITIES = {name: row.short for name, row in TABLE.items() if row.in_studies == "compared"}
 """Columns that compare configurations; larger is better."""
 KEPT = 0.9
 """Share of the best configuration's distance from guessing that the pick for speed must keep."""
@@ -88,7 +90,7 @@ class Measured:
 
     choice: Choice
     quality: float
-    interval: Interval | None
+    interval: Ends | None
     """95 %, of the mean over the data sets; None where a cell has none."""
     by_dataset: Mapping[str, float]
     """Mean over the seeds."""
@@ -190,7 +192,7 @@ def _largest(rows: Sequence[Row], column: str) -> float:
     return max((row[column] for row in rows if row[column] is not None), default=math.nan)
 
 
-def _interval(quality: float, groups: Iterable[Sequence[Row]], figure: str) -> Interval | None:
+def _interval(quality: float, groups: Iterable[Sequence[Row]], figure: str) -> Ends | None:
     """Interval of a mean over data sets, from those of the cells.
 
     Seeds of a data set share its test images, so their errors are one error: ends are averaged. Data sets have
@@ -219,7 +221,7 @@ def grouped(items: Iterable[_T], key: Callable[[_T], Any]) -> dict[Any, list[_T]
 # Pareto fronts and picks
 
 
-def pareto_front(measured: Iterable[Measured], cost: Cost) -> tuple[Measured, ...]:
+def pareto_front(measured: Iterable[Measured], cost: CostName) -> tuple[Measured, ...]:
     """Return the configurations that no other one beats, cheapest first; those without that cost are left out.
 
     One beats another if it is at least as good and costs no more, and is better or cheaper.
@@ -233,7 +235,7 @@ def pareto_front(measured: Iterable[Measured], cost: Cost) -> tuple[Measured, ..
     return tuple(front)
 
 
-def _point(one: Measured, cost: Cost) -> tuple[float, float]:
+def _point(one: Measured, cost: CostName) -> tuple[float, float]:
     return getattr(one, cost), one.quality
 
 
@@ -290,7 +292,7 @@ def reference_ms(measured: Sequence[Measured]) -> tuple[str, float]:
     return "the median configuration", median(m.total_ms for m in measured)
 
 
-def overlap(one: Interval | None, other: Interval | None) -> bool:
+def overlap(one: Ends | None, other: Ends | None) -> bool:
     """Whether two intervals have a point in common; False where one is not known."""
     return one is not None and other is not None and one[0] <= other[1] and other[0] <= one[1]
 
@@ -299,7 +301,7 @@ def overlap(one: Interval | None, other: Interval | None) -> bool:
 
 
 @dataclass(frozen=True)
-class Grid:
+class LayerGrid:
     """Mean quality over rows and columns of one table; pairs that were not measured are missing."""
 
     name: Choice
@@ -314,7 +316,7 @@ class Grid:
         return fmean(self.values[row, c] for c in shared) if shared else None
 
 
-def by_layers(measured: Iterable[Measured]) -> list[Grid]:
+def by_layers(measured: Iterable[Measured]) -> list[LayerGrid]:
     """For each backbone: tap subsets x method specifications with at least two of them, the best backbone first."""
     grids = []
     for found in grouped(measured, lambda m: (m.choice.backbone, m.choice.weights)).values():
@@ -324,7 +326,7 @@ def by_layers(measured: Iterable[Measured]) -> list[Grid]:
         if values:
             rows = sorted({taps for taps, _ in values}, key=_depth)
             columns = sorted({spec for _, spec in values}, key=_natural)
-            grids.append(Grid(found[0].choice, tuple(rows), tuple(columns), values))
+            grids.append(LayerGrid(found[0].choice, tuple(rows), tuple(columns), values))
     return grids
 
 
@@ -339,7 +341,7 @@ def _natural(name: str) -> list[tuple[int, str]]:
 
 
 @dataclass(frozen=True)
-class Curve:
+class DimensionCurve:
     """Quality over the number of dimensions, at least two of them."""
 
     name: Choice
@@ -349,7 +351,7 @@ class Curve:
     points: tuple[tuple[int, float], ...]
 
 
-def by_dimensions(measured: Iterable[Measured]) -> list[Curve]:
+def by_dimensions(measured: Iterable[Measured]) -> list[DimensionCurve]:
     """For each method and backbone the mean over the tap subsets that have all its dimensions, the best first."""
     curves = []
     given = [m for m in measured if m.choice.dimensions is not None]
@@ -362,7 +364,7 @@ def by_dimensions(measured: Iterable[Measured]) -> list[Curve]:
         ]
         if len(numbers) > 1 and whole:
             points = tuple((d, fmean(values[d] for values in whole)) for d in numbers)
-            curves.append(Curve(found[0].choice.without("dimensions"), len(whole), points))
+            curves.append(DimensionCurve(found[0].choice.without("dimensions"), len(whole), points))
     return sorted(curves, key=lambda curve: -max(quality for _, quality in curve.points))
 
 
@@ -404,7 +406,7 @@ def by_kind(rows: Iterable[Row], choices: Sequence[Choice]) -> dict[Kind, dict[C
 
 
 @dataclass(frozen=True)
-class Pair:
+class WeightsPair:
     """The same method, backbone, layers and data set with pretrained and with random weights."""
 
     choice: Choice
@@ -420,19 +422,19 @@ class Pair:
         return fmean(self.pretrained) - fmean(self.random)
 
 
-def spread(values: Sequence[float]) -> float | None:
+def deviation(values: Sequence[float]) -> float | None:
     """Standard deviation over seeds (n - 1); None for one seed."""
     return stdev(values) if len(values) > 1 else None
 
 
-def pair(rows: Iterable[Row], figure: str = "image_auroc") -> list[Pair]:
+def pair(rows: Iterable[Row], figure: str = "image_auroc") -> list[WeightsPair]:
     """Pair finished cells that differ in weights and seed alone; a file of weights is pretrained."""
     finished = [row for row in rows if row["status"] == "finished" and row[figure] is not None]
     values: dict[tuple[Choice, str], list[float]] = {}
     for row in finished:
         values.setdefault((Choice.of(row), row["dataset"]), []).append(row[figure])
     return [
-        Pair(choice, dataset, tuple(found), tuple(other))
+        WeightsPair(choice, dataset, tuple(found), tuple(other))
         for (choice, dataset), found in values.items()
         if choice.weights not in ("random", "built-in")
         and (other := values.get((replace(choice, weights="random"), dataset)))

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import csv
 import json
-import os
 import sqlite3
 from collections.abc import Iterable, Mapping
 from contextlib import closing
@@ -18,6 +17,8 @@ from types import TracebackType
 from typing import Any
 
 from ..errors import ArgumentError
+from ..files import whole_file
+from ..metrics.table import TABLE
 from .plan import Cell
 
 _VERSION = 1
@@ -38,22 +39,10 @@ _CELL = {
     "false_alarm_rate": "REAL NOT NULL",
 }
 FIGURES = {
-    "image_auroc": "REAL",
-    "pixel_auroc": "REAL",
-    "au_pro_30": "REAL",
-    "au_pro_05": "REAL",
-    "average_precision": "REAL",
-    "average_precision_normal": "REAL",
-    "fpr_at_95_tpr": "REAL",
-    "f1": "REAL",  # at the threshold from normal images
-    "f1_max_oracle": "REAL",
-    "threshold": "REAL",
-    "false_alarms": "REAL",
-    "misses": "REAL",
+    **{name: "REAL" for name, row in TABLE.items() if not row.is_count},
     "n_fit": "INTEGER",
     "n_held_out": "INTEGER",
-    "n_normal": "INTEGER",
-    "n_anomalous": "INTEGER",
+    **{name: "INTEGER" for name, row in TABLE.items() if row.is_count},
     "model_bytes": "INTEGER",
     "intervals": "TEXT",  # JSON: name to [low, high]
     "rest": "TEXT",  # JSON: kinds, skipped files ...
@@ -108,6 +97,9 @@ class Store:
         columns = ", ".join(f"{name} {kind}" for name, kind in COLUMNS.items())
         self._file.execute("BEGIN IMMEDIATE")
         self._file.execute(f"CREATE TABLE IF NOT EXISTS cells ({columns})")
+        known = {name for _, name, *_ in self._file.execute("PRAGMA table_info(cells)")}
+        for name in COLUMNS.keys() - known:  # figures that are newer than the file
+            self._file.execute(f"ALTER TABLE cells ADD COLUMN {name} {COLUMNS[name]}")
         self._file.execute(f"PRAGMA user_version = {_VERSION}")
         self._file.execute("COMMIT")
 
@@ -159,13 +151,10 @@ class Store:
 
     def write_csv(self, path: str | Path) -> None:
         """Copy all rows to a CSV file, replaced in one step."""
-        path = Path(path)
-        temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-        with temporary.open("w", newline="", encoding="utf-8") as file:
+        with whole_file(path) as temporary, temporary.open("w", newline="", encoding="utf-8") as file:
             writer = csv.DictWriter(file, COLUMNS)
             writer.writeheader()
             writer.writerows(self.rows())
-        os.replace(temporary, path)
 
 
 class _Transaction:
