@@ -55,7 +55,7 @@ _DEEP_GREY = frozenset({"I;16", "I;16B", "I;16L", "I;16N", "I"})
 def decode(path: str | Path, *, max_pixels: int = MAX_PIXELS, behind: str = "white") -> Image.Image:
     """Read one image file, upright, as mode `RGB` or `F`; transparent parts show the colour `behind`.
 
-    Raises `ImageError` with the path and the reason for every file that cannot be used. Takes at most 20 bytes of
+    Raises `ImageError` with the path and the reason for every file that cannot be used. Takes at most 40 bytes of
     memory a pixel, and no more pixels than `max_pixels`. A `max_pixels` above Pillow's own limit, 89 million,
     raises that one too, for the whole program.
 
@@ -191,8 +191,6 @@ def _check_pixels(path: str | Path, size: tuple[int, int], max_pixels: int) -> N
             f"{path}: claims {height} x {width} = {height * width:,} pixels, the limit is {max_pixels:,} "
             "(a guard against decompression bombs). Cut or shrink it."
         )
-    if width < 1 or height < 1:
-        raise ImageError(f"{path}: damaged, it claims {height} x {width} pixels.")
 
 
 def _normal_mode(path: str | Path, image: Image.Image, behind: str) -> Image.Image:
