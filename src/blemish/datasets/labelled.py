@@ -198,6 +198,8 @@ def _idx_array(path: Path) -> NDArray[np.uint8]:
             claimed = math.prod(shape) if axes and len(shape) == axes else 0
             _check_memory(path, claimed)
             content = file.read(claimed + 1)  # not all: a small file can unpack to any size
+    except NotEnoughMemoryError:
+        raise
     except (OSError, EOFError, OverflowError, MemoryError, zlib.error) as error:
         raise DatasetError(f"{path}: cannot be read ({error}).") from error
     if not claimed or len(content) != claimed:
