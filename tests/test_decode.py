@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import io
+import os
 import tempfile
 import warnings
+from contextlib import suppress
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from PIL import Image
+from PIL import EpsImagePlugin, Image, PngImagePlugin
 
 from blemish.errors import ArgumentError, ImageError
-from blemish.images.decode import decode, decode_mask, from_array
+from blemish.images.decode import FORMATS, SUFFIXES, decode, decode_mask, from_array
 
 RGB = np.random.default_rng(0).integers(0, 256, (20, 30, 3), dtype=np.uint8)
 
@@ -133,7 +135,7 @@ def test_empty_file_and_folder_are_named(tmp_path):
     (tmp_path / "empty.png").touch()
     with pytest.raises(ImageError, match=r"empty\.png: not an image"):
         decode(tmp_path / "empty.png")
-    with pytest.raises(ImageError, match=r"damaged or truncated"):
+    with pytest.raises(ImageError, match=r": a folder, not an image file"):
         decode(tmp_path)
 
 
@@ -141,6 +143,110 @@ def test_bomb_is_refused_before_it_is_decoded(tmp_path):
     path = saved(tmp_path, Image.new("1", (5000, 4000)))
     with pytest.raises(ImageError, match=r"x\.png: claims 4000 x 5000 = 20,000,000 pixels, the limit is 1,000,000"):
         decode(path, max_pixels=1_000_000)
+
+
+def test_pillows_own_limit_says_nothing(tmp_path, monkeypatch):
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 100)
+    for name in ("x.png", "x.webp", "x.tif", "x.gif"):
+        path = saved(tmp_path, Image.fromarray(RGB), name)
+        with pytest.raises(ImageError, match="claims 20 x 30 = 600 pixels, the limit is 50 "):
+            decode(path, max_pixels=50)
+        assert Image.MAX_IMAGE_PIXELS == 100
+    for name in ("x.png", "x.webp", "x.tif", "x.gif"):
+        Image.MAX_IMAGE_PIXELS = 100
+        assert decode(tmp_path / name, max_pixels=600).size == (30, 20)
+
+
+@pytest.mark.parametrize("options", [{}, {"lossless": True}, {"exif": b"Exif\0\0MM"}])
+def test_a_webp_is_refused_before_its_reader_opens_it(tmp_path, monkeypatch, options):
+    path = saved(tmp_path, Image.fromarray(RGB), "x.webp", **options)
+    monkeypatch.setitem(Image.OPEN, "WEBP", (None, lambda start: True))
+    with pytest.raises(ImageError, match="claims 20 x 30 = 600 pixels, the limit is 599 "):
+        decode(path, max_pixels=599)
+
+
+@pytest.mark.skipif(os.name != "posix", reason="a program on the path of POSIX")
+@pytest.mark.parametrize("name", ["part.png", "part.eps", "part.jpg"])
+def test_no_other_program_is_started(tmp_path, monkeypatch, name):
+    """Pillow reads EPS by Ghostscript."""
+    program, marker = tmp_path / "bin" / "gs", tmp_path / "started"
+    program.parent.mkdir()
+    program.write_text(f"#!/bin/sh\ntouch {marker}\n")
+    program.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{program.parent}{os.pathsep}{os.environ['PATH']}")
+    monkeypatch.setattr(EpsImagePlugin, "gs_binary", None)
+    path = tmp_path / name
+    Image.fromarray(RGB).save(path, "EPS")
+    for read in (decode, decode_mask):
+        with pytest.raises(ImageError, match=r"a format that is not read\. Read are BMP, GIF, JPEG, JPEG2000, PNG"):
+            read(path)
+    assert not marker.exists()
+    with Image.open(path) as image, suppress(OSError):
+        image.load()
+    assert marker.exists()  # so the trap was set
+
+
+@pytest.mark.parametrize("format", ["PDF", "TGA", "ICO", "PCX", "SGI", "MSP", "DDS", "QOI", "AVIF"])
+def test_formats_that_are_not_named_are_not_read(tmp_path, format):
+    try:
+        Image.fromarray(RGB).convert("1" if format == "MSP" else "RGB").save(tmp_path / "x.png", format)
+    except (KeyError, OSError):
+        pytest.skip("this Pillow cannot write it")
+    with pytest.raises(ImageError, match=r"x\.png: not an image, or of a format that is not read"):
+        decode(tmp_path / "x.png")
+
+
+def test_every_suffix_has_a_format_that_is_read(tmp_path):
+    assert {Image.registered_extensions()[suffix] for suffix in SUFFIXES} == set(FORMATS)
+    for suffix in SUFFIXES:
+        image = Image.fromarray(RGB)
+        (image.convert("L") if suffix == ".pgm" else image).save(tmp_path / f"x{suffix}")
+        assert decode(tmp_path / f"x{suffix}").size == (30, 20)
+
+
+def test_several_pictures_in_one_jpeg_give_the_first(tmp_path):
+    red, blue = Image.new("RGB", (16, 8), "red"), Image.new("RGB", (16, 8), "blue")
+    path = tmp_path / "phone.jpg"
+    red.save(path, "MPO", save_all=True, append_images=[blue])
+    np.testing.assert_allclose(pixels(path)[4, 8], [255, 0, 0], atol=4)
+
+
+@pytest.mark.parametrize(
+    ("error", "reason"),
+    [
+        (PermissionError(13, "Permission denied"), "no permission to read it"),
+        (OSError(5, "Input/output error"), r"cannot be read \(Input/output error\)"),
+        (MemoryError(), "too large for the memory that is free"),
+        (OSError("broken data stream"), r"damaged or truncated \(broken data stream\)"),
+    ],
+)
+def test_a_failing_disk_is_no_damaged_file(tmp_path, monkeypatch, error, reason):
+    def fail(self):
+        raise error
+
+    path = saved(tmp_path, Image.fromarray(RGB))
+    monkeypatch.setattr(PngImagePlugin.PngImageFile, "load", fail)
+    for read in (decode, decode_mask):
+        with pytest.raises(ImageError, match=rf"x\.png: {reason}"):
+            read(path)
+
+
+@pytest.mark.parametrize("read", [decode, decode_mask])
+def test_what_cannot_be_opened_is_told_apart(tmp_path, monkeypatch, read):
+    with pytest.raises(ImageError, match=r"gone\.png: the file does not exist"):
+        read(tmp_path / "gone.png")
+    with pytest.raises(ImageError, match=": a folder, not an image file"):
+        read(tmp_path)
+    with pytest.raises(ImageError, match=r"not the name of a file"):
+        read("a\0.png")
+    path = saved(tmp_path, Image.fromarray(RGB))
+
+    def stat(path):
+        raise PermissionError(13, "Permission denied", path)
+
+    monkeypatch.setattr("blemish.images.decode.os.stat", stat)
+    with pytest.raises(ImageError, match=r"x\.png: no permission to read it"):
+        read(path)
 
 
 def test_float_pixels_are_refused(tmp_path):

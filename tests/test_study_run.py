@@ -25,8 +25,8 @@ from blemish.evaluation import detector as study_evaluate
 from blemish.features.backbones import find_backbone
 from blemish.features.extract import Extractor
 from blemish.images.decode import decode_mask
+from blemish.images.listing import image_files
 from blemish.images.preprocess import Preprocess
-from blemish.images.source import image_files
 from blemish.methods import DeepSVDD, PaDiM
 from blemish.study.messages import Finished, ImagesRead, Started
 from blemish.study.plan import groups

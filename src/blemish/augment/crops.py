@@ -60,8 +60,9 @@ def read_cache(
         decoded = pool.map(lambda i: _small(source.load(i), side), range(len(source)))
         for name, small in zip(source.names, decoded, strict=True):
             taken += small.numel()
-            expected = taken * len(source) / (len(pixels) + 1)
-            if free is not None and len(pixels) >= 16 and expected > 0.9 * free:
+            # A few images tell what all will take; until then, only what they take themselves.
+            expected = taken * len(source) / (len(pixels) + 1) if len(pixels) >= 16 else taken
+            if free is not None and expected > 0.9 * free:
                 pool.shutdown(cancel_futures=True)
                 raise NotEnoughMemoryError(
                     f"images: {len(source)} with a short side of {side} px take {expected / 1e9:.1f} GB, "

@@ -335,7 +335,7 @@ def _preprocess(preset: str, resize: str | None) -> Any:
 
 
 def _image_paths(images: list[Path]) -> list[Path]:
-    from ..images.source import image_files
+    from ..images.listing import image_files
 
     paths: list[Path] = []
     for image in images:

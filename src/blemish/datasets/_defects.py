@@ -13,13 +13,16 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.random import Generator
 from numpy.typing import NDArray
 from scipy import ndimage
 
-Floats = NDArray[np.float64]
+if TYPE_CHECKING:
+    from ..types import Floats
+
 Mask = NDArray[np.bool_]
 Integers = NDArray[np.intp]
 
@@ -96,7 +99,7 @@ def mix(first: Floats, second: Floats, weight: Floats) -> Floats:
     return blended
 
 
-def step(value: Floats, *, low: float, high: float) -> Floats:
+def smoothstep(value: Floats, *, low: float, high: float) -> Floats:
     """Smooth step: 0 up to `low`, 1 from `high` on."""
     t = np.clip((value - low) / (high - low), 0, 1)
     smooth: Floats = t * t * (3 - 2 * t)
@@ -111,7 +114,7 @@ def turned(frame: Frame, *, angle: float, centre: Sequence[float] | Floats) -> t
 
 def rectangle(v: Floats, u: Floats, *, half: tuple[float, float], soft: float) -> Floats:
     """1 inside a rectangle of this half height and half width around the origin, 0 outside, `soft` at the edge."""
-    return 1 - step(np.maximum(np.abs(v) - half[0], np.abs(u) - half[1]), low=-soft, high=soft)
+    return 1 - smoothstep(np.maximum(np.abs(v) - half[0], np.abs(u) - half[1]), low=-soft, high=soft)
 
 
 def mat(rng: Generator, frame: Frame, *, colour: tuple[float, float, float]) -> Floats:
@@ -165,7 +168,7 @@ def _code() -> Floats:
         "####. ##### .###. .###.",
     )
     dots = np.pad([[float(c == "#") for c in row] for row in rows], 1)
-    return step(ndimage.gaussian_filter(np.kron(dots, np.ones((6, 6))), 1.6), low=0.25, high=0.6)
+    return smoothstep(ndimage.gaussian_filter(np.kron(dots, np.ones((6, 6))), 1.6), low=0.25, high=0.6)
 
 
 def defective(rng: Generator, surface: Surface, frame: Frame, *, kind: str, strength: float) -> Surface:
@@ -185,7 +188,7 @@ def _scratch(rng: Generator, surface: Surface, frame: Frame, strength: float) ->
     length = _span(rng, frame, 40, 110)
     width = max(rng.uniform(0.9, 1.5), 0.6 * frame.pixel)
     distance, along = _curve(rng, surface, frame, length=length, bend=0.5)
-    groove = np.exp(-((distance / width) ** 2)) * step(along * (1 - along), low=-0.02, high=0.12)
+    groove = np.exp(-((distance / width) ** 2)) * smoothstep(along * (1 - along), low=-0.02, high=0.12)
     sign = rng.choice([-1.0, 1.0])
     contrast = sign * strength * (rng.uniform(0.2, 0.3) + 1.2 * surface.busy)
     return replace(
@@ -200,7 +203,7 @@ def _spot(rng: Generator, surface: Surface, frame: Frame, strength: float) -> Su
     radius = _span(rng, frame, 9, 20) / 2
     inside = _blob(rng, surface, frame, radius=radius, soft=0.35)
     tint = _tint(rng, strength * (rng.uniform(0.22, 0.34) + 1.1 * surface.busy), hue=0.4)
-    rim = 0.6 + 0.4 * step(1 - inside, low=0.1, high=0.7)
+    rim = 0.6 + 0.4 * smoothstep(1 - inside, low=0.1, high=0.7)
     return replace(surface, colour=_soaked(surface, inside * rim, tint))
 
 
@@ -228,7 +231,7 @@ def _contamination(rng: Generator, surface: Surface, frame: Frame, strength: flo
     if rng.random() < 0.6:
         width = max(rng.uniform(0.8, 1.3), 0.6 * frame.pixel)
         distance, _ = _curve(rng, surface, frame, length=_span(rng, frame, 30, 70), bend=2.2)
-        dirt = 1 - step(distance, low=0.5 * width, high=1.6 * width)
+        dirt = 1 - smoothstep(distance, low=0.5 * width, high=1.6 * width)
     else:
         dirt = _specks(rng, surface, frame)
     colour = _local_colour(surface, dirt) * (1 + _tint(rng, strength * (0.45 + 1.2 * surface.busy), hue=0.5))
@@ -344,7 +347,7 @@ def _blob(
     outline = 1 + sum(waves[k] * np.cos((k + 2) * angle + phases[k]) for k in range(6))
     distance = np.hypot(dy, dx) / (radius * np.clip(outline, 0.7, 1.5))
     disc = np.zeros(frame.y.shape)
-    disc[box] = 1 - step(distance, low=1 - soft, high=1 + soft)
+    disc[box] = 1 - smoothstep(distance, low=1 - soft, high=1 + soft)
     return disc
 
 
@@ -389,7 +392,7 @@ def _specks(rng: Generator, surface: Surface, frame: Frame) -> Floats:
     for dy, dx, size in zip(*rng.standard_normal((2, 7)), rng.uniform(1.2, 2.6, 7), strict=True):
         radius = max(float(size), 0.8 * frame.pixel)
         distance = np.hypot(frame.y - cy - spread * 0.6 * dy, frame.x - cx - spread * 0.6 * dx)
-        crumbs = np.maximum(crumbs, 1 - step(distance, low=0.6 * radius, high=1.3 * radius))
+        crumbs = np.maximum(crumbs, 1 - smoothstep(distance, low=0.6 * radius, high=1.3 * radius))
     return crumbs
 
 

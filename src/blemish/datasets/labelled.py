@@ -6,6 +6,7 @@ import csv
 import gzip
 import math
 import random
+import zipfile
 import zlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -15,9 +16,11 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from ..errors import ArgumentError, DatasetError
-from ..images.decode import from_array
+from ..errors import ArgumentError, DatasetError, NotEnoughMemoryError
+from ..images.decode import MAX_PIXELS, from_array
+from ..images.listing import subfolders
 from ..images.source import ImageInput, ImageSource, as_source, from_arrays, from_folder, from_paths
+from ..memory import available_bytes
 
 
 class ImageDataset(Protocol):
@@ -83,39 +86,43 @@ class LabelledImages:
 LabelledInput = LabelledImages | ImageInput | ImageDataset
 
 
-def open_labelled(images: LabelledInput, *, folders_are_classes: bool = False) -> LabelledImages:
+def open_labelled(
+    images: LabelledInput, *, folders_are_classes: bool = False, max_pixels: int = MAX_PIXELS
+) -> LabelledImages:
     """Open images with what labels there are.
 
     A folder (with `folders_are_classes`, each folder in it is a class, numbered in sorted order), an `.npz` file with
     `images` and perhaps `labels`, a `.csv` file with lines `path,class number` (paths relative to it), a file of images
     in MNIST's idx format with its file of labels beside it, a torch-style dataset, a list of paths or arrays, or an
-    `ImageSource`.
+    `ImageSource`. `max_pixels` is for image files.
     """
     if isinstance(images, LabelledImages):
         return images
     if isinstance(images, str | Path):
-        return _from_path(Path(images), folders_are_classes=folders_are_classes)
+        return _from_path(Path(images), folders_are_classes=folders_are_classes, max_pixels=max_pixels)
     if isinstance(images, ImageSource | np.ndarray | list | tuple):
-        return LabelledImages(as_source(images))
+        return LabelledImages(as_source(images, max_pixels=max_pixels))
     if hasattr(images, "__len__") and hasattr(images, "__getitem__"):
         return _from_dataset(images)
     raise ArgumentError.about("images", expected="a folder, .npz, .csv, arrays or a dataset", got=images)
 
 
-def _from_path(path: Path, *, folders_are_classes: bool) -> LabelledImages:
+def _from_path(path: Path, *, folders_are_classes: bool, max_pixels: int) -> LabelledImages:
     if path.suffix == ".npz":
         return _from_npz(path)
     if path.suffix == ".csv":
-        return _from_csv(path)
+        return _from_csv(path, max_pixels)
     if _IDX in path.name and path.is_file():
         return _from_idx(path)
-    return from_class_folders(path) if folders_are_classes else LabelledImages(as_source(path), None, path.name)
+    if folders_are_classes:
+        return from_class_folders(path, max_pixels=max_pixels)
+    return LabelledImages(as_source(path, max_pixels=max_pixels), None, path.name)
 
 
-def from_class_folders(folder: str | Path) -> LabelledImages:
+def from_class_folders(folder: str | Path, *, max_pixels: int = MAX_PIXELS) -> LabelledImages:
     """One folder a class, in sorted order; images beside the folders are an error."""
     folder = Path(folder)
-    source = from_folder(folder)
+    source = from_folder(folder, max_pixels=max_pixels)
     parts = [Path(name).relative_to(folder).parts for name in source.names]
     loose = [name for name, part in zip(source.names, parts, strict=True) if len(part) < 2]
     if loose or not parts:
@@ -151,7 +158,7 @@ def find_classes(path: str | Path) -> list[str]:
     folder = path / "train" if (path / "train").is_dir() and (path / "test").is_dir() else path
     if not folder.is_dir():
         raise DatasetError.about(str(path), expected="a labelled image set", got="nothing there")
-    return sorted(p.name for p in folder.iterdir() if p.is_dir() and not p.name.startswith("."))
+    return [p.name for p in subfolders(folder)]
 
 
 def _packed_parts(path: Path) -> tuple[LabelledImages, LabelledImages | None] | None:
@@ -181,22 +188,35 @@ def _from_idx(path: Path) -> LabelledImages:
 
 def _idx_array(path: Path) -> NDArray[np.uint8]:
     """Two zero bytes, 8 for bytes, the number of axes, the length of each in 4 bytes, then the numbers."""
+    _check_regular(path)
     try:
-        content = gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
-    except (OSError, EOFError, zlib.error) as error:
+        with gzip.open(path) if path.suffix == ".gz" else path.open("rb") as file:
+            head = file.read(4)
+            axes = head[3] if len(head) == 4 and head[:3] == b"\0\0\x08" else 0
+            lengths = file.read(4 * axes)
+            shape = np.frombuffer(lengths[: len(lengths) // 4 * 4], ">u4").tolist()
+            claimed = math.prod(shape) if axes and len(shape) == axes else 0
+            _check_memory(path, claimed)
+            content = file.read(claimed + 1)  # not all: a small file can unpack to any size
+    except NotEnoughMemoryError:
+        raise
+    except (OSError, EOFError, OverflowError, MemoryError, zlib.error) as error:
         raise DatasetError(f"{path}: cannot be read ({error}).") from error
-    axes = content[3] if len(content) > 3 and content[:3] == b"\0\0\x08" else 0
-    shape = np.frombuffer(content[4 : 4 + 4 * axes], ">u4").tolist() if len(content) >= 4 + 4 * axes else [-1]
-    if not axes or len(content) != 4 + 4 * axes + math.prod(shape):
-        raise DatasetError.about(str(path), expected="a whole idx file of bytes", got=f"{len(content)} bytes")
-    return np.frombuffer(content, np.uint8, offset=4 + 4 * axes).reshape(shape)
+    if not claimed or len(content) != claimed:
+        raise DatasetError.about(str(path), expected="a whole idx file of bytes", got=f"{path.stat().st_size} bytes")
+    numbers: NDArray[np.uint8] = np.frombuffer(content, np.uint8).reshape(shape)
+    return numbers
 
 
 def _from_cifar(paths: Sequence[Path]) -> LabelledImages:
     """CIFAR-10's binary version: a byte for the class, then the red, green and blue plane of 32 x 32 bytes."""
     records = {}
     for path in paths:
-        content = np.fromfile(path, np.uint8)
+        _check_regular(path)
+        try:
+            content = np.fromfile(path, np.uint8)
+        except OSError as error:
+            raise DatasetError(f"{path}: cannot be read ({error}).") from error
         if len(content) % 3073:
             raise DatasetError.about(str(path), expected="records of 3073 bytes", got=f"{len(content)} bytes")
         records[path.name] = content.reshape(-1, 3073)
@@ -219,29 +239,61 @@ def _packed(
 
 
 def _from_npz(path: Path) -> LabelledImages:
+    content = {key: value for key, value in _npz_arrays(path).items() if key in ("images", "labels")}
+    images, labels = content.get("images"), content.get("labels")
+    if images is None or images.ndim not in (3, 4) or not (labels is None or _fit(images, labels)):
+        got = ", ".join(f"{key} {value.shape} {value.dtype}" for key, value in content.items()) or "neither"
+        expected = "`images` (n, height, width[, 3]), perhaps whole numbers `labels` (n,)"
+        raise DatasetError.about(str(path), expected=expected, got=got)
+    return _packed({path.name: images}, labels)
+
+
+def _fit(images: NDArray[np.generic], labels: NDArray[np.generic]) -> bool:
+    return labels.shape == images.shape[:1] and labels.dtype.kind in "iu"
+
+
+def _npz_arrays(path: Path) -> dict[str, NDArray[np.generic]]:
+    _check_regular(path)
     try:
+        with zipfile.ZipFile(path) as packed:
+            _check_memory(path, sum(member.file_size for member in packed.infolist()))
         with np.load(path, allow_pickle=False) as file:
-            content = {key: file[key] for key in ("images", "labels") if key in file}
-    except (OSError, ValueError) as error:
+            return {key: file[key] for key in file}
+    except (DatasetError, NotEnoughMemoryError):
+        raise
+    except MemoryError:
+        raise DatasetError(f"{path}: its arrays claim more memory than there is.") from None
+    except Exception as error:  # zip, zlib, the headers of arrays: each has errors of its own for damaged data
         raise DatasetError(f"{path}: cannot be read as an .npz file of arrays ({error}).") from error
-    if "images" not in content or ("labels" in content and len(content["labels"]) != len(content["images"])):
-        got = ", ".join(f"{key} {value.shape}" for key, value in content.items()) or "neither"
-        raise DatasetError.about(str(path), expected="`images` (n, height, width[, 3]), perhaps `labels` (n,)", got=got)
-    return _packed({path.name: content["images"]}, content.get("labels"))
 
 
-def _from_csv(path: Path) -> LabelledImages:
+def _check_regular(path: Path) -> None:
+    """Refuse what would block for ever, or never end."""
+    if path.exists() and not path.is_file():
+        raise DatasetError.about(str(path), expected="a file", got="a folder, pipe, socket or device")
+
+
+def _check_memory(path: Path, claimed: int) -> None:
+    free = available_bytes()
+    if free is not None and claimed > 0.9 * free:
+        raise NotEnoughMemoryError(
+            f"{path}: unpacks to {claimed / 1e9:.1f} GB, {free / 1e9:.1f} GB are free. Keep the images as files."
+        )
+
+
+def _from_csv(path: Path, max_pixels: int) -> LabelledImages:
+    _check_regular(path)
     try:
-        with path.open(newline="", encoding="utf-8") as file:
+        with path.open(newline="", encoding="utf-8-sig") as file:
             rows = [row for row in csv.reader(file) if row]
-    except (OSError, UnicodeDecodeError) as error:
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise DatasetError(f"{path}: cannot be read as a UTF-8 text file ({error}).") from error
     labels: dict[str, int] = {}
     for row in rows:
-        if len(row) != 2 or not row[1].strip().isdigit():
+        if len(row) != 2 or not row[1].strip().isdecimal():
             raise DatasetError.about(str(path), expected="lines `path,class number`", got=",".join(row))
         labels[str(path.parent / row[0])] = int(row[1])
-    return LabelledImages(from_paths(labels), labels, path.stem)
+    return LabelledImages(from_paths(labels, max_pixels=max_pixels), labels, path.stem)
 
 
 def _from_dataset(dataset: ImageDataset) -> LabelledImages:

@@ -17,7 +17,9 @@ from typing import Literal, NamedTuple
 from PIL import Image
 
 from ..errors import ArgumentError, DatasetError
-from ..images.source import ImageSource, from_paths, image_files
+from ..images.decode import MAX_PIXELS
+from ..images.listing import image_files, list_folder, subfolders
+from ..images.source import ImageSource, Skipped, from_paths
 from .labelled import LabelledInput, find_classes, open_labelled, open_parts
 
 
@@ -42,17 +44,23 @@ class Dataset:
     packed: ImageSource | None = None
     """Reads images that have no file of their own, by the names in `train` and `test`."""
 
-    def train_images(self) -> ImageSource:
+    def train_images(self, *, max_pixels: int = MAX_PIXELS) -> ImageSource:
         """The normal training images."""
-        return self._source(self.train)
+        return self._source(self.train, max_pixels)
 
-    def test_images(self) -> ImageSource:
+    def test_images(self, *, max_pixels: int = MAX_PIXELS) -> ImageSource:
         """The test images, in the order of `test`."""
-        return self._source([sample.path for sample in self.test])
+        return self._source([sample.path for sample in self.test], max_pixels)
 
-    def _source(self, paths: Iterable[Path]) -> ImageSource:
+    def find_passed_over(self) -> tuple[Skipped, ...]:
+        """What lies below the folder and is no image to be listed, with the reason of each; looks again."""
+        spelled = OneClass.spelled(self.root)
+        folder = self.root if spelled is None else spelled.folder
+        return list_folder(folder).passed_over if folder.is_dir() else ()
+
+    def _source(self, paths: Iterable[Path], max_pixels: int) -> ImageSource:
         if self.packed is None:
-            return from_paths(paths)
+            return from_paths(paths, max_pixels=max_pixels)
         position = {name: i for i, name in enumerate(self.packed.names)}
         return self.packed.subset([position[str(path)] for path in paths])
 
@@ -79,8 +87,11 @@ def open_dataset(root: str | Path) -> Dataset:
     root = Path(root)
     if not root.is_dir() and OneClass.spelled(root) is None:
         raise DatasetError.about(str(root), expected="a dataset folder", got="nothing there, or a file")
-    layout = next(layout for layout in LAYOUTS if layout.matches(root))
-    dataset = layout.read(root)
+    try:
+        layout = next(layout for layout in LAYOUTS if layout.matches(root))
+        dataset = layout.read(root)
+    except OSError as error:
+        raise DatasetError(f"{error.filename or root}: cannot be read ({error.strerror}).") from error
     if not dataset.train:
         raise DatasetError(
             f"{root}: no normal training images found. Expected {layout.description}. "
@@ -189,7 +200,7 @@ def _read_btad(root: Path) -> Dataset:
 
 def _kinds(test: Path, masks: Path, *, normal: str, suffix: str) -> Iterator[Sample]:
     """List `test/<kind>/<stem>.*` with `masks/<kind>/<stem><suffix>.*`, whatever the file types."""
-    for folder in sorted(p for p in test.glob("*") if p.is_dir()):
+    for folder in subfolders(test) if test.is_dir() else ():
         has_masks = masks.is_dir()
         own = masks / folder.name
         by_stem = {p.stem: p for p in image_files(own)} if own.is_dir() else {}
@@ -208,18 +219,29 @@ def _visa_table(root: Path) -> Path:
 def _read_visa(root: Path) -> Dataset:
     train: list[Path] = []
     test: list[Sample] = []
-    with _visa_table(root).open(newline="", encoding="utf-8") as file:
-        for row in csv.DictReader(file):
-            if row["object"] != root.name:
-                continue
-            path = root.parent / row["image"]
-            if row["split"] == "train":
-                train.append(path)
-                continue
-            anomalous = row["label"] != "normal"
-            mask = root.parent / row["mask"] if row["mask"] else None
-            test.append(Sample(path, "anomaly" if anomalous else "good", anomalous, mask))
+    for row in _visa_rows(_visa_table(root)):
+        if row["object"] != root.name:
+            continue
+        path = root.parent / row["image"]
+        if row["split"] == "train":
+            train.append(path)
+            continue
+        anomalous = row["label"] != "normal"
+        mask = root.parent / row["mask"] if row["mask"] else None
+        test.append(Sample(path, "anomaly" if anomalous else "good", anomalous, mask))
     return Dataset(root, "visa", tuple(train), tuple(test))
+
+
+def _visa_rows(table: Path) -> list[dict[str, str]]:
+    columns = {"object", "split", "label", "image", "mask"}
+    try:
+        with table.open(newline="", encoding="utf-8-sig") as file:
+            rows = list(csv.DictReader(file, restval=""))
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        raise DatasetError(f"{table}: cannot be read as a UTF-8 table ({error}).") from error
+    if rows and not columns <= rows[0].keys():
+        raise DatasetError.about(str(table), expected=f"columns {', '.join(sorted(columns))}", got=", ".join(rows[0]))
+    return rows
 
 
 _TELLING = frozenset({"train", "test", "ground_truth", "split_csv"})
@@ -228,13 +250,14 @@ _TELLING = frozenset({"train", "test", "ground_truth", "split_csv"})
 
 def _read_folder(root: Path) -> Dataset:
     # Silently learning from test images would be the worst possible reading of such a folder.
-    inner = next((p for p in sorted(root.rglob("*")) if p.is_dir() and p.name in _TELLING), None)
+    found = list_folder(root)
+    inner = next((folder for folder in found.folders if folder.name in _TELLING), None)
     if inner is not None:
         raise DatasetError(
             f"{root}: found {inner.relative_to(root)}, so this seems to hold several categories, or a layout that is "
             "not known. Name one category's folder, a folder with nothing but normal images, or FOLDER:one-class=CLASS."
         )
-    return Dataset(root, "folder", tuple(image_files(root)), ())
+    return Dataset(root, "folder", found.files, ())
 
 
 LAYOUTS = (

@@ -31,6 +31,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
+from typing import TYPE_CHECKING
 from zlib import crc32
 
 import numpy as np
@@ -43,7 +44,6 @@ from ..errors import ArgumentError
 from ._defects import (
     DEFECTS,
     SMALLEST,
-    Floats,
     Frame,
     Mask,
     Surface,
@@ -55,17 +55,20 @@ from ._defects import (
     mix,
     noise,
     rectangle,
-    step,
+    smoothstep,
     turned,
     window,
 )
+
+if TYPE_CHECKING:
+    from ..types import Floats
 
 _VISIBLE = 4 / 255  # change of a pixel, before sensor noise, from which on the mask counts it
 _CLEAR = 9 / 255  # mean change inside the mask from which on a defect is plain to see on an even surface
 
 
 @dataclass(frozen=True, slots=True)
-class Sample:
+class Drawing:
     """One picture and its ground truth."""
 
     pixels: NDArray[np.uint8]
@@ -74,7 +77,7 @@ class Sample:
     """`(size, size)`: the pixels that the defect changed; all False without a defect."""
 
 
-def draw(product: str, *, seed: int, defect: str | None = None, size: int = 256) -> Sample:
+def draw(product: str, *, seed: int, defect: str | None = None, size: int = 256) -> Drawing:
     """Draw one picture of a product, with a defect of a kind or without one.
 
     The same arguments give the same pixels. `size` is the side in pixels, 64 to 1024. A defect is at least 8 pixels
@@ -93,10 +96,10 @@ def draw(product: str, *, seed: int, defect: str | None = None, size: int = 256)
     surface = PRODUCTS[product](_stream(product, seed, "product"), camera.frame)
     clean = camera.look(surface)
     if defect is None:
-        return Sample(camera.expose(clean), np.zeros((size, size), dtype=np.bool_))
+        return Drawing(camera.expose(clean), np.zeros((size, size), dtype=np.bool_))
     rng = _stream(product, seed, defect)
     image, mask = _spoil(rng, surface, camera, clean, kind=defect)
-    return Sample(camera.expose(image), mask)
+    return Drawing(camera.expose(image), mask)
 
 
 def write_dataset(
@@ -283,7 +286,7 @@ def _weave(rng: Generator, frame: Frame) -> Surface:
     fuzz = 1 + 0.07 * rng.standard_normal(u.shape)
     blue = np.array([0.36, 0.45, 0.56]) * hue * (warp_tone * ndimage.uniform_filter1d(fuzz, 4, axis=0))[:, :, None]
     cream = np.array([0.68, 0.63, 0.54]) * hue * (weft_tone * ndimage.uniform_filter1d(fuzz, 4, axis=1))[:, :, None]
-    top = step(warp - weft, low=-0.05, high=0.05)
+    top = smoothstep(warp - weft, low=-0.05, high=0.05)
     kept = np.floor(u) % 2 != 0  # where the pattern is missing, every second thread is pulled out
     height, sparse = np.maximum(warp, weft), np.maximum(warp * kept, weft)
     return Surface(
@@ -333,7 +336,7 @@ def _leather(rng: Generator, frame: Frame) -> Surface:
     y, x = (place + 3 * noise(rng, side, rows=14, columns=14) for place in (frame.y, frame.x))
     near, gap, number = cells(rng, y, x, pitch=9.5 * (1 + rng.normal(0, 0.05)))
     tall = 0.85 + 0.3 * rng.random(number.max() + 1)
-    pebble = step(gap, low=0, high=0.42) * (1 - 0.35 * near**2) * tall[number]
+    pebble = smoothstep(gap, low=0, high=0.42) * (1 - 0.35 * near**2) * tall[number]
     shade = 1 + 0.04 * noise(rng, side, rows=160, columns=160) + 0.05 * noise(rng, side, rows=4, columns=4)
     hide = np.array([0.47, 0.30, 0.20]) * (1 + rng.normal(0, 0.025, 3)) * shade[:, :, None]
     return Surface(
@@ -360,7 +363,7 @@ def _terrazzo(rng: Generator, frame: Frame) -> Surface:
         count = number.max() + 1
         edge = np.where(rng.random(count) < share, rng.uniform(0.12, 0.4, count), 9.0)  # 9: no stone in this cell
         stone = kinds[rng.integers(len(kinds), size=count)] * (1 + rng.normal(0, 0.05, (count, 1)))
-        inside = step(gap - edge[number], low=0, high=1 / pitch)
+        inside = smoothstep(gap - edge[number], low=0, high=1 / pitch)
         colour, cover = mix(colour, stone[number] * veins, inside), np.maximum(cover, inside)
     return Surface(
         colour=colour,
@@ -380,7 +383,7 @@ def _washer(rng: Generator, frame: Frame) -> Surface:
     outer, inner = 100 + rng.normal(0, 0.6), 48 + rng.normal(0, 0.6)
     edge = np.minimum(outer - r, r - inner)
     facing = np.cos(phi - frame.light)
-    bevel = (1 - step(edge, low=2, high=6)) * np.where(r > (outer + inner) / 2, facing, -facing)
+    bevel = (1 - smoothstep(edge, low=2, high=6)) * np.where(r > (outer + inner) / 2, facing, -facing)
     turning = np.interp(r, np.linspace(0, 130, 300), rng.standard_normal(300)) * (1 + 0.5 * np.cos(3 * phi))
     film = noise(rng, frame.side, rows=14, columns=14)  # of oil
     sharp, second = rng.uniform(3, 9), rng.uniform(0.7, 1.3)
@@ -388,13 +391,13 @@ def _washer(rng: Generator, frame: Frame) -> Surface:
     bright = (1 + rng.uniform(0.25, 0.5) * glint + 0.06 * turning + 0.025 * film) * (1 + 0.45 * bevel)
     plain = bright[:, :, None] * np.array([0.42, 0.43, 0.45]) * (1 + rng.normal(0, 0.01, 3))
     far = np.hypot(dy + 5 * np.sin(frame.light), dx + 5 * np.cos(frame.light))  # from the middle of the shadow
-    shadow = step(far, low=inner - 5, high=inner + 4) * (1 - step(far, low=outer - 4, high=outer + 7))
+    shadow = smoothstep(far, low=inner - 5, high=inner + 4) * (1 - smoothstep(far, low=outer - 4, high=outer + 7))
     ground = mat(rng, frame, colour=(0.27, 0.30, 0.33)) * (1 - 0.5 * shadow)[:, :, None]
     first, eighth = rng.normal(0, 0.06), np.pi / 4
     off = (phi - first + eighth / 2) % eighth - eighth / 2  # angle to the nearest mark
-    marks = 1 - step(np.hypot((r - 74) / 10, r * off / 3), low=0.7, high=1.1)
+    marks = 1 - smoothstep(np.hypot((r - 74) / 10, r * off / 3), low=0.7, high=1.1)
     angles = first + eighth * np.arange(8)
-    whole = step(edge, low=-0.7, high=0.7)
+    whole = smoothstep(edge, low=-0.7, high=0.7)
     return Surface(
         colour=mix(ground, plain * (1 - 0.3 * marks)[:, :, None], whole),
         relief=-1.2 * marks,
@@ -430,9 +433,9 @@ def _capsule(rng: Generator, frame: Frame) -> Surface:
     ink, letters = lettering(v, u, at=(slip[0] - 11, slip[1] - 52), height=22)
     printed = plain * (1 - rng.uniform(0.52, 0.66) * ink)[:, :, None]
     away = np.hypot(np.clip(np.abs(u) - half, 0, None), v + 6) / radius
-    shadow = 1 - step(away, low=0.85, high=1.25)
+    shadow = 1 - smoothstep(away, low=0.85, high=1.25)
     ground = mat(rng, frame, colour=(0.47, 0.48, 0.50)) * (1 - 0.45 * shadow)[:, :, None]
-    whole = 1 - step(reach, low=1 - 0.8 / radius, high=1 + 0.8 / radius)
+    whole = 1 - smoothstep(reach, low=1 - 0.8 / radius, high=1 + 0.8 / radius)
     return Surface(
         colour=mix(ground, printed, whole),
         relief=np.zeros_like(v),
@@ -507,7 +510,7 @@ def _mount(rng: Generator, frame: Frame, colour: Floats, height: Floats, *, at: 
         tinned = 1 - rectangle(v, u, half=(99, half[1] - ends), soft=0.5)
         shade = mix(shade, np.full(3, 0.58), tinned)
     else:
-        dot = 1 - step(np.hypot(v + half[0] - 5, u + half[1] - 5), low=1.4, high=2.6)
+        dot = 1 - smoothstep(np.hypot(v + half[0] - 5, u + half[1] - 5), low=1.4, high=2.6)
         shade = shade + (0.1 * dot + 0.2 * lettering(v, u, at=(-3.5, -10), height=8)[0])[:, :, None]
     inside = rectangle(v, u, half=half, soft=0.7)
     fringe = rectangle(v, u, half=(half[0] + 1.5, half[1] + 1.5), soft=2)
@@ -533,7 +536,7 @@ def _artwork() -> tuple[Floats, Floats]:
         tracks = np.maximum(tracks, np.maximum(level, down))
     for hole in np.arange(-84, 85, 14):
         r = np.hypot(np.abs(v) - 76, u - hole)
-        pads = np.maximum(pads, (1 - step(r, low=3.5, high=4.5)) * step(r, low=1.4, high=2.2))
+        pads = np.maximum(pads, (1 - smoothstep(r, low=3.5, high=4.5)) * smoothstep(r, low=1.4, high=2.2))
         tracks = np.maximum(tracks, rectangle(np.abs(v) - 62, u - hole, half=(10, 1), soft=0.5))
     return tracks * (1 - pads), pads
 

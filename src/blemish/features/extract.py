@@ -23,7 +23,7 @@ from torch.nn.utils.fusion import fuse_conv_bn_eval
 from ..errors import ArgumentError, WeightsError
 from ..types import FeatureMaps
 from .backbones import Backbone
-from .layout import Layout, as_map, main_output, read_layout
+from .layout import MapLayout, as_map, main_output, read_layout
 from .weights import StateDict
 
 Precision = Literal["float32", "bfloat16"]
@@ -132,7 +132,7 @@ class _Structure:
     """Names of (convolution, BatchNorm) pairs in which the second only ever follows the first."""
     overwritten: frozenset[str]
     """Taps whose output a later in-place operation changes: they must be copied when they are read."""
-    layouts: tuple[Layout, ...]
+    layouts: tuple[MapLayout, ...]
     """One a tap. Read here once, not from each output: at some size, 32 channels of 32 x 32 can be read two ways."""
 
 

@@ -48,7 +48,7 @@ def gabor_pairs() -> Tensor:
     return torch.stack(even + odd)[:, None].float()
 
 
-class Level(nn.Module):
+class FilterLevel(nn.Module):
     """Describe an opponent-colour image `(batch, 3, height, width)` by cells of `cell` x `cell` pixels."""
 
     kernels: Tensor
@@ -95,7 +95,7 @@ class FilterBank(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         self.register_buffer("opponent", _OPPONENT[:, :, None, None].clone(), persistent=False)
-        self.level1, self.level2, self.level3 = Level(4), Level(4), Level(4)
+        self.level1, self.level2, self.level3 = FilterLevel(4), FilterLevel(4), FilterLevel(4)
 
     def forward(self, pixels: Tensor) -> Tensor:
         """Run the three levels; the features are read at `level1`, `level2`, `level3`."""

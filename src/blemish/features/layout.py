@@ -25,7 +25,7 @@ def main_output(output: Any) -> Any:
 
 
 @dataclass(frozen=True)
-class Layout:
+class MapLayout:
     """What of an output's form is the same for images of any size, and best read from a square image."""
 
     channels_last: bool = False
@@ -33,26 +33,26 @@ class Layout:
     """Tokens in front of the grid; None where it is unknown."""
 
 
-def read_layout(output: object, *, image_size: Size, channels: int | None = None) -> Layout:
+def read_layout(output: object, *, image_size: Size, channels: int | None = None) -> MapLayout:
     """Tell `(batch, h, w, channels)` from `(batch, channels, h, w)`, by the channels where they are known.
 
     Else the reading whose h : w is nearer to the image's is taken, and channels first where both are equally near. Of
     tokens, the largest grid in the proportion of the image is taken.
     """
     if not isinstance(output, Tensor) or not output.numel():
-        return Layout()
+        return MapLayout()
     if output.ndim == 3:
         fitting = (n for n in range(_MAX_PREFIX + 1) if _grid(output.shape[1] - n, image_size))
-        return Layout(prefix=next(fitting, None))
+        return MapLayout(prefix=next(fitting, None))
     if output.ndim != 4:
-        return Layout()
+        return MapLayout()
     first, last = output.shape[1] == channels, output.shape[3] == channels
     if first != last:
-        return Layout(channels_last=last)
-    return Layout(_mismatch(output.shape[1:3], image_size) < _mismatch(output.shape[2:4], image_size))
+        return MapLayout(channels_last=last)
+    return MapLayout(_mismatch(output.shape[1:3], image_size) < _mismatch(output.shape[2:4], image_size))
 
 
-def as_map(output: object, *, tap: str, pixels: Tensor, layout: Layout | None = None) -> Tensor:
+def as_map(output: object, *, tap: str, pixels: Tensor, layout: MapLayout | None = None) -> Tensor:
     """Return what the module `tap` made of `pixels` as `(batch, channels, h, w)`; a view, never a copy.
 
     >>> import torch

@@ -8,25 +8,45 @@ What comes out is always either mode `RGB` (8 bit) or mode `F` (one channel of f
 | 8-bit grey, palette, bilevel, CMYK, YCbCr, Lab | RGB |
 | 16-bit grey | floats, linear over the full range 0 ... 65535, nothing rounded |
 | alpha channel or transparent palette entry | composed over white, as a viewer shows it |
-| animation or multi-page file | its first frame |
+| animation or multi-page file, several pictures in one `.jpg` (MPO) | its first frame |
 | image of any size down to 1 x 1 | itself |
-| more pixels than `max_pixels`, truncated, not an image | `ImageError` that names the file |
+| more pixels than `max_pixels`, truncated, not an image, a format that is not in `FORMATS` | `ImageError` |
+| no permission, a folder, a pipe or device, a failing disk | `ImageError` that says so |
 """
 
 from __future__ import annotations
 
+import os
+import stat
+import struct
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image, ImageOps
 
 from ..errors import ArgumentError, ImageError
 
 MAX_PIXELS = 80_000_000
 """Default pixel limit. A small file can claim any size and take all memory when it is opened."""
 
-SUFFIXES = frozenset({".bmp", ".gif", ".jpeg", ".jpg", ".jp2", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp"})
+FORMATS = {
+    "BMP": (".bmp",),
+    "GIF": (".gif",),
+    "JPEG": (".jpeg", ".jpg"),
+    "JPEG2000": (".jp2",),
+    "PNG": (".png",),
+    "PPM": (".pgm", ".ppm"),
+    "TIFF": (".tif", ".tiff"),
+    "WEBP": (".webp",),
+}
+"""The formats that are read, by Pillow's names, and their file name endings.
+
+Content decides, not the name; but nothing else is ever opened. Pillow knows formats that start other programs.
+"""
+
+SUFFIXES = frozenset(suffix for suffixes in FORMATS.values() for suffix in suffixes)
 """File name endings (lower case) that a folder scan takes for images."""
 
 _DEEP_GREY = frozenset({"I;16", "I;16B", "I;16L", "I;16N", "I"})
@@ -35,27 +55,30 @@ _DEEP_GREY = frozenset({"I;16", "I;16B", "I;16L", "I;16N", "I"})
 def decode(path: str | Path, *, max_pixels: int = MAX_PIXELS, behind: str = "white") -> Image.Image:
     """Read one image file, upright, as mode `RGB` or `F`; transparent parts show the colour `behind`.
 
-    Raises `ImageError` with the path and the reason for every file that cannot be used.
+    Raises `ImageError` with the path and the reason for every file that cannot be used. Takes at most 40 bytes of
+    memory a pixel, and no more pixels than `max_pixels`. A `max_pixels` above Pillow's own limit, 89 million,
+    raises that one too, for the whole program.
 
     >>> decode("no-such-file.png")
     Traceback (most recent call last):
     blemish.errors.ImageError: no-such-file.png: the file does not exist.
     """
-    try:
-        with Image.open(path) as image:
-            _check_pixels(path, image, max_pixels)
+    _let_pillow_read(max_pixels)
+    with _open_file(path) as file:
+        try:
+            image = _recognise(path, file, max_pixels)
+            _check_pixels(path, image.size, max_pixels)
             image.load()
-            return _normal_mode(path, ImageOps.exif_transpose(image), behind)
-    except FileNotFoundError:
-        raise ImageError(f"{path}: the file does not exist.") from None
-    except UnidentifiedImageError:
-        raise ImageError(f"{path}: not an image, or a format that Pillow cannot read.") from None
-    except Image.DecompressionBombError:
-        raise ImageError(_too_large(path, "far more", max_pixels)) from None
-    except ImageError:
-        raise
-    except Exception as error:  # Pillow's readers raise almost anything on damaged data, in EXIF blocks above all
-        raise ImageError(f"{path}: damaged or truncated ({error}). Copy or record it again.") from error
+            ImageOps.exif_transpose(image, in_place=True)
+            return _normal_mode(path, image, behind)
+        except ImageError:
+            raise
+        except MemoryError:
+            raise ImageError(f"{path}: too large for the memory that is free.") from None
+        except Exception as error:  # Pillow's readers raise almost anything on damaged data, in EXIF blocks above all
+            if isinstance(error, OSError) and error.errno is not None:
+                raise _unreadable(path, error) from error
+            raise ImageError(f"{path}: damaged or truncated ({error}). Copy or record it again.") from error
 
 
 def decode_mask(path: str | Path, *, max_pixels: int = MAX_PIXELS) -> NDArray[np.bool_]:
@@ -101,17 +124,73 @@ def _from_floats(array: NDArray[np.generic], name: str) -> Image.Image:
     return Image.fromarray(np.round(values * 255).astype(np.uint8))
 
 
-def _check_pixels(path: str | Path, image: Image.Image, max_pixels: int) -> None:
-    width, height = image.size
+def _open_file(path: str | Path) -> BinaryIO:
+    """Open a regular file: a pipe would block for ever, a device never end."""
+    try:
+        mode = os.stat(path).st_mode
+        if stat.S_ISREG(mode):
+            return open(path, "rb")
+    except FileNotFoundError:
+        raise ImageError(f"{path}: the file does not exist.") from None
+    except OSError as error:
+        raise _unreadable(path, error) from error
+    except ValueError as error:  # a null byte
+        raise ImageError(f"{str(path)!r}: not the name of a file ({error}).") from None
+    kind = "a folder" if stat.S_ISDIR(mode) else "a pipe, socket or device"
+    raise ImageError(f"{path}: {kind}, not an image file.")
+
+
+def _unreadable(path: str | Path, error: OSError) -> ImageError:
+    if isinstance(error, PermissionError):
+        return ImageError(f"{path}: no permission to read it.")
+    return ImageError(f"{path}: cannot be read ({error.strerror}).")
+
+
+def _let_pillow_read(max_pixels: int) -> None:
+    """Some of Pillow's readers ask its own limit, which is one for the whole program."""
+    if Image.MAX_IMAGE_PIXELS is not None and max_pixels > Image.MAX_IMAGE_PIXELS:
+        Image.MAX_IMAGE_PIXELS = max_pixels
+
+
+def _recognise(path: str | Path, file: BinaryIO, max_pixels: int) -> Image.Image:
+    """Open as the first format that fits, without decoding.
+
+    `Image.open` would speak of Pillow's own pixel limit before ours could be asked.
+    """
+    Image.init()
+    start = file.read(30)
+    if (size := _webp_size(start)) is not None:
+        _check_pixels(path, size, max_pixels)  # its reader takes the memory when it opens
+    for name in FORMATS:
+        factory, accept = Image.OPEN[name]
+        try:
+            if accept is None or accept(start[:16]) is True:
+                file.seek(0)
+                return factory(file, str(path))
+        except (SyntaxError, IndexError, TypeError, struct.error):  # how Pillow's readers say: not mine
+            continue
+    raise ImageError(f"{path}: not an image, or of a format that is not read. Read are {', '.join(FORMATS)}.")
+
+
+def _webp_size(start: bytes) -> tuple[int, int] | None:
+    """Width and height out of the first 30 bytes of a WebP file."""
+    if start[:4] != b"RIFF" or start[8:12] != b"WEBP" or len(start) < 30:
+        return None
+    if start[12:16] == b"VP8X":
+        return 1 + int.from_bytes(start[24:27], "little"), 1 + int.from_bytes(start[27:30], "little")
+    if start[12:16] == b"VP8L":
+        bits = int.from_bytes(start[21:25], "little")
+        return 1 + (bits & 0x3FFF), 1 + (bits >> 14 & 0x3FFF)
+    return int.from_bytes(start[26:28], "little") & 0x3FFF, int.from_bytes(start[28:30], "little") & 0x3FFF
+
+
+def _check_pixels(path: str | Path, size: tuple[int, int], max_pixels: int) -> None:
+    width, height = size
     if width * height > max_pixels:
-        raise ImageError(_too_large(path, f"{height} x {width} = {height * width:,}", max_pixels))
-
-
-def _too_large(path: str | Path, claimed: str, max_pixels: int) -> str:
-    return (
-        f"{path}: claims {claimed} pixels, the limit is {max_pixels:,} (a guard against decompression bombs). "
-        "Cut or shrink it."
-    )
+        raise ImageError(
+            f"{path}: claims {height} x {width} = {height * width:,} pixels, the limit is {max_pixels:,} "
+            "(a guard against decompression bombs). Cut or shrink it."
+        )
 
 
 def _normal_mode(path: str | Path, image: Image.Image, behind: str) -> Image.Image:

@@ -6,6 +6,8 @@ Pixel centres lie at half-integer coordinates (as in Pillow and in `torch.nn.fun
 
 from __future__ import annotations
 
+import math
+from bisect import bisect_left
 from dataclasses import dataclass
 
 import numpy as np
@@ -17,6 +19,16 @@ from torch import Tensor
 from ..errors import ArgumentError
 from ..types import Size
 
+MAX_SIDE = 8192
+"""The largest side of a network's input."""
+
+_PLAIN = 2**24
+"""Up to so many pixels, an image is resized as a whole and cropped then, as the papers do and as scores depend on.
+
+Beyond, only the region that is kept is resized. That is the same up to rounding, but not bit for bit: Pillow takes the
+corners of a region in single precision. A short side of 256 gets there at 256 : 1, one of 1024 at 16 : 1.
+"""
+
 
 @dataclass(frozen=True, slots=True)
 class Preprocess:
@@ -25,6 +37,9 @@ class Preprocess:
     With `crop=None` every image is stretched to `resize`, a side or `(height, width)`: no border is blind. With a crop
     the short side becomes `resize`, the aspect ratio stays, and the central `crop` x `crop` pixels are taken, as the
     papers do.
+
+    Memory follows the pixels that come in and go out, not the aspect ratio: at most 32 bytes for each pixel of the
+    image, 32 for each of the network's input, and 150 MB.
     """
 
     resize: int | Size = 256
@@ -35,6 +50,8 @@ class Preprocess:
         for name, value in (*(("resize", side) for side in sides), ("crop", 16 if self.crop is None else self.crop)):
             if not isinstance(value, int) or value < 16:
                 raise ArgumentError.about(name, expected="a whole number of at least 16 pixels", got=value)
+            if value > MAX_SIDE:
+                raise ArgumentError.about(name, expected=f"at most {MAX_SIDE} pixels", got=value)
         if len(sides) > 2 or (len(sides) == 2 and self.crop is not None):
             raise ArgumentError.about(
                 "resize",
@@ -56,8 +73,13 @@ class Preprocess:
     def pixels(self, image: Image.Image) -> Tensor:
         """Turn an image of mode `RGB` or `F` into `(3, height, width)` float32 in [0, 1]."""
         height, width = self._resized(image.size[::-1])
-        resized = image.resize((width, height), Image.Resampling.BILINEAR)
-        array = np.array(resized if self.crop is None else resized.crop(self._box(height, width)))
+        if self.crop is None:
+            kept = _stretch(image, width, height)
+        elif height * width <= _PLAIN:
+            kept = image.resize((width, height), Image.Resampling.BILINEAR).crop(self._box(height, width))
+        else:
+            kept = _resize_region(image, width, height, self._box(height, width))
+        array = np.array(kept)
         if array.ndim == 2:
             return torch.from_numpy(array).div_(255.0).clamp_(0, 1).expand(3, -1, -1)
         return torch.from_numpy(array).permute(2, 0, 1).float().div_(255.0)
@@ -65,31 +87,43 @@ class Preprocess:
     def mask(self, mask: NDArray[np.bool_]) -> NDArray[np.bool_]:
         """Carry a `(height, width)` bool mask to the network's input, nearest neighbour."""
         height, width = self._resized((mask.shape[0], mask.shape[1]))
+        if self.crop is not None and height * width > _PLAIN:
+            left, top, right, bottom = self._box(height, width)
+            rows = _centres(top, bottom, mask.shape[0] / height).astype(np.intp)
+            columns = _centres(left, right, mask.shape[1] / width).astype(np.intp)
+            return mask[rows[:, None], columns]
         image = Image.fromarray(mask.astype(np.uint8)).resize((width, height), Image.Resampling.NEAREST)
         return np.array(image if self.crop is None else image.crop(self._box(height, width))).astype(bool)
 
     def to_original(self, map: Tensor, size: Size) -> NDArray[np.float32]:
         """Put one `(height, width)` map back on an image of original `size`; NaN where the crop never looked."""
-        canvas = map[None, None]
         height, width = self._resized(size)
-        if self.crop is not None:
-            left, top, right, bottom = self._box(height, width)
+        if self.crop is None:
+            return _enlarged(map, size)
+        left, top, right, bottom = self._box(height, width)
+        rows, columns = self._seen(size)
+        result = np.full(size, np.nan, np.float32)
+        if height * width <= _PLAIN:
             margins = (left, width - right, top, height - bottom)
-            canvas = torch.nn.functional.pad(canvas, margins, mode="replicate")
-        placed = torch.nn.functional.interpolate(canvas, size, mode="bilinear", align_corners=False)[0, 0]
-        result: NDArray[np.float32] = placed.cpu().numpy()
-        if self.crop is not None:
-            result[~self.visible(size)] = np.nan
+            whole = _enlarged(torch.nn.functional.pad(map[None, None], margins, mode="replicate")[0, 0], size)
+            result[rows, columns] = whole[rows, columns]
+            return result
+        down = _centres(rows.start, rows.stop, height / size[0]) - top
+        across = _centres(columns.start, columns.stop, width / size[1]) - left
+        result[rows, columns] = _read_between(_read_between(map, down).T, across).T.cpu().numpy()
         return result
 
     def visible(self, size: Size) -> NDArray[np.bool_]:
         """Say for each pixel of an image of original `size` whether its centre lies inside the crop."""
-        height, width = self._resized(size)
-        left, top, right, bottom = (0, 0, width, height) if self.crop is None else self._box(height, width)
-        rows = (np.arange(size[0]) + 0.5) * (height / size[0])
-        columns = (np.arange(size[1]) + 0.5) * (width / size[1])
-        inside: NDArray[np.bool_] = np.outer((rows >= top) & (rows < bottom), (columns >= left) & (columns < right))
+        inside = np.zeros(size, np.bool_)
+        inside[self._seen(size)] = True
         return inside
+
+    def _seen(self, size: Size) -> tuple[slice, slice]:
+        """The rows and the columns of an image of original `size` whose centres lie inside the crop."""
+        height, width = self._resized(size)
+        left, top, right, bottom = self._box(height, width)
+        return _inside(size[0], height, top, bottom), _inside(size[1], width, left, right)
 
     def _resized(self, size: Size) -> Size:
         if self.crop is None or isinstance(self.resize, tuple):
@@ -105,6 +139,64 @@ class Preprocess:
             return 0, 0, width, height
         top, left = round((height - self.crop) / 2), round((width - self.crop) / 2)
         return left, top, left + self.crop, top + self.crop
+
+
+def _stretch(image: Image.Image, width: int, height: int) -> Image.Image:
+    """Resize an image to this size.
+
+    Pillow begins with the width. Where the image becomes wider and less high, what is between would be larger than
+    both ends (10 million times 256 for a line of 10 million x 1); beyond a bound, the height goes first then.
+    """
+    if width > image.width and height < image.height and width * image.height > _PLAIN:
+        image = image.resize((image.width, height), Image.Resampling.BILINEAR)
+    return image.resize((width, height), Image.Resampling.BILINEAR)
+
+
+def _resize_region(image: Image.Image, width: int, height: int, box: tuple[int, int, int, int]) -> Image.Image:
+    """What `box` would cut out of the image at this size, without the rest of it."""
+    scales = image.width / width, image.height / height
+    region, origin = [], []
+    for length, scale, low, high in zip(image.size, scales, box[:2], box[2:], strict=True):
+        reach = math.ceil(max(scale, 1)) + 1  # of the interpolation, in pixels of the image
+        first = max(0, math.floor(low * scale) - reach)
+        region.append(min(length, math.ceil(high * scale) + reach) - first)
+        origin.append(first)
+    # Cut first: corners in single precision are too coarse in an image of millions of rows. By `paste`, since `crop`
+    # asks Pillow's own limit of pixels.
+    part = Image.new(image.mode, (region[0], region[1]))
+    part.paste(image, (-origin[0], -origin[1]))
+    corners = [min(at * scales[i % 2] - origin[i % 2], region[i % 2]) for i, at in enumerate(box)]
+    size = box[2] - box[0], box[3] - box[1]
+    return part.resize(size, Image.Resampling.BILINEAR, box=(corners[0], corners[1], corners[2], corners[3]))
+
+
+def _centres(first: int, last: int, scale: float) -> NDArray[np.float64]:
+    """Centres of these pixels in the pixels of another scale."""
+    centres: NDArray[np.float64] = (np.arange(first, last, dtype=np.float64) + 0.5) * scale
+    return centres
+
+
+def _inside(length: int, resized: int, low: float, high: float) -> slice:
+    """Those of `length` pixels whose centres lie in `[low, high)` once there are `resized`."""
+
+    def centre(index: int) -> float:
+        return (index + 0.5) * (resized / length)
+
+    every = range(length)
+    return slice(bisect_left(every, low, key=centre), bisect_left(every, high, key=centre))
+
+
+def _enlarged(map: Tensor, size: Size) -> NDArray[np.float32]:
+    placed = torch.nn.functional.interpolate(map[None, None], size, mode="bilinear", align_corners=False)[0, 0]
+    result: NDArray[np.float32] = placed.cpu().numpy()
+    return result
+
+
+def _read_between(map: Tensor, places: NDArray[np.float64]) -> Tensor:
+    """Rows of a map at these places, where the centre of the first is 0.5: linear in between, the edges repeated."""
+    at = torch.from_numpy(places - 0.5).to(map.device).clamp_(0, len(map) - 1)
+    above = at.long()
+    return map[above].lerp(map[(above + 1).clamp_max(len(map) - 1)], (at - above).to(map.dtype)[:, None])
 
 
 PRESETS = {"default": Preprocess(resize=256), "paper": Preprocess(resize=256, crop=224)}
