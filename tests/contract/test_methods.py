@@ -32,8 +32,12 @@ VARIANTS = {
 CASES = [(name, parameters) for name in METHODS for parameters in [{}, *VARIANTS.get(name, [])]]
 
 
+MAKERS = {str(case): (lambda name=case[0], parameters=case[1]: quick(name, seed=3, **parameters)) for case in CASES}
+
+
 def maker(name, parameters):
-    return lambda: quick(name, seed=3, **parameters)
+    """The same function for the same case: the laws share a fit by it."""
+    return MAKERS[str((name, parameters))]
 
 
 @pytest.mark.parametrize("law", LAWS, ids=lambda law: law.__name__.removeprefix("law_"))
