@@ -102,6 +102,7 @@ def test_the_order_of_the_held_out_scores_does_not_matter():
     expected = [naive_p_value(held_out, score) for score in (0.0, 1.0, 1.7, 9.0)]
     assert conformal_p_values(held_out, [0.0, 1.0, 1.7, 9.0]).tolist() == expected
     assert calibrate(held_out, false_alarm_rate=0.4).p_values([0.0, 1.0, 1.7, 9.0]).tolist() == expected
+    assert calibrate(np.array(held_out, dtype=np.float32), false_alarm_rate=0.4).scores.dtype == np.float64
 
 
 @pytest.mark.parametrize(("n", "alpha", "rounded"), [(39, 0.1, False), (99, 0.05, False), (39, 0.1, True)])

@@ -65,6 +65,14 @@ def test_far_from_the_origin_choices_stay_the_same():
     assert near.indices[:20].tolist() == far.indices[:20].tolist()
 
 
+def test_far_from_the_origin_near_points_are_still_told_apart():
+    """Exact in float32; their squares have no digits left for the differences."""
+    points = 4096 + torch.arange(40.0)[:, None] / 1024
+    found = k_center(points, 40)
+    assert sorted(found.indices.tolist()) == list(range(40))
+    assert k_center(points, 2).radius == pytest.approx(19 / 1024, rel=1e-6)
+
+
 @pytest.mark.parametrize("radius", [0.5, 1.5, 3.0])
 def test_stops_at_the_radius(radius):
     points = clusters(300, 5, 2)
