@@ -369,7 +369,7 @@ ORPHANAGE = """
 import ctypes, os, resource, subprocess, sys
 PR_SET_CHILD_SUBREAPER = 36  # whoever loses its parent below this process becomes a child of this process
 assert ctypes.CDLL(None).prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0) == 0
-resource.setrlimit(resource.RLIMIT_CPU, (100, 120))  # seconds of work, not of waiting: ends what would go on for ever
+resource.setrlimit(resource.RLIMIT_CPU, (60, 90))  # seconds of work, not of waiting: ends what would go on for ever
 study = subprocess.Popen(sys.argv[1:], stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
 print(study.stderr.readline(), end="")
 study.kill()
