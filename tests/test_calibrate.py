@@ -98,7 +98,7 @@ def test_p_values_are_the_p_value_of_each(held_out, rate):
 
 
 def test_the_order_of_the_held_out_scores_does_not_matter():
-    held_out = [3.0, 1.0, 2.0, 1.5]
+    held_out = [3.0, 2.0, 1.5, 1.0, 0.5]
     expected = [naive_p_value(held_out, score) for score in (0.0, 1.0, 1.7, 9.0)]
     assert conformal_p_values(held_out, [0.0, 1.0, 1.7, 9.0]).tolist() == expected
     assert calibrate(held_out, false_alarm_rate=0.4).p_values([0.0, 1.0, 1.7, 9.0]).tolist() == expected

@@ -201,3 +201,12 @@ def test_random_starts_count_all_alike_and_follow_the_seed():
         drawn = torch.randperm(90, generator=torch.Generator().manual_seed(seed))[:10]
         first = np.linalg.norm(vectors[:, None] - vectors[drawn][None], axis=2).mean(axis=1).argmax()
         assert torch.equal(stream.finish(3, starts=10, seed=seed)[0][0], vectors[first])
+
+
+def test_a_buffer_full_of_reduced_vectors_adds_up_the_radii():
+    old = torch.tensor([[0.0], [1.0], [10.0], [11.0]])
+    stream = CoresetStream(4, 1, total=4, wanted=2, project=unchanged, like=old)
+    stream.add_coreset(old, 1.0)  # they may stand for a vector at 9
+    stream.add(torch.tensor([[0.5]]))
+    vectors, radius = stream.finish(9)
+    assert farthest(torch.tensor([[9.0]]), vectors) == radius == 2
