@@ -1,8 +1,9 @@
 import sys
 from pathlib import Path
 
-from hypothesis import settings
+from hypothesis import HealthCheck, settings
 
 sys.path.insert(0, str(Path(__file__).parent))  # for `from reference import ...`
-settings.register_profile("blemish", deadline=None)  # a slow machine is no failure
+# A slow machine is no failure.
+settings.register_profile("blemish", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("blemish")

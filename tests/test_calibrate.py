@@ -15,6 +15,7 @@ from blemish.calibrate import (
     calibrate,
     certified_false_alarm_rate,
     certified_rank,
+    conformal_p_values,
     images_needed,
     images_to_certify,
     require_images,
@@ -61,11 +62,30 @@ def test_images_needed(rate, needed):
         calibrate(range(needed - 1), false_alarm_rate=rate)
 
 
+@pytest.mark.parametrize("images", [100, 1000])
+@pytest.mark.parametrize("percent", range(1, 100))
+def test_a_rate_in_percent_is_met_in_spite_of_rounding(percent, images):
+    """0.29 * 100 is less than 29 in floats, and yet 29 of 100 may lie above the threshold, and no more."""
+    allowed = percent * images // 100
+    held_out = np.arange(1.0, images)
+    calibration = calibrate(held_out, false_alarm_rate=percent / 100)
+    assert calibration.threshold == held_out[-allowed]
+    assert calibration.p_value(held_out[-allowed]) > percent / 100
+    assert calibration.p_value(held_out[-allowed] + 0.5) <= percent / 100
+    if allowed > 1:
+        less = calibrate(held_out, false_alarm_rate=percent / 100 - 1e-9)
+        assert less.threshold == held_out[-allowed + 1]
+
+
 def test_impossible_input_is_refused():
     with pytest.raises(ArgumentError, match=r"false_alarm_rate: expected a number between 0 and 1, got 1.5"):
         calibrate([1.0, 2.0], false_alarm_rate=1.5)
     with pytest.raises(ArgumentError, match=r"scores: expected a list of finite numbers"):
         calibrate([1.0, float("nan")], false_alarm_rate=0.5)
+    with pytest.raises(ArgumentError, match=r"scores: expected a list of finite numbers"):
+        calibrate([1.0, float("inf")], false_alarm_rate=0.5)
+    with pytest.raises(ArgumentError, match=r"scores: expected a list of finite numbers"):
+        calibrate([[1.0], [2.0]], false_alarm_rate=0.5)
 
 
 @given(scores, rates)
@@ -75,6 +95,14 @@ def test_p_values_are_the_p_value_of_each(held_out, rate):
     assert calibration.p_values(asked).tolist() == [naive_p_value(held_out, score) for score in asked]
     assert calibration.p_values(asked.astype(np.float32)).tolist() == [calibration.p_value(score) for score in asked]
     assert calibration.p_values([]).shape == (0,)
+
+
+def test_the_order_of_the_held_out_scores_does_not_matter():
+    held_out = [3.0, 2.0, 1.5, 1.0, 0.5]
+    expected = [naive_p_value(held_out, score) for score in (0.0, 1.0, 1.7, 9.0)]
+    assert conformal_p_values(held_out, [0.0, 1.0, 1.7, 9.0]).tolist() == expected
+    assert calibrate(held_out, false_alarm_rate=0.4).p_values([0.0, 1.0, 1.7, 9.0]).tolist() == expected
+    assert calibrate(np.array(held_out, dtype=np.float32), false_alarm_rate=0.4).scores.dtype == np.float64
 
 
 @pytest.mark.parametrize(("n", "alpha", "rounded"), [(39, 0.1, False), (99, 0.05, False), (39, 0.1, True)])
@@ -129,6 +157,20 @@ def test_rates_on_the_edge_are_certified_in_spite_of_rounding():
     assert certified_rank(2, 0.5, confidence=0.75) == 1  # 1 - 0.25 ** (1 / 2), exactly
     assert images_to_certify(0.2, confidence=1 - 0.8**7) == 7
     assert certified_rank(7, 0.2, confidence=1 - 0.8**7) == 1
+
+
+@pytest.mark.parametrize(
+    ("rate", "n", "confidence"),
+    [(0.3, 2, 0.51), (0.3, 3, 0.657), (0.7, 2, 0.91), (0.1, 3, 0.271), (0.05, 2, 0.0975)],
+)
+def test_rates_whose_floats_fall_beside_the_edge_are_certified_all_the_same(rate, n, confidence):
+    """1 - (1 - rate) ^ n is the confidence exactly, in numbers if not in floats."""
+    assert images_to_certify(rate, confidence=confidence) == n
+    assert certified_rank(n, rate, confidence=confidence) == 1
+    with pytest.raises(CalibrationError, match=f"needs at least {n} held-out"):
+        certified_rank(n - 1, rate, confidence=confidence)
+    assert images_to_certify(rate - 1e-9, confidence=confidence) == n + 1
+    assert images_to_certify(rate, confidence=confidence + 1e-9) == n + 1
 
 
 def test_the_certificate_holds_as_often_as_it_says():

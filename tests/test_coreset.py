@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from blemish.errors import ArgumentError
 from blemish.ops import coreset
-from blemish.ops.coreset import k_center
+from blemish.ops.coreset import CoresetStream, k_center
 from reference import coreset as reference
 
 
@@ -63,6 +63,14 @@ def test_far_from_the_origin_choices_stay_the_same():
     near, far = k_center(points.float(), 60), k_center((points * 0.25 + 1000).float().double().float(), 60)
     # Rounding to float32 at 1 000 moves the points a little; the first choices are far from ties.
     assert near.indices[:20].tolist() == far.indices[:20].tolist()
+
+
+def test_far_from_the_origin_near_points_are_still_told_apart():
+    """Exact in float32; their squares have no digits left for the differences."""
+    points = 4096 + torch.arange(40.0)[:, None] / 1024
+    found = k_center(points, 40)
+    assert sorted(found.indices.tolist()) == list(range(40))
+    assert k_center(points, 2).radius == pytest.approx(19 / 1024, rel=1e-6)
 
 
 @pytest.mark.parametrize("radius", [0.5, 1.5, 3.0])
@@ -118,3 +126,87 @@ def test_bad_arguments():
         k_center(torch.zeros(0, 3), 1)
     with pytest.raises(ArgumentError, match=r"count: expected at least 1, got 0"):
         k_center(torch.zeros(4, 3), 0)
+
+
+# Streams: what they say about how far the chosen vectors are from all that came
+
+
+def points_on_a_line(n, seed):
+    """Where the triangle inequality is an equality, a bound that leaves something out is soon broken."""
+    drawn = np.random.default_rng(seed).integers(0, 64, (n, 1))
+    return torch.from_numpy(drawn.astype(np.float32))
+
+
+def unchanged(vectors):
+    return vectors
+
+
+def stream_of(vectors, *, capacity, total, wanted):
+    stream = CoresetStream(capacity, 1, total=total, wanted=wanted, project=unchanged, like=vectors)
+    for part in vectors.split(5):
+        stream.add(part)
+    return stream
+
+
+def farthest(vectors, chosen):
+    return float(torch.cdist(vectors, chosen).amin(dim=1).max())
+
+
+@pytest.mark.parametrize("total", [None, 60, 20], ids=["unknown", "announced", "understated"])
+def test_the_radius_of_a_stream_covers_all_that_came(total):
+    for seed in range(20):
+        vectors = points_on_a_line(60, seed)
+        stream = stream_of(vectors, capacity=12, total=total, wanted=3)
+        for count in (3, 5, 12):
+            chosen, radius = stream.finish(count)
+            assert farthest(vectors, chosen) <= radius
+        for count in (2, 4, 12):
+            chosen, radius = stream.reserve(count)
+            assert farthest(vectors, chosen) <= radius
+
+
+def test_a_second_stream_covers_what_the_first_one_did(monkeypatch):
+    """From a reserve, with new vectors so near to each other that their own radius is small."""
+    monkeypatch.setattr(coreset, "_RESERVE_PART", 6)
+    for seed in range(20):
+        first = points_on_a_line(40, seed)
+        old, radius = stream_of(first, capacity=40, total=40, wanted=3).reserve(4 + seed % 5)
+        assert farthest(first, old) <= radius
+        more = 1000 + points_on_a_line(12, seed) / 16
+        for order in (more, more.flip(0)):
+            stream = CoresetStream(60, 1, total=len(old) + 12, wanted=4, project=unchanged, like=first)
+            stream.add_coreset(old, radius)
+            stream.add(order)
+            for count in (3, 6, 10, 60):
+                for chosen, said in (stream.finish(count), stream.reserve(count)):
+                    assert farthest(torch.cat([first, more]), chosen) <= said
+
+
+def test_a_stream_that_goes_on_stops_at_the_radius_that_was_asked_for():
+    old = torch.tensor([[0.0], [10.0]])
+    stream = CoresetStream(60, 1, total=60, wanted=9, project=unchanged, like=old)
+    stream.add_coreset(old, 1.5)
+    stream.add(torch.arange(20, 40.5, 0.5)[:, None])
+    chosen, radius = stream.finish(60, radius=4.0)
+    assert 1.5 < radius <= 4.0
+    assert len(chosen) < len(stream)
+
+
+def test_random_starts_count_all_alike_and_follow_the_seed():
+    """The first choice is the vector with the largest mean distance to the starts."""
+    vectors = torch.arange(90.0)[:, None]
+    stream = CoresetStream(90, 1, total=90, wanted=3, project=unchanged, like=vectors)
+    stream.add(vectors)
+    for seed in range(10):
+        drawn = torch.randperm(90, generator=torch.Generator().manual_seed(seed))[:10]
+        first = np.linalg.norm(vectors[:, None] - vectors[drawn][None], axis=2).mean(axis=1).argmax()
+        assert torch.equal(stream.finish(3, starts=10, seed=seed)[0][0], vectors[first])
+
+
+def test_a_buffer_full_of_reduced_vectors_adds_up_the_radii():
+    old = torch.tensor([[0.0], [1.0], [10.0], [11.0]])
+    stream = CoresetStream(4, 1, total=4, wanted=2, project=unchanged, like=old)
+    stream.add_coreset(old, 1.0)  # they may stand for a vector at 9
+    stream.add(torch.tensor([[0.5]]))
+    vectors, radius = stream.finish(9)
+    assert farthest(torch.tensor([[9.0]]), vectors) == radius == 2

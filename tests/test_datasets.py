@@ -85,6 +85,21 @@ def test_visa(tmp_path):
     ]
 
 
+@pytest.mark.parametrize("mask", ["", "candle/Data/Masks/Anomaly/1.png"])
+def test_every_defect_of_visa_needs_its_mask_where_there_are_masks(tmp_path, mask):
+    images = "candle/Data/Images"
+    touch(tmp_path, f"{images}/Normal/0.JPG", f"{images}/Anomaly/0.JPG", f"{images}/Anomaly/1.JPG")
+    touch(tmp_path, "candle/Data/Masks/Anomaly/0.png", "split_csv/x.png")
+    (tmp_path / "split_csv" / "1cls.csv").write_text(
+        "object,split,label,image,mask\n"
+        f"candle,train,normal,{images}/Normal/0.JPG,\n"
+        f"candle,test,anomaly,{images}/Anomaly/0.JPG,candle/Data/Masks/Anomaly/0.png\n"
+        f"candle,test,anomaly,{images}/Anomaly/1.JPG,{mask}\n"
+    )
+    with pytest.raises(DatasetError, match=r"Anomaly/1\.JPG: its mask is missing"):
+        open_dataset(tmp_path / "candle")
+
+
 def test_plain_folder_has_nothing_to_test_on(tmp_path):
     touch(tmp_path, "a/0.png", "b.png")
     dataset = open_dataset(tmp_path)

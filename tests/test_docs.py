@@ -14,6 +14,7 @@ from typer.testing import CliRunner
 from blemish.cli import app
 from blemish.datasets.synthetic import write_dataset
 from blemish.features.backbones import BACKBONES
+from blemish.images.preprocess import PRESETS, Preprocess
 from blemish.methods import METHODS
 from blemish.ood import DETECTORS
 
@@ -34,6 +35,8 @@ def workplace(tmp_path_factory):
 
 def test_readme_runs_from_top_to_bottom(workplace, monkeypatch, capsys):
     monkeypatch.chdir(workplace)
+    monkeypatch.setitem(PRESETS, "default", Preprocess(160))  # still several tiles of 128, in less time
+    monkeypatch.setitem(PRESETS, "paper", Preprocess(160, 128))
     (python,) = blocks("python")
     exec(compile(python, "README.md", "exec"), {})
     printed = capsys.readouterr().out.splitlines()

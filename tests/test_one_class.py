@@ -14,11 +14,13 @@ from typer.testing import CliRunner
 
 from blemish import Detector, evaluate, open_dataset
 from blemish.cli import app
+from blemish.cli import study as cli_study
 from blemish.datasets.labelled import find_classes, open_labelled, open_parts
 from blemish.datasets.layouts import OneClass, one_class
 from blemish.errors import ArgumentError, DatasetError
 from blemish.methods import OneClassSVM
 from blemish.study.plan import StudyPlan
+from studies import Inline
 
 CLASSES = {"cat": 60, "dog": 120, "eel": 180}
 
@@ -264,7 +266,8 @@ def test_fit_evaluate_and_study_from_the_command_line(animals, tmp_path):
     assert (figures["image_auroc"], figures["n_normal"], figures["n_anomalous"]) == (1.0, 3, 6)
 
 
-def test_packed_images_in_a_study(tmp_path):
+def test_packed_images_in_a_study(tmp_path, monkeypatch):
+    monkeypatch.setattr(cli_study, "_executor", lambda *_: Inline())
     write_idx(tmp_path, "train", [0] * 8 + [2] * 8)
     write_idx(tmp_path, "t10k", [0, 2] * 4)
     study = [

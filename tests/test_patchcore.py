@@ -1,12 +1,14 @@
 from __future__ import annotations
 
+import re
+
 import numpy as np
 import pytest
 import torch
 
 from blemish.errors import ArgumentError, NotEnoughMemoryError
 from blemish.features.patches import average_patches, unfolded_patches, unfolding_kernels
-from blemish.methods import PatchCore
+from blemish.methods import PatchCore, patchcore
 from blemish.ops import coreset
 from blemish.ops.coreset import CoresetStream, k_center
 from blemish.types import FeatureMaps
@@ -160,6 +162,44 @@ def test_the_radius_covers_everything_seen_after_every_update(reserve, size):
     assert stored <= 2 * reserve * len(method.bank_)
 
 
+@pytest.mark.parametrize("storage", ["float16", "int8"])
+def test_the_radius_counts_what_compression_moves(storage, monkeypatch):
+    """A bank of all patches would have the radius 0, but its patches are no longer where they were."""
+    monkeypatch.setattr(patchcore, "_MOVED_PATCHES", 8)  # in several parts
+    pixels = small_pixels(6, 1)
+    seen = average_patches(maps_of(pixels)).flatten(0, 1)
+    method = PatchCore(backbone=BACKBONE, projection=0, ratio=1.0, storage=storage).fit(Images(pixels))
+    moved = torch.linalg.vector_norm(method.bank_.vectors() - seen, dim=1)
+    assert method.radius_ == pytest.approx(float(moved.max()), rel=1e-5)
+    assert float(moved[:8].max()) < float(moved.max())
+
+
+def test_the_radius_of_the_reserve_counts_what_compression_moves():
+    """This reserve holds all patches, in int8."""
+    pixels = small_pixels(6, 1)
+    seen = average_patches(maps_of(pixels)).flatten(0, 1)
+    method = PatchCore(backbone=BACKBONE, projection=0, ratio=0.2, reserve=6).fit(Images(pixels))
+    moved = torch.linalg.vector_norm(method.reserve_.vectors() - seen, dim=1)
+    assert len(method.reserve_) == len(seen)
+    assert method.reserve_radius_ == pytest.approx(float(moved.max()), rel=1e-5)
+
+
+@pytest.mark.parametrize("reserve", [0, 2])
+def test_what_is_learned_later_is_bounded_from_what_was_known_before(reserve):
+    """New patches near each other, and a bank that takes all that is there: no radius but the old one is left."""
+    coarse = PatchCore(backbone=BACKBONE, projection=0, count=3, reserve=reserve).fit(Images(small_pixels(6, 1)))
+    known = coarse.radius_ if reserve == 0 else coarse.reserve_radius_
+    fine = PatchCore(backbone=BACKBONE, projection=0, ratio=1.0, reserve=0).fit(Images(small_pixels(2, 3)))
+    assert fine.radius_ == 0 < known
+    for first, second in ((fine, coarse), (coarse, fine)):
+        merged = PatchCore(backbone=BACKBONE, projection=0, ratio=1.0, reserve=reserve)
+        merged.restore(first.state())
+        assert merged.merge(second).radius_ == known
+    grown = PatchCore(backbone=BACKBONE, projection=0, ratio=1.0, reserve=reserve)
+    grown.restore(coarse.state())
+    assert grown.partial_fit(Images(small_pixels(2, 3))).radius_ == known
+
+
 def test_a_reserve_is_the_coreset_of_each_part(monkeypatch):
     monkeypatch.setattr(coreset, "_RESERVE_PART", 50)
     random = np.random.default_rng(0)
@@ -198,7 +238,8 @@ def test_batches_in_a_list_are_not_taken_for_images():
 def test_memory_is_planned(caplog):
     caplog.set_level("INFO", logger="blemish")
     PatchCore(backbone=BACKBONE, ratio=0.5).fit(Images(small_pixels(6, 1)))
-    assert "patchcore: 6 images; model 0.00 GB, peak 0.00 GB beside the backbone; about 0 s" in caplog.text
+    line = r"patchcore: 6 images; model 0\.00 GB, peak 0\.00 GB beside the backbone; about \d+ (s|min)"
+    assert re.search(line, caplog.text)
     with pytest.raises(NotEnoughMemoryError, match=r"patchcore: 6 images.*0\.00 GB are left.*Keep a smaller share"):
         PatchCore(backbone=BACKBONE, ratio=0.5, memory_gb=1e-3).fit(Images(small_pixels(6, 1)))
 

@@ -21,6 +21,45 @@ def test_round_trip(tmp_path):
     assert [p.name for p in tmp_path.iterdir()] == ["m"]
 
 
+ZEROS = {"a": torch.zeros(4)}
+ALMOST = {
+    "name": {"b": torch.zeros(4)},
+    "type": {"a": torch.zeros(4, dtype=torch.int32)},
+    "shape": {"a": torch.zeros(2, 2)},
+    "content": {"a": torch.tensor([0.0, 0.0, 0.0, -0.0])},
+    "division": {"a": torch.zeros(2), "b": torch.zeros(2)},
+}
+"""Each differs from `ZEROS` in one thing; the first three hold the very same bytes."""
+
+
+@pytest.mark.parametrize("other", ALMOST.values(), ids=ALMOST)
+def test_the_digest_tells_apart_what_scores_differently(tmp_path, other):
+    assert persist.digest(other) != persist.digest(ZEROS)
+    manifest = {"format": persist.FORMAT, "digest": persist.digest(ZEROS)}
+    save_file(other, tmp_path / "m", metadata={"blemish": json.dumps(manifest)})
+    with pytest.raises(ModelFileError, match=r"m: damaged, the content does not match its digest"):
+        persist.load(tmp_path / "m")
+
+
+def test_the_digest_does_not_depend_on_order_or_layout():
+    turned = torch.arange(6.0).reshape(3, 2).T
+    assert persist.digest({"b": turned, "a": ZEROS["a"]}) == persist.digest({"a": ZEROS["a"], "b": turned.contiguous()})
+
+
+def test_a_loaded_tensor_does_not_change_with_its_file(tmp_path):
+    persist.save(tmp_path / "m", {"a": torch.ones(1000)}, {})
+    tensors, _ = persist.load(tmp_path / "m")
+    size = (tmp_path / "m").stat().st_size
+    with (tmp_path / "m").open("r+b") as file:  # in place, where `save` puts a new file
+        file.write(b"\0" * size)
+    assert torch.equal(tensors["a"], torch.ones(1000))
+
+
+def test_a_manifest_cannot_speak_for_the_file(tmp_path):
+    persist.save(tmp_path / "m", ZEROS, {"digest": "none", "kept": 1})
+    assert persist.load(tmp_path / "m")[1]["digest"] == persist.digest(ZEROS)
+
+
 def test_a_flipped_bit_is_noticed(tmp_path):
     path = tmp_path / "m"
     persist.save(path, TENSORS, {})

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
+from itertools import chain
+from pathlib import Path
 
 import blemish
 
@@ -57,8 +60,29 @@ def test_command_line_help_loads_no_torch():
     assert run(code).split() == ["False", "False"]
 
 
+def layers():
+    """Rooms from the highest to the lowest, as the import linter knows them."""
+    settings = (Path(__file__).parents[1] / "pyproject.toml").read_text(encoding="utf-8")
+    listed = re.search(r'type = "layers"\nlayers = \[(.*?)\]', settings, flags=re.DOTALL)[1]
+    return [re.findall(r"blemish\.(\w+)", line) for line in listed.strip().splitlines()]
+
+
 def test_a_method_loads_only_what_it_needs():
     code = "import sys, blemish.methods.padim; print([m for m in sys.modules if m.startswith('blemish.')])"
-    rooms = {name.split(".")[1] for name in eval(run(code))}
-    below = {"_compat", "errors", "features", "images", "memory", "ops", "optimise", "persist", "types"}
-    assert rooms == {"methods", *below}
+    loaded = [name.split(".")[1:] for name in eval(run(code))]
+    rooms = layers()
+    own = next(i for i, layer in enumerate(rooms) if "methods" in layer)
+    assert {name[0] for name in loaded} <= {"methods", *chain.from_iterable(rooms[own + 1 :])}
+    assert {name[1] for name in loaded if name[0] == "methods" and len(name) == 2} == {"_base", "padim"}
+    assert not {name[0] for name in loaded} & {"training", "augment", "datasets"}, "these serve methods that train"
+
+
+def test_every_room_has_a_layer():
+    listed = [*chain.from_iterable(layers())]
+    there = {
+        path.stem
+        for path in Path(blemish.__file__).parent.iterdir()
+        if path.name[:2] != "__" and path.suffix in ("", ".py")
+    }
+    assert len(listed) == len(set(listed))
+    assert set(listed) == there

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import atexit
+import shutil
 import tempfile
 from pathlib import Path
 
@@ -88,6 +90,7 @@ def write_teachers(folder):
 
 
 _FOLDER = Path(tempfile.mkdtemp(prefix="blemish-"))
+atexit.register(shutil.rmtree, _FOLDER, ignore_errors=True)
 REFERENCE = write_reference(_FOLDER / "reference.npz")
 TEACHERS = write_teachers(_FOLDER)
 TINY = {

@@ -60,7 +60,7 @@ def __getattr__(name: str) -> object:
         return __dir__()
     if name in _HOMES or name in _REGISTRIES:
         return getattr(importlib.import_module(f"blemish.{(_HOMES | _REGISTRIES)[name]}"), name)
-    if not name.startswith("_"):
+    if name[:1].isupper():  # a class; rooms are asked for here too, before they are loaded
         for table, home in _REGISTRIES.items():
             for found in getattr(importlib.import_module(f"blemish.{home}"), table).values():
                 if found.__name__ == name:

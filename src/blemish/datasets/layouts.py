@@ -9,7 +9,7 @@ from __future__ import annotations
 import csv
 import fnmatch
 import re
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, NamedTuple
@@ -217,19 +217,20 @@ def _visa_table(root: Path) -> Path:
 
 
 def _read_visa(root: Path) -> Dataset:
-    train: list[Path] = []
-    test: list[Sample] = []
-    for row in _visa_rows(_visa_table(root)):
-        if row["object"] != root.name:
-            continue
-        path = root.parent / row["image"]
-        if row["split"] == "train":
-            train.append(path)
-            continue
-        anomalous = row["label"] != "normal"
-        mask = root.parent / row["mask"] if row["mask"] else None
-        test.append(Sample(path, "anomaly" if anomalous else "good", anomalous, mask))
-    return Dataset(root, "visa", tuple(train), tuple(test))
+    rows = [row for row in _visa_rows(_visa_table(root)) if row["object"] == root.name]
+    has_masks = any(row["mask"] for row in rows)
+    train = tuple(root.parent / row["image"] for row in rows if row["split"] == "train")
+    test = tuple(_visa_sample(root.parent, row, has_masks) for row in rows if row["split"] != "train")
+    return Dataset(root, "visa", train, test)
+
+
+def _visa_sample(root: Path, row: Mapping[str, str], has_masks: bool) -> Sample:
+    path, anomalous = root / row["image"], row["label"] != "normal"
+    mask = root / row["mask"] if row["mask"] else None
+    if anomalous and has_masks and (mask is None or not mask.is_file()):
+        wanted = mask or "its name in the column mask of split_csv/1cls.csv"
+        raise DatasetError(f"{path}: its mask is missing, expected {wanted}. Add it, or remove the image.")
+    return Sample(path, "anomaly" if anomalous else "good", anomalous, mask)
 
 
 def _visa_rows(table: Path) -> list[dict[str, str]]:
