@@ -9,6 +9,8 @@ from itertools import chain
 from pathlib import Path
 
 import blemish
+from blemish.methods.registry import METHODS
+from blemish.ood.registry import DETECTORS
 
 
 def run(code):
@@ -16,34 +18,25 @@ def run(code):
 
 
 def test_public_names():
-    assert sorted(blemish.__all__) == [
-        "Backbone",
-        "Batches",
-        "BlemishError",
-        "Calibration",
-        "Decision",
-        "Detector",
-        "GaussianAD",
-        "ImageBatch",
-        "ImageSource",
-        "KNN",
-        "METHODS",
-        "PaDiM",
-        "PatchCore",
-        "Preprocess",
-        "SPADE",
-        "Scores",
-        "custom_backbone",
-        "evaluate",
-        "from_arrays",
-        "from_folder",
-        "from_manifest",
-        "from_paths",
-        "open_dataset",
-        "write_report",
-    ]
-    for name in blemish.__all__:
-        assert getattr(blemish, name).__name__ == name if name != "METHODS" else "padim" in blemish.METHODS
+    assert set(blemish.__all__) == {
+        "Backbone", "Batches", "BlemishError", "Calibration", "DETECTORS", "Decision", "Detector", "ImageBatch",
+        "ImageSource", "METHODS", "Preprocess", "Scores", "custom_backbone", "evaluate", "from_arrays", "from_folder",
+        "from_manifest", "from_paths", "open_dataset", "write_report",
+        *(found.__name__ for found in (*METHODS.values(), *DETECTORS.values())),
+    }  # fmt: skip
+    assert dir(blemish) == blemish.__all__ == sorted(set(blemish.__all__))
+    for name in set(blemish.__all__) - {"METHODS", "DETECTORS"}:
+        assert getattr(blemish, name).__name__ == name
+    assert (blemish.METHODS, blemish.DETECTORS) == (METHODS, DETECTORS)
+
+
+def test_all_names_come_with_a_star():
+    assert "True" in run("from blemish import *; print(PaDiM.name == 'padim' and Energy.name == 'energy')")
+
+
+def test_the_package_runs_as_a_module():
+    done = subprocess.run([sys.executable, "-m", "blemish", "--help"], capture_output=True, text=True, check=True)
+    assert "Usage: blemish" in done.stdout
 
 
 def test_unknown_name_is_an_attribute_error():

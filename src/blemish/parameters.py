@@ -12,7 +12,7 @@ import json
 import math
 import re
 from collections.abc import Collection, Iterable, Mapping
-from dataclasses import MISSING, dataclass, field, fields
+from dataclasses import MISSING, dataclass, field, fields, is_dataclass
 from functools import cache
 from inspect import getdoc, isclass
 from numbers import Integral, Real
@@ -145,7 +145,7 @@ class Parameter:
 
 
 def parameters_of(kind: Any) -> Mapping[str, Parameter]:
-    """The parameters of a dataclass by name, in the order of its fields."""
+    """The parameters of a dataclass by name, in the order of its fields; none of another class."""
     return _described(kind)
 
 
@@ -154,7 +154,7 @@ def _described(kind: Any) -> Mapping[str, Parameter]:
     types, meanings = get_type_hints(kind), _meanings(kind)
     return {
         f.name: Parameter(f.name, types[f.name], f.default, meanings.get(f.name, ""), **f.metadata)
-        for f in fields(kind)
+        for f in (fields(kind) if is_dataclass(kind) else ())
         if f.init
     }
 

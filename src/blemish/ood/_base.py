@@ -62,8 +62,7 @@ class OODDetector(ABC, Parameterised):
         """
         vars(self).pop("learned_", None)
         self._check(outputs)
-        if self.learns:
-            self._keep(self._learn(outputs, labels))
+        self._keep(self._learn(outputs, labels) or {})
         return self
 
     def score(self, outputs: Outputs) -> Floats:
@@ -118,9 +117,8 @@ class OODDetector(ABC, Parameterised):
     def _score(self, outputs: Outputs) -> Floats:
         """Hook: `score`, of outputs that have all that the detector needs."""
 
-    def _learn(self, outputs: Outputs, labels: NDArray[np.integer] | None) -> Mapping[str, Any]:
-        """Hook: the arrays of `forms` by name, from outputs that have all that the detector needs."""
-        raise NotImplementedError
+    def _learn(self, outputs: Outputs, labels: NDArray[np.integer] | None) -> Mapping[str, Any] | None:
+        """Hook: the arrays of `forms` by name, from outputs that have all that the detector needs, or None."""
 
     def _keep(self, learned: Mapping[str, Any]) -> None:
         """In one layout in memory, whether just learned or from a file: products round by it."""
