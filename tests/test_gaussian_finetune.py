@@ -9,10 +9,10 @@ from blemish.augment.defects import FAMILIES
 from blemish.errors import ArgumentError, ModelFileError
 from blemish.features.backbones import custom_backbone
 from blemish.features.extract import Extractor
-from blemish.methods._training import split_off
 from blemish.methods.gaussian_finetune import GaussianFinetune
 from blemish.ops.separation import separation
 from blemish.training.loop import batch_of, generator
+from blemish.training.pictures import split_off
 from blemish.types import ImageBatch
 from contract.laws import Images, batch
 from reference import gaussian_finetune as reference

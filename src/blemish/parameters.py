@@ -316,7 +316,8 @@ def _words(kind: Any, bounds: Bounds) -> str:
         if get_origin(inner) is Literal:
             return f"some of {', '.join(map(str, get_args(inner)))}"
         plural = {int: "whole numbers", float: "numbers", str: "texts"}.get(inner, "values")
-        return f"a list of {plural}{bounds}" if rest == [...] else f"{1 + len(rest)} {plural}{bounds}"
+        count = "a list of" if rest == [...] else 1 + len(rest)
+        return f"{count} {plural if rest else plural.removesuffix('s')}{bounds}"
     if kind in (int, float):
         return f"{'a whole number' if kind is int else 'a number'}{bounds}"
     known = {bool: "true or false", str: "a text", Path: "a path", NoneType: "None"}

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from ..augment.crops import ImageCache
     from ..distil.backbone import BackboneRecipe, DistilledBackbone
     from ..distil.descriptor import DescriptorRecipe, Distilled
-    from ..training.loop import Progress
+    from ..training.loop import TrainingProgress as Progress
 
 _Made = TypeVar("_Made")
 _Recipe = TypeVar("_Recipe", "DescriptorRecipe", "BackboneRecipe")

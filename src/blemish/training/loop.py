@@ -125,7 +125,7 @@ class Checkpoint:
 
 
 @dataclass(frozen=True)
-class Progress:
+class TrainingProgress:
     """The state of a run after a step."""
 
     step: int
@@ -186,7 +186,7 @@ def optimise(
     watch: Watch | None = None,
     checkpoint: Checkpoint | None = None,
     time_limit: float | None = None,
-    progress: Callable[[Progress], None] | None = None,
+    progress: Callable[[TrainingProgress], None] | None = None,
 ) -> Course:
     """Minimise `objective` over the parameters of `module` that require gradients, in place.
 
@@ -213,7 +213,7 @@ def optimise(
             if progress is not None:
                 spent = monotonic() - start
                 left = min((steps - run.step) * spent / (run.step - first), max(0.0, limit - spent))
-                progress(Progress(run.step, steps, dict(zip(run.terms, run.losses[-1], strict=True)), left))
+                progress(TrainingProgress(run.step, steps, dict(zip(run.terms, run.losses[-1], strict=True)), left))
         run.check_parameters()
         if checkpoint is not None:
             run.save(checkpoint)
