@@ -13,7 +13,6 @@ from blemish.features.weights import find_weights
 from blemish.methods import METHODS
 from blemish.methods.panda import PANDA, centre_loss, ewc_penalty, fisher_diagonal, shuffle_quarters
 from blemish.training.network import build_network, trained_parameters
-from blemish.training.pictures import Pictures, as_bytes
 from contract.laws import Images, batch
 from reference import knn as knn_reference
 from reference import panda as reference
@@ -184,14 +183,6 @@ def test_a_model_file_scores_identically(parameters, tmp_path, monkeypatch):
 
 
 # Images in memory
-
-
-def test_eight_bits_an_image_lose_nothing():
-    exact = torch.arange(256).float().div(255).repeat(3).reshape(1, 3, 16, 16)
-    assert as_bytes(exact).dtype == torch.uint8
-    assert torch.equal(Pictures([as_bytes(exact)[0]]).take(torch.tensor([0])), exact)
-    assert as_bytes(TRAIN).dtype == torch.float32
-    assert torch.equal(Pictures(list(as_bytes(TRAIN))).take(torch.tensor([4, 2])), TRAIN[[4, 2]])
 
 
 def test_more_images_than_memory_are_refused():
