@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 import typer
 
 from ..errors import ArgumentError
+from ..files import write_whole
 from .console import Speaker, parse_settings, print_rows
 
 if TYPE_CHECKING:
@@ -175,7 +176,7 @@ def _seconds(minutes: float | None) -> float | None:
 def _finish(card: dict[str, Any], data: Path, *, out: Path, figure: Path | None, as_json: bool) -> None:
     """Write the card and the picture, and say what was made."""
     card = card | {"data": data.resolve().name, "file": out.name, "bytes": out.stat().st_size}
-    out.with_suffix(".json").write_text(json.dumps(card, indent=1) + "\n", encoding="utf-8")
+    write_whole(out.with_suffix(".json"), json.dumps(card, indent=1) + "\n")
     if figure is not None:
         from ..report.training import loss_plot
 

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
+from itertools import chain, islice
 from time import perf_counter
 from typing import ClassVar, Literal
 
@@ -100,13 +101,14 @@ class GaussianFinetune(FeatureMethod):
 
     def _fit(self, images: ImageBatches) -> None:
         self.extractor_ = self._extractor(self._initial_weights())
-        pictures = Pictures.read(
-            self._checked(images), of=self.name, expected=announced(images), left=self._pictures_left()
-        )
+        expected, start = announced(images), perf_counter()
+        batches = self._checked(images)
+        first = list(islice(batches, 1))
+        if first and expected is not None:
+            maps = self._maps(first[0])
+            self._announce(self._plan(maps, expected), expected, (perf_counter() - start) / len(first[0]))
+        pictures = Pictures.read(chain(first, batches), of=self.name, expected=expected, left=self._pictures_left())
         normal, held_out = pictures.split(self.validation, seed=self.seed)
-        start = perf_counter()
-        first = self._seen(next(pictures.batches()))
-        self._announce(self._plan(first, len(pictures)), len(pictures), (perf_counter() - start) / len(first.maps[0]))
         pooled = zip(*([pool(m) for m in maps] for maps in self._levels(normal.batches())), strict=True)
         self.gaussians_ = self._gaussians([[torch.cat(level) for level in pooled]])
         self._train(normal, held_out.all())
