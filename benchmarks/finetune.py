@@ -29,6 +29,7 @@ from torch import Tensor
 from blemish import Batches, Preprocess, metrics, open_dataset
 from blemish.methods import gaussian_finetune
 from blemish.methods.gaussian_finetune import GaussianFinetune
+from blemish.training import run as training
 from blemish.training.loop import Course, optimise
 
 
@@ -71,13 +72,15 @@ def run(data: str, spec: str, options: argparse.Namespace, seed: int) -> dict[st
 
     original = gaussian_finetune.separation
     start = perf_counter()
-    with_patches: list[tuple[str, Callable[..., Any]]] = [("separation", separation), ("optimise", watched)]
-    for name, patch in with_patches:
-        setattr(gaussian_finetune, name, patch)
+    with_patches: list[tuple[Any, str, Callable[..., Any]]] = [
+        (gaussian_finetune, "separation", separation), (training, "optimise", watched),
+    ]  # fmt: skip
+    for place, name, patch in with_patches:
+        setattr(place, name, patch)
     try:
         method.fit(Batches(train, preprocess, 8))
     finally:
-        gaussian_finetune.separation, gaussian_finetune.optimise = original, optimise  # type: ignore[attr-defined]
+        gaussian_finetune.separation, training.optimise = original, optimise  # type: ignore[attr-defined]
     kept = int(np.argmin([epoch["criterion"] for epoch in epochs]))
     row = {"data": data.rstrip("/").rsplit("/", 1)[-1], "method": spec, "seed": seed, "kept": kept, "epochs": epochs}
     return row | {"seconds": perf_counter() - start, "loss": method.course_.losses.sum(dim=1).tolist()}

@@ -34,7 +34,6 @@ from blemish.features.memory import FeatureMemory
 from blemish.features.weights import find_weights
 from blemish.memory import available_bytes
 from blemish.methods import FeatureMethod
-from blemish.methods._trained import TrainedMethod
 
 # AUROC of airplane, automobile, bird, cat, deer, dog, frog, horse, ship, truck; from docs/experiments/one-class.md.
 PUBLISHED = {
@@ -71,7 +70,7 @@ def main() -> None:
         methods[spec] = method
     rows = json.loads(options.json.read_text()) if options.json and options.json.exists() else []
     done = {(row["label"], row["method"]): row for row in rows}
-    frozen = {spec: method for spec, method in methods.items() if not isinstance(method, TrainedMethod)}
+    frozen = {spec: method for spec, method in methods.items() if method.reads_features}
     preprocess, features = Preprocess(options.resize), None
     if any((label, spec) not in done for label in labels for spec in frozen):
         start = perf_counter()

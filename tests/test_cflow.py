@@ -7,8 +7,8 @@ import pytest
 import torch
 
 from blemish.errors import ArgumentError, ModelFileError
-from blemish.methods._training import split_off
 from blemish.methods.cflow import CFlow
+from blemish.training.pictures import split_off
 from contract.laws import Images, batch, normal_pixels
 from reference import cflow as reference
 from small import BACKBONE, layers, small_pixels
@@ -127,7 +127,7 @@ def test_another_size_is_refused():
 @pytest.mark.parametrize(
     ("name", "value"),
     [
-        ("steps", 0), ("rate", 0.0), ("validation", 1.0), ("sigma", -1.0), ("time_limit", 0.0), ("positions", 0),
+        ("steps", 0), ("rate", 0.0), ("validation", 1.0), ("sigma", -1.0), ("time_limit", -1.0), ("positions", 0),
         ("blocks", 0), ("clamp", 0.0), ("permutation", "none"), ("condition", 6), ("loss", "mse"), ("combine", "max"),
     ],
 )  # fmt: skip

@@ -6,6 +6,7 @@ import torch
 
 from blemish import persist
 from blemish.errors import ArgumentError, TrainingError
+from blemish.methods import deep_svdd as module
 from blemish.methods.deep_svdd import (
     Autoencoder,
     DeepSVDD,
@@ -125,24 +126,23 @@ def test_a_fit_that_was_killed_goes_on_with_the_same_scores(step, tmp_path):
     check_resumes(lambda **more: deep_svdd(**parameters, **more), TRAIN, TEST, tmp_path / "c", step=step)
 
 
-class Collapsing(DeepSVDD):
-    """What the paper warns of: a network with biases, and the centre 0, which it reaches for every image."""
+class Biased(LeNet):
+    """What the paper warns of."""
 
-    @staticmethod
-    def _lenet(*, side, contrast):
-        return LeNet(side=side, contrast=contrast, bias=True)
-
-    def _centre(self, vectors):
-        return torch.zeros_like(vectors[0])
+    def __init__(self, *, side, contrast):
+        super().__init__(side=side, contrast=contrast, bias=True)
 
 
 @pytest.mark.parametrize("parameters", [
     {"network": "backbone", "backbone": NET, "rate": 3e-2}, {"rate": 3e-3, "collapse": 1e-2},
 ], ids=["backbone", "lenet"])  # fmt: skip
-def test_a_collapse_is_an_error(parameters):
+def test_a_collapse_is_an_error(parameters, monkeypatch):
+    """Of a network with biases, and the centre 0, which it reaches for every image."""
+    monkeypatch.setattr(module, "LeNet", Biased)
+    monkeypatch.setattr(module, "away_from_zero", torch.zeros_like)
     message = r"step \d+: the network has collapsed: over 10 normal images the variance"
     with pytest.raises(TrainingError, match=message):
-        Collapsing(**{"epochs": 200, "batch": 10, "side": 8} | parameters).fit(Images(TRAIN))
+        deep_svdd(**{"epochs": 200, "batch": 10} | parameters).fit(Images(TRAIN))
 
 
 def test_what_is_left_of_the_variance_is_recorded():
@@ -155,12 +155,12 @@ def test_what_is_left_of_the_variance_is_recorded():
 @pytest.mark.parametrize(("parameters", "message"), [
     ({"network": "alexnet"}, "network: expected lenet or backbone, got alexnet"),
     ({"boundary": "none"}, "boundary: expected hard or soft"),
-    ({"side": 30}, "side: expected a multiple of 8, got 30"),
-    ({"nu": 0.0}, "nu: expected a share"),
-    ({"pretrain": -1}, "pretrain: expected a whole number"),
+    ({"side": 30}, "side: expected a whole number of at least 8, a multiple of 8, got 30"),
+    ({"nu": 0.0}, r"nu: expected a number in \(0, 1\], got 0"),
+    ({"pretrain": -1}, "pretrain: expected a whole number of at least 0"),
     ({"pretrain": 1, "side": 24}, "pretrain: expected 0, or network='lenet' with a side of 8, 16, 32 or 64"),
     ({"pretrain": 1, "network": "backbone"}, "pretrain: expected 0"),
-    ({"collapse": 1.0}, "collapse: expected a share"),
+    ({"collapse": 1.0}, r"collapse: expected a number in \[0, 1\), got 1.0"),
 ])  # fmt: skip
 def test_bad_parameters(parameters, message):
     with pytest.raises(ArgumentError, match=message):

@@ -12,7 +12,7 @@ from typer.testing import CliRunner
 from blemish.augment.crops import read_cache
 from blemish.cli import app
 from blemish.distil import backbone as module
-from blemish.distil.backbone import BackboneRecipe, Crops, distil_backbone, map_loss, write_backbone
+from blemish.distil.backbone import BackboneRecipe, VariedCrops, distil_backbone, map_loss, write_backbone
 from blemish.errors import ArgumentError, ModelFileError
 from blemish.features.backbones import custom_backbone, find_backbone
 from blemish.features.builtin.compact import CompactNetwork
@@ -86,7 +86,7 @@ def test_the_loss_is_its_formula():
 
 
 def test_mean_and_deviation_are_those_of_all_positions(images):
-    crops = Crops(images, SMALL)
+    crops = VariedCrops(images, SMALL)
     teacher = build_extractor(TEACHER)
     means, deviations = module._statistics(crops, teacher)
     seen = [teacher(crops.draw(step, use="statistics")).maps for step in range(8)]
@@ -148,20 +148,20 @@ def test_the_file_is_weights_for_the_same_network(made, tmp_path):
 
 def test_crops_are_turned_greyed_and_lit(images):
     plain = replace(SMALL, grey=0.0, light=0.0, contrast=0.0)
-    assert torch.equal(Crops(images, plain).draw(0), Crops(images, plain).draw(0))
-    grey = Crops(images, replace(plain, grey=1.0)).draw(0)
+    assert torch.equal(VariedCrops(images, plain).draw(0), VariedCrops(images, plain).draw(0))
+    grey = VariedCrops(images, replace(plain, grey=1.0)).draw(0)
     assert torch.equal(grey[:, 0], grey[:, 2])
     torch.testing.assert_close(
-        grey[:, 0], (Crops(images, plain).draw(0) * torch.tensor([0.299, 0.587, 0.114]).view(3, 1, 1)).sum(1)
+        grey[:, 0], (VariedCrops(images, plain).draw(0) * torch.tensor([0.299, 0.587, 0.114]).view(3, 1, 1)).sum(1)
     )
-    lit = Crops(images, replace(plain, light=0.5)).draw(0)
-    ratio = lit.mean(dim=(1, 2, 3)) / Crops(images, plain).draw(0).mean(dim=(1, 2, 3))
+    lit = VariedCrops(images, replace(plain, light=0.5)).draw(0)
+    ratio = lit.mean(dim=(1, 2, 3)) / VariedCrops(images, plain).draw(0).mean(dim=(1, 2, 3))
     assert ratio.min() < 0.9
     assert ratio.max() > 1.02  # less than 1.5, as white stays white
 
 
 def test_a_mixed_crop_lies_between_two_plain_ones(images):
-    plain, mixed, some = (Crops(images, replace(SMALL, mix=share)).draw(3) for share in (0.0, 1.0, 0.5))
+    plain, mixed, some = (VariedCrops(images, replace(SMALL, mix=share)).draw(3) for share in (0.0, 1.0, 0.5))
     weights = []
     for i in range(SMALL.batch):
         one, other = plain[i], plain[i - 1]

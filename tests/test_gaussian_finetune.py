@@ -6,13 +6,13 @@ import torch
 from torch import nn
 
 from blemish.augment.defects import FAMILIES
-from blemish.errors import ArgumentError, ModelFileError
+from blemish.errors import ArgumentError, ModelFileError, NotEnoughMemoryError
 from blemish.features.backbones import custom_backbone
 from blemish.features.extract import Extractor
-from blemish.methods._training import split_off
 from blemish.methods.gaussian_finetune import GaussianFinetune
 from blemish.ops.separation import separation
 from blemish.training.loop import batch_of, generator
+from blemish.training.pictures import Pictures, split_off
 from blemish.types import ImageBatch
 from contract.laws import Images, batch
 from reference import gaussian_finetune as reference
@@ -183,6 +183,12 @@ def test_goes_on_from_its_checkpoint(tmp_path):
 def test_bad_parameters_are_refused(name, value):
     with pytest.raises(ArgumentError, match=rf"{name}: expected "):
         fitted(**{name: value})
+
+
+def test_more_than_the_memory_holds_is_refused_before_the_work(monkeypatch):
+    monkeypatch.setattr(Pictures, "read", None)
+    with pytest.raises(NotEnoughMemoryError, match=r"gaussian_finetune: 15 images; model .* Give fewer images"):
+        fitted(memory_gb=1e-9)
 
 
 def test_a_backbone_without_parameters_is_refused():

@@ -94,7 +94,7 @@ def test_bad_parameters(tmp_path):
         ({"reference": str(tmp_path / "none.npz")}, r"reference: expected images with labels"),
         ({"reference": str(tmp_path / "two.npz"), "head": "pretrained"}, rf"expected {CLASSES} classes, got 2"),
         ({"head": "old"}, r"head: expected new or pretrained"),
-        ({"batch": 1}, r"batch: expected at least 2"),
+        ({"batch": 1}, r"batch: expected a whole number of at least 2, got 1"),
     ):
         with pytest.raises(ArgumentError, match=message):
             joint(**parameters).fit(Images(TRAIN))

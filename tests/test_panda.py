@@ -9,9 +9,10 @@ import torch
 from blemish import Detector, Preprocess
 from blemish.errors import ArgumentError, NotEnoughMemoryError, WeightsError
 from blemish.features.backbones import find_backbone
+from blemish.features.weights import find_weights
 from blemish.methods import METHODS
-from blemish.methods._trained import Pictures, as_bytes
 from blemish.methods.panda import PANDA, centre_loss, ewc_penalty, fisher_diagonal, shuffle_quarters
+from blemish.training.network import build_network, trained_parameters
 from contract.laws import Images, batch
 from reference import knn as knn_reference
 from reference import panda as reference
@@ -74,16 +75,17 @@ def test_scores_are_distances_in_the_trained_features():
 
 def test_sample_wise_early_stopping_equals_the_paper():
     method = panda(stop="ses", snapshot_every=1).fit(Images(TRAIN))
-    assert len(method._stages()) == 3
-    stages = [(pooled(stage, TRAIN), pooled(stage, TEST)) for stage in method._stages()]
+    assert len(method.snapshots_) == 2
+    networks = [*method.snapshots_, method.extractor_]
+    stages = [(pooled(network, TRAIN), pooled(network, TEST)) for network in networks]
     assert not np.allclose(stages[0][0], stages[2][0])
     expected = reference.ses_scores(stages, method.centre_.numpy())
     np.testing.assert_allclose(method.score(batch(TEST)).images.numpy(), expected, rtol=1e-4)
 
 
 def test_the_last_network_counts_where_the_snapshots_do_not_reach_it():
-    assert len(panda(stop="ses", snapshot_every=2).fit(Images(TRAIN))._stages()) == 2
-    assert len(panda(stop="ses", snapshot_every=9).fit(Images(TRAIN))._stages()) == 1
+    assert len(panda(stop="ses", snapshot_every=2).fit(Images(TRAIN)).snapshots_) == 1
+    assert len(panda(stop="ses", snapshot_every=9).fit(Images(TRAIN)).snapshots_) == 0
 
 
 # The training
@@ -104,9 +106,9 @@ def test_only_the_last_stages_are_trained_and_batchnorm_keeps_its_statistics():
     networks = []
     original = PANDA._train
 
-    def spy(self, network, pictures, *, start):
+    def spy(self, network, pictures, training):
         networks.append({name: tensor.clone() for name, tensor in network.body.state_dict().items()})
-        course = original(self, network, pictures, start=start)
+        course = original(self, network, pictures, training)
         networks.append(network.body.state_dict())
         return course
 
@@ -129,7 +131,7 @@ def test_only_the_last_stages_are_trained_and_batchnorm_keeps_its_statistics():
 ])  # fmt: skip
 def test_what_is_trained_by_default(name, first, last):
     row = find_backbone(name)
-    names = PANDA()._trained_names(row, row.build(), row.deepest)
+    names = trained_parameters(row, row.build(), tap=row.deepest, trained=None)
     assert names[0].startswith(first)
     assert names[-1] == last
 
@@ -183,14 +185,6 @@ def test_a_model_file_scores_identically(parameters, tmp_path, monkeypatch):
 # Images in memory
 
 
-def test_eight_bits_an_image_lose_nothing():
-    exact = torch.arange(256).float().div(255).repeat(3).reshape(1, 3, 16, 16)
-    assert as_bytes(exact).dtype == torch.uint8
-    assert torch.equal(Pictures([as_bytes(exact)[0]]).take(torch.tensor([0])), exact)
-    assert as_bytes(TRAIN).dtype == torch.float32
-    assert torch.equal(Pictures(list(as_bytes(TRAIN))).take(torch.tensor([4, 2])), TRAIN[[4, 2]])
-
-
 def test_more_images_than_memory_are_refused():
     with pytest.raises(NotEnoughMemoryError, match=r"panda: 11 images in memory take 0.00 GB; 0.00 GB are left"):
         panda(memory_gb=1e-9).fit(Images(TRAIN))
@@ -200,13 +194,13 @@ def test_more_images_than_memory_are_refused():
 
 
 @pytest.mark.parametrize(("parameters", "message"), [
-    ({"stop": "late"}, r"stop: expected early or ses or ewc, got late"),
+    ({"stop": "late"}, r"stop: expected early, ses or ewc, got late"),
     ({"choose": "best"}, r"choose: expected last or criterion"),
-    ({"epochs": 0}, r"epochs: expected a whole number of at least 1, got 0"),
+    ({"epochs": 0}, r"epochs: expected a whole number of at least 1 or None, got 0"),
     ({"batch": 0}, r"batch: expected a whole number"),
     ({"snapshot_every": 0}, r"snapshot_every: expected a whole number"),
     ({"k": 12}, r"images: expected at least k = 12 normal images, got 11"),
-    ({"taps": ("b", "c")}, r"taps: expected one module, got b, c"),
+    ({"taps": ("b", "c")}, r"taps: expected 1 text or None, got \('b', 'c'\)"),
     ({"trained": ("d",)}, r"trained: expected modules with parameters \(a, b, c, head, or below\), got d"),
     ({"backbone": "filters"}, r"filters"),
     ({"stop": "ses", "choose": "criterion"}, r"choose: expected last with stop='ses'"),
@@ -220,8 +214,10 @@ def test_bad_parameters(parameters, message):
 def test_a_network_without_its_classifier_has_no_fisher_information(tmp_path):
     row = replace(NET, source="given")
     torch.save({n: t for n, t in row.build().state_dict().items() if not n.startswith("head")}, tmp_path / "w.pth")
-    fitted = panda(backbone=row, weights=tmp_path / "w.pth").fit(Images(TRAIN))
-    assert fitted.incomplete_ == ("head.weight", "head.bias")
+    weights = find_weights(row, tmp_path / "w.pth")
+    network = build_network(row, weights, tap="c", trained=None, seed=0, device=torch.device("cpu"))
+    assert network.missing == ("head.weight", "head.bias")
+    panda(backbone=row, weights=tmp_path / "w.pth").fit(Images(TRAIN))
     with pytest.raises(WeightsError, match=r"2 parameters of the classifier are missing: head.weight, head.bias"):
         panda(backbone=row, weights=tmp_path / "w.pth", stop="ewc").fit(Images(TRAIN))
 

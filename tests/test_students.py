@@ -11,8 +11,8 @@ from blemish.errors import ArgumentError, ModelFileError, WeightsError
 from blemish.features import descriptors
 from blemish.features.descriptors import find_descriptor
 from blemish.methods import students as module
-from blemish.methods._training import split_off
 from blemish.methods.students import Students, hard_loss, regression_error_and_variance
+from blemish.training.pictures import Pictures, split_off
 from blemish.types import ImageBatch
 from contract.laws import TRAIN, Images
 from reference import students as reference
@@ -153,15 +153,15 @@ def test_a_killed_fit_goes_on_and_ends_the_same(teachers, tmp_path, monkeypatch,
     whole = fit(teachers, steps=7, **parameters).state()
     monkeypatch.setattr(module, "_CHECKPOINT_EVERY", 2)
     parameters |= {"checkpoint": str(tmp_path / "run"), "steps": 7}
-    seen, draw = [], module.batch_of
+    seen, draw = [], Pictures.draw
 
-    def killed(count, size, *, seed, step):
+    def killed(self, step, size, *, seed):
         seen.append(step)
         if seen == [0, 1, 2, 3, 4, 5]:
             raise KeyboardInterrupt
-        return draw(count, size, seed=seed, step=step)
+        return draw(self, step, size, seed=seed)
 
-    monkeypatch.setattr(module, "batch_of", killed)
+    monkeypatch.setattr(Pictures, "draw", killed)
     with pytest.raises(KeyboardInterrupt):
         fit(teachers, **parameters)
     again = fit(teachers, **parameters).state()
@@ -258,16 +258,16 @@ def test_foreign_teachers_are_refused(teachers, tmp_path):
 
 
 @pytest.mark.parametrize(("parameters", "message"), [
-    ({"patches": ()}, r"patches: expected some of 17, 33, 65, got \(\)"),
+    ({"patches": ()}, r"patches: expected some of 17, 33, 65, each once, got \(\)"),
     ({"patches": (33, 33)}, "patches: expected some of"),
     ({"patches": (17,), "fast": True}, "patches: expected some of 33, 65 with fast"),
     ({"students": 0}, "students: expected a whole number of at least 1, got 0"),
     ({"steps": 2.5}, "steps: expected a whole number"),
     ({"grid": 0}, "grid: expected"),
-    ({"hard": 0}, r"hard: expected a number above 0, at most 1, got 0"),
-    ({"validation": 1.0}, r"validation: expected a share between 0 and 1"),
+    ({"hard": 0}, r"hard: expected a number in \(0, 1\], got 0"),
+    ({"validation": 1.0}, r"validation: expected a number in \(0, 1\), got 1.0"),
     ({"rate": -1.0}, "rate: expected a number above 0"),
-    ({"time_limit": 0}, "time_limit: expected"),
+    ({"time_limit": -1}, "time_limit: expected a number of at least 0 or None, got -1"),
     ({"device": "tpu"}, "device: expected auto, cpu"),
 ])  # fmt: skip
 def test_wrong_arguments_are_refused(teachers, parameters, message):

@@ -15,7 +15,7 @@ from torch import nn
 from blemish.features.backbones import custom_backbone
 from blemish.features.descriptors import PatchDescriptor, write_descriptor
 from blemish.methods import METHODS, FeatureMethod
-from blemish.methods._trained import TrainedMethod
+from blemish.training.pictures import Pictures
 from contract.laws import Images, batch
 
 CLASSES = 3
@@ -55,15 +55,15 @@ class Killed(BaseException):
 def check_resumes(make, train, test, path, *, step):
     """A fit that dies at a step and is begun again with its checkpoint scores like one that did not."""
     expected = make().fit(Images(train)).score(batch(test)).images
-    draw = TrainedMethod._draw
+    draw = Pictures.draw
 
-    def die(self, pictures, now, **more):
+    def die(self, now, size, *, seed):
         if now == step:
             raise Killed
-        return draw(self, pictures, now, **more)
+        return draw(self, now, size, seed=seed)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(TrainedMethod, "_draw", die)
+        patch.setattr(Pictures, "draw", die)
         with pytest.raises(Killed):
             make(checkpoint=str(path)).fit(Images(train))
     torch.randn(5)  # a new process has another random state

@@ -327,7 +327,7 @@ def _words(kind: Any, bounds: Bounds) -> str:
             return f"some of {', '.join(map(str, get_args(inner)))}"
         plural = {int: "whole numbers", float: "numbers", str: "texts"}.get(inner, "values")
         if rest != [...]:
-            return f"{1 + len(rest)} {plural}{bounds}"
+            return f"{1 + len(rest)} {plural if rest else plural.removesuffix('s')}{bounds}"
         return f"a list of {plural}{bounds}{f', at least {bounds.least}' if bounds.least else ''}"
     known = {bool: "true or false", str: "a text", Path: "a path", NoneType: "None"}
     known |= {int: f"a whole number{bounds}", float: f"a number{bounds}"}

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -64,8 +65,9 @@ def augmix(pixels: Tensor, generator: torch.Generator) -> Tensor:
 
 
 Family = Callable[[Tensor, torch.Generator], Tensor]
+FamilyName = Literal["augmix", "cutout", "cutpaste", "scar"]
 
-FAMILIES: dict[str, Family] = {"augmix": augmix, "cutout": cut_out, "cutpaste": cut_paste, "scar": scar}
+FAMILIES: dict[FamilyName, Family] = {"augmix": augmix, "cutout": cut_out, "cutpaste": cut_paste, "scar": scar}
 """Name of a family, and the function that makes it."""
 
 

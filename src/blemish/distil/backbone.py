@@ -8,8 +8,7 @@ for Thin Deep Nets", ICLR 2015).
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, replace
-from importlib.metadata import version
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -19,13 +18,17 @@ from torch import Tensor
 
 from .. import persist
 from ..augment.crops import ImageCache, cut, draw_boxes, greyed
+from ..device import find_device
 from ..errors import ArgumentError
-from ..features.backbones import Backbone, find_backbone
+from ..features.backbones import find_backbone
 from ..features.builtin.compact import CompactNetwork
 from ..features.extract import Extractor, build_extractor
 from ..features.weights import find_weights, read_weights
-from ..training.loop import Adam, Checkpoint, Cosine, Course, Recipe, TrainingProgress, batch_of, generator, optimise
-from .card import in_half, made_by
+from ..files import whole_file
+from ..parameters import check_parameters, parameter
+from ..training.loop import Adam, Cosine, Course, Recipe, TrainingProgress, batch_of, generator
+from ..training.run import Training
+from .card import in_half, make_card, round_to_half
 
 _STATISTICS_CROPS = 512
 LAYERS = ("stride4", "stride8", "stride16")
@@ -55,24 +58,24 @@ class BackboneRecipe:
     seed: for everything random.
     """
 
-    stem: int = 16
-    widths: tuple[int, int, int] = (32, 64, 128)
-    blocks: tuple[int, int, int] = (1, 2, 2)
+    stem: int = parameter(16, at_least=1)
+    widths: tuple[int, int, int] = parameter((32, 64, 128), at_least=1)
+    blocks: tuple[int, int, int] = parameter((1, 2, 2), at_least=0)
     teacher: str = "resnet18"
-    side: int = 128
-    zoom: tuple[float, float] = (1.0, 2.5)
-    steps: int = 8000
-    batch: int = 32
-    rate: float = 3e-3
-    weight_decay: float = 1e-4
-    warmup: int = 200
-    grey: float = 0.3
-    light: float = 0.3
-    contrast: float = 0.3
-    mix: float = 0.0
+    side: int = parameter(128, at_least=16)
+    zoom: tuple[float, float] = parameter((1.0, 2.5), at_least=1)
+    steps: int = parameter(8000, at_least=0)
+    batch: int = parameter(32, at_least=1)
+    rate: float = parameter(3e-3, above=0)
+    weight_decay: float = parameter(1e-4, at_least=0)
+    warmup: int = parameter(200, at_least=0)
+    grey: float = parameter(0.3, at_least=0, at_most=1)
+    light: float = parameter(0.3, at_least=0, at_most=1)
+    contrast: float = parameter(0.3, at_least=0, at_most=1)
+    mix: float = parameter(0.0, at_least=0, at_most=1)
     settled: bool = False
-    image_side: int = 256
-    held_out: float = 0.03
+    image_side: int = parameter(256, at_least=16, at_most=4096)
+    held_out: float = parameter(0.03, at_least=0, at_most=0.5)
     precision: Literal["float32", "bfloat16"] = "float32"
     seed: int = 0
 
@@ -106,12 +109,13 @@ def distil_backbone(
     `weights` are the teacher's; `start` are those of an earlier run with the same network, to begin with. Raises
     `TrainingError` with the cause as soon as a loss is not a number.
     """
+    check_parameters(recipe)
     if recipe.settled and start is None:
         raise ArgumentError.about("settled", expected="False without start: a new network has no statistics", got=True)
-    chosen = torch.device(("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device)
+    chosen = find_device(device)
     teacher = _teacher(recipe, weights, chosen)
     learned, held_out = images.split(recipe.held_out, seed=recipe.seed)
-    crops, unseen = Crops(learned, recipe), Crops(held_out, replace(recipe, mix=0.0))
+    crops, unseen = VariedCrops(learned, recipe), VariedCrops(held_out, replace(recipe, mix=0.0))
     mean, deviation = _statistics(crops, teacher)
     network = _new_network(recipe, mean, deviation)
     first = None if start is None else _begin_with(network, start)
@@ -127,10 +131,9 @@ def distil_backbone(
             for layer, mine, theirs, spread in zip(LAYERS, given, wanted, deviation, strict=True)
         }
 
-    p_digest = persist.digest(teacher.state())
-    identity = {name: str(value) for name, value in asdict(recipe).items()}
-    identity |= {"images": images.digest, "teacher": p_digest}
-    course = optimise(
+    digest = persist.digest(teacher.state())
+    training = Training(recipe, name="backbone", checkpoint=checkpoint, time_limit=time_limit, progress=progress)
+    course = training.run(
         objective,
         network.train(not recipe.settled),
         steps=recipe.steps,
@@ -140,28 +143,16 @@ def distil_backbone(
             clip_norm=5.0,
             precision=recipe.precision,
         ),
-        seed=recipe.seed,
-        checkpoint=None
-        if checkpoint is None
-        else Checkpoint(path=checkpoint, every=checkpoint_every, identity=identity),
-        time_limit=time_limit,
-        progress=progress,
+        content={"images": lambda: images.digest, "teacher's weights": lambda: digest},
+        every=checkpoint_every,
     )
-    with torch.no_grad():
-        for tensor in network.requires_grad_(False).eval().state_dict().values():
-            if tensor.is_floating_point():
-                tensor.copy_(tensor.half())  # what the file will hold
-    unexplained = judge(network, unseen, teacher, scaling)
+    round_to_half(network)
+    unexplained = judge_backbone(network, unseen, teacher, scaling)
     network.cpu()
-    card = {
-        "kind": "compact backbone",
-        "recipe": asdict(recipe),
+    row = teacher.backbone
+    card = make_card("compact backbone", recipe, images=images, network=network, course=course) | {
         "start": first,
-        "images": len(images),
-        "images_digest": images.digest,
-        "teacher": _facts(teacher.backbone) | {"digest": p_digest},
-        "versions": {name: version(name) for name in ("blemish", "torch")},
-        **made_by(network, course),
+        "teacher": {"backbone": row.name, "weights": row.source, "licence": row.licence, "digest": digest},
         "held_out": {
             f"unexplained, {layer}": round(share, 4) for layer, share in zip(LAYERS, unexplained, strict=True)
         },
@@ -176,10 +167,11 @@ def map_loss(given: Tensor, wanted: Tensor, deviation: Tensor) -> Tensor:
 
 def write_backbone(network: CompactNetwork, path: str | Path) -> None:
     """Write the parameters in half precision, under the names that `--weights` expects."""
-    save_file(in_half(network), str(path))
+    with whole_file(path) as file:
+        save_file(in_half(network), file)
 
 
-class Crops:
+class VariedCrops:
     """Draws batches of crops; a function of the recipe's seed and of the step alone."""
 
     def __init__(self, images: ImageCache, recipe: BackboneRecipe) -> None:
@@ -209,8 +201,8 @@ class Crops:
 
 
 @torch.no_grad()
-def judge(
-    network: CompactNetwork, crops: Crops, teacher: Extractor, scaling: list[Tensor]
+def judge_backbone(
+    network: CompactNetwork, crops: VariedCrops, teacher: Extractor, scaling: list[Tensor]
 ) -> tuple[float, float, float]:
     """Share of the teacher's variance that each map misses, channels weighted by 1 / variance, on unseen images."""
     missed: list[list[Tensor]] = [[], [], []]
@@ -243,7 +235,7 @@ def _teacher(recipe: BackboneRecipe, weights: str | Path | None, device: torch.d
     return teacher
 
 
-def _statistics(crops: Crops, teacher: Extractor) -> tuple[list[Tensor], list[Tensor]]:
+def _statistics(crops: VariedCrops, teacher: Extractor) -> tuple[list[Tensor], list[Tensor]]:
     """Mean and deviation `(channels,)` of each of the teacher's maps over some crops."""
     seen = [
         teacher(crops.draw(step, use="statistics")).maps for step in range(-(-_STATISTICS_CROPS // crops.recipe.batch))
@@ -271,10 +263,6 @@ def _new_network(recipe: BackboneRecipe, mean: list[Tensor], deviation: list[Ten
         convolution.weight.mul_(spread.view(-1, 1, 1, 1))
         convolution.bias.copy_(middle)
     return network
-
-
-def _facts(row: Backbone) -> dict[str, str]:
-    return {"backbone": row.name, "weights": row.source, "licence": row.licence}
 
 
 def _begin_with(network: CompactNetwork, path: str | Path) -> str:

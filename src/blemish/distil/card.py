@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
+from importlib.metadata import version
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from .. import persist
+from ..augment.crops import ImageCache
 from ..training.loop import Course
 
 
@@ -16,9 +20,22 @@ def in_half(network: nn.Module) -> dict[str, Tensor]:
     return {name: tensor.half().contiguous() for name, tensor in tensors if tensor.is_floating_point()}
 
 
-def made_by(network: nn.Module, course: Course) -> dict[str, Any]:
-    """What a run of training came to."""
+@torch.no_grad()
+def round_to_half(network: nn.Module) -> None:
+    """Round what was trained to what the file will hold."""
+    for tensor in network.requires_grad_(False).eval().state_dict().values():
+        if tensor.is_floating_point():
+            tensor.copy_(tensor.half())
+
+
+def make_card(kind: str, recipe: Any, *, images: ImageCache, network: nn.Module, course: Course) -> dict[str, Any]:
+    """How a network was taught, and what the training came to."""
     return {
+        "kind": kind,
+        "recipe": asdict(recipe),
+        "images": len(images),
+        "images_digest": images.digest,
+        "versions": {name: version(name) for name in ("blemish", "torch")},
         "digest": persist.digest(in_half(network)),
         "parameters": sum(parameter.numel() for parameter in network.parameters()),
         "steps": course.steps,

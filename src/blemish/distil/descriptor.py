@@ -10,7 +10,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Literal
 
@@ -20,14 +19,17 @@ from torch.nn.functional import interpolate
 
 from .. import persist
 from ..augment.crops import Boxes, ImageCache, cut, draw_boxes, greyed, move_boxes
+from ..device import find_device
 from ..errors import ArgumentError
 from ..features.backbones import find_backbone
 from ..features.descriptors import DIMENSION, PatchDescriptor
 from ..features.extract import Extractor, build_extractor
 from ..features.patches import pool
 from ..features.weights import find_weights
-from ..training.loop import Adam, Checkpoint, Cosine, Course, Recipe, TrainingProgress, batch_of, generator, optimise
-from .card import made_by
+from ..parameters import check_parameters, parameter
+from ..training.loop import Adam, Cosine, Course, Recipe, TrainingProgress, batch_of, generator
+from ..training.run import Training
+from .card import make_card, round_to_half
 
 _TARGET_CROPS, _HELD_OUT_CROPS = 2048, 1024
 
@@ -58,29 +60,29 @@ class DescriptorRecipe:
     seed: for everything random.
     """
 
-    patch: int = 33
-    width: float = 1.0
+    patch: Literal[17, 33, 65] = 33
+    width: float = parameter(1.0, above=0, at_most=4)
     backbone: str = "resnet18"
     tap: str | None = None
-    teacher_side: int = 64
-    variance: float = 0.95
-    steps: int = 50_000
-    batch: int = 64
-    rate: float = 2e-4
-    weight_decay: float = 1e-5
+    teacher_side: int = parameter(64, at_least=16, at_most=4096)
+    variance: float = parameter(0.95, at_least=0.01, at_most=1)
+    steps: int = parameter(50_000, at_least=0, role="place")  # at a constant rate, a run may be prolonged
+    batch: int = parameter(64, at_least=2)
+    rate: float = parameter(2e-4, above=0)
+    weight_decay: float = parameter(1e-5, at_least=0)
     cosine: bool = False
-    batches: int = 0
-    knowledge: float = 1.0
-    metric: float = 0.0
-    compactness: float = 1.0
+    batches: int = parameter(0, at_least=0)
+    knowledge: float = parameter(1.0, at_least=0, at_most=1e6)
+    metric: float = parameter(0.0, at_least=0, at_most=1e6)
+    compactness: float = parameter(1.0, at_least=0, at_most=1e6)
     margin: float = 1.0
-    zoom: tuple[float, float] = (4.0, 16.0)
-    grey: float = 0.1
-    shift: float = 0.125
-    light: float = 0.2
-    noise: float = 0.05
-    image_side: int = 256
-    held_out: float = 0.05
+    zoom: tuple[float, float] = parameter((4.0, 16.0), at_least=1)
+    grey: float = parameter(0.1, at_least=0, at_most=1)
+    shift: float = parameter(0.125, at_least=0, at_most=1)
+    light: float = parameter(0.2, at_least=0, at_most=1)
+    noise: float = parameter(0.05, at_least=0, at_most=1)
+    image_side: int = parameter(256, at_least=16, at_most=4096)
+    held_out: float = parameter(0.05, at_least=0, at_most=0.5)
     precision: Literal["float32", "bfloat16"] = "float32"
     seed: int = 0
 
@@ -190,8 +192,8 @@ def distil_descriptor(
     Raises `TrainingError` with the cause as soon as a loss is not a number.
     """
     _check(recipe, len(images))
-    chosen = torch.device(("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device)
-    crops, unseen = (Crops(part, recipe, chosen) for part in images.split(recipe.held_out, seed=recipe.seed))
+    chosen = find_device(device)
+    crops, unseen = (PatchCrops(part, recipe, chosen) for part in images.split(recipe.held_out, seed=recipe.seed))
     teacher = _teacher(recipe, weights, chosen)
     targets = _targets(crops, teacher, recipe)
     with torch.random.fork_rng(devices=[]):
@@ -223,10 +225,9 @@ def distil_descriptor(
             terms["compactness"] = recipe.compactness * compactness_loss(descriptors)
         return terms
 
-    card = _card(images, recipe, teacher, targets)
-    identity = {name: str(value) for name, value in asdict(recipe).items() if name != "steps"}
-    identity |= {"images": images.digest, "P": card["p"]["digest"]}
-    course = optimise(
+    digest = persist.digest(teacher.state())
+    training = Training(recipe, name="descriptor", checkpoint=checkpoint, time_limit=time_limit, progress=progress)
+    course = training.run(
         objective,
         pair,
         steps=recipe.steps,
@@ -235,21 +236,25 @@ def distil_descriptor(
             schedule=Cosine(steps=recipe.steps) if recipe.cosine else None,
             precision=recipe.precision,
         ),
-        seed=recipe.seed,
-        checkpoint=None
-        if checkpoint is None
-        else Checkpoint(path=checkpoint, every=checkpoint_every, identity=identity),
-        time_limit=time_limit,
-        progress=progress,
+        content={"images": lambda: images.digest, "P": lambda: digest},
+        every=checkpoint_every,
     )
-    for parameter in pair.requires_grad_(False).parameters():
-        parameter.copy_(parameter.half())  # what the file will hold
-    quality = judge(pair.eval(), unseen, teacher, targets)
+    round_to_half(pair)
+    quality = judge_descriptor(pair, unseen, teacher, targets)
     network.cpu()
-    return Distilled(network, course, quality, card | _outcome(network, course, quality))
+    row = teacher.backbone
+    card = make_card("patch descriptor", recipe, images=images, network=network, course=course) | {
+        "p": {
+            "backbone": row.name, "tap": teacher.taps[0], "weights": row.source, "licence": row.licence,
+            "digest": digest,
+        },
+        "components": targets.basis.shape[1],
+        "held_out": {name: round(value, 6) for name, value in asdict(quality).items()},
+    }  # fmt: skip
+    return Distilled(network, course, quality, card)
 
 
-class Crops:
+class PatchCrops:
     """Draws batches of crops; a function of the recipe's seed and of the step alone."""
 
     def __init__(self, images: ImageCache, recipe: DescriptorRecipe, device: torch.device) -> None:
@@ -283,7 +288,7 @@ class Crops:
 
 
 @torch.no_grad()
-def judge(pair: nn.ModuleDict, crops: Crops, teacher: Extractor, targets: Targets) -> Quality:
+def judge_descriptor(pair: nn.ModuleDict, crops: PatchCrops, teacher: Extractor, targets: Targets) -> Quality:
     """Measure network and decoder on crops of images that they have not seen."""
     anchors, similar, taught = [], [], []
     for step in range(-(-_HELD_OUT_CROPS // crops.recipe.batch)):
@@ -305,20 +310,13 @@ def judge(pair: nn.ModuleDict, crops: Crops, teacher: Extractor, targets: Target
 
 
 def _check(recipe: DescriptorRecipe, images: int) -> None:
+    check_parameters(recipe)
     if images < 4:
         raise ArgumentError.about("images", expected="at least 4 images", got=images)
     if not recipe.knowledge + recipe.metric + recipe.compactness > 0:
         raise ArgumentError.about("knowledge, metric, compactness", expected="one above 0", got="none")
-    ranges = {
-        "knowledge": (0, 1e6), "metric": (0, 1e6), "compactness": (0, 1e6), "grey": (0, 1), "shift": (0, 1),
-        "light": (0, 1), "noise": (0, 1), "variance": (0.01, 1), "held_out": (0, 0.5), "batch": (2, 1 << 20),
-        "batches": (0, 1 << 40), "steps": (0, 1 << 40), "teacher_side": (16, 4096), "image_side": (16, 4096),
-    }  # fmt: skip
-    for name, (low, high) in ranges.items():
-        if not low <= getattr(recipe, name) <= high:
-            raise ArgumentError.about(name, expected=f"a number from {low} to {high}", got=getattr(recipe, name))
-    if len(recipe.zoom) != 2 or not 1 <= recipe.zoom[0] <= recipe.zoom[1]:
-        raise ArgumentError.about("zoom", expected="two factors of at least 1, the smaller first", got=recipe.zoom)
+    if recipe.zoom[0] > recipe.zoom[1]:
+        raise ArgumentError.about("zoom", expected="two factors, the smaller first", got=recipe.zoom)
 
 
 def _teacher(recipe: DescriptorRecipe, weights: str | Path | None, device: torch.device) -> Extractor:
@@ -334,31 +332,7 @@ def _describe(teacher: Extractor, patches: Tensor, recipe: DescriptorRecipe) -> 
     return pool(teacher(interpolate(patches, side, mode="bilinear")).maps[0])
 
 
-def _targets(crops: Crops, teacher: Extractor, recipe: DescriptorRecipe) -> Targets:
+def _targets(crops: PatchCrops, teacher: Extractor, recipe: DescriptorRecipe) -> Targets:
     batches = range(-(-_TARGET_CROPS // recipe.batch))
     seen = [_describe(teacher, crops.draw(step, alike=False, use="targets")[0], recipe) for step in batches]
     return fit_targets(torch.cat(seen), variance=recipe.variance)
-
-
-def _card(images: ImageCache, recipe: DescriptorRecipe, teacher: Extractor, targets: Targets) -> dict[str, Any]:
-    row = teacher.backbone
-    return {
-        "kind": "patch descriptor",
-        "recipe": asdict(recipe),
-        "images": len(images),
-        "images_digest": images.digest,
-        "p": {
-            "backbone": row.name,
-            "tap": teacher.taps[0],
-            "weights": row.source,
-            "licence": row.licence,
-            "digest": persist.digest(teacher.state()),
-        },
-        "components": targets.basis.shape[1],
-        "versions": {name: version(name) for name in ("blemish", "torch")},
-    }
-
-
-def _outcome(network: PatchDescriptor, course: Course, quality: Quality) -> dict[str, Any]:
-    held_out = {name: round(value, 6) for name, value in asdict(quality).items()}
-    return made_by(network, course) | {"held_out": held_out}

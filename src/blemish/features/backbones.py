@@ -6,6 +6,7 @@ Weights are not part of a row: `weights.py` finds them. What a row costs is meas
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -48,6 +49,9 @@ class Backbone:
     """Which pretrained weights belong to the row: package and name, or address; empty where none are needed."""
     trace_size: int = 224
     """Side in pixels of the dummy image with which the network's structure is read."""
+
+    def __deepcopy__(self, memo: object) -> Backbone:
+        return self  # nothing in it changes, and what `build` copies is a network's weights
 
     @property
     def network(self) -> str:
@@ -368,11 +372,9 @@ def custom_backbone(
 
     The module itself is copied, never changed. Its name is stored in model files; `Detector.load` needs the row again.
     """
-    import copy
-
     return Backbone(
         name=f"custom:{name}",
-        build=lambda: copy.deepcopy(module),
+        build=partial(copy.deepcopy, module),
         taps=tuple(taps),
         channels=(),
         strides=(),
@@ -397,7 +399,7 @@ def _timm_row(name: str) -> Backbone:
     channels = tuple(level.channels for level in levels)
     return Backbone(
         name=name,
-        build=lambda: timm_network(name),
+        build=partial(timm_network, name),
         taps=tuple(level.module for level in levels),
         channels=channels,
         strides=tuple(level.stride for level in levels),

@@ -8,12 +8,14 @@ taps return becomes `(batch, channels, h, w)`, whatever its layout was.
 from __future__ import annotations
 
 import copy
+import os
 import threading
 from collections import OrderedDict
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Literal
+from weakref import WeakSet
 
 import torch
 from torch import Tensor, nn
@@ -49,7 +51,7 @@ class Extractor:
         self._dtype = dtype
         self._layouts = structure.layouts
         self._cloned = structure.overwritten
-        self._lock = threading.Lock()  # hooks live on the shared module: one forward pass at a time
+        self._make_lock()
         shape = (1, 3, 1, 1)
         self._mean = torch.tensor(backbone.mean, device=device).view(shape)
         self._inverse_std = 1 / torch.tensor(backbone.std, device=device).view(shape)
@@ -85,9 +87,40 @@ class Extractor:
             for tap, layout in zip(self.taps, self._layouts, strict=True)
         )
 
+    def __getstate__(self) -> dict[str, Any]:
+        return {name: value for name, value in vars(self).items() if name != "_lock"}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        vars(self).update(state)
+        self._make_lock()
+
+    def _make_lock(self) -> None:
+        """Make a free lock: hooks live on the shared module, so there is one forward pass at a time.
+
+        A copy, or a process forked by another thread, may hold hooks of a pass that ends elsewhere.
+        """
+        self._lock = threading.Lock()
+        _EXTRACTORS.add(self)
+        for layer in self.module.modules():
+            for number in [number for number, hook in layer._forward_hooks.items() if isinstance(hook, _Catch)]:
+                del layer._forward_hooks[number]
+
     def state(self) -> StateDict:
         """The parameters that the taps need, folded; `build_extractor(..., folded=...)` takes them back."""
         return {name: value.contiguous() for name, value in self.module.state_dict().items()}
+
+
+_EXTRACTORS: WeakSet[Extractor] = WeakSet()
+"""All that there are, for a forked process, which inherits a held lock but not the thread that would free it."""
+
+
+def _after_fork() -> None:
+    for extractor in list(_EXTRACTORS):
+        extractor._make_lock()
+
+
+if hasattr(os, "register_at_fork"):  # not on Windows, which has no fork
+    os.register_at_fork(after_in_child=_after_fork)
 
 
 def build_extractor(
@@ -153,19 +186,23 @@ def _hooks(handles: list[Any]) -> Iterator[None]:
 
 def _tapped(module: nn.Module, pixels: Tensor, taps: Sequence[str], cloned: frozenset[str]) -> dict[str, Tensor]:
     outputs: dict[str, Tensor] = {}
-
-    def catch(tap: str) -> Any:
-        def hook(_module: nn.Module, _inputs: Any, output: Tensor) -> None:
-            found = main_output(output)
-            outputs[tap] = found.clone() if tap in cloned else found
-            if len(outputs) == len(taps):
-                raise _DeepestTapReached
-
-        return hook
-
-    with _hooks([module.get_submodule(tap).register_forward_hook(catch(tap)) for tap in taps]):
+    hooks = {tap: _Catch(tap, outputs, wanted=len(taps), cloned=tap in cloned) for tap in taps}
+    with _hooks([module.get_submodule(tap).register_forward_hook(hook) for tap, hook in hooks.items()]):
         module(pixels)
     return outputs
+
+
+class _Catch:
+    """A hook that keeps the output of a tap, and ends the pass once all are there."""
+
+    def __init__(self, tap: str, outputs: dict[str, Tensor], *, wanted: int, cloned: bool) -> None:
+        self._tap, self._outputs, self._wanted, self._cloned = tap, outputs, wanted, cloned
+
+    def __call__(self, _module: nn.Module, _inputs: Any, output: Tensor) -> None:
+        found = main_output(output)
+        self._outputs[self._tap] = found.clone() if self._cloned else found
+        if len(self._outputs) == self._wanted:
+            raise _DeepestTapReached
 
 
 def _check_taps(module: nn.Module, taps: Sequence[str], backbone: Backbone) -> None:

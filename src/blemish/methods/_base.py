@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import logging
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Sized
+from collections.abc import Iterator, Mapping, Sequence, Sized
 from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
@@ -23,8 +23,8 @@ from torch import Tensor
 from ..device import find_device
 from ..errors import ArgumentError, NotEnoughMemoryError, NotFittedError
 from ..features.backbones import Backbone, find_backbone
-from ..features.extract import Precision, build_extractor
-from ..features.weights import find_weights
+from ..features.extract import Extractor, Precision, build_extractor
+from ..features.weights import StateDict, find_weights
 from ..memory import available_bytes, resident_bytes
 from ..parameters import Parameterised, check_parameters, parameter
 from ..types import FeatureMaps, ImageBatch, ImageBatches, Scores
@@ -61,6 +61,14 @@ class Method(ABC, Parameterised):
     def restore(self, state: dict[str, Tensor]) -> None:
         """Take back what `state` handed out."""
 
+    def check(self) -> None:
+        """Refuse wrong parameters; raises `ArgumentError`. `fit` does so before the work."""
+        check_parameters(self)
+        self._check_together()
+
+    def _check_together(self) -> None:
+        """Hook: refuse parameters that are right by themselves, but do not go together."""
+
 
 @runtime_checkable
 class Incremental(Protocol):
@@ -93,7 +101,7 @@ class FitPlan:
 
 @dataclass(kw_only=True)
 class FeatureMethod(Method):
-    """A method on the features of a frozen backbone; a concrete one fills in the hooks.
+    """A method on the feature maps of a network; a concrete one fills in the hooks of this class, and of one below it.
 
     Parameters
     ----------
@@ -123,44 +131,24 @@ class FeatureMethod(Method):
     def fit(self: _F, images: ImageBatches) -> _F:
         """Learn from normal images; forgets earlier fits."""
         self.check()
-        row = find_backbone(self.backbone)
-        self.extractor_ = build_extractor(
-            row,
-            weights=find_weights(row, self.weights, seed=self.seed),
-            taps=self._taps(row),
-            device=self._device(),
-            precision=self.precision,
-        )
+        self._forget()
         try:
-            expected = announced(images)
-            start = perf_counter()
-            features = self._features(images)
-            first = next(features, None)
-            if first is None:
-                raise ArgumentError.about("images", expected="at least 2 normal images", got="none")
-            if expected is not None:
-                self._announce(self._plan(first, expected), expected, (perf_counter() - start) / len(first.maps[0]))
-            self._learn(chain([first], features), expected=expected)
+            self._fit(images)
         except BaseException:
-            del self.extractor_  # half a model must not score
+            self._forget()  # half a model must not score
             raise
         return self
 
     def score(self, batch: ImageBatch) -> Scores:
         """Score a batch of images."""
         self._require_fit("score")
-        check_batch(batch)
+        self._check_batch(batch)
         with torch.inference_mode():
             return self._score(self._maps(batch))
 
-    def check(self) -> None:
-        """Refuse wrong parameters; raises `ArgumentError`. `fit` does so before the work."""
-        check_parameters(self)
-        self._check_together()
-
     def tapped(self) -> tuple[str, ...]:
         """Names of the modules whose outputs it reads: `taps`, or what it recommends for the backbone."""
-        return self._taps(find_backbone(self.backbone))
+        return self._taps(self._row())
 
     def plan(self, first: FeatureMaps, images: int) -> FitPlan:
         """What a fit on so many images will need, `first` being the maps of some of them."""
@@ -175,22 +163,26 @@ class FeatureMethod(Method):
 
     def restore(self, state: dict[str, Tensor]) -> None:
         """Rebuild the backbone from its folded parameters, then the method."""
-        folded = {k.removeprefix("backbone."): v for k, v in state.items() if k.startswith("backbone.")}
-        row, device = find_backbone(self.backbone), self._device()
+        row, device = self._row(), self._device()
         if not all(torch.equal(state[name], value) for name, value in _input_scaling(row).items()):
             raise ArgumentError.about(
                 "backbone", expected="the mean and std of the fit", got=f"mean {row.mean}, std {row.std}"
             )
-        self.extractor_ = build_extractor(
-            row, folded=folded, taps=self._taps(row), device=device, precision=self.precision
-        )
+        self.extractor_ = self._extractor(folded=below(state, "backbone."))
         self._relearn({k: v.to(device) for k, v in state.items() if not k.startswith(("backbone.", "input."))})
 
-    def _check_together(self) -> None:
-        """Hook: refuse parameters that are right by themselves, but do not go together."""
+    def _own_row(self) -> Backbone | None:
+        """Hook: a network of the method's own, which brings its parameters, in place of `backbone`."""
 
     def _further_tap(self, row: Backbone) -> str | None:
         """Hook: a layer that is read beside `taps`."""
+
+    def _further_extractors(self) -> Sequence[Extractor] | None:
+        """Hook: networks whose maps come behind those of `extractor_`."""
+
+    @abstractmethod
+    def _fit(self, images: ImageBatches) -> None:
+        """Hook of the classes below: set `extractor_`, and learn."""
 
     @abstractmethod
     def _default_taps(self, row: Backbone) -> tuple[str, ...]:
@@ -199,10 +191,6 @@ class FeatureMethod(Method):
     @abstractmethod
     def _plan(self, first: FeatureMaps, images: int) -> FitPlan:
         """Hook: what a fit on so many images will need, `first` being the maps of the first batch."""
-
-    @abstractmethod
-    def _learn(self, features: Iterator[FeatureMaps], *, expected: int | None) -> None:
-        """Hook: learn from the feature maps of all batches; `expected` is the number of images, where known."""
 
     @abstractmethod
     def _score(self, features: FeatureMaps) -> Scores:
@@ -216,18 +204,23 @@ class FeatureMethod(Method):
     def _relearn(self, learned: dict[str, Tensor]) -> None:
         """Hook: take back what `_learned` handed out."""
 
+    def _row(self) -> Backbone:
+        return self._own_row() or find_backbone(self.backbone)
+
     def _taps(self, row: Backbone) -> tuple[str, ...]:
         chosen, further = tuple(self.taps or self._default_taps(row)), self._further_tap(row)
         return chosen if further is None or further in chosen else (*chosen, further)
 
-    def _memory_left(self) -> int | None:
-        """Bytes that the method may still take; None where nothing says."""
-        if self._device().type != "cpu":
-            return int(torch.cuda.mem_get_info(self._device())[0] * 0.9)
-        if self.memory_gb is not None:
-            return int(self.memory_gb * 1e9) - (resident_bytes() or 0)
-        available = available_bytes()
-        return None if available is None else int(available * 0.9)
+    def _initial_weights(self) -> StateDict | None:
+        """The parameters with which a fit begins; None: those that the network is built with."""
+        own = self._own_row() is not None
+        return None if own else find_weights(self._row(), self.weights, seed=self.seed)
+
+    def _extractor(self, weights: StateDict | None = None, *, folded: StateDict | None = None) -> Extractor:
+        row = self._row()
+        return build_extractor(
+            row, weights=weights, folded=folded, taps=self._taps(row), device=self._device(), precision=self.precision
+        )
 
     def _announce(self, plan: FitPlan, images: int, seconds_an_image: float) -> None:
         """Say in one line what the fit will take; refuse it where that is not there."""
@@ -241,27 +234,73 @@ class FeatureMethod(Method):
             raise NotEnoughMemoryError(f"{line}; {max(0, left) / 1e9:.2f} GB are left for it. {plan.instead}".rstrip())
         _log.info("%s; about %s", line, f"{seconds:.0f} s" if seconds < 120 else f"{seconds / 60:.0f} min")
 
-    def _features(self, images: ImageBatches) -> Iterator[FeatureMaps]:
+    def _checked(self, images: ImageBatches) -> Iterator[ImageBatch]:
         for batch in images:
-            check_batch(batch)
-            yield self._maps(batch)
+            self._check_batch(batch)
+            yield batch
+
+    def _check_batch(self, batch: ImageBatch) -> None:
+        check_batch(batch)
+        if batch.features is not None and not self.reads_features:
+            raise ArgumentError.about(
+                "features", expected=f"none with {self.name}, which trains its own network", got="maps of another one"
+            )
 
     def _maps(self, batch: ImageBatch) -> FeatureMaps:
-        """The feature maps that a batch brings, or else the network's."""
+        """The feature maps that a batch brings, or else the networks'."""
         extractor, given = self.extractor_, batch.features
         if given is None:
-            return extractor(batch.pixels)
+            return self._seen(batch.pixels)
         if not given.keys() >= set(extractor.taps):
             raise ArgumentError.about("features", expected=f"maps of {', '.join(extractor.taps)}", got=", ".join(given))
         size = (batch.pixels.shape[2], batch.pixels.shape[3])
         return FeatureMaps(tuple(given[tap].to(extractor.device) for tap in extractor.taps), size)
 
+    def _seen(self, pixels: Tensor) -> FeatureMaps:
+        """What the networks make of pixels."""
+        first, *more = (extractor(pixels) for extractor in (self.extractor_, *(self._further_extractors() or ())))
+        return FeatureMaps(tuple(m for maps in (first, *more) for m in maps.maps), first.image_size)
+
     def _device(self) -> torch.device:
         return find_device(self.device)
 
+    def _memory_left(self) -> int | None:
+        """Bytes that the method may still take; None where nothing says."""
+        return memory_left(self._device(), self.memory_gb)
+
+    def _pictures_left(self) -> int | None:
+        """The same for images, which lie in the memory of the CPU wherever the network runs."""
+        return memory_left(torch.device("cpu"), self.memory_gb)
+
+    def _forget(self) -> None:
+        for name in [name for name in vars(self) if name.endswith("_")]:
+            delattr(self, name)
+
     def _require_fit(self, what: str) -> None:
-        if not hasattr(self, "extractor_"):
-            raise NotFittedError(f"{type(self).__name__}.{what} needs a fitted method. Call fit(normal_images) first.")
+        require_fit(self, "extractor_", what)
+
+
+@dataclass(kw_only=True)
+class FrozenMethod(FeatureMethod):
+    """A `FeatureMethod` that leaves the network as it is; a concrete one says how it learns from the maps."""
+
+    @abstractmethod
+    def _learn(self, features: Iterator[FeatureMaps], *, expected: int | None) -> None:
+        """Hook: learn from the feature maps of all batches; `expected` is the number of images, where known."""
+
+    def _fit(self, images: ImageBatches) -> None:
+        self.extractor_ = self._extractor(self._initial_weights())
+        expected, start = announced(images), perf_counter()
+        features = self._features(images)
+        first = next(features, None)
+        if first is None:
+            raise ArgumentError.about("images", expected="at least 2 normal images", got="none")
+        if expected is not None:
+            self._announce(self._plan(first, expected), expected, (perf_counter() - start) / len(first.maps[0]))
+        self._learn(chain([first], features), expected=expected)
+
+    def _features(self, images: ImageBatches) -> Iterator[FeatureMaps]:
+        return (self._maps(batch) for batch in self._checked(images))
 
 
 def announced(images: ImageBatches) -> int | None:
@@ -270,8 +309,8 @@ def announced(images: ImageBatches) -> int | None:
 
 
 @dataclass(kw_only=True)
-class GrowingMethod(FeatureMethod):
-    """A `FeatureMethod` of the `Incremental` kind; a concrete one fills in three more hooks.
+class GrowingMethod(FrozenMethod):
+    """A `FrozenMethod` of the `Incremental` kind; a concrete one fills in three more hooks.
 
     The last two make all that is new before they keep any of it, so that a bad image in the last batch changes nothing.
     """
@@ -280,8 +319,7 @@ class GrowingMethod(FeatureMethod):
         """Learn from further normal images; on an unfitted method, `fit`."""
         if not hasattr(self, "extractor_"):
             return self.fit(images)
-        expected = announced(images)
-        start = perf_counter()
+        expected, start = announced(images), perf_counter()
         features = self._features(images)
         first = next(features, None)
         if first is None:
@@ -310,6 +348,27 @@ class GrowingMethod(FeatureMethod):
     @abstractmethod
     def _absorb(self, other: Any) -> None:
         """Hook: take in what `other` has learned; refuse one with other parameters."""
+
+
+def memory_left(device: torch.device, memory_gb: float | None = None) -> int | None:
+    """Bytes that a fit may still take on a device, of `memory_gb` on a CPU where given; None where nothing says."""
+    if device.type != "cpu":
+        return int(torch.cuda.mem_get_info(device)[0] * 0.9)
+    if memory_gb is not None:
+        return int(memory_gb * 1e9) - (resident_bytes() or 0)
+    available = available_bytes()
+    return None if available is None else int(available * 0.9)
+
+
+def require_fit(method: Method, learned: str, what: str) -> None:
+    """Refuse a method that lacks what it learns."""
+    if not hasattr(method, learned):
+        raise NotFittedError(f"{type(method).__name__}.{what} needs a fitted method. Call fit(normal_images) first.")
+
+
+def below(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    """Those whose names begin so, without that beginning."""
+    return {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
 
 
 def _operations_a_second() -> float:

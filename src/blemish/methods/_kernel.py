@@ -30,11 +30,11 @@ from ..ops.kernels import (
 )
 from ..parameters import parameter
 from ..types import FeatureMaps, Scores
-from ._base import FeatureMethod, FitPlan
+from ._base import FitPlan, FrozenMethod
 
 
 @dataclass(kw_only=True)
-class KernelMethod(FeatureMethod):
+class KernelMethod(FrozenMethod):
     """A boundary around pooled features in the space of a kernel; a concrete one says how it is found.
 
     Parameters

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path
 from typing import ClassVar, Literal
 
 import torch
@@ -23,10 +22,12 @@ from ..errors import ArgumentError
 from ..features.backbones import Backbone
 from ..ops.flows import ConditionalFlow, position_code
 from ..ops.maps import enlarge_and_smooth
-from ..training.loop import Adam, Checkpoint, Cosine, Recipe, Watch, generator, optimise
+from ..parameters import parameter
+from ..training.loop import Adam, Cosine, Recipe, Watch, generator
+from ..training.pictures import split_off
+from ..training.run import Training
 from ..types import FeatureMaps, Scores, Size
-from ._base import FeatureMethod, FitPlan
-from ._training import check_training, log_progress, split_off
+from ._base import FitPlan, FrozenMethod, below
 
 _LOOKS = 20
 """How often the held-out images are looked at in a run."""
@@ -37,7 +38,7 @@ _AT_ONCE = 1 << 10
 
 
 @dataclass(kw_only=True)
-class CFlow(FeatureMethod):
+class CFlow(FrozenMethod):
     """Conditional flows on the feature vectors of each layer. Exact densities; minutes of training.
 
     Parameters
@@ -66,32 +67,20 @@ class CFlow(FeatureMethod):
         "rate": 2e-4, "loss": "logsigmoid", "standardise": False, "combine": "likelihood", "sigma": 0.0,
     }  # fmt: skip
 
-    steps: int = 2000
-    positions: int = 256
-    rate: float = 3e-3
-    blocks: int = 8
-    clamp: float = 1.9
+    steps: int = parameter(2000, at_least=1)
+    positions: int = parameter(256, at_least=1)
+    rate: float = parameter(3e-3, above=0)
+    blocks: int = parameter(8, at_least=1)
+    clamp: float = parameter(1.9, above=0)
     permutation: Literal["soft", "hard"] = "soft"
-    condition: int = 128
+    condition: int = parameter(128, at_least=4, multiple_of=4)
     loss: Literal["nll", "logsigmoid"] = "nll"
     standardise: bool = True
     combine: Literal["standardised", "likelihood"] = "standardised"
-    validation: float = 0.1
-    sigma: float = 4.0
-    checkpoint: str | None = None
-    time_limit: float | None = None
-
-    def _check_together(self) -> None:
-        check_training(self)
-        for name, expected, right in (
-            ("clamp", "a number above 0", self.clamp > 0),
-            ("permutation", "soft or hard", self.permutation in ("soft", "hard")),
-            ("condition", "a multiple of 4", self.condition >= 4 and self.condition % 4 == 0),
-            ("loss", "nll or logsigmoid", self.loss in ("nll", "logsigmoid")),
-            ("combine", "standardised or likelihood", self.combine in ("standardised", "likelihood")),
-        ):
-            if not right:
-                raise ArgumentError.about(name, expected=expected, got=getattr(self, name))
+    validation: float = parameter(0.1, above=0, below=1)
+    sigma: float = parameter(4.0, at_least=0)
+    checkpoint: str | None = parameter(None, role="place")
+    time_limit: float | None = parameter(None, at_least=0, role="place")
 
     def _default_taps(self, row: Backbone) -> tuple[str, ...]:
         return row.taps
@@ -132,17 +121,18 @@ class CFlow(FeatureMethod):
             densities = [log_density(i, held_out, counts[i], random[i]).mean() for i in range(len(layers))]
             return -float(torch.stack(densities).mean())
 
-        schedule = Cosine(steps=self.steps, end=1e-3, warmup=round(0.08 * self.steps))
-        self.course_ = optimise(
+        every = max(1, self.steps // _LOOKS)
+        self.course_ = Training.of(self).run(
             objective,
             self.flows_,
             steps=self.steps,
-            recipe=Recipe(optimiser=Adam(rate=self.rate), schedule=schedule),
-            seed=self.seed,
-            watch=Watch(criterion=held_out_loss, every=max(1, self.steps // _LOOKS)),
-            checkpoint=None if self.checkpoint is None else self._checkpoint(self.checkpoint, layers),
-            time_limit=self.time_limit,
-            progress=log_progress(self.name),
+            recipe=Recipe(
+                optimiser=Adam(rate=self.rate),
+                schedule=Cosine(steps=self.steps, end=1e-3, warmup=round(0.08 * self.steps)),
+            ),
+            content={"features": lambda: persist.digest(dict(zip(self.extractor_.taps, layers, strict=True)))},
+            every=every,
+            watch=Watch(criterion=held_out_loss, every=every),
         )
         self.flows_.requires_grad_(False)
         self.normal_ = torch.stack([self._figures(i, layer[held_out]) for i, layer in enumerate(layers)])
@@ -172,8 +162,7 @@ class CFlow(FeatureMethod):
         layers = range(sum(name.startswith("scaling.") for name in learned))
         self.scalings_ = [learned[f"scaling.{i}"] for i in layers]
         self.flows_ = self._build([scaling.shape[1] for scaling in self.scalings_]).requires_grad_(False)
-        flows = {name.removeprefix("flow."): value for name, value in learned.items() if name.startswith("flow.")}
-        self.flows_.load_state_dict(flows)
+        self.flows_.load_state_dict(below(learned, "flow."))
         self.normal_ = learned["normal"]
         height, width = learned["image_size"].tolist()
         self.image_size_ = (height, width)
@@ -231,14 +220,6 @@ class CFlow(FeatureMethod):
         with torch.no_grad():
             grid = self._density_map(number, maps).double()
         return torch.stack([grid.mean(), grid.std().clamp_min(1e-6), grid.max()]).float()
-
-    def _checkpoint(self, path: str, layers: list[Tensor]) -> Checkpoint:
-        features = persist.digest({tap: layer for tap, layer in zip(self.extractor_.taps, layers, strict=True)})
-        identity: dict[str, str | int | float | None] = {
-            "method": self.name, "features": features, "positions": self.positions, "loss": self.loss,
-            "clamp": self.clamp, "standardise": self.standardise, "validation": self.validation,
-        }  # fmt: skip
-        return Checkpoint(path=Path(path), every=max(1, self.steps // _LOOKS), identity=identity)
 
 
 def _draw(layer: Tensor, images: Tensor, count: int, random: torch.Generator) -> tuple[Tensor, Tensor]:

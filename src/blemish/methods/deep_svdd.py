@@ -8,7 +8,6 @@ for every image (section 3.3).
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import partial
 from typing import ClassVar, Literal
@@ -20,10 +19,13 @@ from torch.nn import functional
 from ..errors import ArgumentError, TrainingError
 from ..features.backbones import Backbone
 from ..features.patches import pool
-from ..features.weights import StateDict
+from ..parameters import parameter
 from ..training.loop import Adam, Course, Drops, Recipe, Watch
+from ..training.network import Network
+from ..training.pictures import Pictures
+from ..training.run import Training
 from ..types import FeatureMaps, Scores
-from ._trained import Network, Pictures, TrainedMethod
+from ._embedding import EmbeddingMethod
 
 _WIDTHS = (32, 64, 128)
 _CODE = 128
@@ -33,7 +35,7 @@ _WATCHED = 256
 
 
 @dataclass(kw_only=True)
-class DeepSVDD(TrainedMethod):
+class DeepSVDD(EmbeddingMethod):
     """Distance to the centre of a small ball into which a network was trained to map the normal images. No map.
 
     Parameters
@@ -54,42 +56,31 @@ class DeepSVDD(TrainedMethod):
     name: ClassVar[str] = "deep_svdd"
     paper: ClassVar[dict[str, object]] = {"pretrain": 350}
 
-    epochs: int | None = 150
-    batch: int = 200
+    epochs: int = parameter(150, at_least=1)
+    batch: int = parameter(200, at_least=1)
     network: Literal["lenet", "backbone"] = "lenet"
-    side: int = 32
+    side: int = parameter(32, at_least=8, multiple_of=8)
     contrast: bool = True
     boundary: Literal["hard", "soft"] = "hard"
-    nu: float = 0.1
-    warm_up: int = 10
-    pretrain: int = 0
-    rate: float = 1e-4
-    weight_decay: float = 5e-7
-    collapse: float = 1e-4
+    nu: float = parameter(0.1, above=0, at_most=1)
+    warm_up: int = parameter(10, at_least=0)
+    pretrain: int = parameter(0, at_least=0)
+    rate: float = parameter(1e-4, above=0)
+    weight_decay: float = parameter(5e-7, at_least=0)
+    collapse: float = parameter(1e-4, at_least=0, below=1)
 
     def _check_together(self) -> None:
-        super()._check_together()
-        for name, expected, right in (
-            ("network", "lenet or backbone", self.network in ("lenet", "backbone")),
-            ("boundary", "hard or soft", self.boundary in ("hard", "soft")),
-            ("side", "a multiple of 8", type(self.side) is int and self.side >= 8 and self.side % 8 == 0),
-            ("nu", "a share in (0, 1]", 0 < self.nu <= 1),
-            ("pretrain", "a whole number", type(self.pretrain) is int and self.pretrain >= 0),
-            ("collapse", "a share in [0, 1)", 0 <= self.collapse < 1),
-        ):
-            if not right:
-                raise ArgumentError.about(name, expected=expected, got=getattr(self, name))
         if self.pretrain and (self.network != "lenet" or self.side not in (8, 16, 32, 64)):
             raise ArgumentError.about(
                 "pretrain", expected="0, or network='lenet' with a side of 8, 16, 32 or 64", got=self.pretrain
             )
 
-    def _row(self) -> Backbone:
+    def _own_row(self) -> Backbone | None:
         if self.network == "backbone":
-            return super()._row()
+            return None
         return Backbone(
             name="lenet",
-            build=partial(self._lenet, side=self.side, contrast=self.contrast),
+            build=partial(LeNet, side=self.side, contrast=self.contrast),
             taps=("code",),
             channels=(_CODE,),
             strides=(0,),
@@ -100,74 +91,63 @@ class DeepSVDD(TrainedMethod):
             trace_size=self.side,
         )
 
-    @staticmethod
-    def _lenet(*, side: int, contrast: bool) -> nn.Module:
-        """Hook: the paper's network."""
-        return LeNet(side=side, contrast=contrast)
-
-    def _default_taps(self, row: Backbone) -> tuple[str, ...]:
-        return ("code",) if self.network == "lenet" else super()._default_taps(row)
-
-    def _initial(self, row: Backbone) -> StateDict | None:
-        if self.network == "backbone":
-            return super()._initial(row)
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(self.seed)
-            return dict(row.build().state_dict())
-
-    def _centre(self, vectors: Tensor) -> Tensor:
-        """Hook: from the outputs before the training."""
-        return away_from_zero(vectors.mean(dim=0))
-
-    def _train(self, network: Network, pictures: Pictures, *, start: float) -> Course:
-        schedule = Drops(at=(self._epochs() * self._steps(len(pictures)) // 3,))  # the paper: at 50 of 150 epochs
-        recipe = Recipe(
-            optimiser=Adam(rate=self.rate, weight_decay=self.weight_decay), schedule=schedule, precision=self.precision
-        )
+    def _train(self, network: Network, pictures: Pictures, training: Training) -> Course:
         if isinstance(network.body, LeNet):
             network.body.measure(pictures)
             if self.pretrain:
-                self._pretrain(network.body, pictures, start=start)
-            calibrate(network, pictures)
-        vectors = self._vectors(network, pictures)
-        self.centre_ = self._centre(vectors)
+                self._pretrain(network.body, pictures, training)
+            settle_norms(network, pictures)
+        vectors = network.vectors(pictures.batches())
+        self.centre_ = away_from_zero(vectors.mean(dim=0))
         network.register_buffer("radius", torch.zeros((), device=vectors.device))
-        warm_up = self.warm_up * self._steps(len(pictures))
+        epoch = pictures.steps(self.batch)
 
         def objective(step: int) -> Tensor:
             network.body.train(self.network == "lenet")
-            squared = distances(network(self._draw(pictures, step)), self.centre_)
+            squared = distances(network(pictures.draw(step, self.batch, seed=self.seed)), self.centre_)
             if self.boundary == "hard":
                 return squared.mean()
             loss = soft_boundary(squared, network.get_buffer("radius"), self.nu)
-            if step >= warm_up:
+            if step >= self.warm_up * epoch:
                 network.get_buffer("radius").copy_(radius(squared.detach(), self.nu))
             return loss
 
-        course = self._optimise(
+        course = training.run(
             objective,
             network,
-            pictures,
-            recipe=recipe,
-            start=start,
-            watch=Watch(criterion=self._collapse(network, pictures), every=self._steps(len(pictures)), keep_best=False),
+            steps=self.epochs * epoch,
+            recipe=Recipe(
+                optimiser=Adam(rate=self.rate, weight_decay=self.weight_decay),
+                schedule=Drops(at=(self.epochs * epoch // 3,)),  # the paper: at 50 of 150 epochs
+                precision=self.precision,
+            ),
+            content={"images": pictures.digest},
+            every=epoch,
+            watch=Watch(criterion=self._collapse(network, pictures), every=epoch, keep_best=False),
         )
         network.body.eval()
         self.radius_ = network.get_buffer("radius").clone()
         return course
 
-    def _pretrain(self, encoder: LeNet, pictures: Pictures, *, start: float) -> None:
+    def _pretrain(self, encoder: LeNet, pictures: Pictures, training: Training) -> None:
+        device, epoch = self._device(), pictures.steps(self.batch)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(self.seed)
-            pair = Autoencoder(encoder).to(self._device()).train()
-        schedule = Drops(at=(self.pretrain * self._steps(len(pictures)) * 5 // 7,))  # the paper: at 250 of 350 epochs
-        self._optimise(
-            lambda step: reconstruction_loss(*pair(self._draw(pictures, step).to(self._device()))),
+            pair = Autoencoder(encoder).to(device).train()
+
+        def objective(step: int) -> Tensor:
+            return reconstruction_loss(*pair(pictures.draw(step, self.batch, seed=self.seed).to(device)))
+
+        training.run(
+            objective,
             pair,
-            pictures,
-            recipe=Recipe(optimiser=Adam(rate=self.rate, weight_decay=self.weight_decay), schedule=schedule),
-            start=start,
-            epochs=self.pretrain,
+            steps=self.pretrain * epoch,
+            recipe=Recipe(
+                optimiser=Adam(rate=self.rate, weight_decay=self.weight_decay),
+                schedule=Drops(at=(self.pretrain * epoch * 5 // 7,)),  # the paper: at 250 of 350 epochs
+            ),
+            content={"images": pictures.digest},
+            every=epoch,
             stage=".autoencoder",
         )
         encoder.eval()
@@ -175,10 +155,10 @@ class DeepSVDD(TrainedMethod):
     def _collapse(self, network: Network, pictures: Pictures) -> partial[float]:
         """A criterion that raises where nothing is left of the variance that there is now."""
         shown = pictures.take(torch.arange(min(_WATCHED, len(pictures))))
-        return partial(self._share_left, network, shown, spread(network, shown))
+        return partial(self._share_left, network, shown, variance_of_outputs(network, shown))
 
     def _share_left(self, network: Network, shown: Tensor, first: float, step: int) -> float:
-        share = spread(network, shown) / max(first, torch.finfo(torch.float32).tiny)
+        share = variance_of_outputs(network, shown) / max(first, torch.finfo(torch.float32).tiny)
         if share < self.collapse:
             raise TrainingError(
                 f"step {step}: the network has collapsed: over {len(shown)} normal images the variance of its outputs "
@@ -187,9 +167,6 @@ class DeepSVDD(TrainedMethod):
                 "which has no biases."
             )
         return share
-
-    def _learn(self, features: Iterator[FeatureMaps], *, expected: int | None) -> None:
-        """Nothing is left to learn: centre and radius came with the training."""
 
     def _score(self, features: FeatureMaps) -> Scores:
         squared = distances(pool(features.maps[0]), self.centre_)
@@ -228,18 +205,17 @@ def reconstruction_loss(made: Tensor, wanted: Tensor) -> Tensor:
     return (made - wanted).square().sum(dim=(1, 2, 3)).mean()
 
 
-def spread(network: Network, pixels: Tensor) -> float:
-    """Variance of the outputs over images, sum over their numbers, in eval mode."""
+def variance_of_outputs(network: Network, pixels: Tensor) -> float:
+    """Over images, the sum over their numbers, in eval mode."""
     was = network.body.training
     network.body.eval()
-    with torch.no_grad():
-        vectors = torch.cat([network(part) for part in pixels.split(64)])  # type: ignore[no-untyped-call]
+    vectors = network.vectors(pixels.split(64))  # type: ignore[no-untyped-call]
     network.body.train(was)
     return float(vectors.double().var(dim=0, correction=0).sum())
 
 
 @torch.no_grad()
-def calibrate(network: Network, pictures: Pictures) -> None:
+def settle_norms(network: Network, pictures: Pictures) -> None:
     """Give BatchNorm the statistics of the images: a new one passes them through as if they had variance 1."""
     norms = [layer for layer in network.body.modules() if isinstance(layer, nn.BatchNorm2d)]
     for layer in norms:

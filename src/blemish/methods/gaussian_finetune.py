@@ -5,36 +5,37 @@ Each level's feature map is averaged over all positions. Mean m and shrunk covar
 *initial* network stay fixed; the network is then trained so that normal images come closer to them: the loss is the
 squared Mahalanobis distance (x - m)^T C^-1 (x - m). Trained for too long, everything comes closer: the network forgets.
 That is noticed, without any anomalous image, when held-out normal images can no longer be told as well from the same
-images with a small change (`images.augment_defects`); the network of the best epoch is kept.
+images with a small change (`augment.defects`); the network of the best epoch is kept.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable
 from dataclasses import dataclass
-from pathlib import Path
-from typing import ClassVar, Literal, TypeVar
+from itertools import chain, islice
+from time import perf_counter
+from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from .. import persist
-from ..augment.defects import FAMILIES
+from ..augment.defects import FAMILIES, FamilyName
 from ..errors import ArgumentError
 from ..features.backbones import Backbone
 from ..features.patches import pool
 from ..ops.maps import enlarge_and_smooth
 from ..ops.separation import separation
 from ..ops.shrinkage import ShrinkageSums
-from ..training.loop import Adam, Checkpoint, Recipe, Watch, batch_of, generator, optimise
-from ..types import FeatureMaps, ImageBatch, ImageBatches, Scores
-from ._base import FeatureMethod, FitPlan, check_batch
-from ._training import check_training, log_progress, split_off
+from ..parameters import parameter
+from ..training.loop import Adam, Recipe, Watch, generator
+from ..training.pictures import Pictures
+from ..training.run import Training
+from ..types import FeatureMaps, ImageBatches, Scores
+from ._base import FeatureMethod, FitPlan, announced
 
-_M = TypeVar("_M", bound="GaussianFinetune")
-Gaussian = tuple[Tensor, Tensor]
-"""Mean `(d,)` and W `(d, d)` with C^-1 = W W^T, float32: the squared distance of x is |(x - m) W|^2."""
+Whitening = tuple[Tensor, Tensor]
+"""Of a Gaussian: mean `(d,)` and W `(d, d)` with C^-1 = W W^T, float32: the squared distance is |(x - m) W|^2."""
 _AT_ONCE = 16
 """Images in one pass where no gradient is needed."""
 
@@ -64,36 +65,24 @@ class GaussianFinetune(FeatureMethod):
     reads_features: ClassVar[bool] = False
 
     trained: tuple[str, ...] | None = None
-    epochs: int = 20
-    batch: int = 16
-    rate: float = 1e-5
+    epochs: int = parameter(20, at_least=1)
+    batch: int = parameter(16, at_least=1)
+    rate: float = parameter(1e-5, above=0)
     covariance: Literal["full", "diagonal", "identity"] = "full"
-    families: tuple[str, ...] | None = None
-    patience: int = 5
-    validation: float = 0.2
-    sigma: float = 4.0
-    checkpoint: str | None = None
-    time_limit: float | None = None
-
-    def fit(self: _M, images: ImageBatches) -> _M:
-        """Learn from normal images; forgets earlier fits."""
-        self._pixels: list[Tensor] = []
-        try:
-            return super().fit(images)
-        finally:
-            self._pixels = []
+    families: tuple[FamilyName, ...] | None = None
+    patience: int = parameter(5, at_least=1)
+    validation: float = parameter(0.2, above=0, below=1)
+    sigma: float = parameter(4.0, at_least=0)
+    checkpoint: str | None = parameter(None, role="place")
+    time_limit: float | None = parameter(None, at_least=0, role="place")
 
     def _check_together(self) -> None:
-        check_training(self)
-        if self.covariance not in ("full", "diagonal", "identity"):
-            raise ArgumentError.about("covariance", expected="full, diagonal or identity", got=self.covariance)
-        families = self._families()
-        if not families or not set(families) <= set(FAMILIES):
+        if self.families is not None and not self.families:
             raise ArgumentError.about("families", expected=f"some of {', '.join(FAMILIES)}", got=self.families)
         if self.precision != "float32":
             raise ArgumentError.about("precision", expected="float32, as the network is trained", got=self.precision)
 
-    def _families(self) -> tuple[str, ...]:
+    def _families(self) -> tuple[FamilyName, ...]:
         return tuple(FAMILIES) if self.families is None else tuple(self.families)
 
     def _default_taps(self, row: Backbone) -> tuple[str, ...]:
@@ -102,55 +91,38 @@ class GaussianFinetune(FeatureMethod):
     def _plan(self, first: FeatureMaps, images: int) -> FitPlan:
         model = 4 * sum(2 * m.shape[1] ** 2 for m in first.maps)
         height, width = first.image_size
-        # The pixels are there twice while they are joined; the held-out ones once more a family.
-        pixels = 12 * height * width * images * (2 + self.validation * len(self._families()))
+        # A byte a number, or four where that would lose something; the held-out images in floats, and once a family.
+        pixels = 3 * height * width * images * (1 + 4 * self.validation * (1 + len(self._families())))
         return FitPlan(
             model_bytes=model,
             peak_bytes=int(pixels) + 12 * model,
             instead="Give fewer images, or a smaller size: all are held in memory.",
         )
 
-    def _features(self, images: ImageBatches) -> Iterator[FeatureMaps]:
-        for batch in images:
-            check_batch(batch)
-            maps = self._maps(batch)
-            if self._pixels and batch.pixels.shape[1:] != self._pixels[0].shape[1:]:
-                size = tuple(self._pixels[0].shape[2:])
-                raise ArgumentError.about("images", expected=f"all of size {size}", got=f"size {maps.image_size}")
-            self._pixels.append(batch.pixels)
-            yield maps
+    def _fit(self, images: ImageBatches) -> None:
+        self.extractor_ = self._extractor(self._initial_weights())
+        expected, start = announced(images), perf_counter()
+        batches = self._checked(images)
+        first = list(islice(batches, 1))
+        if first and expected is not None:
+            maps = self._maps(first[0])
+            self._announce(self._plan(maps, expected), expected, (perf_counter() - start) / len(first[0]))
+        pictures = Pictures.read(chain(first, batches), of=self.name, expected=expected, left=self._pictures_left())
+        normal, held_out = pictures.split(self.validation, seed=self.seed)
+        pooled = zip(*([pool(m) for m in maps] for maps in self._levels(normal.batches())), strict=True)
+        self.gaussians_ = self._gaussians([[torch.cat(level) for level in pooled]])
+        self._train(normal, held_out.all())
+        rows = ([m.permute(0, 2, 3, 1).flatten(0, 2) for m in maps] for maps in self._levels(normal.batches()))
+        self.positions_ = self._gaussians(rows)
 
-    def _maps(self, batch: ImageBatch) -> FeatureMaps:
-        if batch.features is not None:
-            raise ArgumentError.about(
-                "features", expected=f"none with {self.name}, which trains its own network", got="maps of another one"
-            )
-        return super()._maps(batch)
-
-    def _learn(self, features: Iterator[FeatureMaps], *, expected: int | None) -> None:
-        levels = zip(*([pool(m) for m in maps.maps] for maps in features), strict=True)
-        initial = [torch.cat(level) for level in levels]
-        pixels = torch.cat(self._pixels)
-        train, held_out = split_off(len(pixels), self.validation, seed=self.seed)
-        pooled, positions = ([ShrinkageSums.empty(v.shape[1], v.device) for v in initial] for _ in range(2))
-        for sums, vectors in zip(pooled, initial, strict=True):
-            sums.update(vectors[train])
-        self.gaussians_ = [self._gaussian(sums) for sums in pooled]
-        self._train(pixels[train], pixels[held_out])
-        for maps in self._seen(pixels[train]):
-            for sums, m in zip(positions, maps.maps, strict=True):
-                sums.update(m.permute(0, 2, 3, 1).flatten(0, 2))
-        self.positions_ = [self._gaussian(sums) for sums in positions]
-
-    def _train(self, normal: Tensor, held_out: Tensor) -> None:
+    def _train(self, normal: Pictures, held_out: Tensor) -> None:
         """Fine-tune the extractor's network; nothing but normal images comes in."""
         module, taps = self.extractor_.module, self.extractor_.taps
         self._choose_parameters()
         changed = [FAMILIES[family](held_out, generator(self.seed, 0, family)) for family in self._families()]
 
         def objective(step: int) -> dict[str, Tensor]:
-            chosen = normal[batch_of(len(normal), size, seed=self.seed, step=step)]
-            maps = self.extractor_.maps(chosen)  # with gradients
+            maps = self.extractor_.maps(normal.draw(step, self.batch, seed=self.seed))  # with gradients
             squared = self._squared([pool(m) for m in maps])
             return {tap: s.mean() / m.shape[1] for tap, s, m in zip(taps, squared, maps, strict=True)}
 
@@ -158,26 +130,23 @@ class GaussianFinetune(FeatureMethod):
             untouched = self._distances(held_out)
             return 1 - sum(separation(untouched, self._distances(view)) for view in changed) / len(changed)
 
-        size = min(self.batch, len(normal))
-        epoch = -(-len(normal) // size)
-        self.course_ = optimise(
+        epoch = normal.steps(self.batch)
+        self.course_ = Training.of(self).run(
             objective,
             module,
             steps=self.epochs * epoch,
             recipe=Recipe(optimiser=Adam(rate=self.rate)),
-            seed=self.seed,
+            content={"images": normal.digest, "held-out images": Pictures(list(held_out)).digest},
+            every=epoch,
             watch=Watch(criterion=criterion, every=epoch, patience=self.patience),
-            checkpoint=None if self.checkpoint is None else self._checkpoint(self.checkpoint, normal, held_out),
-            time_limit=self.time_limit,
-            progress=log_progress(self.name),
         )
         module.requires_grad_(False)
 
     def _score(self, features: FeatureMaps) -> Scores:
         images = sum(s.sqrt() for s in self._squared([pool(m) for m in features.maps]))
         maps = torch.zeros((), device=features.maps[0].device)
-        for m, gaussian in zip(features.maps, self.positions_, strict=True):
-            grid = _squared_distance(m.permute(0, 2, 3, 1), gaussian).sqrt()
+        for m, whitening in zip(features.maps, self.positions_, strict=True):
+            grid = _squared_distance(m.permute(0, 2, 3, 1), whitening).sqrt()
             maps = maps + enlarge_and_smooth(grid, features.image_size, sigma=self.sigma)
         assert isinstance(images, Tensor)
         return Scores(images, maps)
@@ -200,12 +169,12 @@ class GaussianFinetune(FeatureMethod):
         """Let gradients reach the modules to train. What was folded into a convolution is trained with it."""
         module = self.extractor_.module
         names = tuple(f"{name}." for name in self.trained or ())
-        for name, parameter in module.named_parameters():
-            parameter.requires_grad_(self.trained is None or name.startswith(names))
+        for name, weights in module.named_parameters():
+            weights.requires_grad_(self.trained is None or name.startswith(names))
         for layer in module.modules():
             if isinstance(layer, _BatchNorm):
                 layer.requires_grad_(False)
-        if not any(parameter.requires_grad for parameter in module.parameters()):
+        if not any(weights.requires_grad for weights in module.parameters()):
             able = ", ".join(
                 name for name, part in module.named_children() if next(part.parameters(), None) is not None
             )
@@ -215,7 +184,16 @@ class GaussianFinetune(FeatureMethod):
                 got=self.trained or self.extractor_.backbone.name,
             )
 
-    def _gaussian(self, sums: ShrinkageSums) -> Gaussian:
+    def _gaussians(self, levels: Iterable[list[Tensor]]) -> list[Whitening]:
+        """One a level, of the rows `(n, d)` of all batches."""
+        sums: list[ShrinkageSums] = []
+        for of_batch in levels:
+            sums = sums or [ShrinkageSums.empty(rows.shape[1], rows.device) for rows in of_batch]
+            for of_level, rows in zip(sums, of_batch, strict=True):
+                of_level.update(rows)
+        return [self._whitening(of_level) for of_level in sums]
+
+    def _whitening(self, sums: ShrinkageSums) -> Whitening:
         mean, covariance, _ = sums.estimate()
         if self.covariance == "identity":
             return mean.float(), torch.eye(len(mean), device=mean.device)
@@ -232,29 +210,19 @@ class GaussianFinetune(FeatureMethod):
         return mean.float(), (vectors * values.rsqrt()).float()
 
     def _squared(self, pooled: list[Tensor]) -> list[Tensor]:
-        return [_squared_distance(v, gaussian) for v, gaussian in zip(pooled, self.gaussians_, strict=True)]
+        return [_squared_distance(v, whitening) for v, whitening in zip(pooled, self.gaussians_, strict=True)]
 
     def _distances(self, pixels: Tensor) -> Tensor:
         """Image scores `(n,)` of `(n, 3, height, width)` pixels with the network as it is now."""
-        found = [self._squared([pool(m) for m in maps.maps]) for maps in self._seen(pixels)]
+        parts = pixels.split(_AT_ONCE)  # type: ignore[no-untyped-call]
+        found = [self._squared([pool(m) for m in maps]) for maps in self._levels(parts)]
         return torch.cat([torch.stack(levels).sqrt().sum(dim=0) for levels in found])
 
-    def _seen(self, pixels: Tensor) -> Iterator[FeatureMaps]:
-        return (self.extractor_(part) for part in pixels.split(_AT_ONCE))  # type: ignore[no-untyped-call]
-
-    def _checkpoint(self, path: str, normal: Tensor, held_out: Tensor) -> Checkpoint:
-        identity: dict[str, str | int | float | None] = {
-            "method": self.name,
-            "images": persist.digest({"normal": normal, "held out": held_out}),
-            "batch": self.batch,
-            "covariance": self.covariance,
-            "families": ", ".join(self._families()),
-            "trained": None if self.trained is None else ", ".join(self.trained),
-        }
-        return Checkpoint(path=Path(path), every=-(-len(normal) // min(self.batch, len(normal))), identity=identity)
+    def _levels(self, parts: Iterable[Tensor]) -> Iterable[tuple[Tensor, ...]]:
+        return (self.extractor_(part).maps for part in parts)
 
 
-def _squared_distance(vectors: Tensor, gaussian: Gaussian) -> Tensor:
+def _squared_distance(vectors: Tensor, whitening: Whitening) -> Tensor:
     """Squared Mahalanobis distance of `(..., d)` vectors, `(...)`."""
-    mean, factor = gaussian
+    mean, factor = whitening
     return ((vectors - mean) @ factor).square().sum(dim=-1)

@@ -7,7 +7,7 @@ cross-entropy of a batch of a labelled reference set.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
@@ -17,48 +17,54 @@ from torch.nn import functional
 
 from ..datasets.labelled import open_labelled
 from ..errors import ArgumentError
+from ..features.patches import pool
 from ..images.preprocess import Preprocess
 from ..images.source import Batches
+from ..ops.neighbours import Exact
+from ..parameters import parameter
 from ..training.loop import SGD, Course, Recipe, batch_of
-from ._trained import Network, Pictures, TrainedNeighbours, as_bytes
+from ..training.network import Network
+from ..training.pictures import Pictures
+from ..training.run import Training
+from ..types import FeatureMaps, Scores
+from ._embedding import EmbeddingMethod, bank_of, nearest
 
 
 @dataclass(kw_only=True)
-class Joint(TrainedNeighbours):
+class Joint(EmbeddingMethod):
     """Distance to the nearest normal image, in features that are compact for normal ones and tell others apart. No map.
 
     Parameters
     ----------
+    k: how many neighbours.
+    batch: images a step, of the normal and of the reference set; at least 2 for the compactness.
     reference: labelled images of anything else: a folder with a folder for each class, or a file that
         `blemish.datasets.labelled.open_labelled` takes.
     head: `new` puts a linear layer for the classes of `reference` on the embedding, which begins as the classifier
         of equal round Gaussians; `pretrained` takes the backbone's own: `reference` must have its classes, in order.
     cross_entropy: lambda.
+    momentum: of the gradients; 0: none.
     """
 
     name: ClassVar[str] = "joint"
 
-    k: int = 1
-    epochs: int | None = 15
+    k: int = parameter(1, at_least=1)
+    epochs: int = parameter(15, at_least=1)
+    batch: int = parameter(32, at_least=2)
     reference: str | None = None
     head: Literal["new", "pretrained"] = "new"
-    cross_entropy: float = 0.1
-    rate: float = 5e-5
-    weight_decay: float = 5e-5
-    momentum: float = 0.0
+    cross_entropy: float = parameter(0.1, at_least=0)
+    rate: float = parameter(5e-5, above=0)
+    weight_decay: float = parameter(5e-5, at_least=0)
+    momentum: float = parameter(0.0, at_least=0, below=1)
 
     def _check_together(self) -> None:
-        super()._check_together()
         if self.reference is None:
             raise ArgumentError.about(
                 "reference", expected="a folder of class folders", got="None", instead="Any other labelled images do."
             )
-        if self.head not in ("new", "pretrained"):
-            raise ArgumentError.about("head", expected="new or pretrained", got=self.head)
-        if self.batch < 2:
-            raise ArgumentError.about("batch", expected="at least 2, for the compactness", got=self.batch)
 
-    def _train(self, network: Network, pictures: Pictures, *, start: float) -> Course:
+    def _train(self, network: Network, pictures: Pictures, training: Training) -> Course:
         others, labels = self._reference(pictures)
         logits_of = self._head(network, others, labels)
 
@@ -67,43 +73,59 @@ class Joint(TrainedNeighbours):
             chosen = batch_of(len(others), min(self.batch, len(others)), seed=self.seed + 1, step=step)
             logits = logits_of(others.take(chosen))
             return {
-                "compactness": compactness(network(self._draw(pictures, step))),
+                "compactness": compactness(network(pictures.draw(step, self.batch, seed=self.seed))),
                 "reference": self.cross_entropy * functional.cross_entropy(logits, labels[chosen].to(logits.device)),
             }
 
         sgd = SGD(rate=self.rate, momentum=self.momentum, weight_decay=self.weight_decay)
-        recipe = Recipe(optimiser=sgd, precision=self.precision)
-        return self._optimise(objective, network, pictures, recipe=recipe, start=start)
+        epoch = pictures.steps(self.batch)
+        return training.run(
+            objective,
+            network,
+            steps=self.epochs * epoch,
+            recipe=Recipe(optimiser=sgd, precision=self.precision),
+            content={"images": pictures.digest, "reference images": others.digest},
+            every=epoch,
+        )
+
+    def _learn(self, features: Iterator[FeatureMaps]) -> None:
+        self.bank_ = bank_of(torch.cat([pool(maps.maps[0]) for maps in features]), self.k)
+
+    def _score(self, features: FeatureMaps) -> Scores:
+        return nearest(self.bank_, pool(features.maps[0]), self.k)
+
+    def _learned(self) -> dict[str, Tensor]:
+        return self.bank_.state()
+
+    def _relearn(self, learned: dict[str, Tensor]) -> None:
+        self.bank_ = Exact().restore(learned)
 
     def _reference(self, pictures: Pictures) -> tuple[Pictures, Tensor]:
         """The reference images at the size of the normal ones, and their classes, `(n,)` int64."""
         labelled = open_labelled(str(self.reference), folders_are_classes=True)
-        kept: list[Tensor] = []
-        labels: list[int] = []
-        for batch in Batches(labelled.source, Preprocess(pictures.size)):
-            found = labelled.of(batch.names)
-            if found is None:
-                raise ArgumentError.about("reference", expected="images with labels", got="images without")
-            kept += as_bytes(batch.pixels).unbind()
-            labels += found.tolist()
-        if len(set(labels)) < 2:
-            raise ArgumentError.about("reference", expected="images of at least 2 classes", got=len(set(labels)))
-        return Pictures(kept), torch.tensor(labels)
+        labels = labelled.of(labelled.source.names)
+        if labels is None:
+            raise ArgumentError.about("reference", expected="images with labels", got="images without")
+        classes = set(labels.tolist())
+        if len(classes) < 2:
+            raise ArgumentError.about("reference", expected="images of at least 2 classes", got=len(classes))
+        batches = Batches(labelled.source, Preprocess(pictures.size))
+        others = Pictures.read(batches, of="reference", expected=len(batches), left=self._pictures_left())
+        return others, torch.from_numpy(labels)
 
     def _head(self, network: Network, others: Pictures, labels: Tensor) -> Callable[[Tensor], Tensor]:
         """From pixels of the reference set to logits."""
         if self.head == "pretrained":
-            self._require_classifier()
             own = network.classify(others.take(torch.tensor([0])))[1].shape[1]
             if int(labels.max()) + 1 != own:
                 raise ArgumentError.about("reference", expected=f"{own} classes", got=int(labels.max()) + 1)
             if self.trained is None:  # the classifier learns too
                 behind = list(network.body.named_parameters())
-                last = max(i for i, (_, parameter) in enumerate(behind) if parameter.requires_grad)
-                for _, parameter in behind[last:]:
-                    parameter.requires_grad_(True)
+                last = max(i for i, (_, trained) in enumerate(behind) if trained.requires_grad)
+                for _, weight in behind[last:]:
+                    weight.requires_grad_(True)
             return lambda pixels: network.classify(pixels)[1]
-        vectors = self._vectors(network, others)
+        vectors = network.vectors(others.batches())
         head = gaussian_head(vectors, labels.to(vectors.device))
         network.head = head
         return lambda pixels: head(network(pixels))

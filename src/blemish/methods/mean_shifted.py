@@ -7,6 +7,7 @@ With f of length 1 and c the mean of f before the training, a view is (f - c) / 
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -15,57 +16,75 @@ from torch import Tensor
 from torch.nn import functional
 
 from ..augment.views import random_view
-from ..errors import ArgumentError
+from ..features.patches import pool
+from ..ops.neighbours import Exact
+from ..parameters import parameter
 from ..training.loop import SGD, Course, Recipe, generator
-from ._trained import Network, Pictures, TrainedNeighbours
+from ..training.network import Network
+from ..training.pictures import Pictures
+from ..training.run import Training
+from ..types import FeatureMaps, Scores
+from ._embedding import EmbeddingMethod, bank_of, nearest
 
 
 @dataclass(kw_only=True)
-class MeanShifted(TrainedNeighbours):
+class MeanShifted(EmbeddingMethod):
     """Distance to the nearest normal images, in features trained so that views of an image agree. No map.
 
     Parameters
     ----------
+    k: how many neighbours.
     temperature: of the contrast.
     angular: also draw both views to the centre, which is then brought to length 1.
     """
 
     name: ClassVar[str] = "mean_shifted"
 
-    epochs: int | None = 20
-    batch: int = 64
-    temperature: float = 0.25
+    k: int = parameter(2, at_least=1)
+    epochs: int = parameter(20, at_least=1)
+    batch: int = parameter(64, at_least=1)
+    temperature: float = parameter(0.25, above=0)
     angular: bool = False
-    rate: float = 1e-5
-    weight_decay: float = 5e-5
+    rate: float = parameter(1e-5, above=0)
+    weight_decay: float = parameter(5e-5, at_least=0)
 
-    def _check_together(self) -> None:
-        super()._check_together()
-        if not self.temperature > 0:
-            raise ArgumentError.about("temperature", expected="a number above 0", got=self.temperature)
-
-    def _train(self, network: Network, pictures: Pictures, *, start: float) -> Course:
-        centre = self._embed(self._vectors(network, pictures)).mean(dim=0)
+    def _train(self, network: Network, pictures: Pictures, training: Training) -> Course:
+        centre = functional.normalize(network.vectors(pictures.batches())).mean(dim=0)
         if self.angular:
             centre = functional.normalize(centre, dim=0)
 
         def objective(step: int) -> dict[str, Tensor]:
             random = generator(self.seed, step, "views")
-            pixels = self._draw(pictures, step)
-            views = [self._embed(network(random_view(pixels, random))) for _ in range(2)]
+            pixels = pictures.draw(step, self.batch, seed=self.seed)
+            views = [functional.normalize(network(random_view(pixels, random))) for _ in range(2)]
             terms = {"contrast": contrast(*(view - centre for view in views), temperature=self.temperature)}
             return terms | ({"angular": angular_loss(views[0], views[1], centre)} if self.angular else {})
 
-        return self._optimise(
+        epoch = pictures.steps(self.batch)
+        return training.run(
             objective,
             network,
-            pictures,
+            steps=self.epochs * epoch,
             recipe=Recipe(optimiser=SGD(rate=self.rate, weight_decay=self.weight_decay), precision=self.precision),
-            start=start,
+            content={"images": pictures.digest},
+            every=epoch,
         )
 
-    def _embed(self, vectors: Tensor) -> Tensor:
-        return functional.normalize(vectors)
+    def _learn(self, features: Iterator[FeatureMaps]) -> None:
+        self.bank_ = bank_of(torch.cat([_embed(maps) for maps in features]), self.k)
+
+    def _score(self, features: FeatureMaps) -> Scores:
+        return nearest(self.bank_, _embed(features), self.k)
+
+    def _learned(self) -> dict[str, Tensor]:
+        return self.bank_.state()
+
+    def _relearn(self, learned: dict[str, Tensor]) -> None:
+        self.bank_ = Exact().restore(learned)
+
+
+def _embed(features: FeatureMaps) -> Tensor:
+    return functional.normalize(pool(features.maps[0]))
 
 
 def contrast(first: Tensor, second: Tensor, *, temperature: float) -> Tensor:

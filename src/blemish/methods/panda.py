@@ -8,7 +8,7 @@ to 3.5).
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
@@ -22,22 +22,29 @@ from ..features.extract import Extractor
 from ..features.patches import pool
 from ..images.preprocess import Preprocess
 from ..images.source import Batches
+from ..ops.neighbours import Exact
+from ..parameters import parameter
 from ..training.loop import SGD, Course, Recipe, Watch
-from ..types import ImageBatch, Scores
-from ._base import check_batch
-from ._trained import Network, Pictures, TrainedNeighbours, below
+from ..training.network import Network
+from ..training.pictures import Pictures
+from ..training.run import Training
+from ..types import FeatureMaps, Scores
+from ._base import below
+from ._embedding import EmbeddingMethod, bank_of, nearest
 
 _HELD_OUT = 64
 _EPOCHS = {"early": 15, "ses": 50, "ewc": 50}
+_TINY = torch.finfo(torch.float32).tiny
 
 
 @dataclass(kw_only=True)
-class PANDA(TrainedNeighbours):
+class PANDA(EmbeddingMethod):
     """Distance to the nearest normal images, in features that were drawn together around their centre. No map.
 
     Parameters
     ----------
-    epochs: None: 15 with stop='early', 50 with the others.
+    k: how many neighbours.
+    epochs: passes over the normal images; None: 15 with stop='early', 50 with the others.
     stop: `early` trains for few epochs; `ses` keeps the network every `snapshot_every` epochs, and an image's score is
         the largest of its distances to the centre, each divided by its mean over the normal images; `ewc` holds every
         parameter back by `penalty` times its Fisher information.
@@ -45,152 +52,134 @@ class PANDA(TrainedNeighbours):
     choose: `last` takes the network after the last epoch; `criterion` the epoch at which the centre distance of held
         out normal images is smallest against that of the same images with their quarters shuffled. Recorded in
         `course_.looks`, smaller = better; a tenth of the images, at most 64, is then not trained on.
+    snapshot_every: epochs between two networks that `ses` keeps.
     penalty: lambda of `ewc`.
     fisher_images: folder of images of the task that the network was trained for; None: the normal images themselves.
     fisher_labels: `predicted` takes the network's own answer for the class of each; `folders` the folder, one a class.
+    momentum: of the gradients; 0: none.
+    clip_norm: gradients with a joint norm above this are scaled down to it.
     """
 
     name: ClassVar[str] = "panda"
 
-    epochs: int | None = None
+    k: int = parameter(2, at_least=1)
+    epochs: int | None = parameter(None, at_least=1)
     stop: Literal["early", "ses", "ewc"] = "early"
     normalise: bool = False
     choose: Literal["last", "criterion"] = "last"
-    snapshot_every: int = 5
-    penalty: float = 1e4
+    snapshot_every: int = parameter(5, at_least=1)
+    penalty: float = parameter(1e4, at_least=0)
     fisher_images: str | None = None
     fisher_labels: Literal["predicted", "folders"] = "predicted"
-    rate: float = 1e-2
-    momentum: float = 0.9
-    weight_decay: float = 5e-5
-    clip_norm: float = 1e-3
-
-    def score(self, batch: ImageBatch) -> Scores:
-        """Score a batch of images."""
-        if self.stop != "ses":
-            return super().score(batch)
-        self._require_fit("score")
-        check_batch(batch)
-        with torch.inference_mode():
-            stages = [self._to_centre(pool(extractor(batch.pixels).maps[0])) for extractor in self._stages()]
-            return Scores((torch.stack(stages) / self.means_[:, None]).amax(dim=0), None)
+    rate: float = parameter(1e-2, above=0)
+    momentum: float = parameter(0.9, at_least=0, below=1)
+    weight_decay: float = parameter(5e-5, at_least=0)
+    clip_norm: float = parameter(1e-3, above=0)
 
     def _check_together(self) -> None:
-        super()._check_together()
-        for name, known in (
-            ("stop", tuple(_EPOCHS)),
-            ("choose", ("last", "criterion")),
-            ("fisher_labels", ("predicted", "folders")),
-        ):
-            if getattr(self, name) not in known:
-                raise ArgumentError.about(name, expected=" or ".join(known), got=getattr(self, name))
-        if type(self.snapshot_every) is not int or self.snapshot_every < 1:
-            raise ArgumentError.about(
-                "snapshot_every", expected="a whole number of at least 1", got=self.snapshot_every
-            )
         if self.stop == "ses" and self.choose != "last":
             raise ArgumentError.about("choose", expected="last with stop='ses', which uses all", got=self.choose)
         if self.fisher_labels == "folders" and self.fisher_images is None:
             raise ArgumentError.about("fisher_images", expected="a folder of class folders", got="None")
 
-    def _epochs(self) -> int:
-        return self.epochs or _EPOCHS[self.stop]
+    def _further_extractors(self) -> Sequence[Extractor]:
+        return self.snapshots_
 
-    def _train(self, network: Network, pictures: Pictures, *, start: float) -> Course:
-        before = self._embed(self._vectors(network, pictures))
-        self.centre_ = before.mean(dim=0)
+    def _train(self, network: Network, pictures: Pictures, training: Training) -> Course:
+        self.centre_ = self._embed(network.vectors(pictures.batches())).mean(dim=0)
         order = torch.randperm(len(pictures), generator=torch.Generator().manual_seed(self.seed))
         held_out = min(_HELD_OUT, len(pictures) // 10 or 1) if self.choose == "criterion" else 0
+        learned = pictures.subset(order[held_out:])
         penalty = self._penalty(network, pictures) if self.stop == "ewc" else None
 
         def objective(step: int) -> dict[str, Tensor]:
-            vectors = self._embed(network(self._draw(pictures, step, among=order[held_out:])))
+            vectors = self._embed(network(learned.draw(step, self.batch, seed=self.seed)))
             terms = {"centre": centre_loss(vectors, self.centre_)}
             return terms if penalty is None else terms | {"ewc": penalty()}
 
-        every = self._steps(len(pictures))
-        watch, kept = None, None
+        epoch, epochs = pictures.steps(self.batch), self.epochs or _EPOCHS[self.stop]
+        watch, kept, apart = None, None, epoch * self.snapshot_every
         if self.choose == "criterion":
             shown = pictures.take(order[:held_out])
-            watch = Watch(criterion=lambda _step: self._criterion(network, shown), every=every)
+            watch = Watch(criterion=lambda _step: self._criterion(network, shown), every=epoch)
         elif self.stop == "ses":
-            every *= self.snapshot_every
-            kept = Snapshots(network.trained(), self._epochs() // self.snapshot_every)
+            kept = Snapshots(network.trained(), epochs // self.snapshot_every)
             network.kept = kept  # so that a checkpoint holds them
-            watch = Watch(criterion=lambda step: kept.keep(step // every), every=every, keep_best=False)
+            watch = Watch(criterion=lambda step: kept.keep(step // apart), every=apart, keep_best=False)
         sgd = SGD(rate=self.rate, momentum=self.momentum, weight_decay=self.weight_decay)
-        course = self._optimise(
+        course = training.run(
             objective,
             network,
-            pictures,
+            steps=epochs * epoch,
             recipe=Recipe(optimiser=sgd, clip_norm=self.clip_norm, precision=self.precision),
-            start=start,
+            content={"images": pictures.digest},
+            every=epoch,
             watch=watch,
         )
         self.snapshots_: list[Extractor] = []
         if kept is not None:  # the last one is the network itself
             body = network.body.state_dict()
-            earlier = [step // every for step, _ in course.looks if 0 < step < course.steps]
-            self.snapshots_ = [self._freeze(body | kept.of(number)) for number in earlier]
+            earlier = [step // apart for step, _ in course.looks if 0 < step < course.steps]
+            self.snapshots_ = [self._extractor(body | kept.of(number)) for number in earlier]
         return course
 
-    def _conclude(self, pictures: Pictures) -> None:
-        super()._conclude(pictures)
-        if self.stop == "ses":
-            self.means_ = torch.stack([self._mean_distance(stage, pictures) for stage in self._stages()])
+    def _learn(self, features: Iterator[FeatureMaps]) -> None:
+        seen = zip(*(self._stages(maps) for maps in features), strict=True)
+        stages = [torch.cat(vectors) for vectors in seen]
+        self.bank_ = bank_of(stages[-1], self.k)
+        # Above 0, also where all normal images lie in the centre.
+        self.means_ = torch.stack([self._to_centre(vectors).mean().clamp_min(_TINY) for vectors in stages])
 
-    def _mean_distance(self, extractor: Extractor, pictures: Pictures) -> Tensor:
-        """Of the normal images to the centre, a scalar; above 0, also where all lie in it."""
-        distances = torch.cat([self._to_centre(pool(maps.maps[0])) for maps in self._seen(extractor, pictures)])
-        return distances.mean().clamp_min(torch.finfo(torch.float32).tiny)
+    def _score(self, features: FeatureMaps) -> Scores:
+        stages = self._stages(features)
+        if self.stop != "ses":
+            return nearest(self.bank_, stages[-1], self.k)
+        distances = torch.stack([self._to_centre(vectors) for vectors in stages])
+        return Scores((distances / self.means_[:, None]).amax(dim=0), None)
 
     def _learned(self) -> dict[str, Tensor]:
-        if self.stop != "ses":
-            return super()._learned()
-        learned = super()._learned() | {"origin": self.centre_, "means": self.means_}
+        learned = self.bank_.state()
+        if self.stop == "ses":
+            learned |= {"origin": self.centre_, "means": self.means_}
         for i, extractor in enumerate(self.snapshots_):
             learned |= {f"snapshot{i}.{name}": value for name, value in extractor.state().items()}
         return learned
 
     def _relearn(self, learned: dict[str, Tensor]) -> None:
-        super()._relearn(learned)
+        self.bank_, self.snapshots_ = Exact().restore(learned), []
         if self.stop == "ses":
             self.centre_, self.means_ = learned["origin"], learned["means"]
             parts = [below(learned, f"snapshot{i}.") for i in range(len(self.means_) - 1)]
-            self.snapshots_ = [self._freeze(folded=part) for part in parts]
+            self.snapshots_ = [self._extractor(folded=part) for part in parts]
 
-    def _stages(self) -> list[Extractor]:
-        return [*self.snapshots_, self.extractor_]
-
-    def _to_centre(self, vectors: Tensor) -> Tensor:
-        return (self._embed(vectors) - self.centre_).square().sum(dim=1)
+    def _stages(self, features: FeatureMaps) -> list[Tensor]:
+        """The embeddings by the network at each time that was kept, the last one at the end."""
+        last, *earlier = (self._embed(pool(m)) for m in features.maps)
+        return [*earlier, last]
 
     def _embed(self, vectors: Tensor) -> Tensor:
         return functional.normalize(vectors) if self.normalise else vectors
 
+    def _to_centre(self, vectors: Tensor) -> Tensor:
+        return (vectors - self.centre_).square().sum(dim=1)
+
     def _criterion(self, network: Network, shown: Tensor) -> float:
         """Log ratio of the geometric means of the centre distances: of images, and with their quarters shuffled."""
-        whole, shuffled = (self._to_centre(self._plain(network, part)) for part in (shown, shuffle_quarters(shown)))
-        tiny = torch.finfo(torch.float32).tiny
-        return float(whole.clamp_min(tiny).log().mean() - shuffled.clamp_min(tiny).log().mean())
-
-    @staticmethod
-    def _plain(network: Network, pixels: Tensor) -> Tensor:
-        return torch.cat([network(part) for part in pixels.split(16)])  # type: ignore[no-untyped-call]
+        parts = (part.split(16) for part in (shown, shuffle_quarters(shown)))  # type: ignore[no-untyped-call]
+        whole, shuffled = (self._to_centre(self._embed(network.vectors(part))) for part in parts)
+        return float(whole.clamp_min(_TINY).log().mean() - shuffled.clamp_min(_TINY).log().mean())
 
     def _penalty(self, network: Network, pictures: Pictures) -> Callable[[], Tensor]:
         """What `ewc` adds to the loss, as a function of the parameters that they then have."""
-        self._require_classifier()
         parameters = network.trained()
-        first = {name: parameter.detach().clone() for name, parameter in parameters.items()}
+        first = {name: weight.detach().clone() for name, weight in parameters.items()}
         fisher = fisher_diagonal(lambda pixels: network.classify(pixels)[1], parameters, self._task(pictures))
         return lambda: ewc_penalty(parameters, first, fisher, self.penalty)
 
     def _task(self, pictures: Pictures) -> Iterator[tuple[Tensor, int | None]]:
         """Images of the pretraining task, `(1, 3, height, width)`, and their classes where they are known."""
         if self.fisher_images is None:
-            for i in range(len(pictures)):
-                yield pictures.take(torch.tensor([i])), None
+            yield from ((image, None) for image in pictures.batches(1))
             return
         labelled = open_labelled(self.fisher_images, folders_are_classes=self.fisher_labels == "folders")
         for batch in Batches(labelled.source, Preprocess(pictures.size)):
@@ -208,7 +197,7 @@ def ewc_penalty(
     parameters: dict[str, nn.Parameter], first: dict[str, Tensor], fisher: dict[str, Tensor], weight: float
 ) -> Tensor:
     """lambda / 2 sum_i F_i (theta_i - theta*_i)^2 (Kirkpatrick et al. 2017, equation 3)."""
-    parts = [(fisher[name] * (parameter - first[name]).square()).sum() for name, parameter in parameters.items()]
+    parts = [(fisher[name] * (weights - first[name]).square()).sum() for name, weights in parameters.items()]
     return weight / 2 * torch.stack(parts).sum()
 
 
@@ -218,7 +207,7 @@ def fisher_diagonal(
     images: Iterable[tuple[Tensor, int | None]],
 ) -> dict[str, Tensor]:
     """Mean over images of the squared derivative of the cross-entropy; the class is the most likely one where None."""
-    total = {name: torch.zeros_like(parameter) for name, parameter in parameters.items()}
+    total = {name: torch.zeros_like(weights) for name, weights in parameters.items()}
     count = 0
     for pixels, label in images:
         with torch.enable_grad():
@@ -249,8 +238,8 @@ class Snapshots(nn.Module):
         super().__init__()
         self._parameters_kept = parameters
         for number in range(1, count + 1):
-            for i, parameter in enumerate(parameters.values()):
-                self.register_buffer(f"{number}_{i}", torch.zeros_like(parameter))
+            for i, weights in enumerate(parameters.values()):
+                self.register_buffer(f"{number}_{i}", torch.zeros_like(weights))
 
     def keep(self, number: int) -> float:
         """Copy the parameters as they are; 0 is not kept."""

@@ -10,21 +10,22 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import interpolate, pad
 
 from .. import persist
-from ..errors import ArgumentError, NotEnoughMemoryError, NotFittedError
+from ..device import find_device
+from ..errors import ArgumentError
 from ..features.descriptors import DIMENSION, PATCHES, PatchDescriptor, find_descriptor
-from ..memory import available_bytes
-from ..training.loop import Adam, Checkpoint, Cosine, Recipe, batch_of, generator, optimise
+from ..parameters import parameter
+from ..training.loop import Adam, Cosine, Recipe, generator
+from ..training.pictures import Pictures
+from ..training.run import Training
 from ..types import ImageBatch, ImageBatches, Scores, Size
-from ._base import Method, announced, check_batch
-from ._trained import as_bytes, as_pixels
-from ._training import log_progress, split_off
+from ._base import Method, announced, below, check_batch, memory_left, require_fit
 
 _CHECKPOINT_EVERY = 500
 _RESCALE_IMAGES = 64
@@ -59,53 +60,51 @@ class Students(Method):
 
     name: ClassVar[str] = "students"
 
-    weights: str | Path | None = None
-    patches: tuple[int, ...] = (33,)
-    students: int = 3
+    weights: str | Path | None = parameter(None, role="place", option=True)
+    patches: tuple[Literal[17, 33, 65], ...] = (33,)
+    students: int = parameter(3, at_least=1)
     dense: bool = True
     fast: bool = False
-    hard: float = 0.05
-    steps: int = 2000
-    grid: int = 16
-    rate: float = 1e-3
-    weight_decay: float = 1e-5
-    validation: float = 0.1
-    checkpoint: str | None = None
-    time_limit: float | None = None
-    seed: int = 0
-    device: str = "auto"
+    hard: float = parameter(0.05, above=0, at_most=1)
+    steps: int = parameter(2000, at_least=1)
+    grid: int = parameter(16, at_least=1)
+    rate: float = parameter(1e-3, above=0)
+    weight_decay: float = parameter(1e-5, at_least=0)
+    validation: float = parameter(0.1, above=0, below=1)
+    checkpoint: str | None = parameter(None, role="place")
+    time_limit: float | None = parameter(None, at_least=0, role="place")
+    seed: int = parameter(0, option=True)
+    device: str = parameter("auto", role="place", option=True)
 
     def fit(self, images: ImageBatches) -> Students:
         """Learn from normal images, which stay in memory meanwhile; forgets earlier fits."""
-        self._check()
-        self.__dict__.pop("scales_", None)  # half a model must not score
-        scales = {p: self._scale(find_descriptor(p, self.weights)) for p in self.patches}
-        kept = _remember(images)
-        learned, held_out = (
-            [kept[i] for i in some.tolist()] for some in split_off(len(kept), self.validation, seed=self.seed)
-        )
+        self.check()
+        vars(self).pop("scales_", None)  # half a model must not score
+        scales: dict[int, _Scale] = {p: self._scale(find_descriptor(p, self.weights)) for p in self.patches}
+        left = memory_left(torch.device("cpu"))
+        pictures = Pictures.read(map(_checked, images), of=self.name, expected=announced(images), left=left)
+        learned, held_out = pictures.split(self.validation, seed=self.seed)
+        some = learned.subset(torch.arange(0, len(learned), -(-len(learned) // _RESCALE_IMAGES)))
         for scale in scales.values():
-            crops = (scale.crop(_pixels(image), self._random(i, scale)) for i, image in enumerate(learned))
-            scale.fit_targets(crops)
-            some = range(0, len(learned), -(-len(learned) // _RESCALE_IMAGES))
-            scale.rescale([scale.crop(_pixels(learned[i]), self._random(i, scale)) for i in some])
+            scale.fit_targets(scale.crop(pixels, self._random(i, scale)) for i, pixels in enumerate(learned.batches(1)))
+            scale.rescale([scale.crop(pixels, self._random(i, scale)) for i, pixels in enumerate(some.batches(1))])
         self._train(scales, learned)
         for scale in scales.values():
-            scale.fit_errors(_pixels(image) for image in held_out)
+            scale.fit_errors(held_out.batches(1))
         self.scales_ = scales
         return self
 
     def score(self, batch: ImageBatch) -> Scores:
         """Score a batch of images."""
-        self._require_fit("score")
-        _check_pixels(batch)
+        require_fit(self, "scales_", "score")
+        _checked(batch)
         with torch.inference_mode():
             maps = torch.stack([scale.map(batch.pixels) for scale in self.scales_.values()]).mean(dim=0)
         return Scores(maps.amax(dim=(1, 2)), maps)
 
     def state(self) -> dict[str, Tensor]:
         """Teachers and students in half precision, and what normalises targets and errors, below the patch's side."""
-        self._require_fit("state")
+        require_fit(self, "scales_", "state")
         return {
             f"{p}.{name}": tensor.half() if ".layers." in name else tensor
             for p, scale in self.scales_.items()
@@ -116,29 +115,16 @@ class Students(Method):
         """Build the networks again, and give them their weights."""
         scales: dict[int, _Scale] = {}
         for p in self.patches:
-            own = {k.removeprefix(f"{p}."): tensor for k, tensor in state.items() if k.startswith(f"{p}.")}
+            own = below(state, f"{p}.")
             scales[p] = self._scale(PatchDescriptor(p, width=float(own["width"])))
             scales[p].load_state_dict(own)
         self.scales_ = scales
 
-    def _check(self) -> None:
-        known = tuple(p for p in PATCHES if p > 17) if self.fast else PATCHES
+    def _check_together(self) -> None:
+        known = [p for p in PATCHES if p > 17] if self.fast else PATCHES
         if not self.patches or len(set(self.patches)) < len(self.patches) or not set(self.patches) <= set(known):
-            raise ArgumentError.about(
-                "patches", expected=f"some of {', '.join(map(str, known))}{' with fast' * self.fast}", got=self.patches
-            )
-        for name in ("students", "steps", "grid"):
-            value = getattr(self, name)
-            if type(value) is not int or value < 1:
-                raise ArgumentError.about(name, expected="a whole number of at least 1", got=value)
-        for name, expected, right in (
-            ("hard", "a number above 0, at most 1", 0 < self.hard <= 1),
-            ("validation", "a share between 0 and 1", 0 < self.validation < 1),
-            ("rate", "a number above 0", self.rate > 0),
-            ("time_limit", "None or a number of seconds above 0", self.time_limit is None or self.time_limit > 0),
-        ):
-            if not right:
-                raise ArgumentError.about(name, expected=expected, got=getattr(self, name))
+            expected = f"some of {', '.join(map(str, known))}{' with fast' * self.fast}, each once"
+            raise ArgumentError.about("patches", expected=expected, got=self.patches)
 
     def _scale(self, teacher: PatchDescriptor) -> _Scale:
         with torch.random.fork_rng(devices=[]):
@@ -146,31 +132,25 @@ class Students(Method):
             scale = _Scale(
                 teacher, 1 if self.fast else self.students, grid=self.grid, dense=self.dense and not self.fast
             )
-        return scale.to(self._device())
+        return scale.to(find_device(self.device))
 
     def _random(self, step: int, scale: _Scale, use: str = "targets") -> torch.Generator:
         return generator(self.seed, step, f"{use} {scale.teacher.patch}")
 
-    def _train(self, scales: dict[int, _Scale], images: list[Tensor]) -> None:
+    def _train(self, scales: dict[int, _Scale], pictures: Pictures) -> None:
         hard = self.hard if self.fast else None
 
         def objective(step: int) -> dict[str, Tensor]:
-            (image,) = batch_of(len(images), 1, seed=self.seed, step=step).tolist()
-            pixels = _pixels(images[image])
+            pixels = pictures.draw(step, 1, seed=self.seed)
             return {
                 f"p = {p}": scale.loss(scale.crop(pixels, self._random(step, scale, "crop")), hard=hard)
                 for p, scale in scales.items()
             }
 
-        module = nn.ModuleDict({f"{p} {i}": s for p, scale in scales.items() for i, s in enumerate(scale.students)})
         teachers = {f"{p} {k}": t for p, scale in scales.items() for k, t in scale.teacher.state_dict().items()}
-        identity: dict[str, str | int | float | None] = {
-            "images": persist.digest({str(i): image for i, image in enumerate(images)}),
-            "teachers": persist.digest(teachers), "grid": self.grid, "hard": hard,
-        }  # fmt: skip
-        optimise(
+        Training.of(self).run(
             objective,
-            module,
+            nn.ModuleDict({f"{p} {i}": s for p, scale in scales.items() for i, s in enumerate(scale.students)}),
             steps=self.steps,
             recipe=Recipe(
                 optimiser=Adam(rate=self.rate, weight_decay=self.weight_decay),
@@ -178,28 +158,9 @@ class Students(Method):
                 clip_norm=_CLIP_NORM,
                 clip_each=True,
             ),
-            seed=self.seed,
-            checkpoint=None
-            if self.checkpoint is None
-            else Checkpoint(path=Path(self.checkpoint), every=_CHECKPOINT_EVERY, identity=identity),
-            time_limit=self.time_limit,
-            progress=log_progress(self.name),
+            content={"images": pictures.digest, "teachers": lambda: persist.digest(teachers)},
+            every=_CHECKPOINT_EVERY,
         )
-
-    def _device(self) -> torch.device:
-        if self.device == "auto":
-            return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-        try:
-            return torch.zeros((), device=self.device).device
-        except (RuntimeError, AssertionError) as error:
-            reason = str(error).splitlines()[0]
-            raise ArgumentError.about(
-                "device", expected="auto, cpu, cuda or cuda:N, present here", got=f"{self.device} ({reason})"
-            ) from None
-
-    def _require_fit(self, what: str) -> None:
-        if not hasattr(self, "scales_"):
-            raise NotFittedError(f"Students.{what} needs a fitted method. Call fit(normal_images) first.")
 
 
 def regression_error_and_variance(outputs: Sequence[Tensor], targets: Tensor) -> tuple[Tensor, Tensor]:
@@ -253,8 +214,8 @@ class _Scale(nn.Module):
 
         Over fields `stride` pixels apart: those between have nearly the same, and take most of the time.
         """
-        for parameter in self.students.requires_grad_(False).parameters():
-            parameter.copy_(parameter.half())
+        for weights in self.students.requires_grad_(False).parameters():
+            weights.copy_(weights.half())
         self.error_mean, self.error_factor = _normalisation(self.errors(image, dense=False) for image in images)
 
     def crop(self, pixels: Tensor, random: torch.Generator) -> Tensor:
@@ -321,27 +282,7 @@ def _enlarge(grid: Tensor, factor: int, size: Size) -> Tensor:
     return pad(large, (0, missing[1], 0, missing[0]), mode="replicate")[:, 0, : size[0], : size[1]]
 
 
-def _remember(images: ImageBatches) -> list[Tensor]:
-    """Hold all images in memory, for they come in random order: each `(3, height, width)`, in bytes where these do."""
-    expected, free = announced(images), available_bytes()
-    kept: list[Tensor] = []
-    for batch in images:
-        _check_pixels(batch)
-        small = as_bytes(batch.pixels)
-        needed = (expected or 0) * small[0].numel() * small.element_size()
-        if free is not None and needed > 0.9 * free:
-            raise NotEnoughMemoryError(
-                f"images: {expected} of them take {needed / 1e9:.1f} GB, {free / 1e9:.1f} GB are free. "
-                "Make them smaller (--resize), or give fewer."
-            )
-        kept += small.unbind()
-    return kept
-
-
-def _check_pixels(batch: ImageBatch) -> None:
+def _checked(batch: ImageBatch) -> ImageBatch:
     """Refuse bad pixels also where features come with them: these are of no use here."""
     check_batch(replace(batch, features=None) if isinstance(batch, ImageBatch) else batch)
-
-
-def _pixels(image: Tensor) -> Tensor:
-    return as_pixels(image[None])
+    return batch

@@ -34,9 +34,6 @@ _RESERVE_PART = 4096
 Projection = Callable[[Tensor], Tensor]
 """Maps `(n, dimension)` vectors to those between which distances are taken."""
 
-Progress = Callable[[int, int], None]
-"""Called with (chosen, wanted) now and then."""
-
 
 @dataclass(frozen=True)
 class Coreset:
@@ -55,7 +52,7 @@ def k_center(
     radius: float = 0.0,
     initial: Tensor | None = None,
     centres: Tensor | None = None,
-    progress: Progress | None = None,
+    progress: Callable[[int, int], None] | None = None,
 ) -> Coreset:
     """Choose up to `count` of `(n, dimension)` float32 vectors by the greedy rule; all arithmetic is in float64.
 
@@ -174,7 +171,13 @@ class CoresetStream:
         self._divide()
 
     def finish(
-        self, count: int, *, radius: float = 0.0, starts: int = 0, seed: int = 0, progress: Progress | None = None
+        self,
+        count: int,
+        *,
+        radius: float = 0.0,
+        starts: int = 0,
+        seed: int = 0,
+        progress: Callable[[int, int], None] | None = None,
     ) -> tuple[Tensor, float]:
         """Choose up to `count` vectors: `(vectors, radius)`.
 
