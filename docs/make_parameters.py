@@ -1,4 +1,4 @@
-"""Writes the tables of parameters in docs/, between two comments: `python docs/make_parameters.py [--check]`.
+"""Writes the tables of methods and parameters in docs/, between two comments: `python docs/make_parameters.py [--check]`.
 
 What many methods share stands once, in docs/parameters.md. With --check nothing is written, and the exit status is 1
 where a page is not up to date.
@@ -57,7 +57,14 @@ def stale_pages() -> dict[Path, str]:
 def tables() -> dict[Path, str]:
     """What stands between the comments of each page."""
     pages = {DOCS / "methods" / f"{name}.md": of_method(name) for name in METHODS}
-    return pages | {DOCS / "parameters.md": of_all_methods(), DOCS / "ood.md": of_detectors()}
+    index = DOCS / "methods" / "README.md"
+    return pages | {index: of_registry(), DOCS / "parameters.md": of_all_methods(), DOCS / "ood.md": of_detectors()}
+
+
+def of_registry() -> str:
+    """All methods, each with its page and the first line of its docstring."""
+    what = {name: (kind.__doc__ or "").splitlines()[0] for name, kind in METHODS.items()}
+    return table([(f"[{name}]({name}.md)", words) for name, words in what.items()], "method", "what it is")
 
 
 def of_method(name: str) -> str:
