@@ -1,4 +1,4 @@
-"""Writes the tables of methods and parameters in docs/, between two comments: `python docs/make_parameters.py [--check]`.
+"""Writes the tables in docs/ that come from the code, between two comments: `python docs/make_parameters.py [--check]`.
 
 What many methods share stands once, in docs/parameters.md. With --check nothing is written, and the exit status is 1
 where a page is not up to date.
