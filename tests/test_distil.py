@@ -410,10 +410,8 @@ def test_a_run_out_of_time_writes_what_there_is_and_goes_on(folder, tmp_path):
 
 def test_wrong_options_are_refused_before_images_are_read(folder, tmp_path):
     out = ("--out", tmp_path / "t.safetensors")
-    assert (
-        "part of the recipe without an option of its own: width, " in run(folder, "--set", "x=1", *out, status=1).stderr
-    )
+    assert "--set: expected a parameter out of width, " in run(folder, "--set", "x=1", *out, status=1).stderr
     assert "got patch" in run(folder, "--set", "patch=17", *out, status=1).stderr
-    assert "--set grey: expected a value like 0.1, got no" in run(folder, "--set", "grey=no", *out, status=1).stderr
+    assert "--set, grey: expected a number in [0, 1], got no" in run(folder, "--set", "grey=no", *out, status=1).stderr
     assert "a file in an existing folder" in run(folder, "--out", tmp_path / "a" / "b", status=1).stderr
     assert "Example: blemish distil descriptor photographs" in run("--help").stdout

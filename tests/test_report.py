@@ -262,7 +262,7 @@ def test_no_readable_image_at_all(detector, root, tmp_path):
     evaluation = evaluate(detector, dataset)
     page = parse(write_report(evaluation, tmp_path / "r.html", title="t"))
     assert "No test image could be read." in page.text
-    assert "not an image, or a format" in page.text
+    assert "not an image, or of a format that is not read" in page.text
 
 
 @pytest.mark.usefixtures("few")

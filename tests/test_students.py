@@ -276,7 +276,8 @@ def test_wrong_arguments_are_refused(teachers, parameters, message):
 
 
 def test_the_command_line_takes_a_list_of_patches():
-    assert _make_method("students", {"patches": [17, 33], "rate": 1}) == Students(patches=(17, 33), rate=1.0)
+    assert _make_method("students", "default", ["patches=17+33", "rate=1"], {}) == Students(patches=(17, 33), rate=1.0)
+    assert _make_method("students", "default", ["patches=[17, 33]"], {}) == Students(patches=(17, 33))
 
 
 def test_images_that_are_too_small_are_refused(teachers):

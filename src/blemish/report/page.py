@@ -33,9 +33,10 @@ def _render(page: Page) -> str:
     script = resources.files("blemish.report").joinpath("page.js").read_text("utf-8") if page.is_sortable else ""
     # The hash lets a browser run this one script and no other.
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
-    return environment.get_template("page.html.jinja").render(
+    text = environment.get_template("page.html.jinja").render(
         version=__version__, page=page, script=script, digest=digest
     )
+    return text.lstrip()  # what defines the macros leaves empty lines
 
 
 def _tight(text: str) -> str:
