@@ -61,6 +61,14 @@ class Method(ABC, Parameterised):
     def restore(self, state: dict[str, Tensor]) -> None:
         """Take back what `state` handed out."""
 
+    def check(self) -> None:
+        """Refuse wrong parameters; raises `ArgumentError`. `fit` does so before the work."""
+        check_parameters(self)
+        self._check_together()
+
+    def _check_together(self) -> None:
+        """Hook: refuse parameters that are right by themselves, but do not go together."""
+
 
 @runtime_checkable
 class Incremental(Protocol):
@@ -153,11 +161,6 @@ class FeatureMethod(Method):
         with torch.inference_mode():
             return self._score(self._maps(batch))
 
-    def check(self) -> None:
-        """Refuse wrong parameters; raises `ArgumentError`. `fit` does so before the work."""
-        check_parameters(self)
-        self._check_together()
-
     def tapped(self) -> tuple[str, ...]:
         """Names of the modules whose outputs it reads: `taps`, or what it recommends for the backbone."""
         return self._taps(find_backbone(self.backbone))
@@ -185,9 +188,6 @@ class FeatureMethod(Method):
             row, folded=folded, taps=self._taps(row), device=device, precision=self.precision
         )
         self._relearn({k: v.to(device) for k, v in state.items() if not k.startswith(("backbone.", "input."))})
-
-    def _check_together(self) -> None:
-        """Hook: refuse parameters that are right by themselves, but do not go together."""
 
     def _further_tap(self, row: Backbone) -> str | None:
         """Hook: a layer that is read beside `taps`."""

@@ -190,7 +190,10 @@ class GaussianFinetune(FeatureMethod):
         return learned
 
     def _relearn(self, learned: dict[str, Tensor]) -> None:
-        levels = range(len(learned) // 4)
+        levels = range(len(self.extractor_.taps))
+        patterns = {f"{kind}.{i}.mean": f"float32 d{i}" for kind in ("pooled", "position") for i in levels}
+        patterns |= {f"{kind}.{i}.factor": f"float32 d{i} d{i}" for kind in ("pooled", "position") for i in levels}
+        persist.check_tensors(learned, patterns)
         self.gaussians_, self.positions_ = (
             [(learned[f"{kind}.{i}.mean"], learned[f"{kind}.{i}.factor"]) for i in levels]
             for kind in ("pooled", "position")
