@@ -39,6 +39,7 @@ from safetensors.torch import save_file
 from blemish import persist
 from blemish.detector import Detector
 from blemish.errors import BlemishError, MissingPackageError, ModelFileError
+from blemish.features import extract
 from blemish.images.preprocess import Preprocess
 from blemish.methods.registry import METHODS
 
@@ -307,6 +308,19 @@ def bounded(path: Path, sound: Sound, kind: str, limits: Limits) -> tuple[str, f
     return how, seconds
 
 
+def remember_structures() -> None:
+    """Read each network's structure once: it takes most of the time of a load, and depends on nothing in a mutant."""
+    read, known = extract._read_structure, {}
+
+    def remembered(module: Any, taps: tuple[str, ...], backbone: Any) -> Any:
+        key = backbone.name, backbone.trace_size, taps
+        if key not in known:
+            known[key] = read(module, taps, backbone)
+        return known[key]
+
+    extract._read_structure = remembered
+
+
 def peak() -> float:
     """The most memory that this process ever had, in megabytes."""
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (1 << (20 if sys.platform == "darwin" else 10))
@@ -351,6 +365,7 @@ def main() -> int:
     given = parser.parse_args()
     torch.set_num_threads(1)
     warnings.simplefilter("ignore")
+    remember_structures()
     with tempfile.TemporaryDirectory() as folder:
         models = make_models(QUICK if given.quick else tuple(MODELS), Path(folder))
         # What asks for more than this fails at once, instead of taking the machine with it.

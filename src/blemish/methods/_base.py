@@ -161,6 +161,11 @@ class FeatureMethod(Method):
         with torch.inference_mode():
             return self._score(self._maps(batch))
 
+    def check(self) -> None:
+        """Refuse wrong parameters; raises `ArgumentError`. `fit` does so before the work."""
+        check_parameters(self)
+        self._check_together()
+
     def tapped(self) -> tuple[str, ...]:
         """Names of the modules whose outputs it reads: `taps`, or what it recommends for the backbone."""
         return self._taps(find_backbone(self.backbone))
@@ -188,6 +193,9 @@ class FeatureMethod(Method):
             row, folded=folded, taps=self._taps(row), device=device, precision=self.precision
         )
         self._relearn({k: v.to(device) for k, v in state.items() if not k.startswith(("backbone.", "input."))})
+
+    def _check_together(self) -> None:
+        """Hook: refuse parameters that are right by themselves, but do not go together."""
 
     def _further_tap(self, row: Backbone) -> str | None:
         """Hook: a layer that is read beside `taps`."""

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.nn.functional import interpolate, pad
 
 from .. import persist
-from ..errors import ArgumentError, ModelFileError, NotEnoughMemoryError, NotFittedError
+from ..errors import ArgumentError, NotEnoughMemoryError, NotFittedError
 from ..features.descriptors import DIMENSION, PATCHES, PatchDescriptor, find_descriptor
 from ..memory import available_bytes
 from ..training.loop import Adam, Checkpoint, Cosine, Recipe, batch_of, generator, optimise
@@ -117,7 +117,7 @@ class Students(Method):
         scales: dict[int, _Scale] = {}
         students = {name.split(".")[2] for name in state if name.split(".")[1:2] == ["students"]}
         if len(students) != (1 if self.fast else self.students):  # before that many are made
-            raise ModelFileError.about("students", expected=f"{self.students} of them", got=len(students))
+            raise ArgumentError.about("students", expected=f"{self.students} of them", got=len(students))
         for p in self.patches:
             own = {k.removeprefix(f"{p}."): tensor for k, tensor in state.items() if k.startswith(f"{p}.")}
             scales[p] = self._scale(PatchDescriptor(p, width=float(own["width"])))
