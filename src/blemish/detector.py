@@ -418,7 +418,7 @@ def _blaming(path: str | Path, backbone: Backbone | None) -> Iterator[None]:
     """Whatever goes wrong while a file is taken apart is the file's fault; says so, and in which file."""
     try:
         yield
-    except (MissingPackageError, NotEnoughMemoryError, torch.OutOfMemoryError):
+    except (MissingPackageError, NotEnoughMemoryError, torch.OutOfMemoryError, NameError):  # a NameError is ours
         raise
     except BlemishError as error:
         if backbone is not None and not isinstance(error, ModelFileError):

@@ -191,9 +191,10 @@ class GaussianFinetune(FeatureMethod):
 
     def _relearn(self, learned: dict[str, Tensor]) -> None:
         levels = range(len(self.extractor_.taps))
-        patterns = {f"{kind}.{i}.mean": f"float32 d{i}" for kind in ("pooled", "position") for i in levels}
-        patterns |= {f"{kind}.{i}.factor": f"float32 d{i} d{i}" for kind in ("pooled", "position") for i in levels}
-        persist.check_tensors(learned, patterns)
+        for name, factor in learned.items():
+            mean = learned[name.replace(".factor", ".mean")]
+            if name.endswith(".factor") and (mean.ndim != 1 or factor.shape != (len(mean), len(mean))):
+                raise ArgumentError.about(f"tensor {name}", expected=f"a square of {tuple(mean.shape)}", got=factor)
         self.gaussians_, self.positions_ = (
             [(learned[f"{kind}.{i}.mean"], learned[f"{kind}.{i}.factor"]) for i in levels]
             for kind in ("pooled", "position")
