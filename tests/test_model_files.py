@@ -169,6 +169,11 @@ def test_what_other_methods_learned_fits(tmp_path, case):
     refuse(tmp_path / "m", tensors | {name: change(tensors[name]).contiguous()}, manifest, message)
 
 
+def test_a_tensor_that_a_method_passes_over_is_refused(tmp_path):
+    tensors, manifest = fitted(PatchCore(backbone="filters"), tmp_path / "m")
+    refuse(tmp_path / "m", tensors | {"method.x": torch.zeros(1)}, manifest, "tensor method.x: not expected here")
+
+
 def test_no_more_students_are_made_than_the_file_has(tmp_path):
     method = Students(patches=(17,), steps=1, grid=2, students=1, dense=False)
     tensors, manifest = fitted(method, tmp_path / "m", calibration="none")
