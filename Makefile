@@ -1,8 +1,10 @@
 # Everything needs only Python (3.10 or newer), pip and make; the first call sets up .venv.
 PYTHON ?= python3
 BIN := .venv/bin
+COUNT ?= 2000
+SEED ?= 0
 
-.PHONY: demo test test-all lint clean
+.PHONY: demo test test-all fuzz lint clean
 
 demo: .venv/ready  ## Draw a product with defects, learn it, evaluate, write demo/report.html
 	$(BIN)/blemish demo --out demo
@@ -12,6 +14,9 @@ test: lint  ## Lint, types, layers, then all tests, on all cores
 
 test-all: lint  ## The same, and the largest backbones
 	$(BIN)/python -m pytest -m ""
+
+fuzz: .venv/ready  ## Damaged and malicious files, for as long as COUNT says: make fuzz COUNT=20000 SEED=1
+	for script in tests/fuzz/*.py; do $(BIN)/python $$script --count $(COUNT) --seed $(SEED) || exit 1; done
 
 lint: .venv/ready
 	$(BIN)/ruff check src tests benchmarks docs

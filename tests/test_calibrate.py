@@ -241,6 +241,10 @@ def test_a_lone_anomaly_among_many_needs_enough_held_out_images():
         (lambda: certified_rank(10, 0.0), r"false_alarm_rate: expected a number between 0 and 1, got 0\.0"),
         (lambda: images_to_certify(0.1, confidence=1.0), r"confidence: expected a number between 0 and 1, got 1\.0"),
         (
+            lambda: calibrate([1.0, 2.0], false_alarm_rate=0.5).p_value(float("nan")),
+            "score: expected a number, got NaN",
+        ),
+        (
             lambda: calibrate([1.0, 2.0], false_alarm_rate=0.5).p_values([1.0, float("nan")]),
             r"scores: expected numbers of shape \(n,\), no NaN, got an array",
         ),

@@ -164,7 +164,7 @@ def test_foreign_files_are_refused(tmp_path):
     with pytest.raises(WeightsError, match=r"t.safetensors: not of a patch descriptor network"):
         read_descriptor(path)
     path.write_bytes(b"no")
-    with pytest.raises(ModelFileError, match=r"t.safetensors: not a model file, or damaged"):
+    with pytest.raises(ModelFileError, match=r"t.safetensors: not a model file, it is no safetensors file"):
         read_descriptor(path)
 
 

@@ -43,7 +43,9 @@ class Calibration:
         return float(self.scores[n - _allowed_above(self.false_alarm_rate, n)])
 
     def p_value(self, score: float) -> float:
-        """(1 + number of held-out scores >= score) / (n + 1), in (0, 1]."""
+        """(1 + number of held-out scores >= score) / (n + 1), in (0, 1]. Raises `ArgumentError` for NaN."""
+        if math.isnan(score):  # it sorts behind all numbers, and would get the smallest p-value
+            raise ArgumentError.about("score", expected="a number", got="NaN")
         n = len(self.scores)
         at_least = n - int(np.searchsorted(self.scores, score, side="left"))
         return (1 + at_least) / (n + 1)

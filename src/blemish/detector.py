@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import math
 import platform
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from importlib.metadata import version
 from pathlib import Path
@@ -15,7 +16,16 @@ import torch
 from . import persist
 from .calibrate import Calibration, calibrate, require_images
 from .datasets.layouts import OneClass, open_dataset
-from .errors import ArgumentError, DatasetError, ModelFileError, NotFittedError
+from .device import find_device
+from .errors import (
+    ArgumentError,
+    BlemishError,
+    DatasetError,
+    MissingPackageError,
+    ModelFileError,
+    NotEnoughMemoryError,
+    NotFittedError,
+)
 from .features.backbones import Backbone, find_backbone
 from .features.memory import FeatureMemory
 from .features.weights import is_random
@@ -28,6 +38,39 @@ from .ops.neighbours import Exact, IndexFactory
 from .parameters import Parameterised, check_parameters, parameter, parameters_of, plain_parameters, read_plain
 from .progress import Progress
 from .types import Decision, ImageBatch, Scores, Size
+
+_MOST_PIXELS = 1 << 28
+"""Of one batch: 3.2 GB in float32. A parameter, perhaps out of a file, must not be able to ask for any memory."""
+
+
+@dataclass(kw_only=True)
+class ModelManifest:
+    """What the manifest of a model file holds, beside its format and its digest: every key, and no other.
+
+    The optional sections are for what a later version may add; this one passes them over.
+
+    Parameters
+    ----------
+    method: the method's name in the registry.
+    parameters: of the method, those of the role `model`.
+    images: how many normal images it has learned from.
+    detector: the detector's own parameters of the role `model`.
+    versions: of Python and the packages that wrote the file.
+    digests: of what was learned, by name.
+    sums: over what was learned, by name.
+    left_out: about scores of normal images by models that were fitted without them.
+    runtime: how another program shall run the model.
+    """
+
+    method: str
+    parameters: dict[str, Any]
+    images: int = parameter(at_least=1)
+    detector: dict[str, Any]
+    versions: dict[str, str]
+    digests: dict[str, Any] | None = None
+    sums: dict[str, Any] | None = None
+    left_out: dict[str, Any] | None = None
+    runtime: dict[str, Any] | None = None
 
 
 @dataclass(kw_only=True)
@@ -95,6 +138,16 @@ class Detector(Parameterised):
         check_parameters(self)
         if self.overlap is not None and self.tile is None:
             raise ArgumentError.about("overlap", expected="None without tiles", got=self.overlap, instead="Give tile.")
+        height, width = self._input_size()
+        if self.tile is not None and self.tile > min(self.preprocessing.size):
+            expected = f"at most the preprocessed image's {min(self.preprocessing.size)} pixels"
+            raise ArgumentError.about("tile", expected=expected, got=self.tile)
+        whole, batch = math.prod(self.preprocessing.size), self.batch_size * height * width
+        if max(whole, batch) > _MOST_PIXELS:
+            raise ArgumentError.about(
+                "batch_size", expected=f"batches of at most {_MOST_PIXELS} pixels",
+                got=f"{self.batch_size} images of {height} x {width}", instead="Give smaller images, or tiles.",
+            )  # fmt: skip
 
     def fit(self, images: ImageInput, *, progress: Progress | None = None) -> Detector:
         """Learn from normal images: a folder, paths, arrays, or an `ImageSource`; forgets earlier fits.
@@ -222,23 +275,42 @@ class Detector(Parameterised):
         the built-in one: `blemish.edges.faiss.index_from_name`. Raises `ModelFileError`.
         """
         tensors, manifest = persist.load(path)
-        try:
-            method = _read_method(path, manifest, device=device, backbone=backbone, make_index=make_index)
-            settings = dict(manifest["detector"])
-            resize, crop = (settings["preprocess"][name] for name in ("resize", "crop"))
-            settings["preprocess"] = Preprocess(tuple(resize) if isinstance(resize, list) else resize, crop)
-            detector = cls(**read_plain(cls, {**settings, "method": method}, of="detector"))
-            detector.images_ = manifest["images"]
-        except (KeyError, TypeError, ArgumentError) as error:
-            raise ModelFileError(f"{path}: not a model of this version of blemish ({error!r}). Fit again.") from error
-        try:
-            method.restore({k.removeprefix("method."): v for k, v in tensors.items() if k.startswith("method.")})
-        except KeyError as error:
-            raise ModelFileError(f"{path}: not a model of this version of blemish ({error!r}). Fit again.") from error
-        if "calibration.scores" in tensors:
-            scores = tensors["calibration.scores"].numpy()
-            detector.calibration_ = calibrate(scores, false_alarm_rate=detector.false_alarm_rate)
+        find_device(device)  # where the device is wrong, the file is not to blame
+        with _blaming(path, backbone):
+            persist.check_finite(tensors)
+            about = ModelManifest(**read_plain(ModelManifest, _sections(manifest), of="manifest"))
+            complete = manifest["format"] > 2 and about.versions.get("blemish") == version("blemish")
+            method = _read_method(about, complete=complete, device=device, backbone=backbone, index=make_index)
+            detector = cls(method=method, **_read_settings(about.detector, complete=complete))
+            detector.images_ = about.images
+            detector.check()
+            detector._restore(tensors)
         return detector
+
+    def _restore(self, tensors: dict[str, torch.Tensor]) -> None:
+        """Take back what `save` wrote; refuse what does not fit, or would only fail at the first prediction."""
+        learned = _below(tensors, "method.")
+        scores = _below(tensors, "calibration.")
+        if len(learned) + len(scores) < len(tensors):
+            unknown = next(name for name in tensors if not name.startswith(("method.", "calibration.")))
+            raise ModelFileError(f"tensor {unknown}: not expected here.")
+        persist.check_tensors(scores, {"scores" if self.calibration == "split" else "scores?": "float64 n"})
+        if scores:
+            values = scores["scores"].numpy()
+            self.calibration_ = calibrate(values, false_alarm_rate=self.false_alarm_rate)
+            if (values != self.calibration_.scores).any():
+                raise ModelFileError("tensor calibration.scores: not in ascending order.")
+        self.method_.restore(learned)
+        _check_same(learned, self.method_.state())
+        if isinstance(self.method_, FeatureMethod):  # what was learned and the network's features must fit together
+            size = self._input_size()
+            blank = ImageBatch(torch.zeros(1, 3, *size), ("blank",), (size,))
+            if not bool(torch.isfinite(self.method_.score(blank).images).all()):
+                raise ModelFileError("gives NaN or infinity for a black image.")
+
+    def _input_size(self) -> Size:
+        """`(height, width)` of what the method sees: of a tile, or of the whole image."""
+        return self.preprocessing.size if self.tile is None else (self.tile, self.tile)
 
     def _split(self, source: ImageSource) -> tuple[ImageSource, ImageSource | None]:
         if not len(source):
@@ -341,38 +413,123 @@ def _normal_images(images: ImageInput) -> ImageSource:
     return as_source(images)
 
 
+@contextmanager
+def _blaming(path: str | Path, backbone: Backbone | None) -> Iterator[None]:
+    """Whatever goes wrong while a file is taken apart is the file's fault; says so, and in which file."""
+    try:
+        yield
+    except (MissingPackageError, NotEnoughMemoryError, torch.OutOfMemoryError, NameError):  # a NameError is ours
+        raise
+    except BlemishError as error:
+        if backbone is not None and not isinstance(error, ModelFileError):
+            raise ArgumentError.about(
+                "backbone", expected=f"the network with which {path} was fitted", got=f"another one ({error})"
+            ) from error
+        raise ModelFileError(f"{path}: {_printable(str(error))}") from error
+    except Exception as error:  # of a method's `restore`, which may come from outside, and fail in any way
+        reason = f"{type(error).__name__}: {_printable(str(error))}"
+        raise ModelFileError(f"{path}: not a model of this version of blemish ({reason}). Fit again.") from error
+
+
+def _printable(text: str) -> str:
+    """A file's names and texts reach the terminal in a message: no control characters, and not too many."""
+    return "".join(letter if letter.isprintable() else " " for letter in text[:2000])
+
+
+def _read_stored(
+    kind: type, values: Mapping[str, Any], *, of: str, complete: bool, without: Collection[str] = ()
+) -> dict[str, Any]:
+    """Parameters of a file: what is learned, never a place on a disk or a number of threads.
+
+    A file of another version may lack parameters that are new since, which take their defaults.
+    """
+    known = parameters_of(kind)
+    places = [name for name in values if name in known and known[name].role == "place"]
+    for name in places:
+        if complete and (name, values[name]) != ("weights", "random"):
+            raise ArgumentError.about(of, expected="no parameter of the place", got=name)
+    kept = {name: value for name, value in values.items() if name not in (*places, *without)}
+    if values.get("weights") == "random" and "weights" in places:
+        kept["weights"] = "random"
+    return read_plain(kind, kept, of=of, complete=complete, without=without)
+
+
+def _sections(manifest: persist.Manifest) -> dict[str, Any]:
+    """What is the detector's own in a manifest."""
+    for name in ("method", "parameters"):
+        if name not in manifest:
+            raise ModelFileError(f"not a detector's model file: its manifest has no {name}.")
+    return {key: value for key, value in manifest.items() if key not in ("format", "digest")}
+
+
+def _read_settings(settings: Mapping[str, Any], *, complete: bool) -> dict[str, Any]:
+    """A detector's own parameters."""
+    if "method" in settings:
+        raise ArgumentError.about("detector", expected="the method beside it", got="method in it")
+    found = _read_stored(Detector, settings, of="detector", complete=complete, without=("method", "preprocess"))
+    pixels = settings.get("preprocess")
+    if not isinstance(pixels, dict):
+        raise ArgumentError.about("detector: preprocess", expected="resize and crop", got=pixels)
+    return found | {"preprocess": Preprocess(**read_plain(Preprocess, pixels, of="preprocess", complete=complete))}
+
+
 def _read_method(
-    path: str | Path,
-    manifest: Mapping[str, Any],
+    about: ModelManifest,
     *,
+    complete: bool,
     device: str,
     backbone: Backbone | None,
-    make_index: Callable[[str], IndexFactory] | None,
+    index: Callable[[str], IndexFactory] | None,
 ) -> Method:
     """The method that a model file describes, not yet restored."""
-    name, parameters = manifest["method"], dict(manifest["parameters"])
+    name, parameters = about.method, dict(about.parameters)
     if name not in METHODS:
-        raise ModelFileError(f"{path}: method {name} is not known here. Known: {', '.join(METHODS)}.")
-    stored = parameters.get("backbone", "")
-    if stored.startswith("custom:") and (backbone is None or backbone.name != stored):
+        raise ModelFileError(f"method {name[:40]} is not known here. Known: {', '.join(METHODS)}.")
+    stored = parameters.get("backbone")
+    if isinstance(stored, str) and stored.startswith("custom:") and (backbone is None or backbone.name != stored):
         raise ModelFileError(
-            f"{path}: fitted on the network {stored}. Pass it again: "
+            f"fitted on the network {stored}. Pass it again: "
             f"Detector.load(path, backbone=custom_backbone(module, name={stored.removeprefix('custom:')!r}, ...))."
         )
     if stored and backbone is not None:
         parameters["backbone"] = backbone
     if parameters.get("index") is not None:
-        parameters["index"] = _read_index(path, parameters["index"], make_index)
-    return METHODS[name](**read_plain(METHODS[name], parameters | {"device": device}, of="parameters"))
+        parameters["index"] = _read_index(parameters["index"], index)
+    kind = METHODS[name]
+    method = kind(**_read_stored(kind, parameters, of="parameters", complete=complete))
+    method.set_params(device=device)
+    method.check()
+    return method
 
 
-def _read_index(path: str | Path, name: str, make_index: Callable[[str], IndexFactory] | None) -> IndexFactory:
+def _check_same(stored: Mapping[str, torch.Tensor], taken: Mapping[str, torch.Tensor]) -> None:
+    """Refuse tensors that a method passed over, or took for something else: it hands out what it took."""
+    for name in stored.keys() | taken.keys():
+        if name not in stored or name not in taken:
+            raise ModelFileError(f"tensor method.{name}: {'missing' if name in taken else 'not expected here'}.")
+        if (stored[name].dtype, stored[name].shape) != (taken[name].dtype, taken[name].shape):
+            raise ModelFileError.about(
+                f"tensor method.{name}", expected=_spelled(taken[name]), got=_spelled(stored[name])
+            )
+
+
+def _below(tensors: Mapping[str, torch.Tensor], prefix: str) -> dict[str, torch.Tensor]:
+    return {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
+
+
+def _spelled(tensor: torch.Tensor) -> str:
+    return f"{tensor.dtype} {tuple(tensor.shape)}"
+
+
+def _read_index(name: object, make_index: Callable[[str], IndexFactory] | None) -> IndexFactory:
+    if not isinstance(name, str):
+        raise ArgumentError.about("parameters: index", expected="a text", got=name)
     kind, _, storage = name.partition(":")
     if kind == "exact":
         return Exact(**{"storage": storage} if storage else {})  # type: ignore[arg-type]
     if make_index is None:
         raise ModelFileError(
-            f"{path}: fitted with the index {name}. Pass what makes it: "
+            f"fitted with the index {name}. Pass what makes it: "
             "Detector.load(path, make_index=blemish.edges.faiss.index_from_name)."
         )
     return make_index(name)

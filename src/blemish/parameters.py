@@ -207,16 +207,23 @@ def read_texts(
     return {key: known[key].of_text(text, of=f"{of}, ") for key, text in settings.items() if key not in more}
 
 
-def read_plain(kind: type, values: Mapping[str, Any], *, of: str) -> dict[str, Any]:
-    """Read JSON or TOML values by name into values for `kind(...)`; refuses unknown names, and what is missing."""
-    known = parameters_of(kind)
+def read_plain(
+    kind: type, values: Mapping[str, Any], *, of: str, complete: bool = False, without: Collection[str] = ()
+) -> dict[str, Any]:
+    """Read JSON or TOML values by name into values for `kind(...)`; refuses unknown names, and what is missing.
+
+    `complete`: every parameter of the role `model` must be there, as in what `plain_parameters` gives; else those
+    without a default. Names in `without` are read elsewhere.
+    """
+    known = {name: p for name, p in parameters_of(kind).items() if name not in without}
     for key in values:
-        if key not in known:
+        if key not in known and key not in without:
             raise ArgumentError.about(of, expected=f"the keys {', '.join(known)}", got=key)
     for name, p in known.items():
-        if p.default is MISSING and name not in values:
+        needed = p.default is MISSING or (complete and p.role == "model")
+        if needed and name not in values:
             raise ArgumentError.about(of, expected=f"{name}: {p.expected}", got="none")
-    return {key: known[key].of_plain(value, of=f"{of}: ") for key, value in values.items()}
+    return {key: known[key].of_plain(value, of=f"{of}: ") for key, value in values.items() if key in known}
 
 
 def as_plain(value: Any) -> Any:
@@ -273,13 +280,8 @@ def _takes(kind: Any, value: Any, bounds: Bounds) -> bool:  # noqa: PLR0911 - a 
         return True
     if get_origin(kind) is Literal:
         return any(type(value) is type(choice) and value == choice for choice in get_args(kind))
-    if get_origin(kind) is tuple:
-        if not isinstance(value, tuple | list):
-            return False
-        kinds = get_args(kind)
-        if kinds[-1] is ...:
-            return len(value) >= bounds.least and all(_takes(kinds[0], item, bounds) for item in value)
-        return len(value) == len(kinds) and all(_takes(k, item, bounds) for k, item in zip(kinds, value, strict=True))
+    if get_origin(kind) in (tuple, dict):
+        return _takes_items(kind, value, bounds)
     if kind is bool or isinstance(value, bool):
         return kind is bool and isinstance(value, bool)
     if kind is int:
@@ -289,6 +291,20 @@ def _takes(kind: Any, value: Any, bounds: Bounds) -> bool:  # noqa: PLR0911 - a 
     if getattr(kind, "_is_protocol", False):
         return all(hasattr(value, part) for part in vars(kind) if not part.startswith("_"))
     return isinstance(value, get_origin(kind) or kind)
+
+
+def _takes_items(kind: Any, value: Any, bounds: Bounds) -> bool:
+    """Whether a list or a table holds what its annotation says."""
+    kinds = get_args(kind)
+    if get_origin(kind) is dict:
+        return isinstance(value, dict) and all(
+            isinstance(key, str) and _takes(kinds[1], item, bounds) for key, item in value.items()
+        )
+    if not isinstance(value, tuple | list):
+        return False
+    if kinds[-1] is ...:
+        return len(value) >= bounds.least and all(_takes(kinds[0], item, bounds) for item in value)
+    return len(value) == len(kinds) and all(_takes(k, item, bounds) for k, item in zip(kinds, value, strict=True))
 
 
 def _read(kind: Any, text: str) -> Any:  # noqa: PLR0911 - a table of types
@@ -329,7 +345,8 @@ def _words(kind: Any, bounds: Bounds) -> str:
         if rest != [...]:
             return f"{1 + len(rest)} {plural if rest else plural.removesuffix('s')}{bounds}"
         return f"a list of {plural}{bounds}{f', at least {bounds.least}' if bounds.least else ''}"
-    known = {bool: "true or false", str: "a text", Path: "a path", NoneType: "None"}
+    known: dict[Any, str] = {dict[str, str]: "a table of texts", dict[str, Any]: "a table"}
+    known |= {bool: "true or false", str: "a text", Path: "a path", NoneType: "None"}
     known |= {int: f"a whole number{bounds}", float: f"a number{bounds}"}
     if kind in known:
         return known[kind]

@@ -8,7 +8,7 @@ import typer
 from typer.core import TyperGroup
 
 from ..errors import BlemishError
-from . import detector, distil, ood, study
+from . import detector, distil, ood, study, upgrade
 from .console import notes_on_stderr
 
 
@@ -39,6 +39,7 @@ for name, command in (
     ("demo", detector.demo),
     ("fit", detector.fit),
     ("update", detector.update),
+    ("upgrade", upgrade.upgrade),
     ("predict", detector.predict),
     ("evaluate", detector.evaluate_model),
     ("list", detector.list_),

@@ -29,6 +29,7 @@ from ..ops.kernels import (
     reduce,
 )
 from ..parameters import parameter
+from ..persist import check_tensors
 from ..types import FeatureMaps, Scores
 from ._base import FitPlan, FrozenMethod
 
@@ -128,6 +129,17 @@ class KernelMethod(FrozenMethod):
         return learned if self._map is None else learned | self._map.state()
 
     def _relearn(self, learned: dict[str, Tensor]) -> None:
+        patterns = {"gamma": "float64", "offset": "float64", "coefficients": "float64 supporting"}
+        patterns["vectors"] = "float32|float64 supporting d"
+        if self.pca is not None:
+            patterns["reduction"] = "float32 channels components"
+        elif self.standardise:
+            patterns["reduction"] = "float32 components"
+        if self.approximation == "fourier":
+            patterns["frequencies"] = "float32|float64 components frequencies"
+        elif self.approximation == "nystroem":
+            patterns |= {"landmarks": "float32 landmarks components", "whitening": "float64 landmarks d"}
+        check_tensors(learned, patterns)
         for name in ("gamma", "vectors", "coefficients", "offset"):
             setattr(self, f"{name}_", learned[name])
         self.reduction_ = learned.get("reduction")

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from .. import persist
 from ..errors import ArgumentError, TrainingError
 from ..features.backbones import Backbone
 from ..features.patches import pool
@@ -172,10 +173,20 @@ class DeepSVDD(EmbeddingMethod):
         squared = distances(pool(features.maps[0]), self.centre_)
         return Scores(squared if self.boundary == "hard" else squared - self.radius_.square(), None)
 
+    def restore(self, state: dict[str, Tensor]) -> None:
+        """Take back what `state` handed out."""
+        code = "backbone.code.weight"
+        if self.network == "lenet":  # before it is made as large as `side` says
+            side = self.side // 8
+            types, shape = "float32|bfloat16", f"{_CODE} {_WIDTHS[-1]} {side} {side}"
+            persist.check_tensors({code: state[code]}, {code: f"{types} {shape}"})
+        super().restore(state)
+
     def _learned(self) -> dict[str, Tensor]:
         return {"centre": self.centre_, "radius": self.radius_}
 
     def _relearn(self, learned: dict[str, Tensor]) -> None:
+        persist.check_tensors(learned, {"centre": "float32 d", "radius": "float32"})
         self.centre_, self.radius_ = learned["centre"], learned["radius"]
 
 

@@ -23,6 +23,7 @@ from ..features.backbones import Backbone
 from ..features.patches import pool
 from ..ops.shrinkage import ShrinkageSums
 from ..parameters import parameter
+from ..persist import check_tensors
 from ..types import FeatureMaps, Scores
 from ._base import FitPlan, GrowingMethod
 
@@ -92,7 +93,13 @@ class GaussianAD(GrowingMethod):
         return learned
 
     def _relearn(self, learned: dict[str, Tensor]) -> None:
-        levels = range(1 + max(int(name.split(".")[0]) for name in learned))
+        levels = range(len(self.extractor_.taps))
+        of_a_level = {
+            "count": "float64", "linear": "float64 d", "outer": "float64 d d", "quartic": "float64",
+            "cubic": "float64 d", "mean": "float32 d", "factor": "float32 d kept",
+        }  # fmt: skip
+        for i in levels:
+            check_tensors({k: learned[f"{i}.{k}"] for k in of_a_level if f"{i}.{k}" in learned}, of_a_level)
         names = [field.name for field in fields(ShrinkageSums)]
         self.sums_ = [ShrinkageSums(*(learned[f"{i}.{name}"] for name in names)) for i in levels]
         self.means_ = [learned[f"{i}.mean"] for i in levels]

@@ -159,7 +159,11 @@ class GaussianFinetune(FeatureMethod):
         return learned
 
     def _relearn(self, learned: dict[str, Tensor]) -> None:
-        levels = range(len(learned) // 4)
+        levels = range(len(self.extractor_.taps))
+        for name, factor in learned.items():
+            mean = learned[name.replace(".factor", ".mean")]
+            if name.endswith(".factor") and (mean.ndim != 1 or factor.shape != (len(mean), len(mean))):
+                raise ArgumentError.about(f"tensor {name}", expected=f"a square of {tuple(mean.shape)}", got=factor)
         self.gaussians_, self.positions_ = (
             [(learned[f"{kind}.{i}.mean"], learned[f"{kind}.{i}.factor"]) for i in levels]
             for kind in ("pooled", "position")

@@ -20,6 +20,7 @@ from ..features.backbones import Backbone
 from ..features.patches import pool
 from ..ops.neighbours import Exact, IndexFactory, midpoints, recall
 from ..parameters import parameter
+from ..persist import check_tensors
 from ..types import FeatureMaps, Scores
 from ._base import FitPlan, GrowingMethod
 
@@ -81,6 +82,7 @@ class KNN(GrowingMethod):
         return self.bank_.state() | {"recall": torch.tensor(self.recall_, dtype=torch.float64)}
 
     def _relearn(self, learned: dict[str, Tensor]) -> None:
+        check_tensors({"recall": learned["recall"]}, {"recall": "float64"})
         self.bank_, self.recall_ = self._factory().restore(learned), float(learned["recall"])
 
     def _append(self, parts: list[Tensor]) -> None:

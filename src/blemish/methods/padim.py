@@ -19,12 +19,13 @@ from typing import ClassVar, Literal
 import torch
 from torch import Tensor
 
-from ..errors import ArgumentError
+from ..errors import ArgumentError, ModelFileError
 from ..features.backbones import Backbone, find_backbone
 from ..features.patches import concatenate, project, random_channels, semi_orthogonal
 from ..ops.gaussian import Gaussian, Moments
 from ..ops.maps import enlarge_and_smooth
 from ..parameters import parameter
+from ..persist import check_tensors
 from ..types import FeatureMaps, Scores
 from ._base import FitPlan, GrowingMethod
 
@@ -146,6 +147,7 @@ class PaDiM(GrowingMethod):
         return found
 
     def _relearn(self, learned: dict[str, Tensor]) -> None:
+        self._check_learned(learned)
         self.image_size_ = _pair(learned["image_size"])
         self.grid_ = _pair(learned["grid"])
         self.storage_error_ = float(learned["storage_error"])
@@ -157,6 +159,33 @@ class PaDiM(GrowingMethod):
         if spectrum is None:
             factor = _full_square(factor, mean.shape[1])
         self.gaussian_ = Gaussian(int(learned["count"]), mean, factor, self.eps, spectrum)
+
+    def _check_learned(self, learned: dict[str, Tensor]) -> None:
+        """Refuse, before anything is made of them, tensors that do not go together."""
+        dense = "spectrum" not in learned
+        patterns = {"count": "int64", "image_size": "int64 2", "grid": "int64 2", "storage_error": "float32"}
+        patterns |= {
+            "mean": "float64|float32 positions d",
+            "factor": f"{self.storage} positions {'triangle' if dense else 'rank d'}",
+        }
+        if not dense:
+            patterns["spectrum"] = "float64|float32 positions rank"
+        if self.reduction == "orthogonal":
+            patterns["projection?"] = "float32 channels d"
+        if self.reduction == "random":
+            patterns |= {"channels?": "int64 d", "channels_of_map?": "int64 maps"}
+        sizes = check_tensors(learned, patterns)
+        d, (height, width) = sizes["d"], learned["grid"].tolist()
+        if dense and sizes["triangle"] != d * (d + 1) // 2:
+            raise ModelFileError.about("tensor factor", expected=f"{d * (d + 1) // 2} numbers", got=sizes["triangle"])
+        if min(height, width) < 1 or height * width != sizes["positions"]:
+            raise ModelFileError.about(
+                "tensor grid", expected=f"{sizes['positions']} positions", got=f"{height} x {width}"
+            )
+        if int(learned["count"]) < 2 or int(learned["image_size"].min()) < 1:
+            raise ModelFileError("tensors count, image_size: expected at least 2 images of at least 1 pixel.")
+        if "channels_of_map" in learned and int(learned["channels_of_map"].min()) < 0:
+            raise ModelFileError("tensor channels_of_map: below 0.")
 
     def _dimensions(self) -> int | None:
         """Dimensions to keep; None keeps all channels."""

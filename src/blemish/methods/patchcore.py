@@ -9,7 +9,7 @@ score is the largest distance, re-weighted by equation 7 where wanted.
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import chain
 from time import monotonic
@@ -18,13 +18,14 @@ from typing import ClassVar, Literal
 import torch
 from torch import Tensor
 
-from ..errors import ArgumentError
+from ..errors import ArgumentError, ModelFileError
 from ..features.backbones import Backbone
 from ..features.patches import average_patches, gaussian_projection, unfolded_patches, unfolding_kernels
 from ..ops.coreset import CoresetStream, reducing_capacity
 from ..ops.maps import enlarge_and_smooth
 from ..ops.neighbours import Exact, Index, IndexFactory, Storage, recall
 from ..parameters import parameter
+from ..persist import check_tensors
 from ..types import FeatureMaps, Scores
 from ._base import FitPlan, GrowingMethod
 
@@ -32,6 +33,8 @@ _log = logging.getLogger("blemish")
 _ERROR_PATCHES = 2048
 _MOVED_PATCHES = 4096
 _UNKNOWN_CAPACITY = 1_000_000
+_NUMBERS = ("seen", "radius", "reserve_radius", "storage_error", "recall")
+"""Names of the learned tensors that are one number each."""
 _BYTES = {"float32": 4, "float16": 2, "int8": 1}
 
 
@@ -68,7 +71,7 @@ class PatchCore(GrowingMethod):
     ratio: float = parameter(0.01, above=0, at_most=1)
     count: int | None = parameter(None, at_least=1)
     radius: float = parameter(0.0, at_least=0)
-    projection: int = parameter(128, at_least=0)
+    projection: int = parameter(128, at_least=0, at_most=8192)
     starts: int = parameter(0, at_least=0)
     reweight: int = parameter(0, at_least=0)
     squared: bool = False
@@ -225,19 +228,37 @@ class PatchCore(GrowingMethod):
         )
 
     def _relearn(self, learned: dict[str, Tensor]) -> None:
+        self.bank_ = self._factory().restore(learned)
+        self._check_learned(learned)
         self.channels_ = tuple(learned["channels"].tolist())
         self._prepare()
         self.seen_, self.radius_ = int(learned["seen"]), float(learned["radius"])
         self.storage_error_, self.recall_ = float(learned["storage_error"]), float(learned["recall"])
-        self.bank_ = self._factory().restore(learned)
         reserve = {k.removeprefix("reserve."): v for k, v in learned.items() if k.startswith("reserve.")}
         self.reserve_ = Exact("int8").restore(reserve) if reserve else None
         self.reserve_radius_ = float(learned["reserve_radius"])
 
+    def _check_learned(self, learned: dict[str, Tensor]) -> None:
+        """Refuse, before anything is made of them, tensors that do not go together."""
+        own = {name: value for name, value in learned.items() if name in _NUMBERS or name == "channels"}
+        check_tensors(own, dict.fromkeys(_NUMBERS, "float64") | {"seen": "int64", "channels": "int64 maps"})
+        side = self.extractor_.backbone.trace_size
+        channels = [m.shape[1] for m in self.extractor_(torch.zeros(1, 3, side, side)).maps]
+        if learned["channels"].tolist() != channels:
+            raise ModelFileError.about("tensor channels", expected=f"{channels}", got=learned["channels"].tolist())
+        d, dimension = self._dimension(channels), self.bank_.vectors(torch.tensor([0])).shape[1]
+        if d != dimension or learned.get("reserve.centre", torch.zeros(d)).shape != (d,):
+            raise ModelFileError.about("tensor bank", expected=f"vectors of {d} numbers", got=dimension)
+        if int(learned["seen"]) < len(self.bank_):
+            raise ModelFileError.about("tensor seen", expected=f"at least {len(self.bank_)}", got=int(learned["seen"]))
+
+    def _dimension(self, channels: Sequence[int]) -> int:
+        return sum(channels) if self.patches == "average" else self.dimensions
+
     def _prepare(self) -> None:
         """Make what follows from the parameters and the channels of the taps."""
         device = self._device()
-        d = sum(self.channels_) if self.patches == "average" else self.dimensions
+        d = self._dimension(self.channels_)
         self._kernels: list[tuple[int, Tensor]] = []
         if self.patches == "unfold":
             kernels = unfolding_kernels(self.channels_, d)

@@ -16,12 +16,13 @@ from typing import ClassVar, Literal
 import torch
 from torch import Tensor
 
-from ..errors import ArgumentError
+from ..errors import ArgumentError, ModelFileError
 from ..features.backbones import Backbone, find_backbone
 from ..features.patches import pool
 from ..ops.maps import enlarge_and_smooth
 from ..ops.neighbours import Exact, nearest_squared
 from ..parameters import parameter
+from ..persist import check_tensors
 from ..types import FeatureMaps, Scores
 from ._base import FitPlan, GrowingMethod
 
@@ -124,8 +125,13 @@ class SPADE(GrowingMethod):
         return {"pooled": self.pooled_} | {f"gallery.{i}": layer for i, layer in enumerate(self.gallery_)}
 
     def _relearn(self, learned: dict[str, Tensor]) -> None:
+        layers = range(len(learned) - 1)
+        gallery = {f"gallery.{i}": f"{self.storage} images positions{i} channels{i}" for i in layers}
+        sizes = check_tensors(learned, {"pooled": "float32 images d"} | gallery)
+        if min(sizes.values()) < 1 or len(layers) != len(self.taps or find_backbone(self.backbone).taps):
+            raise ModelFileError("tensors gallery.*: expected one for each tap, and none of them empty.")
         self.pooled_ = learned["pooled"]
-        self.gallery_ = [learned[f"gallery.{i}"] for i in range(len(learned) - 1)]
+        self.gallery_ = [learned[f"gallery.{i}"] for i in layers]
 
     def _append(self, parts: list[tuple[Tensor, list[Tensor]]]) -> None:
         for _, gallery in parts:

@@ -114,6 +114,9 @@ class Students(Method):
     def restore(self, state: dict[str, Tensor]) -> None:
         """Build the networks again, and give them their weights."""
         scales: dict[int, _Scale] = {}
+        students = {name.split(".")[2] for name in state if name.split(".")[1:2] == ["students"]}
+        if len(students) != (1 if self.fast else self.students):  # before that many are made
+            raise ArgumentError.about("students", expected=f"{self.students} of them", got=len(students))
         for p in self.patches:
             own = below(state, f"{p}.")
             scales[p] = self._scale(PatchDescriptor(p, width=float(own["width"])))

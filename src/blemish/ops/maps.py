@@ -10,6 +10,7 @@ from scipy.ndimage import gaussian_filter1d
 from torch import Tensor
 from torch.nn import functional
 
+from ..errors import ArgumentError
 from ..types import Size
 
 
@@ -19,6 +20,8 @@ def enlarge_and_smooth(grid: Tensor, size: Size, *, sigma: float) -> Tensor:
     Equal to `interpolate(mode="bilinear", align_corners=False)` followed by `scipy.ndimage.gaussian_filter(sigma)`
     (mode `reflect`, truncated at 4 sigma). Both steps are linear and separable, so each axis is one small matrix.
     """
+    if sigma > max(size):  # the kernel would be longer than 8 images
+        raise ArgumentError.about("sigma", expected=f"at most the image's {max(size)} pixels", got=sigma)
     rows = _axis_matrix(grid.shape[1], size[0], sigma).to(grid)
     columns = _axis_matrix(grid.shape[2], size[1], sigma).to(grid)
     return rows @ grid @ columns.T

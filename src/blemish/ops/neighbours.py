@@ -13,7 +13,8 @@ from typing import Literal, Protocol
 import torch
 from torch import Tensor
 
-from ..errors import ArgumentError
+from ..errors import ArgumentError, ModelFileError
+from ..persist import check_tensors
 
 Storage = Literal["float32", "float16", "int8"]
 
@@ -105,6 +106,11 @@ class Exact:
 
     def restore(self, state: dict[str, Tensor]) -> ExactIndex:
         """Take back what `ExactIndex.state` handed out."""
+        stored = {name: tensor for name, tensor in state.items() if name in ("bank", "centre", "scale")}
+        scale = {} if self.storage == "float32" else {"scale": "float32 d"}
+        sizes = check_tensors(stored, {"bank": f"{self.storage} vectors d", "centre": "float32 d", **scale})
+        if not sizes["vectors"]:
+            raise ModelFileError("tensor bank: no vector in it.")
         return ExactIndex(state["bank"], state["centre"], state.get("scale"))
 
 
