@@ -92,7 +92,7 @@ def test_plain_folder_has_nothing_to_test_on(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "inner", ["bottle/train/good/0.png", "odd/ground_truth/x/0.png", "train/normal/0.png", "test/dent/0.png"]
+    "inner", ["bottle/train/good/0.png", "odd/ground_truth/x/0.png", "Train/0.png", "test/dent/0.png"]
 )
 def test_a_folder_that_holds_defects_is_not_read_as_normal_images(tmp_path, inner):
     touch(tmp_path, inner)
