@@ -9,6 +9,7 @@ import pytest
 
 from blemish.datasets.labelled import find_classes
 from blemish.datasets.layouts import open_dataset
+from blemish.datasets.taken import take
 from blemish.errors import DatasetError, ImageError
 from blemish.images import listing
 from blemish.images.decode import decode
@@ -138,7 +139,8 @@ def test_hidden_folders_are_no_kinds_of_a_test(folder):
         (folder / name).touch()
     dataset = open_dataset(folder)
     assert [sample.kind for sample in dataset.test] == ["good"]
-    assert (str(folder / "test" / ".ipynb_checkpoints"), "hidden") in dataset.find_passed_over()
+    (over,) = take(dataset).passed_over
+    assert (over.reason, over.files) == ("hidden", (".ipynb_checkpoints",))
 
 
 @pytest.mark.parametrize(

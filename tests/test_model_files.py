@@ -81,7 +81,7 @@ ALTERED = {
         lambda m: m["detector"].update(preprocess="paper"),
         "expected resize and crop, got paper",
     ),
-    "vast images": (lambda m: m["detector"]["preprocess"].update(resize=10**6), "at most 268435456 pixels"),
+    "vast images": (lambda m: m["detector"]["preprocess"].update(resize=10**6), "resize: expected at most 8192 pixels"),
     "vast batches": (lambda m: m["detector"].update(batch_size=10**9), "batches of at most 268435456 pixels"),
     "other images": (lambda m: m["detector"]["preprocess"].update(resize=44), "images of size .40, 40., as in the fit"),
     "tiles larger than images": (lambda m: m["detector"].update(tile=41), "at most the preprocessed image's 40 pixels"),

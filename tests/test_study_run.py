@@ -20,14 +20,13 @@ from PIL import Image
 
 from blemish import evaluate, open_dataset
 from blemish.datasets import layouts as datasets
-from blemish.datasets.layouts import Dataset, Layout
+from blemish.datasets.layouts import Layout
 from blemish.detector import Detector
 from blemish.errors import ArgumentError
-from blemish.evaluation import detector as study_evaluate
+from blemish.evaluation import masks as study_masks
 from blemish.features.backbones import find_backbone
 from blemish.features.extract import Extractor
-from blemish.images.decode import decode_mask
-from blemish.images.listing import image_files
+from blemish.images.decode import read_mask
 from blemish.images.preprocess import Preprocess
 from blemish.methods import SVDD, DeepSVDD, PaDiM
 from blemish.study import run as study_run
@@ -157,7 +156,7 @@ def _alone(tmp_path, plan, cell):
 
 def test_masks_are_decoded_once_a_group(data, tmp_path, monkeypatch):
     seen = []
-    monkeypatch.setattr(study_evaluate, "decode_mask", lambda path: seen.append(path) or decode_mask(path))
+    monkeypatch.setattr(study_masks, "read_mask", lambda path: seen.append(path) or read_mask(path))
     run(tmp_path / "s", plan(data, methods=("padim", "spade")))
     assert len(seen) == len(set(seen)) == 7
 
@@ -165,7 +164,7 @@ def test_masks_are_decoded_once_a_group(data, tmp_path, monkeypatch):
 def test_masks_come_back_as_they_were(tmp_path):
     mask = np.random.default_rng(0).random((13, 7)) < 0.3
     Image.fromarray(mask.astype(np.uint8) * 255).save(tmp_path / "m.png")
-    masks = study_evaluate.Masks()
+    masks = study_masks.Masks()
     for _ in range(2):
         found = masks[tmp_path / "m.png"]
         assert found.dtype == bool
@@ -467,7 +466,8 @@ def test_a_dataset_layout_is_one_line(data, tmp_path, monkeypatch):
         (tmp_path / "shop" / theirs).parent.mkdir(exist_ok=True)
         subprocess.run(["cp", "-r", data / "washer" / ours, tmp_path / "shop" / theirs], check=True)
     # fmt: off
-    row = Layout("shop", "fine, check/<kind>, where/<kind>", lambda root: (root / "fine").is_dir(), lambda root: Dataset(root, "shop", tuple(image_files(root / "fine")), tuple(datasets._kinds(root / "check", root / "where", normal="good", suffix="_mask"))))  # noqa: E501
+    shop = datasets.FolderPatterns("shop", train="fine", test="check/{kind}", masks="where/{kind}", ending="_mask")
+    row = Layout("shop", "fine, check/<kind>, where/<kind>", shop.match, shop.read)
     # fmt: on
     monkeypatch.setattr(datasets, "LAYOUTS", (row, *datasets.LAYOUTS))
     theirs, ours = run(

@@ -15,28 +15,31 @@ import pytest
 from blemish.datasets import layouts
 from blemish.datasets.layouts import LAYOUTS, Dataset, Layout, Sample
 from blemish.errors import DatasetError
-from blemish.images.listing import image_files
-from blemish.images.source import ImageSource, from_paths
+from blemish.images.source import ImageSource, from_paths, image_files
 from contract import layout_laws as laws
 from contract.layout_laws import LAWS, SIDE, Example, Known, write_images, write_masks
 
 
-def write_folders(folder, *, train, test, masks, backwards):
-    """Write images at `train/<stem>`, `test/<kind>/<stem>` and `masks/<kind>/<stem>`, with these endings."""
+def write_folders(folder, *, train, test, masks, backwards, inside=""):
+    """Write images at `train/<stem>`, `test/<kind>/<stem>` and `masks/<kind>/<stem>`, with these endings.
+
+    `inside` is a folder of each kind of test images; `masks` may name the kind itself, as `{kind}`.
+    """
     (normal, ending), (of_tests, kinds) = train, test
     example = Example(folder / "set", empty=folder / "empty")
     values = {example.root / normal / f"{i}{ending}": 10 + i for i in range(3)}
     example.train = {str(path): grey for path, grey in values.items()}
     for number, kind in enumerate(kinds):
         for i in range(2):
-            path, grey = example.root / of_tests / kind / f"{i}{ending}", 100 + 10 * number + i
+            path, grey = example.root / of_tests / kind / inside / f"{i}{ending}", 100 + 10 * number + i
             values[path] = grey
             example.test[str(path)] = Known(grey, kind, anomalous=bool(number))
             if number:
-                example.masks[str(path)] = example.root / masks[0] / kind / f"{i}{masks[1]}"
+                own = masks[0] if "{kind}" in masks[0] else f"{masks[0]}/{{kind}}"
+                example.masks[str(path)] = example.root / own.format(kind=kind) / f"{i}{masks[1]}"
     write_images(values, backwards=backwards)
     write_masks({mask: example.test[image].grey for image, mask in example.masks.items()})
-    write_images({example.empty / of_tests / kinds[0] / f"0{ending}": 1}, backwards=False)
+    write_images({example.empty / of_tests / kinds[0] / inside / f"0{ending}": 1}, backwards=False)
     (example.empty / normal).mkdir(parents=True)
     return example
 
@@ -47,6 +50,47 @@ def make_mvtec(folder, backwards):
         train=("train/good", ".png"),
         test=("test", ("good", "crack", "hole")),
         masks=("ground_truth", "_mask.png"),
+        backwards=backwards,
+    )
+
+
+def make_capitals(folder, backwards):
+    return write_folders(
+        folder,
+        train=("Train/Normal", ".png"),
+        test=("TEST", ("OK", "NG")),
+        masks=("Ground_Truth", "_MASK.png"),
+        backwards=backwards,
+    )
+
+
+def make_3d(folder, backwards):
+    return write_folders(
+        folder,
+        train=("train/good/rgb", ".png"),
+        test=("test", ("good", "hole")),
+        masks=("test/{kind}/gt", ".png"),
+        backwards=backwards,
+        inside="rgb",
+    )
+
+
+def make_ad2(folder, backwards):
+    return write_folders(
+        folder,
+        train=("train/good", "_regular.png"),
+        test=("test_public", ("good", "bad")),
+        masks=("test_public/ground_truth", "_regular_mask.png"),
+        backwards=backwards,
+    )
+
+
+def make_loco(folder, backwards):
+    return write_folders(
+        folder,
+        train=("train/good", ".png"),
+        test=("test", ("good", "logical", "structural")),
+        masks=("ground_truth", "/000.png"),
         backwards=backwards,
     )
 
@@ -83,6 +127,49 @@ def make_visa(folder, backwards):
     (folder / "without").mkdir()
     with (folder / "split_csv" / "1cls.csv").open("w", newline="") as file:
         csv.writer(file).writerows([("object", "split", "label", "image", "mask"), *rows])
+    return example
+
+
+def make_beside(folder, backwards):
+    """A mask beside each image, black for a normal one."""
+    example = Example(folder / "set", empty=folder / "empty")
+    values, masks = {}, {}
+    for i in range(5):
+        path = example.root / f"train/kos{i}/Part.jpg"
+        values[path], example.train[str(path)] = 10 + i, 10 + i
+        masks[path.with_name("Part_label.bmp")] = 0
+    for i, anomalous in enumerate((False, True, True)):
+        path = example.root / f"test/kos{i}/Part.jpg"
+        values[path] = 100 + i
+        example.test[str(path)] = Known(100 + i, "anomaly" if anomalous else "good", anomalous=anomalous)
+        mask = path.with_name("Part_label.bmp")
+        masks[mask] = 100 + i if anomalous else 0
+        if anomalous:
+            example.masks[str(path)] = mask
+    write_images(values, backwards=backwards)
+    write_masks(masks)
+    write_images({example.empty / "test/0.jpg": 1}, backwards=False)
+    write_masks({example.empty / "test/0_label.bmp": 3})
+    return example
+
+
+def make_side_by_side(folder, backwards):
+    """A fifth of the normal images is drawn for the test."""
+    example = Example(folder / "set", empty=folder / "empty")
+    values = {example.root / f"OK/{i}.png": 10 + i for i in range(10)}
+    for path, grey in values.items():
+        if path.stem in ("6", "9"):
+            example.test[str(path)] = Known(grey, "good", anomalous=False)
+        else:
+            example.train[str(path)] = grey
+    for i in range(2):
+        path = example.root / f"crack/deep/{i}.png"
+        values[path], example.test[str(path)] = 100 + i, Known(100 + i, "crack", anomalous=True)
+        example.masks[str(path)] = example.root / f"Mask/crack/deep/{i}.png"
+    write_images(values, backwards=backwards)
+    write_masks({mask: example.test[image].grey for image, mask in example.masks.items()})
+    write_images({example.empty / "NG" / "0.png": 1}, backwards=False)
+    (example.empty / "OK").mkdir()
     return example
 
 
@@ -129,9 +216,14 @@ def make_idx(folder, backwards):
 
 MAKERS = {
     "one-class": [make_class_folders, make_idx],
-    "mvtec": [make_mvtec],
+    "mvtec-3d": [make_3d],
+    "mvtec-ad2": [make_ad2],
+    "mvtec-loco": [make_loco],
     "btad": [make_btad],
+    "mvtec": [make_mvtec, make_capitals],
     "visa": [make_visa],
+    "masks-beside": [make_beside],
+    "side-by-side": [make_side_by_side],
     "folder": [make_folder],
 }
 CASES = [(row, make) for row in LAYOUTS for make in MAKERS.get(row.name, [])]

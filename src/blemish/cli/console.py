@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -45,6 +45,10 @@ class Speaker:
     def line(self, text: str) -> None:
         typer.echo(text, err=True)
 
+    def lines(self, texts: Iterable[str]) -> None:
+        for text in texts:
+            self.line(text)
+
     def skipped(self, detector: Detector) -> None:
         for name, reason in detector.skipped_:
             self.line(f"skipped: {reason if name in reason else f'{name}: {reason}'}")
@@ -73,7 +77,7 @@ def facts(detector: Detector) -> dict[str, str]:
     return found
 
 
-def print_fit(detector: Detector, out: Path, seconds: float, as_json: bool) -> None:
+def print_fit(detector: Detector, out: Path, seconds: float, as_json: bool, *, extra: Mapping[str, object]) -> None:
     calibration = detector.calibration_
     row: dict[str, Any] = {
         "model": str(out),
@@ -86,7 +90,7 @@ def print_fit(detector: Detector, out: Path, seconds: float, as_json: bool) -> N
         "skipped": len(detector.skipped_),
     }
     if as_json:
-        typer.echo(json.dumps(row))
+        typer.echo(json.dumps(row | dict(extra)))
         return
     verdict = "no threshold (calibration off)" if calibration is None else f"threshold {calibration.threshold:.4g}"
     typer.echo(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -31,6 +31,16 @@ from .options import (
 )  # fmt: skip
 from .results import ResultWriter
 
+NormalOption = Annotated[
+    list[str] | None, typer.Option("--normal", metavar="SUB", help="Sub-folder of normal images; repeatable.")
+]
+AnomalousOption = Annotated[
+    list[str] | None, typer.Option("--anomalous", metavar="SUB", help="Sub-folder of images with defects; repeatable.")
+]
+MasksOption = Annotated[
+    str | None,
+    typer.Option("--masks", metavar="SUB", help="Sub-folder of masks, SUB/KIND/IMAGE.png."),
+]
 ModelArgument = Annotated[Path, typer.Argument(help="Model file written by `blemish fit`.")]
 
 
@@ -72,6 +82,9 @@ def demo(
 def fit(
     data: Annotated[Path, typer.Argument(help="Dataset folder (train/good ...), or any folder of normal images.")],
     *,
+    normal: NormalOption = None,
+    anomalous: AnomalousOption = None,
+    masks: MasksOption = None,
     out: Annotated[Path, typer.Option(help="Model file to write.")] = Path("model.blemish"),
     method: Annotated[str, typer.Option(help="See `blemish list methods`.")] = "padim",
     backbone: Annotated[
@@ -139,11 +152,12 @@ def fit(
         workers=workers,
         on_error=on_error,
     )
+    source, taken = _normal_source(data, say, normal=normal or (), anomalous=anomalous or (), masks=masks)
     start = time.perf_counter()
     with say.progress() as progress:
-        detector.fit(data, progress=progress)
+        detector.fit(source, progress=progress)
     detector.save(out)
-    print_fit(detector, out, time.perf_counter() - start, as_json)
+    print_fit(detector, out, time.perf_counter() - start, as_json, extra={"data": taken})
     say.skipped(detector)
 
 
@@ -167,10 +181,12 @@ def update(
     if memory is not None:
         parameters_of(type(detector.method_))["memory_gb"].check(memory, of="--memory: ")
         detector.method_.set_params(memory_gb=memory)
+    source, taken = _normal_source(new_normals, say)
+    held_out_source = None if held_out is None else _normal_source(held_out, say)[0]
     with say.progress() as progress:
-        detector.update(new_normals, held_out=held_out, progress=progress)
+        detector.update(source, held_out=held_out_source, progress=progress)
     detector.save(out or model)
-    print_fit(detector, out or model, time.perf_counter() - start, as_json)
+    print_fit(detector, out or model, time.perf_counter() - start, as_json, extra={"data": taken})
     say.skipped(detector)
 
 
@@ -189,12 +205,14 @@ def predict(
 ) -> None:
     """Judge images: one JSON line each, written as soon as it is known.
 
+    Of a data set's folder the test images are judged; of any other folder all images, and no masks.
+
     An unreadable file gives a line with "error" and does not stop the run; --on-error raise stops there instead.
     """
     say = Speaker()
     detector = _load(model, device)
     detector.batch_size, detector.workers, detector.on_error = batch_size, workers, on_error
-    paths = [path for path in _image_paths(images) if out is None or out.resolve() not in path.resolve().parents]
+    paths = [path for path in _image_paths(images, say) if out is None or out.resolve() not in path.resolve().parents]
     writer = ResultWriter(out, heatmaps, model=model)
     left = writer.left(paths)
     if len(left) < len(paths):
@@ -212,6 +230,9 @@ def evaluate_model(
     model: ModelArgument,
     data: Annotated[Path, typer.Argument(help="Dataset folder with labelled test images.")],
     *,
+    normal: NormalOption = None,
+    anomalous: AnomalousOption = None,
+    masks: MasksOption = None,
     report: ReportOption = None,
     pixels: Annotated[
         Literal["original", "network"] | None,
@@ -226,17 +247,20 @@ def evaluate_model(
 ) -> None:
     """Measure a model on labelled images: AUROC, AU-PRO, F1 at the threshold that was fixed before, and more."""
     from ..datasets.layouts import open_dataset
+    from ..datasets.taken import take
     from ..evaluation.detector import evaluate
 
     say = Speaker()
     if report is not None:
         check_output(report)
-    dataset = open_dataset(data)
+    dataset = open_dataset(data, normal=normal or (), anomalous=anomalous or (), masks=masks)
+    taken = take(dataset)
+    say.lines(taken.lines())
     detector = _load(model, device)
     detector.batch_size, detector.workers, detector.on_error = batch_size, workers, on_error
     with say.progress() as progress:
         evaluation = evaluate(detector, dataset, pixels=pixels, intervals=intervals, progress=progress)
-    extra: dict[str, object] = {} if report is None else {"report": str(report)}
+    extra: dict[str, object] = {"data": taken.as_json()} | ({} if report is None else {"report": str(report)})
     print_evaluation(evaluation, as_json, extra=extra)
     if report is not None:
         from ..report.evaluation import write_report
@@ -334,14 +358,39 @@ def _preprocess(preset: str, resize: str | None) -> Any:
     return Preprocess(size, size * 7 // 8)  # 224 of 256
 
 
-def _image_paths(images: list[Path]) -> list[Path]:
-    from ..images.listing import image_files
+def _normal_source(
+    data: Path, say: Speaker, *, normal: Sequence[str] = (), anomalous: Sequence[str] = (), masks: str | None = None
+) -> tuple[Any, dict[str, object]]:
+    """Normal images to learn from, and what was taken as JSON; says the same on stderr."""
+    from ..datasets.layouts import OneClass, open_dataset
+    from ..datasets.taken import take
+    from ..images.source import as_source
+
+    if data.is_dir() or OneClass.spelled(data) or normal or anomalous or masks:
+        dataset = open_dataset(data, normal=normal, anomalous=anomalous, masks=masks)
+        taken = take(dataset)
+        say.lines(taken.lines())
+        return dataset.train_images(), taken.as_json()
+    source = as_source(data)
+    say.line(f"{data}: {len(source)} images, normal, to learn from")
+    return source, {"root": str(data), "images": len(source)}
+
+
+def _image_paths(images: list[Path], say: Speaker) -> list[Path]:
+    from ..datasets.layouts import open_to_judge
+    from ..datasets.taken import take
 
     paths: list[Path] = []
     for image in images:
         if not image.exists():
             raise ImageError(f"{image}: the file does not exist.")
-        paths += image_files(image) if image.is_dir() else [image]
+        if not image.is_dir():
+            paths.append(image)
+            continue
+        dataset = open_to_judge(image)
+        say.lines(take(dataset).lines())
+        paths += [sample.path for sample in dataset.test]
+        say.line(f"  judged: {len(dataset.test)} images" + (" of the test part" if dataset.train else ""))
     if not paths:
         raise ArgumentError.about("IMAGES", expected="image files or folders", got=", ".join(map(str, images)))
     return paths

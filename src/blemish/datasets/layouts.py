@@ -1,68 +1,30 @@
 """THE TABLE of dataset layouts: one row each. A new dataset is one row.
 
 Only training images that are normal are listed for training. Labels and masks of the test images reach the metrics
-and nothing else.
+and nothing else. What no row explains is refused: nothing is learned by mistake.
 """
 
 from __future__ import annotations
 
-import csv
 import fnmatch
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal, NamedTuple
 
 from PIL import Image
 
 from ..errors import ArgumentError, DatasetError
-from ..images.decode import MAX_PIXELS
-from ..images.listing import image_files, list_folder, subfolders
-from ..images.source import ImageSource, Skipped, from_paths
+from ..images.listing import list_folder
+from ..images.source import ImageSource
+from . import readers
+from .dataset import Dataset as Dataset
+from .dataset import Sample as Sample
+from .folders import find_folders
 from .labelled import LabelledInput, find_classes, open_labelled, open_parts
-
-
-@dataclass(frozen=True, slots=True)
-class Sample:
-    """One test image: its kind (`good`, the name of a defect, or of a class) and its mask file, where there is one."""
-
-    path: Path
-    kind: str
-    anomalous: bool
-    mask: Path | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class Dataset:
-    """Normal images to learn from and, in some layouts, labelled images to test on."""
-
-    root: Path
-    layout: str
-    train: tuple[Path, ...]
-    test: tuple[Sample, ...]
-    packed: ImageSource | None = None
-    """Reads images that have no file of their own, by the names in `train` and `test`."""
-
-    def train_images(self, *, max_pixels: int = MAX_PIXELS) -> ImageSource:
-        """The normal training images."""
-        return self._source(self.train, max_pixels)
-
-    def test_images(self, *, max_pixels: int = MAX_PIXELS) -> ImageSource:
-        """The test images, in the order of `test`."""
-        return self._source([sample.path for sample in self.test], max_pixels)
-
-    def find_passed_over(self) -> tuple[Skipped, ...]:
-        """What lies below the folder and is no image to be listed, with the reason of each; looks again."""
-        spelled = OneClass.spelled(self.root)
-        folder = self.root if spelled is None else spelled.folder
-        return list_folder(folder).passed_over if folder.is_dir() else ()
-
-    def _source(self, paths: Iterable[Path], max_pixels: int) -> ImageSource:
-        if self.packed is None:
-            return from_paths(paths, max_pixels=max_pixels)
-        position = {name: i for i, name in enumerate(self.packed.names)}
-        return self.packed.subset([position[str(path)] for path in paths])
+from .readers import FolderPatterns
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,29 +37,77 @@ class Layout:
     read: Callable[[Path], Dataset]
 
 
-def open_dataset(root: str | Path) -> Dataset:
-    """Recognise the layout of a folder and list its images; nothing is decoded.
+def open_dataset(
+    root: str | Path, *, normal: Sequence[str] = (), anomalous: Sequence[str] = (), masks: str | None = None
+) -> Dataset:
+    """Recognise the layout of a folder and list its images; only masks that lie beside images are decoded.
 
     `FOLDER:one-class=CLASS` takes one class of a labelled image set for normal, `FOLDER:all-but=CLASS` all others;
     `labelled.open_parts` says what such a set may be.
 
-    Raises `DatasetError` where the folder is missing, empty, or where an anomalous image of a layout with masks
-    lacks its mask.
+    `normal`, `anomalous` and `masks` say it for a folder of another layout: sub-folders of `root` with normal images,
+    with defects, and with masks (at the path that an image has below its sub-folder, or below `root`). A normal
+    sub-folder within one called `test` is there to test on; without such a one, a fifth of the normal images is.
+
+    Raises `DatasetError` where the folder is missing, empty or not understood, where an anomalous image of a layout
+    with masks lacks its mask, and where two masks might belong to one image.
     """
     root = Path(root)
     if not root.is_dir() and OneClass.spelled(root) is None:
         raise DatasetError.about(str(root), expected="a dataset folder", got="nothing there, or a file")
-    try:
+    with _errors_named(root):
+        if normal or anomalous or masks:
+            return readers.read_as_said(root, normal, anomalous, masks)
         layout = next(layout for layout in LAYOUTS if layout.matches(root))
         dataset = layout.read(root)
-    except OSError as error:
-        raise DatasetError(f"{error.filename or root}: cannot be read ({error.strerror}).") from error
     if not dataset.train:
         raise DatasetError(
-            f"{root}: no normal training images found. Expected {layout.description}. "
+            f"{root}: no normal training images found. Expected {layout.description}. {_what_is_there(root)}"
             "Known layouts: " + "; ".join(f"{row.name} ({row.description})" for row in LAYOUTS)
         )
     return dataset
+
+
+def open_to_judge(root: str | Path) -> Dataset:
+    """As `open_dataset`, with all images that are there to be judged in `test`: never masks, nor training images.
+
+    Those are the test images; without a test part, all images. Nothing is learned, so a folder may hold defects.
+    """
+    root = Path(root)
+    with _errors_named(root):
+        layout = next(layout for layout in LAYOUTS if layout.matches(root))
+        if layout.read is readers.read_plain_folder:
+            return readers.read_unlabelled_folder(root)
+        dataset = layout.read(root)
+        files = list_folder(root).files
+    if dataset.has_test_part:
+        if not dataset.test and dataset.train:
+            raise DatasetError(
+                f"{root}: training images and no test images ({dataset.layout} layout). To judge training images, name "
+                f"their folder: {dataset.train[0].parent}."
+            )
+        return dataset
+    known = {sample.path: sample for sample in dataset.test}
+    known |= {path: Sample(path, "good", anomalous=False) for path in dataset.train}
+    masks = readers.masks_among(files, root) - known.keys()
+    test = tuple(known.get(path, Sample(path, "unknown", anomalous=False)) for path in files if path not in masks)
+    return replace(dataset, train=(), test=test)
+
+
+def _what_is_there(root: Path) -> str:
+    passed_over = list_folder(root).passed_over if root.is_dir() else ()
+    if not passed_over:
+        return ""
+    name, reason = passed_over[0]
+    return f"Passed over: {len(passed_over)} files, such as {name} ({reason}). "
+
+
+@contextmanager
+def _errors_named(root: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise DatasetError(f"{error.filename or root}: cannot be read ({error.strerror}).") from error
 
 
 class OneClass(NamedTuple):
@@ -148,6 +158,7 @@ def one_class(
     whole in messages.
     """
     learn = open_labelled(train, folders_are_classes=True)
+    has_test_part = test is not None
     learn, check = learn.split(0.2, seed=0) if test is None else (learn, open_labelled(test, folders_are_classes=True))
     classes = learn.class_names()
     if kind not in ("one-class", "all-but"):
@@ -171,6 +182,7 @@ def one_class(
             for name, own in zip(check.source.names, check.class_names(), strict=True)
         ),
         None if Path(images[0][0]).is_file() else _joined(learn.source, check.source),
+        has_test_part,
     )
 
 
@@ -188,78 +200,11 @@ def _joined(first: ImageSource, second: ImageSource) -> ImageSource:
     return ImageSource(first.names + second.names, load)
 
 
-def _read_mvtec(root: Path) -> Dataset:
-    test = tuple(_kinds(root / "test", root / "ground_truth", normal="good", suffix="_mask"))
-    return Dataset(root, "mvtec", tuple(image_files(root / "train" / "good")), test)
-
-
-def _read_btad(root: Path) -> Dataset:
-    test = tuple(_kinds(root / "test", root / "ground_truth", normal="ok", suffix=""))
-    return Dataset(root, "btad", tuple(image_files(root / "train" / "ok")), test)
-
-
-def _kinds(test: Path, masks: Path, *, normal: str, suffix: str) -> Iterator[Sample]:
-    """List `test/<kind>/<stem>.*` with `masks/<kind>/<stem><suffix>.*`, whatever the file types."""
-    for folder in subfolders(test) if test.is_dir() else ():
-        has_masks = masks.is_dir()
-        own = masks / folder.name
-        by_stem = {p.stem: p for p in image_files(own)} if own.is_dir() else {}
-        for path in image_files(folder):
-            mask = by_stem.get(f"{path.stem}{suffix}")
-            if has_masks and folder.name != normal and mask is None:
-                wanted = own / f"{path.stem}{suffix}.png"
-                raise DatasetError(f"{path}: its mask is missing, expected {wanted}. Add it, or remove the image.")
-            yield Sample(path, folder.name, folder.name != normal, mask)
-
-
-def _visa_table(root: Path) -> Path:
-    return root.parent / "split_csv" / "1cls.csv"
-
-
-def _read_visa(root: Path) -> Dataset:
-    rows = [row for row in _visa_rows(_visa_table(root)) if row["object"] == root.name]
-    has_masks = any(row["mask"] for row in rows)
-    train = tuple(root.parent / row["image"] for row in rows if row["split"] == "train")
-    test = tuple(_visa_sample(root.parent, row, has_masks) for row in rows if row["split"] != "train")
-    return Dataset(root, "visa", train, test)
-
-
-def _visa_sample(root: Path, row: Mapping[str, str], has_masks: bool) -> Sample:
-    path, anomalous = root / row["image"], row["label"] != "normal"
-    mask = root / row["mask"] if row["mask"] else None
-    if anomalous and has_masks and (mask is None or not mask.is_file()):
-        wanted = mask or "its name in the column mask of split_csv/1cls.csv"
-        raise DatasetError(f"{path}: its mask is missing, expected {wanted}. Add it, or remove the image.")
-    return Sample(path, "anomaly" if anomalous else "good", anomalous, mask)
-
-
-def _visa_rows(table: Path) -> list[dict[str, str]]:
-    columns = {"object", "split", "label", "image", "mask"}
-    try:
-        with table.open(newline="", encoding="utf-8-sig") as file:
-            rows = list(csv.DictReader(file, restval=""))
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
-        raise DatasetError(f"{table}: cannot be read as a UTF-8 table ({error}).") from error
-    if rows and not columns <= rows[0].keys():
-        raise DatasetError.about(str(table), expected=f"columns {', '.join(sorted(columns))}", got=", ".join(rows[0]))
-    return rows
-
-
-_TELLING = frozenset({"train", "test", "ground_truth", "split_csv"})
-"""Folder names that belong to some layout, so a folder that holds them is not just normal images."""
-
-
-def _read_folder(root: Path) -> Dataset:
-    # Silently learning from test images would be the worst possible reading of such a folder.
-    found = list_folder(root)
-    inner = next((folder for folder in found.folders if folder.name in _TELLING), None)
-    if inner is not None:
-        raise DatasetError(
-            f"{root}: found {inner.relative_to(root)}, so this seems to hold several categories, or a layout that is "
-            "not known. Name one category's folder, a folder with nothing but normal images, or FOLDER:one-class=CLASS."
-        )
-    return Dataset(root, "folder", found.files, ())
-
+_3D = FolderPatterns("mvtec-3d", "train/{normal}/rgb", "test/{kind}/rgb", "test/{kind}/gt")
+_AD2 = FolderPatterns("mvtec-ad2", "train/{normal}", "test_public/{kind}", "test_public/ground_truth/{kind}", "_mask")
+_LOCO = FolderPatterns("mvtec-loco", "train/{normal}", "test/{kind}", "ground_truth/{kind}", "/000")
+_BTAD = FolderPatterns("btad", "train/ok", "test/{kind}", "ground_truth/{kind}")
+_MVTEC = FolderPatterns("mvtec", "train/{normal}", "test/{kind}", "ground_truth/{kind}", "_mask")
 
 LAYOUTS = (
     Layout(
@@ -269,24 +214,44 @@ LAYOUTS = (
         lambda root: OneClass.spelled(root) is not None,
         _read_one_class,
     ),
+    Layout("mvtec-3d", "train/good/rgb, test/<kind>/rgb, test/<kind>/gt/<image>.png", _3D.match, _3D.read),
     Layout(
-        "mvtec",
-        "train/good, test/<kind>, ground_truth/<kind>/<stem>_mask.png; test/good is normal",
-        lambda root: (root / "train" / "good").is_dir(),
-        _read_mvtec,
+        "mvtec-ad2",
+        "train/good, test_public/<kind>, test_public/ground_truth/<kind>/<image>_mask.png",
+        lambda root: _AD2.match(root) and bool(find_folders(root, "test_public")),
+        _AD2.read,
     ),
     Layout(
-        "btad",
-        "train/ok, test/ok, test/ko, ground_truth/ko/<stem>.png",
-        lambda root: (root / "train" / "ok").is_dir(),
-        _read_btad,
+        "mvtec-loco",
+        "train/good, test/<kind>, ground_truth/<kind>/<image>/000.png ...",
+        _LOCO.match_folders_of_masks,
+        _LOCO.read,
+    ),
+    Layout("btad", "train/ok, test/ok, test/ko, ground_truth/ko/<image>.png", _BTAD.match, _BTAD.read),
+    Layout(
+        "mvtec",
+        "MVTec AD and MPDD: train/good, test/<kind>, ground_truth/<kind>/<image>_mask.png; test/good is normal",
+        _MVTEC.match,
+        _MVTEC.read,
     ),
     Layout(
         "visa",
         "one object's folder of VisA with split_csv/1cls.csv beside it",
-        lambda root: _visa_table(root).is_file(),
-        _read_visa,
+        lambda root: readers.visa_table(root).is_file(),
+        readers.read_visa,
     ),
-    Layout("folder", "any folder of normal images; nothing to test on", lambda root: True, _read_folder),
+    Layout(
+        "masks-beside",
+        "KolektorSDD: <image>.jpg with <image>_label.bmp, _GT.png, _mask.png or <image>.png beside it, black if normal",
+        readers.have_masks_beside,
+        readers.read_masks_beside,
+    ),
+    Layout(
+        "side-by-side",
+        "good, <kind> ..., masks/<kind>/<image>.png; no test part",
+        readers.are_side_by_side,
+        readers.read_side_by_side,
+    ),
+    Layout("folder", "any folder of normal images; nothing to test on", lambda root: True, readers.read_plain_folder),
 )
-"""In the order in which they are tried."""
+"""In the order in which they are tried; folders in any letter case, `good`, `ok` and `normal` alike."""

@@ -6,12 +6,11 @@ normal images alone.
 
 from __future__ import annotations
 
+import logging
 import time
-import zlib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import cache
-from pathlib import Path
 from typing import Literal
 
 import numpy as np
@@ -22,13 +21,16 @@ from PIL import Image
 from .. import metrics
 from ..datasets.layouts import Dataset, Sample
 from ..detector import Detector
-from ..errors import DatasetError
-from ..images.decode import decode_mask
+from ..errors import ArgumentError, DatasetError
 from ..images.preprocess import Preprocess
 from ..images.source import Skipped
 from ..metrics.table import TABLE, Figures, Metric, Outcome
 from ..progress import Progress
 from ..types import Decision, Size
+from .masks import Masks as Masks
+from .masks import look_at_masks, require_shape
+
+_log = logging.getLogger(__name__)
 
 PixelSpace = Literal["original", "network"]
 _Ends = tuple[float, float]
@@ -71,6 +73,8 @@ class Evaluation:
     seconds: float
     """Wall time of decoding, scoring and placing; metrics not counted."""
     preprocess: Preprocess
+    notes: tuple[str, ...]
+    """What is suspicious about the masks."""
     maps: NDArray[np.float32] | None
     """`(records, height, width)` at the size of the network's input; None for image-level methods."""
 
@@ -79,22 +83,6 @@ class Evaluation:
         if self.maps is None:
             return None
         return self.preprocess.to_original(torch.from_numpy(self.maps[index]), self.records[index].size)
-
-
-class Masks:
-    """Mask files, each decoded once and kept small; several evaluations of one data set may share them."""
-
-    def __init__(self) -> None:
-        self._kept: dict[Path, tuple[bytes, tuple[int, int]]] = {}
-
-    def __getitem__(self, path: Path) -> NDArray[np.bool_]:
-        if path not in self._kept:
-            mask = decode_mask(path)
-            # Zeros for the most part: a few kilobytes, and read back much faster than a picture.
-            self._kept[path] = zlib.compress(np.packbits(mask).tobytes(), 1), (mask.shape[0], mask.shape[1])
-        data, shape = self._kept[path]
-        bits = np.unpackbits(np.frombuffer(zlib.decompress(data), np.uint8), count=shape[0] * shape[1])
-        return bits.reshape(shape).view(np.bool_)
 
 
 def evaluate(
@@ -116,17 +104,21 @@ def evaluate(
     """
     if not dataset.test:
         raise DatasetError(f"{dataset.root}: no test images ({dataset.layout} layout). `predict` needs no labels.")
+    masks = Masks() if masks is None else masks
+    notes = look_at_masks(dataset.test, masks)
+    for note in notes:
+        _log.warning("%s", note)
     records, maps, seconds = _score(detector, dataset, progress)
     preprocess = detector.preprocessing
     where: PixelSpace = pixels or ("original" if preprocess.crop is None else "network")
     pairs = None
     if maps is not None and _have_masks(records):
-        pairs = _Pairs(records, maps, preprocess, where, masks or Masks())
+        pairs = _Pairs(records, maps, preprocess, where, masks)
     outcome = Outcome(
         scores=np.array([record.decision.score for record in records], dtype=np.float64),
         anomalous=np.array([record.sample.anomalous for record in records], dtype=bool),
         threshold=detector.calibration_.threshold if detector.calibration_ else None,
-        curve=None if pairs is None else metrics.pixel_curve(pairs),
+        curve=metrics.pixel_curve(pairs) if pairs is not None and pairs.have_both_kinds() else None,
     )
     return Evaluation(
         figures=Figures(**{name: row.of(outcome) for name, row in TABLE.items()}),
@@ -137,6 +129,7 @@ def evaluate(
         pixels=where,
         seconds=seconds,
         preprocess=preprocess,
+        notes=notes,
         maps=maps,
     )
 
@@ -188,13 +181,28 @@ class _Pairs:
         for record, map in zip(self._records, self._maps, strict=True):
             mask = None if record.sample.mask is None else self._masks[record.sample.mask]
             if mask is not None:
-                _check_aspect(record, mask)
+                require_shape(record.sample, record.size, (mask.shape[0], mask.shape[1]))
             if self._where == "network":
-                yield map, None if mask is None else self._preprocess.mask(mask)
+                yield map, None if mask is None else self._placed(record, mask)
                 continue
             placed = self._preprocess.to_original(torch.from_numpy(map), record.size)
-            seen = self._seen(record.size)
-            yield placed[seen], None if mask is None else _at_size(mask, record.size)[seen]
+            yield placed[self._seen(record.size)], None if mask is None else self._placed(record, mask)
+
+    def have_both_kinds(self) -> bool:
+        """Whether the crop left normal and marked pixels; no figure of pixels can be computed without."""
+        normal = marked = False
+        for record in self._records:
+            mask = None if record.sample.mask is None else self._placed(record, self._masks[record.sample.mask])
+            normal |= mask is None or not mask.all()
+            marked |= mask is not None and bool(mask.any())
+            if normal and marked:
+                return True
+        return False
+
+    def _placed(self, record: Record, mask: NDArray[np.bool_]) -> NDArray[np.bool_]:
+        if self._where == "network":
+            return self._preprocess.mask(mask)
+        return _at_size(mask, record.size)[self._seen(record.size)]
 
     def subset(self, indices: NDArray[np.intp]) -> _Pairs:
         records = [self._records[i] for i in indices]
@@ -213,15 +221,6 @@ def _at_size(mask: NDArray[np.bool_], size: Size) -> NDArray[np.bool_]:
         return mask
     resized = Image.fromarray(mask.astype(np.uint8)).resize((size[1], size[0]), Image.Resampling.NEAREST)
     return np.asarray(resized).astype(bool)
-
-
-def _check_aspect(record: Record, mask: NDArray[np.bool_]) -> None:
-    height, width = record.size
-    # Data sets are passed on with images and masks at different scales; another shape is a mistake.
-    if abs(mask.shape[0] / mask.shape[1] - height / width) > 0.02 * height / width:
-        raise DatasetError.about(
-            f"{record.sample.mask}", expected=f"the shape of its image, {record.size}", got=f"{mask.shape}"
-        )
 
 
 def _kinds(records: Sequence[Record], outcome: Outcome) -> Iterator[KindFigures]:
@@ -260,7 +259,11 @@ def _intervals(outcome: Outcome, pairs: _Pairs | None, repetitions: int) -> dict
     def interval(name: str) -> _Ends:
         return _interval(lambda drawn: drawn_figures(drawn.tobytes())[name], outcome, repetitions)
 
-    return found | {name: interval(name) for name in of_pixels}
+    try:
+        return found | {name: interval(name) for name in of_pixels}
+    except ArgumentError as error:  # few images have marked pixels, and one draw has none of them
+        _log.warning("no intervals of pixel figures: %s", error)
+        return found
 
 
 def _image_interval(outcome: Outcome, row: Metric) -> _Ends:
@@ -280,4 +283,5 @@ def evaluation_json(evaluation: Evaluation) -> dict[str, object]:
         "intervals": evaluation.intervals,
         "pixels": evaluation.pixels,
         "skipped": len(evaluation.skipped),
+        "notes": list(evaluation.notes),
     }

@@ -20,7 +20,7 @@ import os
 import stat
 import struct
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -32,12 +32,12 @@ MAX_PIXELS = 80_000_000
 """Default pixel limit. A small file can claim any size and take all memory when it is opened."""
 
 FORMATS = {
-    "BMP": (".bmp",),
+    "BMP": (".bmp", ".dib"),
     "GIF": (".gif",),
-    "JPEG": (".jpeg", ".jpg"),
-    "JPEG2000": (".jp2",),
-    "PNG": (".png",),
-    "PPM": (".pgm", ".ppm"),
+    "JPEG": (".jfif", ".jpe", ".jpeg", ".jpg", ".mpo"),
+    "JPEG2000": (".j2k", ".jp2"),
+    "PNG": (".apng", ".png"),
+    "PPM": (".pbm", ".pgm", ".pnm", ".ppm"),
     "TIFF": (".tif", ".tiff"),
     "WEBP": (".webp",),
 }
@@ -50,6 +50,12 @@ SUFFIXES = frozenset(suffix for suffixes in FORMATS.values() for suffix in suffi
 """File name endings (lower case) that a folder scan takes for images."""
 
 _DEEP_GREY = frozenset({"I;16", "I;16B", "I;16L", "I;16N", "I"})
+
+_MOST_LABELS = 8
+"""A mask without losses that has no more levels than these between 0 and the highest numbers kinds of defects."""
+
+_ORIENTATION = 0x0112
+"""The EXIF tag; from 5 on, height and width change places."""
 
 
 def decode(path: str | Path, *, max_pixels: int = MAX_PIXELS, behind: str = "white") -> Image.Image:
@@ -81,12 +87,79 @@ def decode(path: str | Path, *, max_pixels: int = MAX_PIXELS, behind: str = "whi
             raise ImageError(f"{path}: damaged or truncated ({error}). Copy or record it again.") from error
 
 
+class Mask(NamedTuple):
+    """A ground-truth mask."""
+
+    anomalous: NDArray[np.bool_]
+    is_soft: bool
+    """Whether there were levels between normal and anomalous, so that half of the highest had to be the limit."""
+    between: float = 0.0
+    """Share of the pixels that are neither nearly 0 nor nearly the highest: above a quarter, it is hardly a mask."""
+
+
 def decode_mask(path: str | Path, *, max_pixels: int = MAX_PIXELS) -> NDArray[np.bool_]:
-    """Read a ground-truth mask as `(height, width)` bool: every pixel above 0 is anomalous, transparency is not."""
-    image = decode(path, max_pixels=max_pixels, behind="black")
-    pixels = np.asarray(image)
-    anomalous: NDArray[np.bool_] = pixels > 0
-    return anomalous if pixels.ndim == 2 else np.logical_or.reduce(anomalous, axis=2)
+    """Read a ground-truth mask as `(height, width)` bool; see `read_mask`."""
+    return read_mask(path, max_pixels=max_pixels).anomalous
+
+
+def read_mask(path: str | Path, *, max_pixels: int = MAX_PIXELS) -> Mask:
+    """Read a ground-truth mask, or the union of those in a folder.
+
+    Every pixel above 0 is anomalous, transparency is not: masks hold 1, 255, or a number for each kind of defect.
+    In a soft mask, a JPEG file or one of more than eight levels between 0 and the highest, what is above half of the
+    highest is.
+    """
+    folder = Path(path)
+    if not folder.is_dir():
+        return _binarise(_mask_levels(path, max_pixels), is_lossy=folder.suffix.lower() in (".jpg", ".jpeg"))
+    files = [file for file in sorted(folder.iterdir()) if file.suffix.lower() in SUFFIXES]
+    masks = [read_mask(file, max_pixels=max_pixels) for file in files]
+    if len({mask.anomalous.shape for mask in masks}) != 1:
+        raise ImageError(f"{path}: expected masks of one size in this folder, got {len(masks)} of other sizes or none.")
+    return Mask(np.logical_or.reduce([mask.anomalous for mask in masks]), any(mask.is_soft for mask in masks))
+
+
+def _mask_levels(path: str | Path, max_pixels: int) -> NDArray[Any]:
+    try:
+        pixels = np.asarray(decode(path, max_pixels=max_pixels, behind="black"))
+    except ImageError:
+        floats = _float_pixels(path, max_pixels)
+        if floats is None:
+            raise
+        return floats
+    return pixels if pixels.ndim == 2 else np.maximum(np.maximum(pixels[..., 0], pixels[..., 1]), pixels[..., 2])
+
+
+def _float_pixels(path: str | Path, max_pixels: int) -> NDArray[np.float32] | None:
+    """Pixels of a floating-point file: a mask of them needs no white level. None for any other file."""
+    try:
+        with Image.open(path, formats=("TIFF",)) as image:
+            if image.mode != "F" or image.width * image.height > max_pixels:
+                return None
+            pixels = np.asarray(image, dtype=np.float32)
+    except Exception:  # then the error of `decode` says what is wrong
+        return None
+    if not np.isfinite(pixels).all():
+        raise ImageError(f"{path}: a mask with NaN or infinity. Save it as 8 bit.")
+    return pixels
+
+
+def _binarise(levels: NDArray[Any], *, is_lossy: bool) -> Mask:
+    highest = levels.max()
+    between = np.unique(levels[(levels > 0) & (levels < highest)])
+    is_soft = bool(between.size) and (is_lossy or between.size > _MOST_LABELS)
+    middle = (levels > highest / 8) & (levels < highest * (7 / 8)) if is_soft else np.zeros(1, dtype=bool)
+    return Mask(levels > (highest / 2 if is_soft else 0), is_soft, float(middle.mean()))
+
+
+def upright_size(path: str | Path) -> tuple[int, int] | None:
+    """Height and width that `decode` would give, from the file's head alone; None where it cannot be told."""
+    try:
+        with Image.open(path, formats=tuple(FORMATS)) as image:
+            width, height = image.size
+            return (width, height) if image.getexif().get(_ORIENTATION, 1) >= 5 else (height, width)
+    except Exception:  # `decode` says what is wrong, when its turn comes
+        return None
 
 
 def from_array(array: NDArray[np.generic], *, name: str = "image") -> Image.Image:
