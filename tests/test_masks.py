@@ -10,7 +10,7 @@ from PIL import Image, ImageFilter
 
 from blemish import Detector, PaDiM, Preprocess, evaluate, open_dataset
 from blemish.errors import DatasetError, ImageError
-from blemish.evaluation.detector import as_json
+from blemish.evaluation.detector import evaluation_json
 from blemish.evaluation.masks import Masks, look_at_masks
 from blemish.images.decode import decode_mask, read_mask, upright_size
 
@@ -177,6 +177,6 @@ def test_notes_are_in_the_evaluation_and_its_json(tmp_path, caplog):
         method=PaDiM(backbone="filters", dimensions=5), preprocess=Preprocess(48), calibration="none"
     ).fit(dataset.train_images())
     evaluation = evaluate(detector, dataset)
-    assert as_json(evaluation)["notes"] == list(evaluation.notes)
+    assert evaluation_json(evaluation)["notes"] == list(evaluation.notes)
     assert "are black and white exchanged?" in evaluation.notes[0]
     assert evaluation.notes[0] in caplog.text

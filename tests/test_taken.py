@@ -84,7 +84,7 @@ def test_images_of_an_unknown_suffix_are_named_where_nothing_else_is_there(tmp_p
         open_dataset(tmp_path)
 
 
-@pytest.mark.parametrize("suffix", ["jfif", "JPE", "dib", "pnm", "apng", "mpo"])
+@pytest.mark.parametrize("suffix", ["jfif", "JPE", "pnm", "apng", "mpo"])
 def test_other_suffixes_of_readable_formats_are_taken(tmp_path, suffix):
     draw(tmp_path, f"0.{suffix}")
     assert [p.name for p in open_dataset(tmp_path).train] == [f"0.{suffix}"]

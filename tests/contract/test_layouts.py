@@ -15,7 +15,8 @@ import pytest
 from blemish.datasets import layouts
 from blemish.datasets.layouts import LAYOUTS, Dataset, Layout, Sample
 from blemish.errors import DatasetError
-from blemish.images.source import ImageSource, from_paths, image_files
+from blemish.images.listing import image_files
+from blemish.images.source import ImageSource, from_paths
 from contract import layout_laws as laws
 from contract.layout_laws import LAWS, SIDE, Example, Known, write_images, write_masks
 

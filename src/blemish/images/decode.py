@@ -32,7 +32,7 @@ MAX_PIXELS = 80_000_000
 """Default pixel limit. A small file can claim any size and take all memory when it is opened."""
 
 FORMATS = {
-    "BMP": (".bmp", ".dib"),
+    "BMP": (".bmp",),
     "GIF": (".gif",),
     "JPEG": (".jfif", ".jpe", ".jpeg", ".jpg", ".mpo"),
     "JPEG2000": (".j2k", ".jp2"),
@@ -110,7 +110,7 @@ def read_mask(path: str | Path, *, max_pixels: int = MAX_PIXELS) -> Mask:
     highest is.
     """
     folder = Path(path)
-    if not folder.is_dir():
+    if not os.path.isdir(path):  # `Path.is_dir` raises where there is no permission
         return _binarise(_mask_levels(path, max_pixels), is_lossy=folder.suffix.lower() in (".jpg", ".jpeg"))
     files = [file for file in sorted(folder.iterdir()) if file.suffix.lower() in SUFFIXES]
     masks = [read_mask(file, max_pixels=max_pixels) for file in files]

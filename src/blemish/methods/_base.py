@@ -168,8 +168,12 @@ class FeatureMethod(Method):
             raise ArgumentError.about(
                 "backbone", expected="the mean and std of the fit", got=f"mean {row.mean}, std {row.std}"
             )
+        self._check_state(state)
         self.extractor_ = self._extractor(folded=below(state, "backbone."))
         self._relearn({k: v.to(device) for k, v in state.items() if not k.startswith(("backbone.", "input."))})
+
+    def _check_state(self, state: dict[str, Tensor]) -> None:
+        """Hook: refuse a state before a network is built for it."""
 
     def _own_row(self) -> Backbone | None:
         """Hook: a network of the method's own, which brings its parameters, in place of `backbone`."""

@@ -173,14 +173,12 @@ class DeepSVDD(EmbeddingMethod):
         squared = distances(pool(features.maps[0]), self.centre_)
         return Scores(squared if self.boundary == "hard" else squared - self.radius_.square(), None)
 
-    def restore(self, state: dict[str, Tensor]) -> None:
-        """Take back what `state` handed out."""
+    def _check_state(self, state: dict[str, Tensor]) -> None:
         code = "backbone.code.weight"
         if self.network == "lenet":  # before it is made as large as `side` says
             side = self.side // 8
             types, shape = "float32|bfloat16", f"{_CODE} {_WIDTHS[-1]} {side} {side}"
             persist.check_tensors({code: state[code]}, {code: f"{types} {shape}"})
-        super().restore(state)
 
     def _learned(self) -> dict[str, Tensor]:
         return {"centre": self.centre_, "radius": self.radius_}
