@@ -144,7 +144,7 @@ def test_contents_go_by_the_bytes_of_files_and_by_the_pixels_of_arrays(tmp_path)
 
 
 def test_digests_see_shape_type_and_values():
-    pictures = [np.zeros((4, 6), np.uint8), np.zeros((6, 4), np.uint8), np.zeros((4, 6), np.uint16)]
+    pictures = [np.zeros((4, 6), np.uint8), np.zeros((6, 4), np.uint8), np.zeros((4, 6), np.int8)]
     assert len({pixel_digest(picture) for picture in [*pictures, np.eye(4, 6, dtype=np.uint8)]}) == 4
     source, known = with_digests(from_arrays(NORMAL[:3]))
     assert known == {}
