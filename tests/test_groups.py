@@ -229,7 +229,7 @@ def leaky(tmp_path_factory):
     """One test image was learned, another one set the threshold."""
     root = tmp_path_factory.mktemp("leaky")
     for i, array in enumerate(NORMAL):
-        write(root, f"train/good/{i}.png", array)
+        write(root, f"train/good/{i:02}.png", array)
     for i, array in enumerate(TEST):
         write(root, f"test/{'good' if i < 3 else 'bad'}/{i}.png", array)
     _, held_out = as_source(NORMAL).split(0.2, seed=0)
