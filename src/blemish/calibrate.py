@@ -7,6 +7,10 @@ anomalous image, label or test image enters.
 That rate is an average over draws of the held-out images. Two more promises follow from the same scores:
 `certified_false_alarm_rate` bounds the rate of the one draw at hand, and `benjamini_hochberg` bounds the share of false
 alarms among the alarms. None of them survives drift, or several crops of one part taken as several images.
+
+Where images come in groups, such as bursts or parts, the groups are exchangeable and their images are not. Then groups
+are counted: P(p-value <= alpha) <= alpha for one image of a new group (Lee, Barber, Willett, "Distribution-free
+inference with hierarchical data", 2023).
 """
 
 from __future__ import annotations
@@ -15,12 +19,16 @@ import math
 from bisect import bisect_right
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from scipy.special import betaincinv
 
 from .errors import ArgumentError, CalibrationError
+
+if TYPE_CHECKING:
+    from .types import Floats
 
 _ROUNDING = 1e-12  # relative: more than the rounding of a few operations, less than any rate somebody means
 
@@ -29,47 +37,75 @@ _ROUNDING = 1e-12  # relative: more than the rounding of a few operations, less 
 class Calibration:
     """Sorted raw image scores of held-out normal images, and the wanted false-alarm rate."""
 
-    scores: NDArray[np.float64]
+    scores: Floats
     """`(n,)` ascending."""
     false_alarm_rate: float
+    groups: NDArray[np.int64] | None = None
+    """`(n,)`, the group of each score, from 0 to the number of groups - 1; None where every image is a group."""
+
+    @property
+    def n_groups(self) -> int:
+        """What the promise counts: groups, or images where there are none."""
+        return len(self.scores) if self.groups is None else int(self.groups.max()) + 1
 
     @property
     def threshold(self) -> float:
-        """The k-th smallest held-out score, k = ceil((n + 1)(1 - alpha)); a larger score is anomalous.
+        """The lowest held-out score above which every score has a p-value of at most the rate; above it is anomalous.
 
-        `score > threshold` holds exactly where `p_value(score) <= alpha`.
+        `score > threshold` holds exactly where `p_value(score) <= alpha`. Without groups it is the k-th smallest
+        score, k = ceil((n + 1)(1 - alpha)).
         """
-        n = len(self.scores)
-        return float(self.scores[n - _allowed_above(self.false_alarm_rate, n)])
+        if self.groups is None:
+            n = len(self.scores)
+            return float(self.scores[n - _allowed_above(self.false_alarm_rate, n)])
+        return float(self.scores[self.p_values(np.nextafter(self.scores, np.inf)) <= self._limit][0])
+
+    @property
+    def _limit(self) -> float:
+        return self.false_alarm_rate * (1 + _ROUNDING)
 
     def p_value(self, score: float) -> float:
-        """(1 + number of held-out scores >= score) / (n + 1), in (0, 1]. Raises `ArgumentError` for NaN."""
-        if math.isnan(score):  # it sorts behind all numbers, and would get the smallest p-value
-            raise ArgumentError.about("score", expected="a number", got="NaN")
-        n = len(self.scores)
-        at_least = n - int(np.searchsorted(self.scores, score, side="left"))
-        return (1 + at_least) / (n + 1)
+        """(1 + number of held-out scores >= score) / (n + 1), in (0, 1]. Raises `ArgumentError` for NaN.
 
-    def p_values(self, scores: ArrayLike) -> NDArray[np.float64]:
+        With G groups: (1 + sum over groups of the share of the group's scores >= score) / (G + 1).
+        """
+        return float(self.p_values([score])[0])
+
+    def p_values(self, scores: ArrayLike) -> Floats:
         """`p_value` of each of many raw scores, `(m,)` to `(m,)`; they share the held-out images, so they correlate."""
-        return conformal_p_values(self.scores, scores)
+        return conformal_p_values(self.scores, scores, groups=self.groups)
 
 
-def conformal_p_values(held_out: ArrayLike, scores: ArrayLike) -> NDArray[np.float64]:
+def conformal_p_values(held_out: ArrayLike, scores: ArrayLike, *, groups: ArrayLike | None = None) -> Floats:
     """(1 + number of held-out scores >= score) / (n + 1) for each of many raw scores, `(n,)` and `(m,)` to `(m,)`.
+
+    `groups` says for each held-out score which group it is of, by any whole numbers; then G groups count instead, each
+    by the share of its scores that are >= score.
 
     >>> conformal_p_values([0.1, 0.4, 0.2, 0.3], [0.25, 9.0])
     array([0.6, 0.2])
+    >>> conformal_p_values([0.1, 0.4, 0.2, 0.3], [0.25, 9.0], groups=[0, 0, 1, 2])
+    array([0.625, 0.25 ])
     """
     known, values = np.asarray(held_out, dtype=np.float64), np.asarray(scores, dtype=np.float64)
     for name, array in (("held_out", known), ("scores", values)):
         if array.ndim != 1 or np.isnan(array).any():
             raise ArgumentError.about(name, expected="numbers of shape (n,), no NaN", got=array)
-    return (1 + known.size - np.searchsorted(np.sort(known), values, side="left")) / (known.size + 1)
+    order = np.argsort(known)
+    below = np.searchsorted(known[order], values, side="left")
+    if groups is None:
+        return (1 + known.size - below) / (known.size + 1)
+    numbers, sizes = _numbered(groups, known.size)
+    weights = (1 / sizes[numbers])[order]
+    at_least = np.append(np.cumsum(weights[::-1])[::-1], 0.0)
+    p_values: Floats = (1 + at_least[below]) / (len(sizes) + 1)
+    return np.minimum(1.0, p_values)
 
 
-def calibrate(scores: Sequence[float] | NDArray[np.floating], *, false_alarm_rate: float) -> Calibration:
-    """Make thresholds and p-values from the raw scores of held-out normal images.
+def calibrate(
+    scores: Sequence[float] | NDArray[np.floating], *, false_alarm_rate: float, groups: ArrayLike | None = None
+) -> Calibration:
+    """Make thresholds and p-values from the raw scores of held-out normal images; `groups` as in `Calibration`.
 
     >>> calibration = calibrate([0.1, 0.4, 0.2, 0.3], false_alarm_rate=0.2)
     >>> calibration.threshold, calibration.p_value(0.25), calibration.p_value(9.0)
@@ -78,11 +114,25 @@ def calibrate(scores: Sequence[float] | NDArray[np.floating], *, false_alarm_rat
     Traceback (most recent call last):
     blemish.errors.CalibrationError: false_alarm_rate 0.01 needs at least 99 held-out normal images, there are 4. ...
     """
-    values = np.sort(np.asarray(scores, dtype=np.float64))
+    values = np.asarray(scores, dtype=np.float64)
     if values.ndim != 1 or not np.isfinite(values).all():
         raise ArgumentError.about("scores", expected="a list of finite numbers", got=values)
-    require_images(len(values), false_alarm_rate)
-    return Calibration(values, false_alarm_rate)
+    order = np.argsort(values, kind="stable")
+    if groups is None:
+        require_images(len(values), false_alarm_rate)
+        return Calibration(values[order], false_alarm_rate)
+    numbers, sizes = _numbered(groups, len(values))
+    require_images(len(sizes), false_alarm_rate, of="groups of normal images")
+    return Calibration(values[order], false_alarm_rate, numbers[order] if sizes.max() > 1 else None)
+
+
+def _numbered(groups: ArrayLike, count: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """The groups numbered from 0, for each score; and how many scores each has."""
+    given = np.asarray(groups)
+    if given.shape != (count,) or given.dtype.kind not in "iu":
+        raise ArgumentError.about("groups", expected=f"{count} whole numbers, one a score", got=given)
+    _, numbers, sizes = np.unique(given, return_inverse=True, return_counts=True)
+    return numbers.astype(np.int64), sizes.astype(np.int64)
 
 
 def images_needed(false_alarm_rate: float) -> int:
@@ -94,14 +144,14 @@ def images_needed(false_alarm_rate: float) -> int:
     return n
 
 
-def require_images(held_out: int, false_alarm_rate: float) -> None:
-    """Raise `CalibrationError` where `held_out` images cannot support the rate."""
+def require_images(held_out: int, false_alarm_rate: float, *, of: str = "normal images") -> None:
+    """Raise `CalibrationError` where `held_out` images, or groups `of` images, cannot support the rate."""
     needed = images_needed(false_alarm_rate)
     if held_out < needed:
         lowest = f"{1 / (held_out + 1):.3g}" if held_out else "none"
         raise CalibrationError(
-            f"false_alarm_rate {false_alarm_rate:g} needs at least {needed} held-out normal images, there are "
-            f"{held_out}. Give more normal images, hold out a larger share, accept a higher rate (lowest possible "
+            f"false_alarm_rate {false_alarm_rate:g} needs at least {needed} held-out {of}, there are "
+            f"{held_out}. Give more {of}, hold out a larger share, accept a higher rate (lowest possible "
             f"here: {lowest}), or switch the calibration off."
         )
 

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import logging
 import math
 import platform
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from importlib.metadata import version
@@ -20,6 +21,7 @@ from .device import find_device
 from .errors import (
     ArgumentError,
     BlemishError,
+    CalibrationError,
     DatasetError,
     MissingPackageError,
     ModelFileError,
@@ -29,6 +31,8 @@ from .errors import (
 from .features.backbones import Backbone, find_backbone
 from .features.memory import FeatureMemory
 from .features.weights import is_random
+from .images.digest import with_digests
+from .images.groups import GroupBy, find_groups, hold_out, join_groups
 from .images.preprocess import PRESETS, Preprocess
 from .images.source import Batches, ImageInput, ImageSource, OnError, Skipped, as_source
 from .images.tiling import Tiling
@@ -54,6 +58,7 @@ class ModelManifest:
     method: the method's name in the registry.
     parameters: of the method, those of the role `model`.
     images: how many normal images it has learned from.
+    excluded: how many normal images a fit was told to leave out.
     detector: the detector's own parameters of the role `model`.
     versions: of Python and the packages that wrote the file.
     digests: of what was learned, by name.
@@ -65,12 +70,16 @@ class ModelManifest:
     method: str
     parameters: dict[str, Any]
     images: int = parameter(at_least=1)
+    excluded: int = parameter(0, at_least=0)
     detector: dict[str, Any]
     versions: dict[str, str]
     digests: dict[str, Any] | None = None
     sums: dict[str, Any] | None = None
     left_out: dict[str, Any] | None = None
     runtime: dict[str, Any] | None = None
+
+
+_log = logging.getLogger(__name__)
 
 
 @dataclass(kw_only=True)
@@ -87,6 +96,10 @@ class Detector(Parameterised):
     calibration: `split` holds out a seeded share of the normal images and gives p-values and a threshold;
         `none` fits on all of them and gives raw scores only.
     held_out: the share to hold out.
+    group_by: what says which images belong together, such as a burst, a part or a recording: a regular expression on
+        the path below the data set's folder, whose first group is the key, or a function from that path to the key.
+        Groups are held out whole, and the promised rate counts groups: it is that of one image of a new group.
+        Copies of one picture always are a group.
     false_alarm_rate: the share of normal images that may be called anomalous.
     seed: chooses the held-out images; None: the method's seed, so that it is given once.
     batch_size: images a forward pass.
@@ -114,6 +127,7 @@ class Detector(Parameterised):
     batch_size: int = parameter(8, at_least=1)
     workers: int = parameter(2, at_least=1, role="place")
     on_error: OnError = parameter("raise", role="place")
+    group_by: GroupBy | None = parameter(None, role="place")
     features: FeatureMemory | None = field(default=None, repr=False, metadata={"role": "place"})
 
     calibration_: Calibration | None = field(default=None, init=False, repr=False)
@@ -121,6 +135,12 @@ class Detector(Parameterised):
     """Normal images that the method learned from; the held-out ones come on top."""
     skipped_: list[Skipped] = field(default_factory=list, init=False, repr=False)
     """Files that the latest `fit` or `predict` left out."""
+    excluded_: int = field(default=0, init=False, repr=False)
+    """Images that `fit` was told to leave out."""
+    learned_: frozenset[int] = field(default=frozenset(), init=False, repr=False)
+    """Digests (`images.digest.pixel_digest`) of the pictures that the method learned from."""
+    calibrated_on_: frozenset[int] = field(default=frozenset(), init=False, repr=False)
+    """Digests of the held-out pictures."""
     _named: Method | None = field(default=None, init=False, repr=False, compare=False)
 
     @property
@@ -149,22 +169,28 @@ class Detector(Parameterised):
                 got=f"{self.batch_size} images of {height} x {width}", instead="Give smaller images, or tiles.",
             )  # fmt: skip
 
-    def fit(self, images: ImageInput, *, progress: Progress | None = None) -> Detector:
+    def fit(self, images: ImageInput, *, exclude: Collection[str] = (), progress: Progress | None = None) -> Detector:
         """Learn from normal images: a folder, paths, arrays, or an `ImageSource`; forgets earlier fits.
 
-        Raises `ArgumentError` for wrong parameters or images, `DatasetError` for a folder that is not understood,
-        `CalibrationError` where the held-out images cannot support the false-alarm rate, `ImageError` for an unreadable
-        file (unless `on_error="skip"`), `WeightsError`, `NotEnoughMemoryError` before the work begins, and
-        `TrainingError` from methods that train.
+        `exclude` leaves images out, by their path below the folder, or by name. Raises `ArgumentError` for wrong
+        parameters or images, `DatasetError` for a folder that is not understood, `CalibrationError` where the held-out
+        images cannot support the false-alarm rate, `ImageError` for an unreadable file (unless `on_error="skip"`),
+        `WeightsError`, `NotEnoughMemoryError` before the work begins, and `TrainingError` from methods that train.
         """
         self.check()
         self.calibration_, self.images_, self._named = None, 0, None
-        train, held_out = self._split(_normal_images(images))
+        self.learned_ = self.calibrated_on_ = frozenset()
+        source = _normal_images(images)
+        kept = _without(source, source.paths(), exclude)
+        self.excluded_ = len(source) - len(kept)
+        train, held_out = self._split(kept)
         if held_out is not None and self.on_error == "skip":
             self._require_readable(held_out)
+        train, digests = with_digests(train)
         batches = self._batches(train)
         self.method_.fit(self._tiled(_Reporting(batches, "fit", progress)))
         self.images_ = len(train) - len(batches.skipped)
+        self.learned_ = frozenset(digests.values())
         self.skipped_ = list(batches.skipped)
         if held_out is not None:
             self._calibrate(held_out, progress)
@@ -177,7 +203,8 @@ class Detector(Parameterised):
         """
         if self.calibration_ is None:
             raise NotFittedError("Detector.recalibrate needs a calibrated detector. Fit with calibration='split'.")
-        self.calibration_ = calibrate(self.calibration_.scores, false_alarm_rate=false_alarm_rate)
+        known = self.calibration_
+        self.calibration_ = calibrate(known.scores, false_alarm_rate=false_alarm_rate, groups=known.groups)
         self.false_alarm_rate = false_alarm_rate
         return self
 
@@ -196,15 +223,18 @@ class Detector(Parameterised):
             raise ArgumentError.about(
                 "method", expected=f"one that can be updated ({able})", got=method.name, instead="Fit again."
             )
-        if held_out is not None:
-            require_images(len(_normal_images(held_out)), self.false_alarm_rate)
-        batches = self._batches(_normal_images(images))
+        fresh = None if held_out is None else self._grouped(_normal_images(held_out))
+        if fresh is not None:
+            self._require(fresh.groups)
+        source, digests = with_digests(_normal_images(images))
+        batches = self._batches(source)
         method.partial_fit(self._tiled(_Reporting(batches, "update", progress)))
         self.images_ += len(batches) - len(batches.skipped)
         self.skipped_ = list(batches.skipped)
-        self.calibration_ = None
-        if held_out is not None:
-            self._calibrate(_normal_images(held_out), progress)
+        self.learned_ |= frozenset(digests.values())
+        self.calibration_, self.calibrated_on_ = None, frozenset()
+        if fresh is not None:
+            self._calibrate(fresh, progress)
         return self
 
     def predict(self, images: ImageInput, *, progress: Progress | None = None) -> Iterator[Decision]:
@@ -258,7 +288,7 @@ class Detector(Parameterised):
         tensors = {f"method.{name}": tensor for name, tensor in self.method_.state().items()}
         if self.calibration_ is not None:
             tensors["calibration.scores"] = torch.from_numpy(self.calibration_.scores)
-        persist.save(path, tensors, self.manifest())
+        persist.save(path, tensors | self._memory(), self.manifest())
 
     @classmethod
     def load(
@@ -282,7 +312,7 @@ class Detector(Parameterised):
             complete = manifest["format"] > 2 and about.versions.get("blemish") == version("blemish")
             method = _read_method(about, complete=complete, device=device, backbone=backbone, index=make_index)
             detector = cls(method=method, **_read_settings(about.detector, complete=complete))
-            detector.images_ = about.images
+            detector.images_, detector.excluded_ = about.images, about.excluded
             detector.check()
             detector._restore(tensors)
         return detector
@@ -290,16 +320,7 @@ class Detector(Parameterised):
     def _restore(self, tensors: dict[str, torch.Tensor]) -> None:
         """Take back what `save` wrote; refuse what does not fit, or would only fail at the first prediction."""
         learned = _below(tensors, "method.")
-        scores = _below(tensors, "calibration.")
-        if len(learned) + len(scores) < len(tensors):
-            unknown = next(name for name in tensors if not name.startswith(("method.", "calibration.")))
-            raise ModelFileError(f"tensor {unknown}: not expected here.")
-        persist.check_tensors(scores, {"scores" if self.calibration == "split" else "scores?": "float64 n"})
-        if scores:
-            values = scores["scores"].numpy()
-            self.calibration_ = calibrate(values, false_alarm_rate=self.false_alarm_rate)
-            if (values != self.calibration_.scores).any():
-                raise ModelFileError("tensor calibration.scores: not in ascending order.")
+        self._remember({name: value for name, value in tensors.items() if not name.startswith("method.")})
         self.method_.restore(learned)
         _check_same(learned, self.method_.state())
         if isinstance(self.method_, FeatureMethod):  # what was learned and the network's features must fit together
@@ -312,27 +333,75 @@ class Detector(Parameterised):
         """`(height, width)` of what the method sees: of a tile, or of the whole image."""
         return self.preprocessing.size if self.tile is None else (self.tile, self.tile)
 
-    def _split(self, source: ImageSource) -> tuple[ImageSource, ImageSource | None]:
+    def _memory(self) -> dict[str, torch.Tensor]:
+        """What a model file keeps of the pictures: which were learned, which set the threshold, and their groups."""
+        digests = {"learned.digests": self.learned_, "calibration.digests": self.calibrated_on_}
+        kept = {name: torch.tensor(sorted(found)) for name, found in digests.items() if found}
+        if self.calibration_ is not None and self.calibration_.groups is not None:
+            kept["calibration.groups"] = torch.from_numpy(self.calibration_.groups)
+        return kept
+
+    def _remember(self, kept: Mapping[str, torch.Tensor]) -> None:
+        forms = {"learned.digests?": "int64 n", "calibration.digests?": "int64 m", "calibration.groups?": "int64 k"}
+        scores = "calibration.scores" if self.calibration == "split" else "calibration.scores?"
+        persist.check_tensors(kept, forms | {scores: "float64 k"})
+        none = torch.tensor([], dtype=torch.int64)
+        self.learned_ = frozenset(kept.get("learned.digests", none).tolist())
+        self.calibrated_on_ = frozenset(kept.get("calibration.digests", none).tolist())
+        if "calibration.scores" in kept:
+            values, groups = kept["calibration.scores"].numpy(), kept.get("calibration.groups")
+            self.calibration_ = calibrate(
+                values, false_alarm_rate=self.false_alarm_rate, groups=None if groups is None else groups.numpy()
+            )
+            if (values != self.calibration_.scores).any():
+                raise ModelFileError("tensor calibration.scores: not in ascending order.")
+
+    def _split(self, source: ImageSource) -> tuple[ImageSource, _Grouped | None]:
         if not len(source):
             raise DatasetError.about("images", expected="normal images to fit on", got="none")
         if self.calibration == "none":
             return source, None
-        train, held_out = source.split(self.held_out, seed=self._seed)
-        require_images(len(held_out), self.false_alarm_rate)
-        return train, held_out
+        grouped = self._grouped(source)
+        train, held_out = hold_out(grouped.groups, self.held_out, seed=self._seed)
+        chosen = _Grouped(source.subset(held_out), [grouped.groups[i] for i in held_out])
+        self._require(chosen.groups)
+        return source.subset(train), chosen
 
-    def _calibrate(self, held_out: ImageSource, progress: Progress | None) -> None:
-        batches = self._batches(held_out)
-        scores: list[float] = []
+    def _grouped(self, source: ImageSource) -> _Grouped:
+        return _Grouped(source, find_groups(source, source.paths(), self.group_by))
+
+    def _require(self, groups: Sequence[int]) -> None:
+        """Refuse too few groups, which are images where none belong together."""
+        count = len(set(groups))
+        alone = count == len(groups) and self.group_by is None
+        of = "normal images" if alone else "groups of normal images"
+        require_images(count, self.false_alarm_rate, of=of)
+
+    def _calibrate(self, held_out: _Grouped, progress: Progress | None) -> None:
+        source, digests = with_digests(held_out.source)
+        batches = self._batches(source)
+        found: list[tuple[str, float]] = []
         for batch in _Reporting(batches, "calibrate", progress):
-            scores += self._score(batch).images.tolist()
+            found += zip(batch.names, self._score(batch).images.tolist(), strict=True)
         self.skipped_ += batches.skipped
-        self.calibration_ = calibrate(scores, false_alarm_rate=self.false_alarm_rate)
+        group_of = dict(zip(source.names, held_out.groups, strict=True))
+        fresh = [(name, score) for name, score in found if digests.get(name) not in self.learned_]
+        if len(fresh) < len(found):
+            _log.warning(
+                "%d held-out pictures were learned as well, from files of another kind: they do not count. "
+                "`blemish inspect` names them.", len(found) - len(fresh),
+            )  # fmt: skip
+        groups = join_groups([group_of[name] for name, _ in fresh], [digests.get(name, name) for name, _ in fresh])
+        self.calibrated_on_ = frozenset(digests.values()) - self.learned_
+        scores = [score for _, score in fresh]
+        self._require(groups)
+        _require_differences(scores)
+        self.calibration_ = calibrate(scores, false_alarm_rate=self.false_alarm_rate, groups=groups)
 
-    def _require_readable(self, held_out: ImageSource) -> None:
+    def _require_readable(self, held_out: _Grouped) -> None:
         """Find out before the fit, not after it, that too few held-out files can be read."""
-        batches = self._batches(held_out)
-        require_images(sum(len(batch) for batch in batches), self.false_alarm_rate)
+        group_of = dict(zip(held_out.source.names, held_out.groups, strict=True))
+        self._require([group_of[name] for batch in self._batches(held_out.source) for name in batch.names])
 
     def _batches(self, source: ImageSource) -> Batches:
         batch_size = self.batch_size if self.tile is None else 1  # a large image is a batch of tiles by itself
@@ -393,6 +462,7 @@ class Detector(Parameterised):
             "method": self.method_.name,
             "parameters": parameters,
             "images": self.images_,
+            "excluded": self.excluded_,
             "detector": settings
             | {
                 "preprocess": {"resize": preprocess.resize, "crop": preprocess.crop},
@@ -473,6 +543,27 @@ def _read_settings(settings: Mapping[str, Any], *, complete: bool) -> dict[str, 
     return found | {"preprocess": Preprocess(**read_plain(Preprocess, pixels, of="preprocess", complete=complete))}
 
 
+def _without(source: ImageSource, paths: Sequence[str], exclude: Collection[str]) -> ImageSource:
+    """All images but those that are named, by path or by name; a name that is not there is a mistake."""
+    if not exclude:
+        return source
+    wanted = {Path(name).as_posix() for name in exclude}
+    both = list(zip(paths, (Path(name).as_posix() for name in source.names), strict=True))
+    missing = wanted.difference(*both)
+    if missing:
+        raise ArgumentError.about("exclude", expected="names of normal training images", got=min(missing))
+    return source.subset([i for i, names in enumerate(both) if wanted.isdisjoint(names)])
+
+
+def _require_differences(scores: Sequence[float]) -> None:
+    if len(scores) > 1 and len(set(scores)) == 1:
+        raise CalibrationError(
+            f"all {len(scores)} held-out normal images have the score {scores[0]:g}: no threshold can be told from it. "
+            "Either they show the same, or the method sees no difference. `blemish inspect DATA` names identical and "
+            "constant pictures."
+        )
+
+
 def _read_method(
     about: ModelManifest,
     *,
@@ -533,6 +624,14 @@ def _read_index(name: object, make_index: Callable[[str], IndexFactory] | None) 
             "Detector.load(path, make_index=blemish.edges.faiss.index_from_name)."
         )
     return make_index(name)
+
+
+@dataclass(frozen=True)
+class _Grouped:
+    """Images, and the number of the group of each."""
+
+    source: ImageSource
+    groups: Sequence[int]
 
 
 class _Reporting:

@@ -8,7 +8,7 @@ import typer
 from typer.core import TyperGroup
 
 from ..errors import BlemishError
-from . import detector, distil, ood, study, upgrade
+from . import detector, distil, inspect, ood, study, upgrade
 from .console import notes_on_stderr
 
 
@@ -37,6 +37,7 @@ app = typer.Typer(
 )
 for name, command in (
     ("demo", detector.demo),
+    ("inspect", inspect.inspect),
     ("fit", detector.fit),
     ("update", detector.update),
     ("upgrade", upgrade.upgrade),

@@ -65,8 +65,13 @@ def facts(detector: Detector) -> dict[str, str]:
     parameters = manifest["parameters"]
     found = {"Method": manifest["method"], "Normal images learned": str(manifest["images"])}
     if detector.calibration_ is not None:
-        found["Normal images held out"] = str(len(detector.calibration_.scores))
+        calibration = detector.calibration_
+        found["Normal images held out"] = str(len(calibration.scores))
+        if calibration.groups is not None:
+            found["Groups held out"] = f"{calibration.n_groups}; the promised rate is that of one image of a new group"
         found["Wanted false-alarm rate"] = f"{detector.false_alarm_rate:g}"
+    if detector.excluded_:
+        found["Images excluded"] = _excluded(detector)
     found |= {key.replace("_", " ").capitalize(): str(value) for key, value in parameters.items() if value is not None}
     settings = manifest["detector"]
     size = settings["preprocess"]
@@ -77,12 +82,21 @@ def facts(detector: Detector) -> dict[str, str]:
     return found
 
 
+def _excluded(detector: Detector) -> str:
+    """What the promised rate is worth where images were thrown out by hand."""
+    held_out = 0 if detector.calibration_ is None else len(detector.calibration_.scores)
+    count = detector.excluded_ + detector.images_ + held_out
+    return f"{detector.excluded_} of {count}; the promise holds for images that the same rule would keep"
+
+
 def print_fit(detector: Detector, out: Path, seconds: float, as_json: bool, *, extra: Mapping[str, object]) -> None:
     calibration = detector.calibration_
     row: dict[str, Any] = {
         "model": str(out),
         "images": detector.images_,
         "held_out": 0 if calibration is None else len(calibration.scores),
+        "groups": None if calibration is None or calibration.groups is None else calibration.n_groups,
+        "excluded": detector.excluded_,
         "threshold": None if calibration is None else calibration.threshold,
         "seconds": round(seconds, 3),
         "peak_bytes": peak_bytes(),
@@ -93,11 +107,16 @@ def print_fit(detector: Detector, out: Path, seconds: float, as_json: bool, *, e
         typer.echo(json.dumps(row | dict(extra)))
         return
     verdict = "no threshold (calibration off)" if calibration is None else f"threshold {calibration.threshold:.4g}"
+    in_groups = f" in {row['groups']} groups" if row["groups"] else ""
     typer.echo(
-        f"{out}: learned from {row['images']} normal images, {row['held_out']} held out, {verdict}; "
+        f"{out}: learned from {row['images']} normal images, {row['held_out']} held out{in_groups}, {verdict}; "
         f"{seconds:.1f} s, model {row['model_bytes'] / 1e6:.1f} MB"
         + (f", peak memory {row['peak_bytes'] / 1e9:.2f} GB" if row["peak_bytes"] else "")
     )
+    if row["groups"]:
+        typer.echo("The promised false-alarm rate counts groups: it is that of one image of a new group.")
+    if detector.excluded_:
+        typer.echo(f"Excluded: {_excluded(detector)}.")
 
 
 def print_evaluation(evaluation: Evaluation, as_json: bool, *, extra: Mapping[str, object]) -> None:

@@ -26,6 +26,7 @@ from .options import (
     SeedOption,
     SetOption,
     WorkersOption,
+    read_names,
     read_option,
     read_size,
 )  # fmt: skip
@@ -115,6 +116,15 @@ def fit(
     ] = None,
     false_alarm_rate: RateOption = 0.05,
     held_out: Annotated[float, typer.Option(help="Share of the normal images held out for the threshold.")] = 0.2,
+    group_by: Annotated[
+        str | None,
+        typer.Option(
+            metavar="PATTERN", help="Keep bursts or parts together: a regular expression whose first group names them."
+        ),
+    ] = None,
+    exclude: Annotated[
+        Path | None, typer.Option(help="Text file of images that are not normal, such as `blemish inspect --out`'s.")
+    ] = None,
     seed: SeedOption = 0,
     device: DeviceOption = "auto",
     batch_size: BatchOption = 8,
@@ -151,11 +161,13 @@ def fit(
         batch_size=batch_size,
         workers=workers,
         on_error=on_error,
+        group_by=group_by,
     )
     source, taken = _normal_source(data, say, normal=normal or (), anomalous=anomalous or (), masks=masks)
+    left_out = () if exclude is None else read_names(exclude)
     start = time.perf_counter()
     with say.progress() as progress:
-        detector.fit(source, progress=progress)
+        detector.fit(source, exclude=left_out, progress=progress)
     detector.save(out)
     print_fit(detector, out, time.perf_counter() - start, as_json, extra={"data": taken})
     say.skipped(detector)
@@ -239,6 +251,9 @@ def evaluate_model(
         typer.Option(help="Pixel figures on the original pixels, or on the network's input."),
     ] = None,
     intervals: Annotated[bool, typer.Option("--intervals", help="Add 95 % bootstrap intervals (slower).")] = False,
+    allow_overlap: Annotated[
+        bool, typer.Option("--allow-overlap", help="Go on at test images that were learned from, and mark the figures.")
+    ] = False,
     device: DeviceOption = "auto",
     batch_size: BatchOption = 16,
     workers: WorkersOption = 2,
@@ -259,7 +274,9 @@ def evaluate_model(
     detector = _load(model, device)
     detector.batch_size, detector.workers, detector.on_error = batch_size, workers, on_error
     with say.progress() as progress:
-        evaluation = evaluate(detector, dataset, pixels=pixels, intervals=intervals, progress=progress)
+        evaluation = evaluate(
+            detector, dataset, pixels=pixels, intervals=intervals, allow_overlap=allow_overlap, progress=progress
+        )
     extra: dict[str, object] = {"data": taken.as_json()} | ({} if report is None else {"report": str(report)})
     print_evaluation(evaluation, as_json, extra=extra)
     if report is not None:

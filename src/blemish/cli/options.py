@@ -34,6 +34,16 @@ def read_option(name: str, kind: Any, text: str, **bounds: Any) -> Any:
     return Parameter(name, kind, MISSING, "", Bounds(**bounds)).of_text(text)
 
 
+def read_names(file: Path) -> list[str]:
+    """Read the names in a text file, one a line; what follows ` #` and lines that begin with # are remarks."""
+    try:
+        lines = file.read_text(encoding="utf-8-sig").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise ArgumentError(f"{file}: cannot be read as a UTF-8 text file ({error}).") from error
+    names = ("" if line.startswith("#") else line.split(" #", 1)[0].strip() for line in lines)
+    return [name for name in names if name]
+
+
 def read_size(text: str) -> int | tuple[int, int]:
     """Read SIDE or HEIGHTxWIDTH of `--resize`."""
     try:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from ..images.decode import MAX_PIXELS
@@ -44,6 +44,6 @@ class Dataset:
 
     def _source(self, paths: Iterable[Path], max_pixels: int) -> ImageSource:
         if self.packed is None:
-            return from_paths(paths, max_pixels=max_pixels)
+            return replace(from_paths(paths, max_pixels=max_pixels), root=self.root)
         position = {name: i for i, name in enumerate(self.packed.names)}
         return self.packed.subset([position[str(path)] for path in paths])

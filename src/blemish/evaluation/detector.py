@@ -22,6 +22,7 @@ from .. import metrics
 from ..datasets.layouts import Dataset, Sample
 from ..detector import Detector
 from ..errors import ArgumentError, DatasetError
+from ..images.digest import with_digests
 from ..images.preprocess import Preprocess
 from ..images.source import Skipped
 from ..metrics.table import TABLE, Figures, Metric, Outcome
@@ -77,6 +78,8 @@ class Evaluation:
     """What is suspicious about the masks."""
     maps: NDArray[np.float32] | None
     """`(records, height, width)` at the size of the network's input; None for image-level methods."""
+    overlap: tuple[str, ...] = ()
+    """Names of test images that the model had seen when it was fitted: no figure holds that counts them."""
 
     def map(self, index: int) -> NDArray[np.float32] | None:
         """The anomaly map of one record on its original pixels, `(height, width)`; None for image-level methods."""
@@ -93,6 +96,7 @@ def evaluate(
     intervals: bool = False,
     repetitions: int = 100,
     masks: Masks | None = None,
+    allow_overlap: bool = False,
     progress: Progress | None = None,
 ) -> Evaluation:
     """Score the test images of a data set and compute all figures.
@@ -100,7 +104,8 @@ def evaluate(
     `pixels` chooses where maps and masks meet: on the `original` pixels (the default without a crop), or on the
     `network`'s input (the default with one, as the papers do: what the crop cut away is not judged).
     `intervals` adds bootstrap intervals over images; those of pixel figures take `repetitions` times the metric's time,
-    and are left out with 0. `masks` may be shared with other evaluations.
+    and are left out with 0. `masks` may be shared with other evaluations. Raises `DatasetError` at a test image that
+    the model learned from, or that set its threshold; `allow_overlap` goes on, and `Evaluation.overlap` names them.
     """
     if not dataset.test:
         raise DatasetError(f"{dataset.root}: no test images ({dataset.layout} layout). `predict` needs no labels.")
@@ -108,7 +113,7 @@ def evaluate(
     notes = look_at_masks(dataset.test, masks)
     for note in notes:
         _log.warning("%s", note)
-    records, maps, seconds = _score(detector, dataset, progress)
+    records, maps, overlap, seconds = _score(detector, dataset, allow_overlap, progress)
     preprocess = detector.preprocessing
     where: PixelSpace = pixels or ("original" if preprocess.crop is None else "network")
     pairs = None
@@ -131,6 +136,7 @@ def evaluate(
         preprocess=preprocess,
         notes=notes,
         maps=maps,
+        overlap=overlap,
     )
 
 
@@ -148,19 +154,29 @@ def _have_masks(records: Sequence[Record]) -> bool:
 
 
 def _score(
-    detector: Detector, dataset: Dataset, progress: Progress | None
-) -> tuple[tuple[Record, ...], NDArray[np.float32] | None, float]:
+    detector: Detector, dataset: Dataset, allow_overlap: bool, progress: Progress | None
+) -> tuple[tuple[Record, ...], NDArray[np.float32] | None, tuple[str, ...], float]:
     by_name = {str(sample.path): sample for sample in dataset.test}
     records: list[Record] = []
     maps: list[NDArray[np.float32]] = []
+    seen = detector.learned_ | detector.calibrated_on_
+    source, digests = with_digests(dataset.test_images())
+    overlap: list[str] = []
     start = time.perf_counter()
-    for batch, scores in detector.score(dataset.test_images(), progress=progress):
+    for batch, scores in detector.score(source, progress=progress):
+        overlap += [name for name in batch.names if digests.get(name) in seen]
+        if overlap and not allow_overlap:
+            raise DatasetError(
+                f"{overlap[0]}: the model learned from this picture, or has its threshold from it, so a figure that "
+                "counts it would say nothing. Test on other images (`blemish inspect DATA` names all copies), or "
+                "allow the overlap (--allow-overlap)."
+            )
         for name, size, score in zip(batch.names, batch.sizes, scores.images.tolist(), strict=True):
             records.append(Record(by_name[name], detector.decide(name, score), size))
         if scores.maps is not None:
             maps.append(scores.maps.cpu().numpy())
     seconds = time.perf_counter() - start
-    return tuple(records), np.concatenate(maps) if maps else None, seconds
+    return tuple(records), np.concatenate(maps) if maps else None, tuple(overlap), seconds
 
 
 class _Pairs:
@@ -284,4 +300,5 @@ def evaluation_json(evaluation: Evaluation) -> dict[str, object]:
         "pixels": evaluation.pixels,
         "skipped": len(evaluation.skipped),
         "notes": list(evaluation.notes),
+        "overlap": len(evaluation.overlap),
     }

@@ -37,6 +37,8 @@ class ImageSource:
     _load: Callable[[int], Image.Image] = field(repr=False)
     passed_over: tuple[Skipped, ...] = field(default=(), repr=False)
     """What lay in the folder and was not listed, with the reason of each."""
+    root: Path | None = field(default=None, repr=False)
+    """The folder whose images these are."""
 
     def __len__(self) -> int:
         return len(self.names)
@@ -48,7 +50,16 @@ class ImageSource:
     def subset(self, indices: Sequence[int]) -> ImageSource:
         """Choose images by position, in the given order."""
         chosen = tuple(indices)
-        return ImageSource(tuple(self.names[i] for i in chosen), lambda i: self._load(chosen[i]))
+        return ImageSource(tuple(self.names[i] for i in chosen), lambda i: self._load(chosen[i]), root=self.root)
+
+    def paths(self) -> list[str]:
+        """The images' paths below `root`, with `/` in between; else their names."""
+        paths = map(Path, self.names)
+        root = self.root
+        return [
+            (path.relative_to(root) if root is not None and path.is_relative_to(root) else path).as_posix()
+            for path in paths
+        ]
 
     def split(self, fraction: float, *, seed: int) -> tuple[ImageSource, ImageSource]:
         """Hold out a seeded random `fraction` of the images: returns (rest, held out), both in the old order."""
@@ -67,7 +78,7 @@ def from_paths(paths: Iterable[str | Path], *, max_pixels: int = MAX_PIXELS) -> 
 def from_folder(folder: str | Path, *, max_pixels: int = MAX_PIXELS) -> ImageSource:
     """Take every image below a folder, in sorted order; `passed_over` names what else was there."""
     found = list_folder(folder)
-    return replace(from_paths(found.files, max_pixels=max_pixels), passed_over=found.passed_over)
+    return replace(from_paths(found.files, max_pixels=max_pixels), passed_over=found.passed_over, root=Path(folder))
 
 
 def from_manifest(manifest: str | Path, *, max_pixels: int = MAX_PIXELS) -> ImageSource:

@@ -31,6 +31,7 @@ def write_report(
         headline=_headline(evaluation),
         interval=percent_range(evaluation.intervals.get("image_auroc")),
         verdict=_verdict(evaluation),
+        warnings=_warnings(evaluation),
         numbers=_numbers(evaluation),
         sections=[
             _figures_section(evaluation),
@@ -72,6 +73,13 @@ def _verdict(evaluation: Evaluation) -> list[str]:
         return ["No test image could be read."]
     sentence = f"At the threshold fixed from held-out normal images it flags {' and '.join(parts)}."
     return [sentence, *_extremes(evaluation)]
+
+
+def _warnings(evaluation: Evaluation) -> list[str]:
+    if not evaluation.overlap:
+        return []
+    seen = counted(len(evaluation.overlap), "test image")
+    return [f"The model had seen {seen} of {len(evaluation.records)} when it was fitted. No figure here is a test."]
 
 
 def _extremes(evaluation: Evaluation) -> list[str]:

@@ -1,0 +1,83 @@
+"""Images that belong together, such as bursts, parts or recordings, and copies of one picture."""
+
+from __future__ import annotations
+
+import random
+import re
+from collections.abc import Callable, Hashable, Sequence
+
+from ..errors import ArgumentError
+from .digest import contents
+from .source import ImageSource
+
+GroupBy = str | Callable[[str], Hashable]
+"""A regular expression on the path whose first group is the key; or a function from the path to the key."""
+
+
+def find_groups(source: ImageSource, paths: Sequence[str], group_by: GroupBy | None = None) -> list[int]:
+    """Number the groups of images: those that `group_by` gives the same key of their path, and copies of one picture.
+
+    `paths` are the images' names as `group_by` sees them, relative to the data set's folder, with `/` in between.
+    """
+    copies = list(contents(source))
+    return join_groups(copies) if group_by is None else join_groups(copies, _keys(paths, group_by))
+
+
+def join_groups(*columns: Sequence[Hashable]) -> list[int]:
+    """Number the images' groups in order; those that share a key in any column are of one group.
+
+    >>> join_groups(["a", "b", "c", "d"], [1, 2, 1, 3])
+    [0, 1, 0, 2]
+    """
+    parent = list(range(len(columns[0])))
+
+    def root(index: int) -> int:
+        while parent[index] != index:
+            parent[index] = index = parent[parent[index]]
+        return index
+
+    for keys in columns:
+        first: dict[Hashable, int] = {}
+        for index, key in enumerate(keys):
+            low, high = sorted((root(index), root(first.setdefault(key, index))))
+            parent[high] = low
+    numbers: dict[int, int] = {}
+    return [numbers.setdefault(root(index), len(numbers)) for index in range(len(parent))]
+
+
+def hold_out(groups: Sequence[int], fraction: float, *, seed: int) -> tuple[list[int], list[int]]:
+    """Hold out a seeded random `fraction` of the groups: the images of the rest, and of those, by position.
+
+    Where each image is a group, it is the draw of `ImageSource.split`.
+    """
+    count = max(groups) + 1
+    chosen = set(random.Random(seed).sample(range(count), round(count * fraction)))
+    parts = ([i for i, group in enumerate(groups) if (group in chosen) == wanted] for wanted in (False, True))
+    rest, held_out = parts
+    return rest, held_out
+
+
+def _keys(paths: Sequence[str], group_by: GroupBy) -> list[Hashable]:
+    if not isinstance(group_by, str):
+        return [group_by(path) for path in paths]
+    try:
+        pattern = re.compile(group_by)
+    except re.error as error:
+        raise ArgumentError.about("group_by", expected="a regular expression", got=f"{group_by!r} ({error})") from None
+    if not pattern.groups:
+        raise ArgumentError.about(
+            "group_by",
+            expected="a regular expression with a group in parentheses",
+            got=repr(group_by),
+            instead="Put what names a burst or a part into ( ).",
+        )
+    return [_key(pattern, path) for path in paths]
+
+
+def _key(pattern: re.Pattern[str], path: str) -> str:
+    found = pattern.search(path)
+    if found is None or found[1] is None:
+        raise ArgumentError.about(
+            "group_by", expected=f"a pattern that is found in every path, such as {path!r}", got=repr(pattern.pattern)
+        )
+    return found[1]
