@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import logging
 import math
 import platform
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, field, replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Literal
@@ -13,14 +14,25 @@ from typing import Any, Literal
 import torch
 
 from . import persist
-from .calibrate import Calibration, calibrate, require_images
+from .calibrate import Calibration, calibrate, require_images, with_margin
 from .datasets.layouts import OneClass, open_dataset
 from .errors import ArgumentError, DatasetError, ModelFileError, NotFittedError
 from .features.backbones import Backbone, find_backbone
 from .features.memory import FeatureMemory
 from .features.weights import is_random
+from .images.decode import MAX_PIXELS
 from .images.preprocess import PRESETS, Preprocess
-from .images.source import Batches, ImageInput, ImageSource, OnError, Skipped, as_source
+from .images.source import (
+    Batches,
+    ImageInput,
+    ImageSource,
+    InMemory,
+    OnError,
+    Skipped,
+    as_source,
+    find_highest_level,
+    sources,
+)  # fmt: skip
 from .images.tiling import Tiling
 from .methods import FeatureMethod, Incremental, Method
 from .methods.registry import METHODS, find_method
@@ -28,6 +40,8 @@ from .ops.neighbours import Exact, IndexFactory
 from .parameters import Parameterised, check_parameters, parameter, parameters_of, plain_parameters, read_plain
 from .progress import Progress
 from .types import Decision, ImageBatch, Scores, Size
+
+_log = logging.getLogger("blemish")
 
 
 @dataclass(kw_only=True)
@@ -38,9 +52,9 @@ class Detector(Parameterised):
     ----------
     method: the normality model, or its name (`blemish list methods`), which takes its defaults and `seed`.
     preprocess: `Preprocess`, or the name of a preset: `default` (256 x 256, nothing cropped), `paper` (256, crop 224).
-    tile: side in pixels of the tiles in which a large preprocessed image is learned and scored; None: in one piece.
-        The image's score is that of its most anomalous tile.
-    overlap: pixels by which tiles overlap at least; None: a quarter of a tile.
+    tile: side, or (height, width), in pixels of the tiles in which a large preprocessed image is learned and scored;
+        None: in one piece. The image's score is that of its most anomalous tile.
+    overlap: pixels by which tiles overlap at least; None: a quarter of a tile's shorter side.
     calibration: `split` holds out a seeded share of the normal images and gives p-values and a threshold;
         `none` fits on all of them and gives raw scores only.
     held_out: the share to hold out.
@@ -49,6 +63,7 @@ class Detector(Parameterised):
     batch_size: images a forward pass.
     workers: decoding threads.
     on_error: at an unreadable file, `raise` an error, or `skip` it and count it.
+    max_pixels: a file that claims more is refused, as a guard against decompression bombs.
     features: feature maps of all images that will come, made with the method's backbone and weights: they are read
         instead of the images. Not part of a model file.
 
@@ -62,7 +77,7 @@ class Detector(Parameterised):
 
     method: Method | str = "padim"
     preprocess: Preprocess | Literal["default", "paper"] = "default"
-    tile: int | None = parameter(None, at_least=1)
+    tile: int | tuple[int, int] | None = parameter(None, at_least=1)
     overlap: int | None = parameter(None, at_least=0)
     calibration: Literal["split", "none"] = "split"
     held_out: float = parameter(0.2, above=0, below=1)
@@ -71,6 +86,7 @@ class Detector(Parameterised):
     batch_size: int = parameter(8, at_least=1)
     workers: int = parameter(2, at_least=1, role="place")
     on_error: OnError = parameter("raise", role="place")
+    max_pixels: int = parameter(MAX_PIXELS, at_least=1, role="place")
     features: FeatureMemory | None = field(default=None, repr=False, metadata={"role": "place"})
 
     calibration_: Calibration | None = field(default=None, init=False, repr=False)
@@ -78,6 +94,7 @@ class Detector(Parameterised):
     """Normal images that the method learned from; the held-out ones come on top."""
     skipped_: list[Skipped] = field(default_factory=list, init=False, repr=False)
     """Files that the latest `fit` or `predict` left out."""
+    _white_level: float | None = field(default=None, init=False, repr=False, compare=False)
     _named: Method | None = field(default=None, init=False, repr=False, compare=False)
 
     @property
@@ -97,7 +114,7 @@ class Detector(Parameterised):
             raise ArgumentError.about("overlap", expected="None without tiles", got=self.overlap, instead="Give tile.")
 
     def fit(self, images: ImageInput, *, progress: Progress | None = None) -> Detector:
-        """Learn from normal images: a folder, paths, arrays, or an `ImageSource`; forgets earlier fits.
+        """Learn from normal images: a folder, or what `as_source` takes; forgets earlier fits.
 
         Raises `ArgumentError` for wrong parameters or images, `DatasetError` for a folder that is not understood,
         `CalibrationError` where the held-out images cannot support the false-alarm rate, `ImageError` for an unreadable
@@ -105,11 +122,12 @@ class Detector(Parameterised):
         `TrainingError` from methods that train.
         """
         self.check()
-        self.calibration_, self.images_, self._named = None, 0, None
-        train, held_out = self._split(_normal_images(images))
+        self.calibration_, self.images_, self._named, self._white_level = None, 0, None, None
+        train, held_out = self._split(self._normal_images(images))
+        self._look_at_levels(train)
         if held_out is not None and self.on_error == "skip":
             self._require_readable(held_out)
-        batches = self._batches(train)
+        batches = self._batches(train, learn=True)
         self.method_.fit(self._tiled(_Reporting(batches, "fit", progress)))
         self.images_ = len(train) - len(batches.skipped)
         self.skipped_ = list(batches.skipped)
@@ -144,18 +162,22 @@ class Detector(Parameterised):
                 "method", expected=f"one that can be updated ({able})", got=method.name, instead="Fit again."
             )
         if held_out is not None:
-            require_images(len(_normal_images(held_out)), self.false_alarm_rate)
-        batches = self._batches(_normal_images(images))
+            require_images(len(self._normal_images(held_out)), self.false_alarm_rate)
+        batches = self._batches(_not_empty(self._normal_images(images)), learn=True)
         method.partial_fit(self._tiled(_Reporting(batches, "update", progress)))
         self.images_ += len(batches) - len(batches.skipped)
         self.skipped_ = list(batches.skipped)
         self.calibration_ = None
         if held_out is not None:
-            self._calibrate(_normal_images(held_out), progress)
+            self._calibrate(self._normal_images(held_out), progress)
         return self
 
-    def predict(self, images: ImageInput, *, progress: Progress | None = None) -> Iterator[Decision]:
+    def predict(
+        self, images: ImageInput | Iterable[str | Path | InMemory], *, progress: Progress | None = None
+    ) -> Iterator[Decision]:
         """Judge images: a generator of one `Decision` each, in order and as they are done; nothing runs before `next`.
+
+        An iterator, such as one over a camera, is read `batch_size` images at a time and may never end.
 
         Raises `NotFittedError`, `ArgumentError` for images or weights that give no finite score, and `ImageError` for
         an unreadable file (unless `on_error="skip"`: then `skipped_` names it).
@@ -168,10 +190,22 @@ class Detector(Parameterised):
                 map = None if maps is None else preprocess.to_original(maps[i], size)
                 yield self.decide(name, score, map, p_values[i])
 
-    def score(self, images: ImageInput, *, progress: Progress | None = None) -> Iterator[tuple[ImageBatch, Scores]]:
+    def score(
+        self, images: ImageInput | Iterable[str | Path | InMemory], *, progress: Progress | None = None
+    ) -> Iterator[tuple[ImageBatch, Scores]]:
         """Give raw scores batch by batch, with maps at the size of the network's input; a generator like `predict`."""
-        batches = self._batches(as_source(images))
-        self.skipped_ = batches.skipped
+        self.skipped_, found = [], 0
+        for source in sources(images, at_once=self.batch_size, max_pixels=self.max_pixels):
+            found += len(source)
+            batches, before = self._batches(source), self.skipped_
+            for pair in self._score_all(batches, progress):
+                self.skipped_ = before + batches.skipped
+                yield pair
+            self.skipped_ = before + batches.skipped
+        if not found:
+            raise _nothing()
+
+    def _score_all(self, batches: Batches, progress: Progress | None) -> Iterator[tuple[ImageBatch, Scores]]:
         for batch in _Reporting(batches, "predict", progress):
             scores = self._score(batch)
             if not torch.isfinite(scores.images).all():
@@ -226,7 +260,8 @@ class Detector(Parameterised):
             method = _read_method(path, manifest, device=device, backbone=backbone, make_index=make_index)
             settings = dict(manifest["detector"])
             resize, crop = (settings["preprocess"][name] for name in ("resize", "crop"))
-            settings["preprocess"] = Preprocess(tuple(resize) if isinstance(resize, list) else resize, crop)
+            white = settings["preprocess"].get("white_level")
+            settings["preprocess"] = Preprocess(tuple(resize) if isinstance(resize, list) else resize, crop, white)
             detector = cls(**read_plain(cls, {**settings, "method": method}, of="detector"))
             detector.images_ = manifest["images"]
         except (KeyError, TypeError, ArgumentError) as error:
@@ -250,23 +285,55 @@ class Detector(Parameterised):
         return train, held_out
 
     def _calibrate(self, held_out: ImageSource, progress: Progress | None) -> None:
-        batches = self._batches(held_out)
+        batches = self._batches(held_out, learn=True)
         scores: list[float] = []
         for batch in _Reporting(batches, "calibrate", progress):
             scores += self._score(batch).images.tolist()
         self.skipped_ += batches.skipped
-        self.calibration_ = calibrate(scores, false_alarm_rate=self.false_alarm_rate)
+        self.calibration_ = calibrate(with_margin(scores), false_alarm_rate=self.false_alarm_rate)
+
+    def _look_at_levels(self, train: ImageSource) -> None:
+        """Find the white level where it shall be found, and warn where it is likely not the file's own."""
+        wanted = self._preset.white_level
+        found = None if self.features is not None or wanted not in (None, "auto") else find_highest_level(train)
+        if found is None:
+            return
+        highest, full = found
+        bits = max(8, highest.bit_length())
+        if wanted == "auto":
+            self._white_level = min(full, 2**bits - 1)
+            _log.warning("White level %d: the first images have levels up to %d.", self._white_level, highest)
+        elif highest < full / 4:
+            _log.warning(
+                "The first images have levels up to %d of %d, so all look dark. If the camera has %d bits, say "
+                "white_level=%d (--white-level %d).",
+                *(highest, full, bits, 2**bits - 1, 2**bits - 1),
+            )
 
     def _require_readable(self, held_out: ImageSource) -> None:
         """Find out before the fit, not after it, that too few held-out files can be read."""
-        batches = self._batches(held_out)
+        batches = self._batches(held_out, learn=True)
         require_images(sum(len(batch) for batch in batches), self.false_alarm_rate)
 
-    def _batches(self, source: ImageSource) -> Batches:
+    def _normal_images(self, images: ImageInput) -> ImageSource:
+        """A folder in a known layout gives its normal training images, never its test images or masks."""
+        if isinstance(images, str | Path) and (Path(images).is_dir() or OneClass.spelled(images)):
+            return open_dataset(images).train_images(max_pixels=self.max_pixels)
+        return as_source(images, max_pixels=self.max_pixels)
+
+    def _batches(self, source: ImageSource, *, learn: bool = False) -> Batches:
         batch_size = self.batch_size if self.tile is None else 1  # a large image is a batch of tiles by itself
         if self.features is not None:
             self._require_own(self.features)
-        return Batches(source, self.preprocessing, batch_size, self.workers, self.on_error, features=self.features)
+        return Batches(
+            source,
+            self.preprocessing,
+            batch_size,
+            self.workers,
+            self.on_error,
+            features=self.features,
+            refuse_constant=learn,
+        )
 
     def _require_own(self, features: FeatureMemory) -> None:
         """Refuse the features of another network: no shape would tell."""
@@ -289,7 +356,8 @@ class Detector(Parameterised):
     def _tiling(self) -> Tiling | None:
         if self.tile is None:
             return None
-        return Tiling(self.tile, self.tile // 4 if self.overlap is None else self.overlap)
+        height, width = self.tile if isinstance(self.tile, tuple) else (self.tile, self.tile)
+        return Tiling((height, width), min(height, width) // 4 if self.overlap is None else self.overlap)
 
     def _tiled(self, batches: _Reporting) -> _Reporting | _Tiles:
         tiling = self._tiling
@@ -304,7 +372,12 @@ class Detector(Parameterised):
 
     @property
     def preprocessing(self) -> Preprocess:
-        """How images are prepared: `preprocess`, with a preset's name looked up."""
+        """How images are prepared: `preprocess`, with a preset's name looked up, and the white level that was found."""
+        preset = self._preset
+        return replace(preset, white_level=self._white_level) if preset.white_level == "auto" else preset
+
+    @property
+    def _preset(self) -> Preprocess:
         if isinstance(self.preprocess, Preprocess):
             return self.preprocess
         parameters_of(Detector)["preprocess"].check(self.preprocess)
@@ -323,7 +396,8 @@ class Detector(Parameterised):
             "images": self.images_,
             "detector": settings
             | {
-                "preprocess": {"resize": preprocess.resize, "crop": preprocess.crop},
+                "preprocess": {"resize": preprocess.resize, "crop": preprocess.crop}
+                | ({} if preprocess.white_level is None else {"white_level": preprocess.white_level}),
                 "false_alarm_rate": self.calibration_.false_alarm_rate if self.calibration_ else self.false_alarm_rate,
                 "seed": self._seed,
             },
@@ -334,11 +408,14 @@ class Detector(Parameterised):
         }
 
 
-def _normal_images(images: ImageInput) -> ImageSource:
-    """A folder in a known layout gives its normal training images, never its test images or masks."""
-    if isinstance(images, str | Path) and (Path(images).is_dir() or OneClass.spelled(images)):
-        return open_dataset(images).train_images()
-    return as_source(images)
+def _nothing() -> ArgumentError:
+    return ArgumentError.about("images", expected="at least one image", got="none")
+
+
+def _not_empty(source: ImageSource) -> ImageSource:
+    if not len(source):
+        raise _nothing()
+    return source
 
 
 def _read_method(

@@ -6,6 +6,7 @@ import json
 import shutil
 import time
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -20,14 +21,17 @@ from .options import (
     DeviceOption,
     ErrorOption,
     JsonOption,
+    MaxPixelsOption,
     MemoryOption,
     RateOption,
     ReportOption,
     SeedOption,
     SetOption,
+    WhiteLevelOption,
     WorkersOption,
     read_option,
     read_size,
+    read_white_level,
 )  # fmt: skip
 from .results import ResultWriter
 
@@ -90,8 +94,14 @@ def fit(
     resize: Annotated[
         str | None, typer.Option(help="Size of the network's input, instead of the preset's: SIDE or HEIGHTxWIDTH.")
     ] = None,
-    tile: Annotated[int | None, typer.Option(help="Learn and score large inputs in tiles of this side.")] = None,
-    overlap: Annotated[int | None, typer.Option(help="Least overlap of tiles; default: a quarter of a tile.")] = None,
+    white_level: WhiteLevelOption = None,
+    max_pixels: MaxPixelsOption = None,
+    tile: Annotated[
+        str | None, typer.Option(help="Learn and score large inputs in tiles of SIDE or HEIGHTxWIDTH.")
+    ] = None,
+    overlap: Annotated[
+        int | None, typer.Option(help="Least overlap of tiles; default: a quarter of the shorter side.")
+    ] = None,
     index: Annotated[
         str | None, typer.Option(help="What searches the bank: exact, or faiss:ivf256, faiss:hnsw32, faiss:pq16 ...")
     ] = None,
@@ -128,8 +138,8 @@ def fit(
     }
     detector = Detector(
         method=_make_method(method, preset, set_ or [], options),
-        preprocess=_preprocess(preset, resize),
-        tile=tile,
+        preprocess=_preprocess(preset, resize, white_level),
+        tile=None if tile is None else read_size(tile, of="--tile"),
         overlap=overlap,
         calibration=calibration or ("none" if preset == "paper" else "split"),
         held_out=held_out,
@@ -139,6 +149,7 @@ def fit(
         workers=workers,
         on_error=on_error,
     )
+    detector.max_pixels = max_pixels or detector.max_pixels
     start = time.perf_counter()
     with say.progress() as progress:
         detector.fit(data, progress=progress)
@@ -185,6 +196,7 @@ def predict(
     device: DeviceOption = "auto",
     batch_size: BatchOption = 16,
     workers: WorkersOption = 2,
+    max_pixels: MaxPixelsOption = None,
     on_error: ErrorOption = "skip",
 ) -> None:
     """Judge images: one JSON line each, written as soon as it is known.
@@ -194,13 +206,14 @@ def predict(
     say = Speaker()
     detector = _load(model, device)
     detector.batch_size, detector.workers, detector.on_error = batch_size, workers, on_error
+    detector.max_pixels = max_pixels or detector.max_pixels
     paths = [path for path in _image_paths(images) if out is None or out.resolve() not in path.resolve().parents]
     writer = ResultWriter(out, heatmaps, model=model)
     left = writer.left(paths)
     if len(left) < len(paths):
         say.line(f"{len(paths) - len(left)} of {len(paths)} images were judged by an earlier run; their lines stay.")
     with writer, say.progress() as progress:
-        for decision in detector.predict(left, progress=progress):
+        for decision in detector.predict(left, progress=progress) if left else ():
             writer.write(decision)
         writer.write_skipped(detector.skipped_)
     say.skipped(detector)
@@ -221,6 +234,7 @@ def evaluate_model(
     device: DeviceOption = "auto",
     batch_size: BatchOption = 16,
     workers: WorkersOption = 2,
+    max_pixels: MaxPixelsOption = None,
     on_error: ErrorOption = "raise",
     as_json: JsonOption = False,
 ) -> None:
@@ -234,6 +248,7 @@ def evaluate_model(
     dataset = open_dataset(data)
     detector = _load(model, device)
     detector.batch_size, detector.workers, detector.on_error = batch_size, workers, on_error
+    detector.max_pixels = max_pixels or detector.max_pixels
     with say.progress() as progress:
         evaluation = evaluate(detector, dataset, pixels=pixels, intervals=intervals, progress=progress)
     extra: dict[str, object] = {} if report is None else {"report": str(report)}
@@ -321,17 +336,18 @@ def _load(model: Path, device: str) -> Any:
     return Detector.load(model, device=device, make_index=index_from_name)
 
 
-def _preprocess(preset: str, resize: str | None) -> Any:
-    from ..images.preprocess import Preprocess
+def _preprocess(preset: str, resize: str | None, white_level: str | None) -> Any:
+    from ..images.preprocess import PRESETS, Preprocess
 
+    white = read_white_level(white_level)
     if resize is None:
-        return preset
+        return replace(PRESETS[preset], white_level=white)
     size = read_size(resize)
     if preset == "default":
-        return Preprocess(size)
+        return Preprocess(size, white_level=white)
     if isinstance(size, tuple):
         raise ArgumentError.about("--resize", expected=f"one SIDE with --preset {preset}, which crops", got=resize)
-    return Preprocess(size, size * 7 // 8)  # 224 of 256
+    return Preprocess(size, size * 7 // 8, white)  # 224 of 256
 
 
 def _image_paths(images: list[Path]) -> list[Path]:

@@ -14,10 +14,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, NamedTuple
 
-from PIL import Image
-
 from ..errors import ArgumentError, DatasetError
-from ..images.decode import MAX_PIXELS
+from ..images.decode import MAX_PIXELS, Picture
 from ..images.listing import image_files, list_folder, subfolders
 from ..images.source import ImageSource, Skipped, from_paths
 from .labelled import LabelledInput, find_classes, open_labelled, open_parts
@@ -182,7 +180,7 @@ def _read_one_class(root: Path) -> Dataset:
 
 
 def _joined(first: ImageSource, second: ImageSource) -> ImageSource:
-    def load(index: int) -> Image.Image:
+    def load(index: int) -> Picture:
         return first.load(index) if index < len(first) else second.load(index - len(first))
 
     return ImageSource(first.names + second.names, load)

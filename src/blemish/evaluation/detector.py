@@ -6,6 +6,7 @@ normal images alone.
 
 from __future__ import annotations
 
+import logging
 import time
 import zlib
 from collections.abc import Callable, Iterator, Sequence
@@ -23,12 +24,14 @@ from .. import metrics
 from ..datasets.layouts import Dataset, Sample
 from ..detector import Detector
 from ..errors import DatasetError
-from ..images.decode import decode_mask
+from ..images.decode import MAX_PIXELS, decode_mask, orientation, turned
 from ..images.preprocess import Preprocess
 from ..images.source import Skipped
 from ..metrics.table import TABLE, Figures, Metric, Outcome
 from ..progress import Progress
 from ..types import Decision, Size
+
+_log = logging.getLogger("blemish")
 
 PixelSpace = Literal["original", "network"]
 _Ends = tuple[float, float]
@@ -84,12 +87,13 @@ class Evaluation:
 class Masks:
     """Mask files, each decoded once and kept small; several evaluations of one data set may share them."""
 
-    def __init__(self) -> None:
+    def __init__(self, *, max_pixels: int = MAX_PIXELS) -> None:
+        self._max_pixels = max_pixels
         self._kept: dict[Path, tuple[bytes, tuple[int, int]]] = {}
 
     def __getitem__(self, path: Path) -> NDArray[np.bool_]:
         if path not in self._kept:
-            mask = decode_mask(path)
+            mask = decode_mask(path, max_pixels=self._max_pixels)
             # Zeros for the most part: a few kilobytes, and read back much faster than a picture.
             self._kept[path] = zlib.compress(np.packbits(mask).tobytes(), 1), (mask.shape[0], mask.shape[1])
         data, shape = self._kept[path]
@@ -121,7 +125,8 @@ def evaluate(
     where: PixelSpace = pixels or ("original" if preprocess.crop is None else "network")
     pairs = None
     if maps is not None and _have_masks(records):
-        pairs = _Pairs(records, maps, preprocess, where, masks or Masks())
+        _warn_of_turned(records)
+        pairs = _Pairs(records, maps, preprocess, where, masks or Masks(max_pixels=detector.max_pixels))
     outcome = Outcome(
         scores=np.array([record.decision.score for record in records], dtype=np.float64),
         anomalous=np.array([record.sample.anomalous for record in records], dtype=bool),
@@ -161,7 +166,7 @@ def _score(
     records: list[Record] = []
     maps: list[NDArray[np.float32]] = []
     start = time.perf_counter()
-    for batch, scores in detector.score(dataset.test_images(), progress=progress):
+    for batch, scores in detector.score(dataset.test_images(max_pixels=detector.max_pixels), progress=progress):
         for name, size, score in zip(batch.names, batch.sizes, scores.images.tolist(), strict=True):
             records.append(Record(by_name[name], detector.decide(name, score), size))
         if scores.maps is not None:
@@ -188,7 +193,7 @@ class _Pairs:
         for record, map in zip(self._records, self._maps, strict=True):
             mask = None if record.sample.mask is None else self._masks[record.sample.mask]
             if mask is not None:
-                _check_aspect(record, mask)
+                mask = _upright(record, mask)
             if self._where == "network":
                 yield map, None if mask is None else self._preprocess.mask(mask)
                 continue
@@ -215,13 +220,44 @@ def _at_size(mask: NDArray[np.bool_], size: Size) -> NDArray[np.bool_]:
     return np.asarray(resized).astype(bool)
 
 
-def _check_aspect(record: Record, mask: NDArray[np.bool_]) -> None:
-    height, width = record.size
+def _upright(record: Record, mask: NDArray[np.bool_]) -> NDArray[np.bool_]:
+    """Turn a mask that was drawn on the picture as it is stored, before EXIF turned it; refuses any other shape."""
+    if not _has_aspect(mask, record.size) and _has_aspect(mask, record.size[::-1]):
+        how = orientation(record.sample.path)
+        if how > 4:  # a quarter turn
+            return turned(mask, how)
     # Data sets are passed on with images and masks at different scales; another shape is a mistake.
-    if abs(mask.shape[0] / mask.shape[1] - height / width) > 0.02 * height / width:
+    if not _has_aspect(mask, record.size):
         raise DatasetError.about(
             f"{record.sample.mask}", expected=f"the shape of its image, {record.size}", got=f"{mask.shape}"
         )
+    return mask
+
+
+def _has_aspect(mask: NDArray[np.bool_], size: Size) -> bool:
+    height, width = size
+    return bool(abs(mask.shape[0] / mask.shape[1] - height / width) <= 0.02 * height / width)
+
+
+def _warn_of_turned(records: Sequence[Record]) -> None:
+    """Say so where EXIF turns pictures and the shape does not tell whether their masks were drawn before or after."""
+    doubtful = [record for record in records if _is_doubtful(record)]
+    if doubtful:
+        _log.warning(
+            "EXIF turns %d pictures, and the shapes of their masks do not tell whether these were drawn on the turned "
+            "or on the stored pixels. They are taken as turned. Compare %s with %s.",
+            len(doubtful),
+            doubtful[0].sample.path,
+            doubtful[0].sample.mask,
+        )
+
+
+def _is_doubtful(record: Record) -> bool:
+    if record.sample.mask is None:
+        return False
+    how = orientation(record.sample.path)
+    keeps_shape = how in (2, 3, 4) or (how > 4 and record.size[0] == record.size[1])
+    return keeps_shape and orientation(record.sample.mask) != how
 
 
 def _kinds(records: Sequence[Record], outcome: Outcome) -> Iterator[KindFigures]:
