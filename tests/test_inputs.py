@@ -12,7 +12,7 @@ from PIL import Image
 from blemish import Detector, PaDiM, Preprocess
 from blemish.datasets.layouts import open_dataset
 from blemish.errors import ArgumentError, DatasetError, ImageError
-from blemish.evaluation.detector import evaluate
+from blemish.evaluation.detector import Masks, evaluate
 from blemish.images.source import as_source
 from blemish.report.heatmap import UNSEEN, write_heatmap
 
@@ -233,14 +233,19 @@ def test_masks_whose_shape_does_not_tell_are_noted(tmp_path, caplog, width, how)
     assert not caplog.messages
 
 
-def test_one_limit_of_pixels_for_images_masks_and_the_report(tmp_path):
+def test_one_limit_of_pixels_for_images_masks_and_the_report(tmp_path, monkeypatch):
     from blemish.report.evaluation import write_report
 
     dataset = write(tmp_path / "data", height=32, width=48, how=1, masks=False)
     with pytest.raises(ImageError, match=r"the limit is 1,000 .* max_pixels \(--max-pixels\)"):
         make(calibration="none", max_pixels=1000).fit(tmp_path / "data")
     detector = make(calibration="none", max_pixels=32 * 48).fit(tmp_path / "data")
-    write_report(evaluate(detector, dataset), tmp_path / "page.html", title="t", facts={})
+    with monkeypatch.context() as patched:  # what was judged is shown
+        patched.setattr("blemish.report.figures.MAX_PIXELS", 9)
+        page = write_report(evaluate(detector, dataset), tmp_path / "page.html", title="t", facts={})
+    assert "no longer be read" not in page.read_text(encoding="utf-8")
+    with pytest.raises(ImageError, match="the limit is 9 "):
+        Masks(max_pixels=9)[dataset.test[-1].mask]
     detector.max_pixels = 1000
     with pytest.raises(ImageError, match="the limit is 1,000"):
         evaluate(detector, dataset)
