@@ -13,6 +13,7 @@ import pytest
 from PIL import Image
 from typer.testing import CliRunner
 
+from blemish import Detector
 from blemish.cli import app
 from blemish.datasets.synthetic import write_dataset
 
@@ -311,3 +312,28 @@ def test_a_reader_that_has_gone_is_no_error():
     )
     os.close(writer)
     assert (done.returncode, done.stderr) == (1, b"")
+
+
+def test_white_level_pixel_limit_and_tiles_reach_the_detector(tmp_path):
+    for i in range(3):
+        levels = np.random.default_rng(i).integers(0, 1024, (96, 48)).astype(np.uint16)
+        (tmp_path / "deep").mkdir(exist_ok=True)
+        Image.fromarray(levels).save(tmp_path / "deep" / f"{i}.png")
+    options = (
+        "--backbone", "filters", "--calibration", "none", "--resize", "96x48", "--tile", "64x48", "--overlap", 8,
+        "--out", tmp_path / "deep.blemish",
+    )  # fmt: skip
+    noted = run("fit", tmp_path / "deep", *options)
+    assert "--white-level 1023" in noted.stderr
+    quiet = run("fit", tmp_path / "deep", *options, "--white-level", "auto")
+    assert "White level 1023" in quiet.stderr
+    detector = Detector.load(tmp_path / "deep.blemish")
+    assert detector.preprocessing.white_level == 1023
+    assert detector.tile == (64, 48)
+    refused = run("predict", tmp_path / "deep.blemish", tmp_path / "deep", "--max-pixels", 100)
+    assert refused.stdout.count("the limit is 100 ") == 3
+    assert "the limit is 100 " in run("fit", tmp_path / "deep", *options, "--max-pixels", 100, status=1).stderr
+    for option, value, expected in (("--white-level", "0", "a number in"), ("--tile", "8x64", "HEIGHTxWIDTH")):
+        assert f"{option}: expected" in run("fit", tmp_path / "deep", *options, option, value, status=1).stderr, (
+            expected
+        )

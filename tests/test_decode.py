@@ -4,18 +4,32 @@ from __future__ import annotations
 
 import io
 import os
+import struct
 import tempfile
 import warnings
+import zlib
 from contextlib import suppress
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import EpsImagePlugin, Image, PngImagePlugin
 
 from blemish.errors import ArgumentError, ImageError
-from blemish.images.decode import FORMATS, SUFFIXES, decode, decode_mask, from_array
+from blemish.images.decode import (
+    FORMATS,
+    SUFFIXES,
+    decode,
+    decode_mask,
+    extent,
+    from_memory,
+    is_constant,
+    levels_of,
+    orientation,
+    turned,
+)
 
 RGB = np.random.default_rng(0).integers(0, 256, (20, 30, 3), dtype=np.uint8)
 
@@ -293,17 +307,17 @@ def test_damaged_exif_gives_an_image_or_an_image_error(format, position, noise):
 
 
 def test_arrays():
-    np.testing.assert_array_equal(np.asarray(from_array(RGB)), RGB)
-    np.testing.assert_array_equal(np.asarray(from_array(RGB[:, :, :1]))[:, :, 2], RGB[:, :, 0])
-    np.testing.assert_allclose(np.asarray(from_array(np.full((2, 2), 65535, np.uint16))), 255.0)
-    np.testing.assert_allclose(np.asarray(from_array(np.full((2, 2), 0.5))), 127.5)
-    np.testing.assert_array_equal(np.asarray(from_array(np.full((2, 2, 3), 1.0)))[0, 0], [255, 255, 255])
+    np.testing.assert_array_equal(np.asarray(from_memory(RGB)), RGB)
+    np.testing.assert_array_equal(np.asarray(from_memory(RGB[:, :, :1]))[:, :, 2], RGB[:, :, 0])
+    np.testing.assert_allclose(np.asarray(from_memory(np.full((2, 2), 65535, np.uint16))), 255.0)
+    np.testing.assert_allclose(np.asarray(from_memory(np.full((2, 2), 0.5))), 127.5)
+    np.testing.assert_array_equal(np.asarray(from_memory(np.full((2, 2, 3), 1.0)))[0, 0], [255, 255, 255])
 
 
 @pytest.mark.parametrize(
     ("array", "message"),
     [
-        (np.zeros((3, 20, 30), np.uint8), r"an array of shape \(height, width\) or \(height, width, 3\)"),
+        (np.zeros((3, 20, 30), np.uint8), r"an array of shape \(height, width, 3\), or \(height, width\)"),
         (np.zeros((0, 5), np.uint8), r"got an array of shape \(0, 5\)"),
         (np.zeros((4, 4), np.int64), "expected dtype uint8, uint16"),
         (np.full((4, 4), 3.0), r"float values in \[0, 1\], got values from 3.0 to 3.0"),
@@ -312,7 +326,7 @@ def test_arrays():
 )
 def test_wrong_array_is_described(array, message):
     with pytest.raises(ArgumentError, match=message):
-        from_array(array, name="images[3]")
+        from_memory(array, name="images[3]")
 
 
 @settings(max_examples=60)
@@ -335,9 +349,169 @@ def test_damaged_bytes_give_an_image_or_an_image_error(format, where, value):
 
 @given(st.integers(1, 40), st.integers(1, 40), st.sampled_from(["1", "L", "P", "RGB", "RGBA", "LA", "I;16"]))
 def test_any_size_and_mode_becomes_rgb_or_deep_grey_of_that_size(width, height, mode):
-    image = Image.new(mode, (width, height))
+    image = Image.new(mode, (width, height), {"RGBA": "red", "LA": (9, 9)}.get(mode, 0))
     with tempfile.NamedTemporaryFile(suffix=".png") as file:
         image.save(file.name)
         decoded = decode(file.name)
     assert decoded.size == (width, height)
     assert decoded.mode == ("F" if mode == "I;16" else "RGB")
+
+
+def deep_png(levels):
+    """A PNG file of 16 bits with 2, 3 or 4 channels, which Pillow cannot write."""
+    height, width, channels = levels.shape
+    rows = b"".join(b"\0" + row.astype(">u2").tobytes() for row in levels)
+    header = struct.pack(">IIBBBBB", width, height, 16, {2: 4, 3: 2, 4: 6}[channels], 0, 0, 0)
+    parts = ((b"IHDR", header), (b"IDAT", zlib.compress(rows)), (b"IEND", b""))
+    chunks = (struct.pack(">I", len(d)) + t + d + struct.pack(">I", zlib.crc32(t + d)) for t, d in parts)
+    return b"\x89PNG\r\n\x1a\n" + b"".join(chunks)
+
+
+def deep_tiff(levels, order, *, planar=False):
+    """A plain TIFF file of 16-bit colour, in either byte order."""
+    height, width, channels = levels.shape
+    data = (np.moveaxis(levels, -1, 0) if planar else levels).astype(f"{order}u2").tobytes()
+    tags = {256: width, 257: height, 258: 0, 259: 1, 262: 2, 273: 0, 277: channels, 278: height, 279: len(data)}
+    tags |= {284: 2} if planar else {}
+    after = 8 + 2 + 12 * len(tags) + 4
+    strips = channels if planar else 1
+    starts = [after + 2 * channels + 8 * strips + i * len(data) // strips for i in range(strips)]
+    counts = [len(data) // strips] * strips
+    lists = {258: (3, channels, after), 273: (4, strips, after + 2 * channels)}
+    lists[279] = (4, strips, after + 2 * channels + 4 * strips)
+    if strips == 1:
+        lists |= {273: (4, 1, starts[0]), 279: (4, 1, counts[0])}
+    entries = b"".join(struct.pack(f"{order}HHII", tag, *lists.get(tag, (4, 1, value))) for tag, value in tags.items())
+    head = (b"II*\0" if order == "<" else b"MM\0*") + struct.pack(f"{order}IH", 8, len(tags)) + entries + bytes(4)
+    return head + struct.pack(f"{order}{channels}H{2 * strips}I", *[16] * channels, *starts, *counts) + data
+
+
+DEEP = np.random.default_rng(1).integers(0, 65536, (7, 11, 3), dtype=np.uint16)
+
+
+@pytest.mark.parametrize("write", [deep_png, lambda a: deep_tiff(a, "<"), lambda a: deep_tiff(a, ">")])
+def test_16_bit_colour_keeps_every_level(tmp_path, write):
+    (tmp_path / "x").write_bytes(write(DEEP))
+    found = decode(tmp_path / "x")
+    assert found.shape == (7, 11, 3)
+    np.testing.assert_array_equal(np.round(found * 257), DEEP)
+    assert levels_of(found) == 65535
+    assert extent(found) == (7, 11)
+    np.testing.assert_array_equal(from_memory(DEEP), found)
+
+
+def test_16_bit_colour_is_composed_over_white_and_turned(tmp_path):
+    alpha = np.full((7, 11, 1), 65535, np.uint16)
+    alpha[0, 0], alpha[0, 1] = 0, 32768
+    (tmp_path / "x.png").write_bytes(deep_png(np.dstack([DEEP, alpha])))
+    found = decode(tmp_path / "x.png") * 257
+    np.testing.assert_allclose(found[0, 0], [65535] * 3)
+    np.testing.assert_allclose(found[0, 1], 65535 + (DEEP[0, 1] - 65535.0) * 32768 / 65535, rtol=1e-5)
+    np.testing.assert_allclose(found[1:], DEEP[1:], rtol=1e-5)
+    (tmp_path / "clear.png").write_bytes(deep_png(np.dstack([DEEP, 0 * alpha])))
+    with pytest.raises(ImageError, match=r"clear\.png: transparent everywhere"):
+        decode(tmp_path / "clear.png")
+
+
+@pytest.mark.parametrize(
+    "write",
+    [
+        lambda: deep_png(DEEP[:, :, :2]),
+        lambda: deep_tiff(DEEP, "<", planar=True),
+        lambda: b"P6 11 7 65535\n" + DEEP.astype(">u2").tobytes(),
+        lambda: b"\xff\x4f\xff\x51\0\x2f\0\0" + struct.pack(">8IH", 11, 7, 0, 0, 11, 7, 0, 0, 3) + b"\x0f\1\1" * 3,
+    ],
+)
+def test_deep_colour_is_never_cut_to_8_bits(tmp_path, write):
+    (tmp_path / "x").write_bytes(write())
+    with pytest.raises(ImageError, match=r"x: colour \(or alpha\) of more than 8 bits that would be cut to 8"):
+        decode(tmp_path / "x")
+
+
+@pytest.mark.parametrize("mode", ["RGBA", "LA"])
+def test_what_is_transparent_everywhere_shows_nothing(tmp_path, mode):
+    path = saved(tmp_path, Image.new(mode, (4, 4)))
+    for read in (decode, decode_mask):
+        with pytest.raises(ImageError, match=r"x\.png: transparent everywhere, so it shows nothing"):
+            read(path)
+
+
+def test_a_picture_in_memory_is_what_its_file_is(tmp_path):
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    path = saved(tmp_path, Image.fromarray(RGB).convert("RGBA"), exif=exif)
+    expected = pixels(path)
+    assert expected.shape == (30, 20, 3)
+    with Image.open(path) as opened:
+        np.testing.assert_array_equal(np.asarray(from_memory(opened)), expected)
+    tensor = torch.from_numpy(np.moveaxis(RGB, -1, 0).copy())
+    for same in (Image.fromarray(RGB), tensor, tensor / 255, RGB / 255, RGB.astype(np.float32) / 255):
+        np.testing.assert_array_equal(np.asarray(from_memory(same)), RGB)
+    grey = torch.from_numpy(RGB[:, :, 0].copy())
+    for same in (grey, grey[None]):
+        np.testing.assert_array_equal(np.asarray(from_memory(same)), RGB[:, :, [0, 0, 0]])
+    between = np.full((2, 2, 3), 0.5001)
+    np.testing.assert_allclose(from_memory(between), 255 * between)
+
+
+@pytest.mark.parametrize(
+    ("shape", "write"),
+    [
+        ((9, 8, 4), r"array\[\.\.\., :3\] drops an alpha channel"),
+        ((9, 8, 2), r"array\[\.\.\., :1\] drops an alpha channel"),
+        ((3, 9, 8), r"np\.moveaxis\(array, 0, -1\) puts the channels last"),
+        ((1, 9, 8), r"np\.moveaxis\(array, 0, -1\)"),
+        ((4, 9, 8), r"np\.moveaxis\(array\[:3\], 0, -1\)"),
+        ((5, 9, 8), r"For several grey pictures, write list\(stack\)"),
+        ((5, 9, 8, 3), r"For several pictures, write list\(stack\)"),
+        ((9, 0, 3), r"There is nothing in it"),
+        ((9,), r"expected an array of shape \(height, width, 3\), or \(height, width\)"),
+    ],
+)
+def test_what_is_not_one_picture_says_what_to_write(shape, write):
+    with pytest.raises(ArgumentError, match=write):
+        from_memory(np.zeros(shape, np.uint8))
+
+
+@pytest.mark.parametrize(
+    ("shape", "write"),
+    [((9, 8, 3), r"tensor\.permute\(2, 0, 1\)"), ((4, 9, 8), r"tensor\[:3\] drops"), ((5, 9, 8), r"list\(stack\)")],
+)
+def test_a_tensor_has_its_channels_first(shape, write):
+    with pytest.raises(ArgumentError, match=write):
+        from_memory(torch.zeros(shape))
+
+
+def test_what_was_written_helps():
+    """What the errors advise gives the picture."""
+    rgba = np.dstack([RGB, RGB[:, :, 0]])
+    for right in (
+        rgba[..., :3],
+        np.moveaxis(np.moveaxis(RGB, -1, 0), 0, -1),
+        np.moveaxis(np.moveaxis(rgba, -1, 0)[:3], 0, -1),
+    ):
+        np.testing.assert_array_equal(np.asarray(from_memory(right)), RGB)
+
+
+@pytest.mark.parametrize("how", range(1, 9))
+def test_a_mask_turns_as_its_picture_does(tmp_path, how):
+    exif = Image.Exif()
+    exif[0x0112] = how
+    mask = RGB[:, :, 0] > 128
+    path = saved(tmp_path, Image.fromarray(mask), exif=exif)
+    assert orientation(path) == how
+    np.testing.assert_array_equal(turned(mask, how), pixels(path)[:, :, 0] > 0)
+
+
+def test_a_file_that_says_nothing_is_upright(tmp_path):
+    assert orientation(saved(tmp_path, Image.fromarray(RGB))) == 1
+    assert orientation(tmp_path / "no such file") == 1
+
+
+def test_constant_pictures_are_told():
+    assert is_constant(Image.new("RGB", (3, 3), "red"))
+    assert is_constant(from_memory(np.full((3, 3), 7, np.uint16)))
+    assert is_constant(from_memory(np.full((3, 3, 3), 7, np.uint16)))
+    assert not is_constant(Image.fromarray(RGB))
+    assert not is_constant(from_memory(DEEP[:, :, 0]))
+    assert not is_constant(from_memory(DEEP))

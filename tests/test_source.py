@@ -64,16 +64,20 @@ def test_as_source_takes_arrays():
     assert len(as_source(stack)) == 4
     assert len(as_source(list(stack))) == 4
     assert len(as_source(stack[0])) == 1
-    assert len(as_source(stack[:, :, :, 0])) == 4
+    assert len(as_source(list(stack[:, :, :, 0]))) == 4
 
 
 @pytest.mark.parametrize(
     ("images", "message"),
     [
         ("no/such/folder", "no/such/folder: expected a folder, an image file or a manifest, got nothing there"),
-        ([Image.new("RGB", (9, 9))], "images: expected only paths, or only NumPy arrays"),
-        (torch.zeros(2, 9, 9, 3), "images: expected a folder, paths, arrays or an ImageSource, got an array of shape"),
-        ((p for p in ["a.png"]), "images: expected a folder, paths, arrays or an ImageSource"),
+        (7, "images: expected a folder, paths, arrays, Pillow images, tensors or an ImageSource, got 7"),
+        ([[1, 2], [3, 4]], "image 0: expected a path, a NumPy array, a Pillow image or a torch tensor, got list"),
+        (
+            torch.zeros(2, 9, 9, 3),
+            r"image 0: expected a tensor of shape .* tensor.permute\(2, 0, 1\) puts the channels",
+        ),
+        ((p for p in ["a.png"]), "images: .* Write list\\(images\\): they are read more than once"),
         ("list.txt", "list.txt: cannot be read as a UTF-8 text file"),
     ],
 )

@@ -21,7 +21,7 @@ def pattern(height, width):
 
 @pytest.mark.parametrize(("size", "count"), [((64, 64), 1), ((64, 65), 2), ((112, 160), 6), ((200, 64), 4)])
 def test_tiles_cover_every_pixel_and_overlap(size, count):
-    tiling = Tiling(64, 16)
+    tiling = Tiling((64, 64), 16)
     corners = tiling.corners(size)
     assert len(corners) == count
     covered = torch.zeros(size)
@@ -37,13 +37,13 @@ def test_tiles_cover_every_pixel_and_overlap(size, count):
 
 @pytest.mark.parametrize("overlap", [0, 1, 16, 32])
 def test_a_map_that_depends_on_the_pixel_alone_comes_back_exactly(overlap):
-    tiling, image = Tiling(64, overlap), pattern(150, 200)
+    tiling, image = Tiling((64, 64), overlap), pattern(150, 200)
     tiles = torch.cat([part.pixels for part in tiling.cut(ImageBatch(image[None], ("a",), ((150, 200),)), at_once=3)])
     torch.testing.assert_close(tiling.stitch(tiles[:, 0], (150, 200)), image[0])
 
 
 def test_tiles_that_disagree_fade_into_each_other():
-    tiling = Tiling(64, 32)
+    tiling = Tiling((64, 64), 32)
     corners = tiling.corners((64, 96))
     assert corners == [(0, 0), (0, 32)]
     row = tiling.stitch(torch.stack([torch.zeros(64, 64), torch.ones(64, 64)]), (64, 96))[10]
@@ -55,7 +55,7 @@ def test_tiles_that_disagree_fade_into_each_other():
 
 def test_batches_of_tiles_are_bounded_and_named():
     batch = ImageBatch(torch.stack([pattern(64, 112), pattern(64, 112) / 2]), ("a", "b"), ((64, 112),) * 2)
-    parts = list(Tiling(64, 16).cut(batch, at_once=3))
+    parts = list(Tiling((64, 64), 16).cut(batch, at_once=3))
     assert [len(part) for part in parts] == [3, 1]
     assert parts[0].names == ("a [0:64, 0:64]", "a [0:64, 48:112]", "b [0:64, 0:64]")
     assert torch.equal(parts[1].pixels[0], batch.pixels[1, :, :, 48:])
@@ -66,7 +66,7 @@ def test_an_image_scores_as_its_most_anomalous_tile():
         Scores(torch.tensor([1.0, 5.0, 2.0]), None, torch.tensor([0.5, 0.01, 1.0])),
         Scores(torch.ones(1), None, torch.ones(1)),
     ]
-    joined = Tiling(64, 16).join(parts, (64, 112))
+    joined = Tiling((64, 64), 16).join(parts, (64, 112))
     assert joined.images.tolist() == [5.0, 2.0]
     assert joined.p_values.tolist() == pytest.approx([0.02, 1.0])
     assert joined.maps is None
@@ -104,13 +104,28 @@ def test_every_method_learns_and_scores_large_images(name, tmp_path):
 
 
 @pytest.mark.parametrize(("side", "overlap", "message"), [
-    (8, 2, "tile: expected a whole number of at least 16"), (64, 33, "overlap: expected 0 to 32"), (64, -1, "overlap"),
+    (8, 2, "tile: expected whole numbers of at least 16"), (64, 33, "overlap: expected 0 to 32"), (64, -1, "overlap"),
 ])  # fmt: skip
 def test_bad_tiles(side, overlap, message):
     with pytest.raises(ArgumentError, match=message):
-        Tiling(side, overlap)
+        Tiling((side, side), overlap)
+
+
+def test_tiles_of_any_shape_are_those_of_squares_along_each_side():
+    tiling, size = Tiling((64, 32), 16), (150, 80)
+    rows = [top for top, left in Tiling((64, 64), 16).corners((150, 64))]
+    columns = [left for top, left in Tiling((32, 32), 16).corners((32, 80))]
+    assert tiling.corners(size) == [(top, left) for top in rows for left in columns]
+    image = pattern(*size)
+    parts = list(tiling.cut(ImageBatch(image[None], ("a",), (size,)), at_once=4))
+    assert {part.sizes[0] for part in parts} == {(64, 32)}
+    assert parts[0].names[1] == f"a [0:64, {columns[1]}:{columns[1] + 32}]"
+    tiles = torch.cat([part.pixels for part in parts])
+    torch.testing.assert_close(tiling.stitch(tiles[:, 0], size), image[0])
+    maps = [Scores(torch.zeros(len(part)), part.pixels[:, 0]) for part in parts]
+    torch.testing.assert_close(tiling.join(maps, size).maps[0], image[0])
 
 
 def test_a_tile_larger_than_the_image():
     with pytest.raises(ArgumentError, match=r"tile: expected at most the preprocessed image's 48 pixels, got 64"):
-        Tiling(64, 0).corners((64, 48))
+        Tiling((64, 64), 0).corners((64, 48))

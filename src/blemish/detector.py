@@ -5,9 +5,9 @@ from __future__ import annotations
 import logging
 import math
 import platform
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Literal
@@ -15,7 +15,7 @@ from typing import Any, Literal
 import torch
 
 from . import persist
-from .calibrate import Calibration, calibrate, require_images
+from .calibrate import Calibration, calibrate, require_images, with_margin
 from .datasets.layouts import OneClass, open_dataset
 from .device import find_device
 from .errors import (
@@ -31,10 +31,21 @@ from .errors import (
 from .features.backbones import Backbone, find_backbone
 from .features.memory import FeatureMemory
 from .features.weights import is_random
+from .images.decode import MAX_PIXELS
 from .images.digest import with_digests
 from .images.groups import GroupBy, find_groups, hold_out, join_groups
 from .images.preprocess import PRESETS, Preprocess
-from .images.source import Batches, ImageInput, ImageSource, OnError, Skipped, as_source
+from .images.source import (
+    Batches,
+    ImageInput,
+    ImageSource,
+    InMemory,
+    OnError,
+    Skipped,
+    as_source,
+    find_highest_level,
+    sources,
+)  # fmt: skip
 from .images.tiling import Tiling
 from .methods import FeatureMethod, Incremental, Method
 from .methods.registry import METHODS, find_method
@@ -79,7 +90,7 @@ class ModelManifest:
     runtime: dict[str, Any] | None = None
 
 
-_log = logging.getLogger(__name__)
+_log = logging.getLogger("blemish")
 
 
 @dataclass(kw_only=True)
@@ -90,9 +101,9 @@ class Detector(Parameterised):
     ----------
     method: the normality model, or its name (`blemish list methods`), which takes its defaults and `seed`.
     preprocess: `Preprocess`, or the name of a preset: `default` (256 x 256, nothing cropped), `paper` (256, crop 224).
-    tile: side in pixels of the tiles in which a large preprocessed image is learned and scored; None: in one piece.
-        The image's score is that of its most anomalous tile.
-    overlap: pixels by which tiles overlap at least; None: a quarter of a tile.
+    tile: side, or (height, width), in pixels of the tiles in which a large preprocessed image is learned and scored;
+        None: in one piece. The image's score is that of its most anomalous tile.
+    overlap: pixels by which tiles overlap at least; None: a quarter of a tile's shorter side.
     calibration: `split` holds out a seeded share of the normal images and gives p-values and a threshold;
         `none` fits on all of them and gives raw scores only.
     held_out: the share to hold out.
@@ -105,6 +116,7 @@ class Detector(Parameterised):
     batch_size: images a forward pass.
     workers: decoding threads.
     on_error: at an unreadable file, `raise` an error, or `skip` it and count it.
+    max_pixels: a file that claims more is refused, as a guard against decompression bombs.
     features: feature maps of all images that will come, made with the method's backbone and weights: they are read
         instead of the images. Not part of a model file.
 
@@ -118,7 +130,7 @@ class Detector(Parameterised):
 
     method: Method | str = "padim"
     preprocess: Preprocess | Literal["default", "paper"] = "default"
-    tile: int | None = parameter(None, at_least=1)
+    tile: int | tuple[int, int] | None = parameter(None, at_least=1)
     overlap: int | None = parameter(None, at_least=0)
     calibration: Literal["split", "none"] = "split"
     held_out: float = parameter(0.2, above=0, below=1)
@@ -128,6 +140,7 @@ class Detector(Parameterised):
     workers: int = parameter(2, at_least=1, role="place")
     on_error: OnError = parameter("raise", role="place")
     group_by: GroupBy | None = parameter(None, role="place")
+    max_pixels: int = parameter(MAX_PIXELS, at_least=1, role="place")
     features: FeatureMemory | None = field(default=None, repr=False, metadata={"role": "place"})
 
     calibration_: Calibration | None = field(default=None, init=False, repr=False)
@@ -141,6 +154,7 @@ class Detector(Parameterised):
     """Digests (`images.digest.pixel_digest`) of the pictures that the method learned from."""
     calibrated_on_: frozenset[int] = field(default=frozenset(), init=False, repr=False)
     """Digests of the held-out pictures."""
+    _white_level: float | None = field(default=None, init=False, repr=False, compare=False)
     _named: Method | None = field(default=None, init=False, repr=False, compare=False)
 
     @property
@@ -159,9 +173,11 @@ class Detector(Parameterised):
         if self.overlap is not None and self.tile is None:
             raise ArgumentError.about("overlap", expected="None without tiles", got=self.overlap, instead="Give tile.")
         height, width = self._input_size()
-        if self.tile is not None and self.tile > min(self.preprocessing.size):
-            expected = f"at most the preprocessed image's {min(self.preprocessing.size)} pixels"
-            raise ArgumentError.about("tile", expected=expected, got=self.tile)
+        if self.tile is not None and (height > self.preprocessing.size[0] or width > self.preprocessing.size[1]):
+            pixels = " x ".join(map(str, dict.fromkeys(self.preprocessing.size)))
+            raise ArgumentError.about(
+                "tile", expected=f"at most the preprocessed image's {pixels} pixels", got=self.tile
+            )
         whole, batch = math.prod(self.preprocessing.size), self.batch_size * height * width
         if max(whole, batch) > _MOST_PIXELS:
             raise ArgumentError.about(
@@ -170,7 +186,7 @@ class Detector(Parameterised):
             )  # fmt: skip
 
     def fit(self, images: ImageInput, *, exclude: Collection[str] = (), progress: Progress | None = None) -> Detector:
-        """Learn from normal images: a folder, paths, arrays, or an `ImageSource`; forgets earlier fits.
+        """Learn from normal images: a folder, or what `as_source` takes; forgets earlier fits.
 
         `exclude` leaves images out, by their path below the folder, or by name. Raises `ArgumentError` for wrong
         parameters or images, `DatasetError` for a folder that is not understood, `CalibrationError` where the held-out
@@ -178,16 +194,17 @@ class Detector(Parameterised):
         `WeightsError`, `NotEnoughMemoryError` before the work begins, and `TrainingError` from methods that train.
         """
         self.check()
-        self.calibration_, self.images_, self._named = None, 0, None
+        self.calibration_, self.images_, self._named, self._white_level = None, 0, None, None
         self.learned_ = self.calibrated_on_ = frozenset()
-        source = _normal_images(images)
+        source = self._normal_images(images)
         kept = _without(source, source.paths(), exclude)
         self.excluded_ = len(source) - len(kept)
         train, held_out = self._split(kept)
+        self._look_at_levels(train)
         if held_out is not None and self.on_error == "skip":
             self._require_readable(held_out)
         train, digests = with_digests(train)
-        batches = self._batches(train)
+        batches = self._batches(train, learn=True)
         self.method_.fit(self._tiled(_Reporting(batches, "fit", progress)))
         self.images_ = len(train) - len(batches.skipped)
         self.learned_ = frozenset(digests.values())
@@ -223,11 +240,11 @@ class Detector(Parameterised):
             raise ArgumentError.about(
                 "method", expected=f"one that can be updated ({able})", got=method.name, instead="Fit again."
             )
-        fresh = None if held_out is None else self._grouped(_normal_images(held_out))
+        fresh = None if held_out is None else self._grouped(self._normal_images(held_out))
         if fresh is not None:
             self._require(fresh.groups)
-        source, digests = with_digests(_normal_images(images))
-        batches = self._batches(source)
+        source, digests = with_digests(_not_empty(self._normal_images(images)))
+        batches = self._batches(source, learn=True)
         method.partial_fit(self._tiled(_Reporting(batches, "update", progress)))
         self.images_ += len(batches) - len(batches.skipped)
         self.skipped_ = list(batches.skipped)
@@ -237,8 +254,12 @@ class Detector(Parameterised):
             self._calibrate(fresh, progress)
         return self
 
-    def predict(self, images: ImageInput, *, progress: Progress | None = None) -> Iterator[Decision]:
+    def predict(
+        self, images: ImageInput | Iterable[str | Path | InMemory], *, progress: Progress | None = None
+    ) -> Iterator[Decision]:
         """Judge images: a generator of one `Decision` each, in order and as they are done; nothing runs before `next`.
+
+        An iterator, such as one over a camera, is read `batch_size` images at a time and may never end.
 
         Raises `NotFittedError`, `ArgumentError` for images or weights that give no finite score, and `ImageError` for
         an unreadable file (unless `on_error="skip"`: then `skipped_` names it).
@@ -251,10 +272,22 @@ class Detector(Parameterised):
                 map = None if maps is None else preprocess.to_original(maps[i], size)
                 yield self.decide(name, score, map, p_values[i])
 
-    def score(self, images: ImageInput, *, progress: Progress | None = None) -> Iterator[tuple[ImageBatch, Scores]]:
+    def score(
+        self, images: ImageInput | Iterable[str | Path | InMemory], *, progress: Progress | None = None
+    ) -> Iterator[tuple[ImageBatch, Scores]]:
         """Give raw scores batch by batch, with maps at the size of the network's input; a generator like `predict`."""
-        batches = self._batches(as_source(images))
-        self.skipped_ = batches.skipped
+        self.skipped_, found = [], 0
+        for source in sources(images, at_once=self.batch_size, max_pixels=self.max_pixels):
+            found += len(source)
+            batches, before = self._batches(source), self.skipped_
+            for pair in self._score_all(batches, progress):
+                self.skipped_ = before + batches.skipped
+                yield pair
+            self.skipped_ = before + batches.skipped
+        if not found:
+            raise _nothing()
+
+    def _score_all(self, batches: Batches, progress: Progress | None) -> Iterator[tuple[ImageBatch, Scores]]:
         for batch in _Reporting(batches, "predict", progress):
             scores = self._score(batch)
             if not torch.isfinite(scores.images).all():
@@ -331,7 +364,9 @@ class Detector(Parameterised):
 
     def _input_size(self) -> Size:
         """`(height, width)` of what the method sees: of a tile, or of the whole image."""
-        return self.preprocessing.size if self.tile is None else (self.tile, self.tile)
+        if self.tile is None:
+            return self.preprocessing.size
+        return self.tile if isinstance(self.tile, tuple) else (self.tile, self.tile)
 
     def _memory(self) -> dict[str, torch.Tensor]:
         """What a model file keeps of the pictures: which were learned, which set the threshold, and their groups."""
@@ -379,7 +414,7 @@ class Detector(Parameterised):
 
     def _calibrate(self, held_out: _Grouped, progress: Progress | None) -> None:
         source, digests = with_digests(held_out.source)
-        batches = self._batches(source)
+        batches = self._batches(source, learn=True)
         found: list[tuple[str, float]] = []
         for batch in _Reporting(batches, "calibrate", progress):
             found += zip(batch.names, self._score(batch).images.tolist(), strict=True)
@@ -396,18 +431,50 @@ class Detector(Parameterised):
         scores = [score for _, score in fresh]
         self._require(groups)
         _require_differences(scores)
-        self.calibration_ = calibrate(scores, false_alarm_rate=self.false_alarm_rate, groups=groups)
+        self.calibration_ = calibrate(with_margin(scores), false_alarm_rate=self.false_alarm_rate, groups=groups)
+
+    def _look_at_levels(self, train: ImageSource) -> None:
+        """Find the white level where it shall be found, and warn where it is likely not the file's own."""
+        wanted = self._preset.white_level
+        found = None if self.features is not None or wanted not in (None, "auto") else find_highest_level(train)
+        if found is None:
+            return
+        highest, full = found
+        bits = max(8, highest.bit_length())
+        if wanted == "auto":
+            self._white_level = min(full, 2**bits - 1)
+            _log.warning("White level %d: the first images have levels up to %d.", self._white_level, highest)
+        elif highest < full / 4:
+            _log.warning(
+                "The first images have levels up to %d of %d, so all look dark. If the camera has %d bits, say "
+                "white_level=%d (--white-level %d).",
+                *(highest, full, bits, 2**bits - 1, 2**bits - 1),
+            )
 
     def _require_readable(self, held_out: _Grouped) -> None:
         """Find out before the fit, not after it, that too few held-out files can be read."""
         group_of = dict(zip(held_out.source.names, held_out.groups, strict=True))
-        self._require([group_of[name] for batch in self._batches(held_out.source) for name in batch.names])
+        self._require([group_of[name] for batch in self._batches(held_out.source, learn=True) for name in batch.names])
 
-    def _batches(self, source: ImageSource) -> Batches:
+    def _normal_images(self, images: ImageInput) -> ImageSource:
+        """A folder in a known layout gives its normal training images, never its test images or masks."""
+        if isinstance(images, str | Path) and (Path(images).is_dir() or OneClass.spelled(images)):
+            return open_dataset(images).train_images(max_pixels=self.max_pixels)
+        return as_source(images, max_pixels=self.max_pixels)
+
+    def _batches(self, source: ImageSource, *, learn: bool = False) -> Batches:
         batch_size = self.batch_size if self.tile is None else 1  # a large image is a batch of tiles by itself
         if self.features is not None:
             self._require_own(self.features)
-        return Batches(source, self.preprocessing, batch_size, self.workers, self.on_error, features=self.features)
+        return Batches(
+            source,
+            self.preprocessing,
+            batch_size,
+            self.workers,
+            self.on_error,
+            features=self.features,
+            refuse_constant=learn,
+        )
 
     def _require_own(self, features: FeatureMemory) -> None:
         """Refuse the features of another network: no shape would tell."""
@@ -430,7 +497,8 @@ class Detector(Parameterised):
     def _tiling(self) -> Tiling | None:
         if self.tile is None:
             return None
-        return Tiling(self.tile, self.tile // 4 if self.overlap is None else self.overlap)
+        height, width = self.tile if isinstance(self.tile, tuple) else (self.tile, self.tile)
+        return Tiling((height, width), min(height, width) // 4 if self.overlap is None else self.overlap)
 
     def _tiled(self, batches: _Reporting) -> _Reporting | _Tiles:
         tiling = self._tiling
@@ -445,7 +513,12 @@ class Detector(Parameterised):
 
     @property
     def preprocessing(self) -> Preprocess:
-        """How images are prepared: `preprocess`, with a preset's name looked up."""
+        """How images are prepared: `preprocess`, with a preset's name looked up, and the white level that was found."""
+        preset = self._preset
+        return replace(preset, white_level=self._white_level) if preset.white_level == "auto" else preset
+
+    @property
+    def _preset(self) -> Preprocess:
         if isinstance(self.preprocess, Preprocess):
             return self.preprocess
         parameters_of(Detector)["preprocess"].check(self.preprocess)
@@ -465,7 +538,8 @@ class Detector(Parameterised):
             "excluded": self.excluded_,
             "detector": settings
             | {
-                "preprocess": {"resize": preprocess.resize, "crop": preprocess.crop},
+                "preprocess": {"resize": preprocess.resize, "crop": preprocess.crop}
+                | ({} if preprocess.white_level is None else {"white_level": preprocess.white_level}),
                 "false_alarm_rate": self.calibration_.false_alarm_rate if self.calibration_ else self.false_alarm_rate,
                 "seed": self._seed,
             },
@@ -476,11 +550,14 @@ class Detector(Parameterised):
         }
 
 
-def _normal_images(images: ImageInput) -> ImageSource:
-    """A folder in a known layout gives its normal training images, never its test images or masks."""
-    if isinstance(images, str | Path) and (Path(images).is_dir() or OneClass.spelled(images)):
-        return open_dataset(images).train_images()
-    return as_source(images)
+def _nothing() -> ArgumentError:
+    return ArgumentError.about("images", expected="at least one image", got="none")
+
+
+def _not_empty(source: ImageSource) -> ImageSource:
+    if not len(source):
+        raise _nothing()
+    return source
 
 
 @contextmanager

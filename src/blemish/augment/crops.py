@@ -16,6 +16,7 @@ from torch.nn.functional import interpolate
 
 from .. import persist
 from ..errors import ArgumentError, NotEnoughMemoryError
+from ..images.decode import as_image
 from ..images.source import ImageInput, as_source
 from ..memory import available_bytes
 
@@ -57,7 +58,7 @@ def read_cache(
     pixels: list[Tensor] = []
     found = hashlib.sha256()
     with ThreadPoolExecutor(workers, thread_name_prefix="blemish-decode") as pool:
-        decoded = pool.map(lambda i: _small(source.load(i), side), range(len(source)))
+        decoded = pool.map(lambda i: _small(as_image(source.load(i)), side), range(len(source)))
         for name, small in zip(source.names, decoded, strict=True):
             taken += small.numel()
             # A few images tell what all will take; until then, only what they take themselves.

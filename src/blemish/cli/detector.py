@@ -6,6 +6,7 @@ import json
 import shutil
 import time
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -20,15 +21,18 @@ from .options import (
     DeviceOption,
     ErrorOption,
     JsonOption,
+    MaxPixelsOption,
     MemoryOption,
     RateOption,
     ReportOption,
     SeedOption,
     SetOption,
+    WhiteLevelOption,
     WorkersOption,
     read_names,
     read_option,
     read_size,
+    read_white_level,
 )  # fmt: skip
 from .results import ResultWriter
 
@@ -104,8 +108,14 @@ def fit(
     resize: Annotated[
         str | None, typer.Option(help="Size of the network's input, instead of the preset's: SIDE or HEIGHTxWIDTH.")
     ] = None,
-    tile: Annotated[int | None, typer.Option(help="Learn and score large inputs in tiles of this side.")] = None,
-    overlap: Annotated[int | None, typer.Option(help="Least overlap of tiles; default: a quarter of a tile.")] = None,
+    white_level: WhiteLevelOption = None,
+    max_pixels: MaxPixelsOption = None,
+    tile: Annotated[
+        str | None, typer.Option(help="Learn and score large inputs in tiles of SIDE or HEIGHTxWIDTH.")
+    ] = None,
+    overlap: Annotated[
+        int | None, typer.Option(help="Least overlap of tiles; default: a quarter of the shorter side.")
+    ] = None,
     index: Annotated[
         str | None, typer.Option(help="What searches the bank: exact, or faiss:ivf256, faiss:hnsw32, faiss:pq16 ...")
     ] = None,
@@ -151,8 +161,8 @@ def fit(
     }
     detector = Detector(
         method=_make_method(method, preset, set_ or [], options),
-        preprocess=_preprocess(preset, resize),
-        tile=tile,
+        preprocess=_preprocess(preset, resize, white_level),
+        tile=None if tile is None else read_size(tile, of="--tile"),
         overlap=overlap,
         calibration=calibration or ("none" if preset == "paper" else "split"),
         held_out=held_out,
@@ -163,7 +173,10 @@ def fit(
         on_error=on_error,
         group_by=group_by,
     )
-    source, taken = _normal_source(data, say, normal=normal or (), anomalous=anomalous or (), masks=masks)
+    detector.max_pixels = max_pixels or detector.max_pixels
+    source, taken = _normal_source(
+        data, say, max_pixels=detector.max_pixels, normal=normal or (), anomalous=anomalous or (), masks=masks
+    )
     left_out = () if exclude is None else read_names(exclude)
     start = time.perf_counter()
     with say.progress() as progress:
@@ -193,8 +206,9 @@ def update(
     if memory is not None:
         parameters_of(type(detector.method_))["memory_gb"].check(memory, of="--memory: ")
         detector.method_.set_params(memory_gb=memory)
-    source, taken = _normal_source(new_normals, say)
-    held_out_source = None if held_out is None else _normal_source(held_out, say)[0]
+    limit = detector.max_pixels
+    source, taken = _normal_source(new_normals, say, max_pixels=limit)
+    held_out_source = None if held_out is None else _normal_source(held_out, say, max_pixels=limit)[0]
     with say.progress() as progress:
         detector.update(source, held_out=held_out_source, progress=progress)
     detector.save(out or model)
@@ -213,6 +227,7 @@ def predict(
     device: DeviceOption = "auto",
     batch_size: BatchOption = 16,
     workers: WorkersOption = 2,
+    max_pixels: MaxPixelsOption = None,
     on_error: ErrorOption = "skip",
 ) -> None:
     """Judge images: one JSON line each, written as soon as it is known.
@@ -224,13 +239,14 @@ def predict(
     say = Speaker()
     detector = _load(model, device)
     detector.batch_size, detector.workers, detector.on_error = batch_size, workers, on_error
+    detector.max_pixels = max_pixels or detector.max_pixels
     paths = [path for path in _image_paths(images, say) if out is None or out.resolve() not in path.resolve().parents]
     writer = ResultWriter(out, heatmaps, model=model)
     left = writer.left(paths)
     if len(left) < len(paths):
         say.line(f"{len(paths) - len(left)} of {len(paths)} images were judged by an earlier run; their lines stay.")
     with writer, say.progress() as progress:
-        for decision in detector.predict(left, progress=progress):
+        for decision in detector.predict(left, progress=progress) if left else ():
             writer.write(decision)
         writer.write_skipped(detector.skipped_)
     say.skipped(detector)
@@ -257,6 +273,7 @@ def evaluate_model(
     device: DeviceOption = "auto",
     batch_size: BatchOption = 16,
     workers: WorkersOption = 2,
+    max_pixels: MaxPixelsOption = None,
     on_error: ErrorOption = "raise",
     as_json: JsonOption = False,
 ) -> None:
@@ -273,6 +290,7 @@ def evaluate_model(
     say.lines(taken.lines())
     detector = _load(model, device)
     detector.batch_size, detector.workers, detector.on_error = batch_size, workers, on_error
+    detector.max_pixels = max_pixels or detector.max_pixels
     with say.progress() as progress:
         evaluation = evaluate(
             detector, dataset, pixels=pixels, intervals=intervals, allow_overlap=allow_overlap, progress=progress
@@ -362,21 +380,28 @@ def _load(model: Path, device: str) -> Any:
     return Detector.load(model, device=device, make_index=index_from_name)
 
 
-def _preprocess(preset: str, resize: str | None) -> Any:
-    from ..images.preprocess import Preprocess
+def _preprocess(preset: str, resize: str | None, white_level: str | None) -> Any:
+    from ..images.preprocess import PRESETS, Preprocess
 
+    white = read_white_level(white_level)
     if resize is None:
-        return preset
+        return replace(PRESETS[preset], white_level=white)
     size = read_size(resize)
     if preset == "default":
-        return Preprocess(size)
+        return Preprocess(size, white_level=white)
     if isinstance(size, tuple):
         raise ArgumentError.about("--resize", expected=f"one SIDE with --preset {preset}, which crops", got=resize)
-    return Preprocess(size, size * 7 // 8)  # 224 of 256
+    return Preprocess(size, size * 7 // 8, white)  # 224 of 256
 
 
 def _normal_source(
-    data: Path, say: Speaker, *, normal: Sequence[str] = (), anomalous: Sequence[str] = (), masks: str | None = None
+    data: Path,
+    say: Speaker,
+    *,
+    max_pixels: int,
+    normal: Sequence[str] = (),
+    anomalous: Sequence[str] = (),
+    masks: str | None = None,
 ) -> tuple[Any, dict[str, object]]:
     """Normal images to learn from, and what was taken as JSON; says the same on stderr."""
     from ..datasets.layouts import OneClass, open_dataset
@@ -387,8 +412,8 @@ def _normal_source(
         dataset = open_dataset(data, normal=normal, anomalous=anomalous, masks=masks)
         taken = take(dataset)
         say.lines(taken.lines())
-        return dataset.train_images(), taken.as_json()
-    source = as_source(data)
+        return dataset.train_images(max_pixels=max_pixels), taken.as_json()
+    source = as_source(data, max_pixels=max_pixels)
     say.line(f"{data}: {len(source)} images, normal, to learn from")
     return source, {"root": str(data), "images": len(source)}
 

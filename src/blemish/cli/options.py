@@ -26,6 +26,14 @@ SetOption = Annotated[
     list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Any other parameter; repeatable.")
 ]
 ReportOption = Annotated[Path | None, typer.Option(help="Also write an HTML report here.")]
+WhiteLevelOption = Annotated[
+    str | None,
+    typer.Option(help="White in 16-bit files: 1023 for a camera of 10 bits, 4095 for 12; auto. Default: 65535."),
+]
+MaxPixelsOption = Annotated[
+    int | None,
+    typer.Option(min=1, help="Refuse files of more pixels, which may be bombs; default: 80 million."),
+]
 RateOption = Annotated[float, typer.Option(help="Share of normal images that may be flagged.")]
 
 
@@ -44,13 +52,19 @@ def read_names(file: Path) -> list[str]:
     return [name for name in names if name]
 
 
-def read_size(text: str) -> int | tuple[int, int]:
-    """Read SIDE or HEIGHTxWIDTH of `--resize`."""
+def read_size(text: str, *, of: str = "--resize") -> int | tuple[int, int]:
+    """Read SIDE or HEIGHTxWIDTH of an option."""
     try:
-        size: int | tuple[int, int] = read_option(
-            "--resize", int | tuple[int, int], text.replace("x", "+"), at_least=16
-        )
+        size: int | tuple[int, int] = read_option(of, int | tuple[int, int], text.replace("x", "+"), at_least=16)
     except ArgumentError:
         expected = "SIDE or HEIGHTxWIDTH in pixels, each at least 16, such as 512x256"
-        raise ArgumentError.about("--resize", expected=expected, got=text) from None
+        raise ArgumentError.about(of, expected=expected, got=text) from None
     return size
+
+
+def read_white_level(text: str | None) -> float | Literal["auto"] | None:
+    """Read a number or `auto` of `--white-level`."""
+    if text is None:
+        return None
+    level: float | Literal["auto"] = read_option("--white-level", float | Literal["auto"], text, above=0, at_most=65535)
+    return level

@@ -14,10 +14,12 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
+from PIL import Image
 
 from ..errors import ArgumentError, DatasetError, NotEnoughMemoryError
-from ..images.decode import MAX_PIXELS, from_array
+from ..images.decode import MAX_PIXELS, Picture, from_memory
 from ..images.listing import subfolders
 from ..images.source import ImageInput, ImageSource, as_source, from_arrays, from_folder, from_paths
 from ..memory import available_bytes
@@ -100,7 +102,7 @@ def open_labelled(
         return images
     if isinstance(images, str | Path):
         return _from_path(Path(images), folders_are_classes=folders_are_classes, max_pixels=max_pixels)
-    if isinstance(images, ImageSource | np.ndarray | list | tuple):
+    if isinstance(images, ImageSource | np.ndarray | torch.Tensor | Image.Image | Mapping | list | tuple):
         return LabelledImages(as_source(images, max_pixels=max_pixels))
     if hasattr(images, "__len__") and hasattr(images, "__getitem__"):
         return _from_dataset(images)
@@ -303,12 +305,8 @@ def _from_dataset(dataset: ImageDataset) -> LabelledImages:
     has_labels = count > 0 and isinstance(dataset[0], tuple)
     labels = {name: int(dataset[i][1]) for i, name in enumerate(names)} if has_labels else None
 
-    def load(index: int) -> Any:
+    def load(index: int) -> Picture:
         item = dataset[index]
-        image = item[0] if isinstance(item, tuple) else item
-        if hasattr(image, "permute"):  # a tensor
-            image = image.permute(1, 2, 0).cpu().numpy() if image.ndim == 3 else image.cpu().numpy()
-            image = image[:, :, 0] if image.ndim == 3 and image.shape[2] == 1 else image
-        return from_array(np.asarray(image), name=names[index])
+        return from_memory(item[0] if isinstance(item, tuple) else item, name=names[index])
 
     return LabelledImages(ImageSource(tuple(names), load), labels, type(dataset).__name__)

@@ -14,9 +14,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal, NamedTuple
 
-from PIL import Image
-
 from ..errors import ArgumentError, DatasetError
+from ..images.decode import Picture
 from ..images.listing import list_folder
 from ..images.source import ImageSource
 from . import readers
@@ -194,7 +193,7 @@ def _read_one_class(root: Path) -> Dataset:
 
 
 def _joined(first: ImageSource, second: ImageSource) -> ImageSource:
-    def load(index: int) -> Image.Image:
+    def load(index: int) -> Picture:
         return first.load(index) if index < len(first) else second.load(index - len(first))
 
     return ImageSource(first.names + second.names, load)

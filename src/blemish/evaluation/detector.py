@@ -22,6 +22,7 @@ from .. import metrics
 from ..datasets.layouts import Dataset, Sample
 from ..detector import Detector
 from ..errors import ArgumentError, DatasetError
+from ..images.decode import orientation
 from ..images.digest import with_digests
 from ..images.preprocess import Preprocess
 from ..images.source import Skipped
@@ -109,7 +110,7 @@ def evaluate(
     """
     if not dataset.test:
         raise DatasetError(f"{dataset.root}: no test images ({dataset.layout} layout). `predict` needs no labels.")
-    masks = Masks() if masks is None else masks
+    masks = Masks(max_pixels=detector.max_pixels) if masks is None else masks
     notes = look_at_masks(dataset.test, masks)
     for note in notes:
         _log.warning("%s", note)
@@ -118,6 +119,7 @@ def evaluate(
     where: PixelSpace = pixels or ("original" if preprocess.crop is None else "network")
     pairs = None
     if maps is not None and _have_masks(records):
+        _warn_of_turned(records)
         pairs = _Pairs(records, maps, preprocess, where, masks)
     outcome = Outcome(
         scores=np.array([record.decision.score for record in records], dtype=np.float64),
@@ -160,7 +162,7 @@ def _score(
     records: list[Record] = []
     maps: list[NDArray[np.float32]] = []
     seen = detector.learned_ | detector.calibrated_on_
-    source, digests = with_digests(dataset.test_images())
+    source, digests = with_digests(dataset.test_images(max_pixels=detector.max_pixels))
     overlap: list[str] = []
     start = time.perf_counter()
     for batch, scores in detector.score(source, progress=progress):
@@ -237,6 +239,27 @@ def _at_size(mask: NDArray[np.bool_], size: Size) -> NDArray[np.bool_]:
         return mask
     resized = Image.fromarray(mask.astype(np.uint8)).resize((size[1], size[0]), Image.Resampling.NEAREST)
     return np.asarray(resized).astype(bool)
+
+
+def _warn_of_turned(records: Sequence[Record]) -> None:
+    """Say so where EXIF turns pictures and the shape does not tell whether their masks were drawn before or after."""
+    doubtful = [record for record in records if _is_doubtful(record)]
+    if doubtful:
+        _log.warning(
+            "EXIF turns %d pictures, and the shapes of their masks do not tell whether these were drawn on the turned "
+            "or on the stored pixels. They are taken as turned. Compare %s with %s.",
+            len(doubtful),
+            doubtful[0].sample.path,
+            doubtful[0].sample.mask,
+        )
+
+
+def _is_doubtful(record: Record) -> bool:
+    if record.sample.mask is None:
+        return False
+    how = orientation(record.sample.path)
+    keeps_shape = how in (2, 3, 4) or (how > 4 and record.size[0] == record.size[1])
+    return keeps_shape and orientation(record.sample.mask) != how
 
 
 def _kinds(records: Sequence[Record], outcome: Outcome) -> Iterator[KindFigures]:

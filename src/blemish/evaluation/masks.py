@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from ..datasets.dataset import Sample
 from ..errors import DatasetError
-from ..images.decode import read_mask, upright_size
+from ..images.decode import MAX_PIXELS, read_mask, upright_size
 from ..types import Size
 
 
@@ -28,7 +28,8 @@ class _Kept:
 class Masks:
     """Mask files, each decoded once and kept small; several evaluations of one data set may share them."""
 
-    def __init__(self) -> None:
+    def __init__(self, *, max_pixels: int = MAX_PIXELS) -> None:
+        self._max_pixels = max_pixels
         self._kept: dict[Path, _Kept] = {}
 
     def __getitem__(self, path: Path) -> NDArray[np.bool_]:
@@ -51,7 +52,7 @@ class Masks:
 
     def _read(self, path: Path) -> _Kept:
         if path not in self._kept:
-            mask, is_soft, _ = read_mask(path)
+            mask, is_soft, _ = read_mask(path, max_pixels=self._max_pixels)
             # Zeros for the most part: a few kilobytes, and read back much faster than a picture.
             bits = zlib.compress(np.packbits(mask).tobytes(), 1)
             self._kept[path] = _Kept(bits, (mask.shape[0], mask.shape[1]), float(mask.mean()), is_soft)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from bisect import bisect_left
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 import torch
@@ -16,8 +17,9 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
-from ..errors import ArgumentError
+from ..errors import ArgumentError, ImageError
 from ..types import Size
+from .decode import Picture, brightest, extent, levels_of
 
 MAX_SIDE = 8192
 """The largest side of a network's input."""
@@ -38,14 +40,22 @@ class Preprocess:
     the short side becomes `resize`, the aspect ratio stays, and the central `crop` x `crop` pixels are taken, as the
     papers do.
 
+    `white_level` is what a camera of fewer than 16 bits calls white in a file of 16: 1023 for 10 bits, 4095 for 12.
+    None takes the file's full range; "auto" the least number of bits that holds the first images of a fit. 8-bit files
+    and floats are as they are.
+
     Memory follows the pixels that come in and go out, not the aspect ratio: at most 32 bytes for each pixel of the
     image, 32 for each of the network's input, and 150 MB.
     """
 
     resize: int | Size = 256
     crop: int | None = None
+    white_level: float | Literal["auto"] | None = None
 
     def __post_init__(self) -> None:
+        white = self.white_level
+        if not (white is None or white == "auto" or (isinstance(white, int | float) and 0 < white <= 65535)):
+            raise ArgumentError.about("white_level", expected="a number in (0, 65535], or auto", got=white)
         sides = self.resize if isinstance(self.resize, tuple) else (self.resize,)
         for name, value in (*(("resize", side) for side in sides), ("crop", 16 if self.crop is None else self.crop)):
             if not isinstance(value, int) or value < 16:
@@ -70,19 +80,44 @@ class Preprocess:
             return self.crop, self.crop
         return self.resize if isinstance(self.resize, tuple) else (self.resize, self.resize)
 
-    def pixels(self, image: Image.Image) -> Tensor:
-        """Turn an image of mode `RGB` or `F` into `(3, height, width)` float32 in [0, 1]."""
-        height, width = self._resized(image.size[::-1])
+    def pixels(self, picture: Picture) -> Tensor:
+        """Turn what `decode` gave into `(3, height, width)` float32 in [0, 1].
+
+        Raises `ImageError` where a level of the file is above `white_level`.
+        """
+        if isinstance(picture, Image.Image) and picture.mode == "RGB":
+            return torch.from_numpy(self._placed(picture)).permute(2, 0, 1).float().div_(255.0)
+        white = self._white(picture)
+        if isinstance(picture, Image.Image):
+            return torch.from_numpy(self._placed(picture)).div_(white).clamp_(0, 1).expand(3, -1, -1)
+        bands = [self._placed(Image.fromarray(np.ascontiguousarray(picture[:, :, i]))) for i in range(3)]
+        return torch.from_numpy(np.stack(bands)).div_(white).clamp_(0, 1)
+
+    def _white(self, picture: Picture) -> float:
+        """What value of a decoded picture is white; 255 where all its levels are used."""
+        levels = levels_of(picture)
+        if self.white_level is None or levels is None:
+            return 255.0
+        if self.white_level == "auto":
+            raise ArgumentError.about("white_level", expected="a number, which `fit` finds", got="auto")
+        highest = round(brightest(picture) * levels / 255)
+        if highest > self.white_level:
+            raise ImageError(
+                f"a level of {highest}, above the white level of {self.white_level:g}. "
+                f"Give the camera's own (white_level=, --white-level): 1023 for 10 bits, 4095 for 12, 65535 for 16."
+            )
+        return self.white_level * 255 / levels
+
+    def _placed(self, image: Image.Image) -> NDArray[np.float32]:
+        """An image on the pixels of the network's input; values stay what they are."""
+        height, width = self._resized(extent(image))
         if self.crop is None:
             kept = _stretch(image, width, height)
         elif height * width <= _PLAIN:
             kept = image.resize((width, height), Image.Resampling.BILINEAR).crop(self._box(height, width))
         else:
             kept = _resize_region(image, width, height, self._box(height, width))
-        array = np.array(kept)
-        if array.ndim == 2:
-            return torch.from_numpy(array).div_(255.0).clamp_(0, 1).expand(3, -1, -1)
-        return torch.from_numpy(array).permute(2, 0, 1).float().div_(255.0)
+        return np.array(kept)
 
     def mask(self, mask: NDArray[np.bool_]) -> NDArray[np.bool_]:
         """Carry a `(height, width)` bool mask to the network's input, nearest neighbour."""

@@ -3,27 +3,40 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from itertools import islice
 from pathlib import Path
-from typing import Literal, Protocol
+from typing import Any, Literal, Protocol
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from PIL import Image
 
 from ..errors import ArgumentError, DatasetError, ImageError
 from ..types import ImageBatch, Size
-from .decode import MAX_PIXELS, decode, from_array
+from .decode import (
+    MAX_PIXELS,
+    Picture,
+    brightest,
+    check_shape,
+    decode,
+    extent,
+    from_memory,
+    is_constant,
+    levels_of,
+)  # fmt: skip
 from .listing import list_folder
 from .preprocess import Preprocess
 
 OnError = Literal["raise", "skip"]
 Skipped = tuple[str, str]
 """Name of a skipped image and the reason."""
+
+
+InMemory = np.ndarray[Any, Any] | torch.Tensor | Image.Image
+"""One picture in memory: see `decode.from_memory`."""
 
 
 @dataclass(frozen=True)
@@ -34,7 +47,7 @@ class ImageSource:
     """
 
     names: tuple[str, ...]
-    _load: Callable[[int], Image.Image] = field(repr=False)
+    _load: Callable[[int], Picture] = field(repr=False)
     passed_over: tuple[Skipped, ...] = field(default=(), repr=False)
     """What lay in the folder and was not listed, with the reason of each."""
     root: Path | None = field(default=None, repr=False)
@@ -43,8 +56,8 @@ class ImageSource:
     def __len__(self) -> int:
         return len(self.names)
 
-    def load(self, index: int) -> Image.Image:
-        """Decode one image to mode `RGB` or `F`; raises `ImageError`."""
+    def load(self, index: int) -> Picture:
+        """Decode one image; raises `ImageError`."""
         return self._load(index)
 
     def subset(self, indices: Sequence[int]) -> ImageSource:
@@ -94,22 +107,27 @@ def from_manifest(manifest: str | Path, *, max_pixels: int = MAX_PIXELS) -> Imag
     return from_paths((manifest.parent / line for line in lines if line), max_pixels=max_pixels)
 
 
-def from_arrays(arrays: Sequence[NDArray[np.generic]], *, names: Sequence[str] | None = None) -> ImageSource:
-    """Take images in memory: each `(height, width)` or `(height, width, 3)`; uint8, uint16 grey, or float in [0, 1]."""
+def from_arrays(arrays: Sequence[InMemory], *, names: Sequence[str] | None = None) -> ImageSource:
+    """Take images in memory: arrays `(height, width[, 3])`, tensors `(3, height, width)`, or Pillow images.
+
+    Arrays and tensors are uint8, uint16, or float in [0, 1].
+    """
     names = tuple(f"image {i}" for i in range(len(arrays))) if names is None else tuple(names)
     if len(names) != len(arrays):
         raise ArgumentError.about("names", expected=f"{len(arrays)} names, one an array", got=len(names))
-    return ImageSource(names, lambda i: from_array(np.asarray(arrays[i]), name=names[i]))
+    return ImageSource(names, lambda i: from_memory(arrays[i], name=names[i]))
 
 
-ImageInput = ImageSource | str | Path | Sequence[str | Path] | Sequence[NDArray[np.generic]] | NDArray[np.generic]
+ImageInput = ImageSource | str | Path | InMemory | Sequence[str | Path | InMemory] | Mapping[str, str | Path | InMemory]
 """What `fit` and `predict` take for images."""
 
 
 def as_source(images: ImageInput, *, max_pixels: int = MAX_PIXELS) -> ImageSource:
-    """Turn a source, folder, file, manifest (`.txt`), list of paths, or array(s) into an `ImageSource`.
+    """Turn a source, folder, file, manifest (`.txt`), or images into an `ImageSource`.
 
-    `max_pixels` is for files; a source keeps its own.
+    Images are one or a list of paths, arrays, Pillow images or tensors, or a mapping of a name to each. Four axes are a
+    stack of pictures; three are one picture, and a stack of grey ones must be said: `list(stack)`. `max_pixels` is for
+    files; a source keeps its own. Raises `ArgumentError` that says what to write, and `DatasetError`.
     """
     if isinstance(images, ImageSource):
         return images
@@ -118,19 +136,71 @@ def as_source(images: ImageInput, *, max_pixels: int = MAX_PIXELS) -> ImageSourc
             return _from_one_path(Path(images), max_pixels)
         except OSError as error:
             raise DatasetError(f"{images}: cannot be read ({error.strerror}).") from error
-    if isinstance(images, np.ndarray):
-        # A stack has the images on its first axis: (n, height, width, 3), or (n, height, width) in grey.
-        is_stack = images.ndim == 4 or (images.ndim == 3 and images.shape[2] not in (1, 3))
-        return from_arrays(list(images) if is_stack else [images])
-    if not isinstance(images, Sequence):
-        raise ArgumentError.about("images", expected="a folder, paths, arrays or an ImageSource", got=images)
-    if all(isinstance(image, str | Path) for image in images):
-        return from_paths((str(path) for path in images), max_pixels=max_pixels)
-    if all(isinstance(image, np.ndarray) for image in images):
-        return from_arrays([np.asarray(image) for image in images])
-    raise ArgumentError.about(
-        "images", expected="only paths, or only NumPy arrays", got=type(images[0]), instead="Use numpy.asarray(image)."
-    )
+    if isinstance(images, Mapping):
+        return _from_items(list(images.values()), tuple(map(str, images)), max_pixels)
+    if isinstance(images, np.ndarray | torch.Tensor | Image.Image):
+        is_stack = not isinstance(images, Image.Image) and images.ndim == 4
+        items: Any = list(images) if is_stack else [images]  # type: ignore[arg-type]
+    elif isinstance(images, Sequence):
+        items = images
+    else:
+        raise ArgumentError.about(
+            "images",
+            expected="a folder, paths, arrays, Pillow images, tensors or an ImageSource",
+            got=images,
+            instead="Write list(images): they are read more than once." if isinstance(images, Iterator) else "",
+        )
+    return _from_items(items, _names(items), max_pixels)
+
+
+def sources(
+    images: ImageInput | Iterable[str | Path | InMemory], *, at_once: int, max_pixels: int = MAX_PIXELS
+) -> Iterator[ImageSource]:
+    """The images as sources: as one, or, where they come from an iterator, one for each `at_once` of them.
+
+    No more than those are taken from an iterator ahead, and it may never end.
+    """
+    if not isinstance(images, Iterator):
+        yield as_source(images, max_pixels=max_pixels)  # type: ignore[arg-type]
+        return
+    done = 0
+    while items := list(islice(images, at_once)):
+        yield _from_items(items, _names(items, first=done), max_pixels)
+        done += len(items)
+
+
+def find_highest_level(source: ImageSource, *, count: int = 8) -> tuple[int, int] | None:
+    """The highest level in the first images that are deep, and the level that is white in such a file.
+
+    None where the first `count` images are of 8 bits, or cannot be read.
+    """
+    found = None
+    for index in range(min(count, len(source))):
+        try:
+            picture = source.load(index)
+        except ImageError:
+            continue
+        if (levels := levels_of(picture)) is not None:
+            found = max((round(brightest(picture) * levels / 255), levels), found or (0, 0))
+    return found
+
+
+def _names(items: Sequence[object], *, first: int = 0) -> tuple[str, ...]:
+    return tuple(str(item) if isinstance(item, str | Path) else f"image {first + i}" for i, item in enumerate(items))
+
+
+def _from_items(items: Sequence[Any], names: tuple[str, ...], max_pixels: int) -> ImageSource:
+    for name, item in zip(names, items, strict=True):
+        if not isinstance(item, str | Path):
+            check_shape(item, name=name)
+
+    def load(index: int) -> Picture:
+        item = items[index]
+        if isinstance(item, str | Path):
+            return decode(item, max_pixels=max_pixels)
+        return from_memory(item, name=names[index])
+
+    return ImageSource(names, load)
 
 
 def _from_one_path(path: Path, max_pixels: int) -> ImageSource:
@@ -173,6 +243,8 @@ class Batches:
     skipped: list[Skipped] = field(default_factory=list)
     """The files left out by the latest pass."""
     features: KnownFeatures | None = None
+    refuse_constant: bool = False
+    """Whether a picture of a single colour is a bad file: nothing can be learned from it."""
 
     def __post_init__(self) -> None:
         if self.batch_size < 1:
@@ -239,6 +311,10 @@ class Batches:
                     future.cancel()
 
     def _read(self, index: int) -> tuple[Size, torch.Tensor]:
-        image = self.source.load(index)
-        width, height = image.size
-        return (height, width), self.preprocess.pixels(image)
+        picture, name = self.source.load(index), self.source.names[index]
+        if self.refuse_constant and is_constant(picture):
+            raise ImageError(f"{name}: all its pixels have one colour, so there is nothing to learn. Leave it out.")
+        try:
+            return extent(picture), self.preprocess.pixels(picture)
+        except ImageError as error:  # which knows no name
+            raise ImageError(f"{name}: {error}") from None

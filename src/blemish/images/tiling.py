@@ -17,64 +17,72 @@ Corner = tuple[int, int]
 
 @dataclass(frozen=True, slots=True)
 class Tiling:
-    """Square tiles of `side` pixels, evenly spread, that overlap by at least `overlap` pixels."""
+    """Tiles of `(height, width)` pixels, evenly spread, that overlap by at least `overlap` pixels."""
 
-    side: int
+    tile: Size
     overlap: int
 
     def __post_init__(self) -> None:
-        if not isinstance(self.side, int) or self.side < 16:
-            raise ArgumentError.about("tile", expected="a whole number of at least 16 pixels", got=self.side)
-        if not isinstance(self.overlap, int) or not 0 <= self.overlap <= self.side // 2:
-            raise ArgumentError.about("overlap", expected=f"0 to {self.side // 2}, half a tile", got=self.overlap)
+        for side in self.tile:
+            if not isinstance(side, int) or side < 16:
+                raise ArgumentError.about("tile", expected="whole numbers of at least 16 pixels", got=side)
+        most = min(self.tile) // 2
+        if not isinstance(self.overlap, int) or not 0 <= self.overlap <= most:
+            expected = f"0 to {most}, half a tile's shorter side"
+            raise ArgumentError.about("overlap", expected=expected, got=self.overlap)
 
     def corners(self, size: Size) -> list[Corner]:
         """Where the tiles of an image of this `(height, width)` begin, row by row."""
-        return [(top, left) for top in self._starts(size[0]) for left in self._starts(size[1])]
+        rows, columns = (self._starts(*lengths) for lengths in zip(size, self.tile, strict=True))
+        return [(top, left) for top in rows for left in columns]
 
     def cut(self, batch: ImageBatch, *, at_once: int) -> Iterator[ImageBatch]:
         """The tiles of all images of a batch as batches of at most `at_once` images."""
         height, width = batch.pixels.shape[2:]
         corners = self.corners((height, width))
+        down, across = self.tile
         tiles = [(i, corner) for i in range(len(batch)) for corner in corners]
         for start in range(0, len(tiles), at_once):
             part = tiles[start : start + at_once]
-            pixels = [batch.pixels[i, :, y : y + self.side, x : x + self.side] for i, (y, x) in part]
-            names = tuple(f"{batch.names[i]} [{y}:{y + self.side}, {x}:{x + self.side}]" for i, (y, x) in part)
-            yield ImageBatch(torch.stack(pixels), names, ((self.side, self.side),) * len(part))
+            pixels = [batch.pixels[i, :, y : y + down, x : x + across] for i, (y, x) in part]
+            names = tuple(f"{batch.names[i]} [{y}:{y + down}, {x}:{x + across}]" for i, (y, x) in part)
+            yield ImageBatch(torch.stack(pixels), names, (self.tile,) * len(part))
 
     def join(self, parts: list[Scores], size: Size) -> Scores:
         """The scores of whole images of this `(height, width)` from those of their tiles, in the order of `cut`."""
-        n, each = len(self.corners(size)), (self.side, self.side)
+        n = len(self.corners(size))
         images = torch.cat([part.images for part in parts]).reshape(-1, n).amax(dim=1)
         maps = [part.maps for part in parts if part.maps is not None]
         p_values = [part.p_values for part in parts if part.p_values is not None]
         return Scores(
             images,
-            torch.stack([self.stitch(tiles, size) for tiles in torch.cat(maps).view(-1, n, *each)]) if maps else None,
+            torch.stack([self.stitch(tiles, size) for tiles in torch.cat(maps).view(-1, n, *self.tile)])
+            if maps
+            else None,
             # Bonferroni: n tiles had a chance to look unlikely.
             (torch.cat(p_values).reshape(-1, n).amin(dim=1) * n).clamp(max=1) if p_values else None,
         )
 
     def stitch(self, maps: Tensor, size: Size) -> Tensor:
-        """One map `(height, width)` from those of all tiles `(tile, side, side)`, in the order of `corners`.
+        """One map `(height, width)` from those of all tiles `(tile, height, width)`, in the order of `corners`.
 
         Each tile counts fully inside and fades linearly to its edge over the overlap, so nothing jumps at an edge.
         """
-        ramp = torch.arange(self.side, device=maps.device) + 0.5
-        fade = (torch.minimum(ramp, self.side - ramp) / max(self.overlap, 0.5)).clamp_(max=1)
-        weight = torch.outer(fade, fade)
+        weight = torch.outer(*(self._fade(side, maps.device) for side in self.tile))
         total, weights = maps.new_zeros(size), maps.new_zeros(size)
         for map, (top, left) in zip(maps, self.corners(size), strict=True):
-            where = slice(top, top + self.side), slice(left, left + self.side)
+            where = slice(top, top + self.tile[0]), slice(left, left + self.tile[1])
             total[where] += map * weight
             weights[where] += weight
         return total.div_(weights)
 
-    def _starts(self, length: int) -> list[int]:
-        if length < self.side:
-            raise ArgumentError.about(
-                "tile", expected=f"at most the preprocessed image's {length} pixels", got=self.side
-            )
-        count = 1 if length == self.side else -((length - self.overlap) // -(self.side - self.overlap))
-        return [round(i * (length - self.side) / max(1, count - 1)) for i in range(count)]
+    def _fade(self, side: int, device: torch.device) -> Tensor:
+        """Weights along one side of a tile."""
+        ramp = torch.arange(side, device=device) + 0.5
+        return (torch.minimum(ramp, side - ramp) / max(self.overlap, 0.5)).clamp_(max=1)
+
+    def _starts(self, length: int, side: int) -> list[int]:
+        if length < side:
+            raise ArgumentError.about("tile", expected=f"at most the preprocessed image's {length} pixels", got=side)
+        count = 1 if length == side else -((length - self.overlap) // -(side - self.overlap))
+        return [round(i * (length - side) / max(1, count - 1)) for i in range(count)]

@@ -22,7 +22,7 @@ from scipy import ndimage
 from .. import metrics
 from ..errors import ImageError
 from ..evaluation.detector import Evaluation
-from ..images.decode import decode, decode_mask
+from ..images.decode import MAX_PIXELS, as_image, decode, decode_mask
 from ..images.preprocess import Preprocess
 from ..types import Size
 
@@ -89,15 +89,16 @@ def scale_of(evaluation: Evaluation) -> Scale | None:
 def tile(evaluation: Evaluation, index: int, *, scale: Scale | None, side: int = SIDE) -> Tile:
     """Make the two pictures of one record, `side` pixels long; files that cannot be read leave a remark."""
     record = evaluation.records[index]
+    limit = max(MAX_PIXELS, record.size[0] * record.size[1])  # it was judged, so it may be shown
     try:
-        photo = _photo(decode(record.sample.path), side)
+        photo = _photo(as_image(decode(record.sample.path, max_pixels=limit)), side)
     except ImageError:
         return Tile(None, None, "The image file can no longer be read.")
     size: Size = (photo.height, photo.width)
     mask, remark = None, ""
     if record.sample.mask is not None:
         try:
-            mask = decode_mask(record.sample.mask)
+            mask = decode_mask(record.sample.mask, max_pixels=limit)
         except ImageError:
             remark = "The mask file can no longer be read."
     map = _map(evaluation, index, size)

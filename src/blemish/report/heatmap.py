@@ -9,26 +9,45 @@ import matplotlib
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
+from PIL.PngImagePlugin import PngInfo
 
 UNSEEN = 255
 """Palette index of pixels that preprocessing cropped away."""
 
 
 def write_heatmap(path: Path, map: NDArray[np.float32], *, threshold: float | None) -> None:
-    """Write a `(height, width)` anomaly map as a palette PNG.
+    """Write a `(height, width)` anomaly map as a palette PNG, in which what is brighter than the middle is anomalous.
 
-    Index 0 is score 0 and index 254 is twice the threshold, so anything brighter than the middle is anomalous; without
-    a threshold, index 254 is the map's own maximum. score = index / 254 * scale, up to the rounding to 255 steps.
+    score = low + index / 254 (high - low), up to the rounding to 255 steps, with the ends of `scale_of`. The file holds
+    them as the texts `low` and `high`.
     """
     seen = np.isfinite(map)
-    scale = 2 * threshold if threshold else float(map[seen].max(initial=1e-12))
-    values = np.clip(map / scale, 0, 1)
+    low, high = scale_of(map, threshold=threshold)
+    values = np.clip((map - low) / (high - low), 0, 1)
     values *= 254
     np.rint(values, out=values)
     values[~seen] = UNSEEN
     image = Image.fromarray(values.astype(np.uint8))
     image.putpalette(_palette())
-    image.save(path, compress_level=1)
+    ends = PngInfo()
+    ends.add_text("low", repr(low))
+    ends.add_text("high", repr(high))
+    image.save(path, compress_level=1, pnginfo=ends)
+
+
+def scale_of(map: NDArray[np.float32], *, threshold: float | None) -> tuple[float, float]:
+    """The scores at both ends of the scale, the same for all maps of one model.
+
+    The threshold is the middle, and reaches as far to both sides as it lies from 0; a threshold of 0, as far as 1.
+    Without a threshold nothing but the map itself is known: from its smallest to its largest score.
+    """
+    if threshold is not None:
+        reach = abs(threshold) or 1.0
+        return threshold - reach, threshold + reach
+    scores = map[np.isfinite(map)]
+    low = float(scores.min()) if scores.size else 0.0
+    high = float(scores.max()) if scores.size else 0.0
+    return low, high if high > low else low + 1.0
 
 
 @lru_cache(maxsize=1)

@@ -10,6 +10,7 @@ from PIL import Image
 from ..datasets.layouts import Dataset
 from ..errors import ImageError
 from ..files import check_output
+from ..images.decode import as_image
 from ..images.source import ImageSource
 from ..inspection.alike import NEARLY
 from ..inspection.inspect import Inspection
@@ -116,7 +117,7 @@ def _unlike(inspection: Inspection, dataset: Dataset) -> Section:
 
 def _card(name: str, score: float, source: ImageSource, index: int) -> Card:
     try:
-        photo, remark = _small(source.load(index)), ""
+        photo, remark = _small(as_image(source.load(index))), ""
     except ImageError as error:
         photo, remark = None, str(error)
     return Card(
