@@ -150,7 +150,7 @@ def test_settings_reach_the_method(dataset, tmp_path):
         "sigma": 2.0,
         "storage": "float32",
     }
-    assert manifest["detector"]["preprocess"] == {"resize": 256, "crop": 224}
+    assert manifest["detector"]["preprocess"] == {"resize": 256, "crop": 224, "white_level": None}
     assert manifest["detector"]["calibration"] == "none"
     assert manifest["images"] == 30
 

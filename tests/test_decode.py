@@ -28,7 +28,6 @@ from blemish.images.decode import (
     is_constant,
     levels_of,
     orientation,
-    turned,
 )
 
 RGB = np.random.default_rng(0).integers(0, 256, (20, 30, 3), dtype=np.uint8)
@@ -491,16 +490,6 @@ def test_what_was_written_helps():
         np.moveaxis(np.moveaxis(rgba, -1, 0)[:3], 0, -1),
     ):
         np.testing.assert_array_equal(np.asarray(from_memory(right)), RGB)
-
-
-@pytest.mark.parametrize("how", range(1, 9))
-def test_a_mask_turns_as_its_picture_does(tmp_path, how):
-    exif = Image.Exif()
-    exif[0x0112] = how
-    mask = RGB[:, :, 0] > 128
-    path = saved(tmp_path, Image.fromarray(mask), exif=exif)
-    assert orientation(path) == how
-    np.testing.assert_array_equal(turned(mask, how), pixels(path)[:, :, 0] > 0)
 
 
 def test_a_file_that_says_nothing_is_upright(tmp_path):

@@ -194,7 +194,7 @@ def test_copies_of_a_picture_are_on_one_side():
 def test_copies_in_files_of_another_kind_do_not_count(tmp_path, caplog):
     for i, array in enumerate(NORMAL):
         write(tmp_path, f"{i}.png", array)
-        write(tmp_path, f"{i}.bmp", array)
+        write(tmp_path, f"{i} again.bmp", array)
     detector = Detector(**SETTINGS, held_out=0.5).fit(tmp_path)
     assert not detector.learned_ & detector.calibrated_on_
     kept = len(detector.calibration_.scores)

@@ -16,9 +16,12 @@ from blemish.types import Scores
 
 
 def numbered(first, last):
-    """Image i is all grey value i, and named by it."""
+    """Image i is all grey value i, but for one pixel (of one colour, it would be refused), and named by it."""
     numbers = range(first, last)
-    return from_arrays([np.full((8, 8), i, np.uint8) for i in numbers], names=[f"{i}" for i in numbers])
+    images = [np.full((8, 8), i, np.uint8) for i in numbers]
+    for image in images:
+        image[0, 0] ^= 1
+    return from_arrays(images, names=[f"{i}" for i in numbers])
 
 
 ALL, MORE, FRESH = numbered(0, 40), numbered(100, 110), numbered(200, 220)
@@ -73,7 +76,7 @@ def test_a_split_keeps_the_order_of_both_parts_and_loses_nothing():
     assert sorted([*numbers[0], *numbers[1]]) == list(range(40))
     assert len(numbers[1]) == 10
     assert len(numbered(0, 39).split(0.25, seed=0)[1]) == 10  # 9.75: the nearest number, not the one below
-    assert [np.asarray(held_out.load(i)).flat[0] for i in range(10)] == numbers[1]
+    assert [np.asarray(held_out.load(i)).flat[-1] for i in range(10)] == numbers[1]
 
 
 def test_what_is_held_out_is_not_learned_and_nothing_else_is_calibrated_on():
@@ -130,7 +133,7 @@ def test_the_file_says_what_was_asked_for():
     made = detector(tile=16, overlap=4, batch_size=5).fit(ALL)
     assert made.recalibrate(0.5).false_alarm_rate == 0.5
     assert made.manifest()["detector"] == {
-        "preprocess": {"resize": 32, "crop": None},
+        "preprocess": {"resize": 32, "crop": None, "white_level": None},
         "tile": 16,
         "overlap": 4,
         "calibration": "split",

@@ -121,10 +121,9 @@ TENSORS = {
     "unsorted scores": ("calibration.scores", lambda t: t.flip(0), "calibration.scores: not in ascending order"),
     "scores that are not finite": ("calibration.scores", lambda t: t / 0, "calibration.scores: NaN or infinity"),
     "too few scores": ("calibration.scores", lambda t: t[:1], "false_alarm_rate 0.2 needs at least 4"),
-    "scores of another shape": ("calibration.scores", lambda t: t[None], r"tensor scores: expected float64 \(n\)"),
+    "scores of another shape": ("calibration.scores", lambda t: t[None], r"calibration.scores: expected float64 \(k\)"),
     "an overflow": ("method.factor", lambda t: torch.full_like(t, 3e38), "gives NaN or infinity for a black image"),
     "no mean": ("method.mean", None, "tensor mean: missing"),
-    "no scores": ("calibration.scores", None, "tensor scores: missing"),
 }
 
 

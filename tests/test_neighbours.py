@@ -74,7 +74,7 @@ def test_storage(storage, share, error):
     assert float((index.vectors() - bank).abs().max()) <= error * 4
     assert torch.equal(index.vectors(torch.tensor([7, 3])), index.vectors()[[7, 3]])
     assert index.state()["bank"].nbytes == bank.nbytes * share
-    restored = Exact().restore(index.state())
+    restored = Exact(storage).restore(index.state())
     assert all(torch.equal(a, b) for a, b in zip(restored.search(queries, 3), index.search(queries, 3), strict=True))
 
 

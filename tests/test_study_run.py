@@ -156,7 +156,7 @@ def _alone(tmp_path, plan, cell):
 
 def test_masks_are_decoded_once_a_group(data, tmp_path, monkeypatch):
     seen = []
-    monkeypatch.setattr(study_masks, "read_mask", lambda path: seen.append(path) or read_mask(path))
+    monkeypatch.setattr(study_masks, "read_mask", lambda path, **limit: seen.append(path) or read_mask(path, **limit))
     run(tmp_path / "s", plan(data, methods=("padim", "spade")))
     assert len(seen) == len(set(seen)) == 7
 

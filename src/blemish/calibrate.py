@@ -76,6 +76,8 @@ class Calibration:
 
         With G groups: (1 + sum over groups of the share of the group's scores >= score) / (G + 1).
         """
+        if math.isnan(score):  # it sorts behind all numbers, and would get the smallest p-value
+            raise ArgumentError.about("score", expected="a number", got="NaN")
         return float(self.p_values([score])[0])
 
     def p_values(self, scores: ArrayLike) -> Floats:

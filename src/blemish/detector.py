@@ -377,9 +377,9 @@ class Detector(Parameterised):
         return kept
 
     def _remember(self, kept: Mapping[str, torch.Tensor]) -> None:
-        forms = {"learned.digests?": "int64 n", "calibration.digests?": "int64 m", "calibration.groups?": "int64 k"}
-        scores = "calibration.scores" if self.calibration == "split" else "calibration.scores?"
-        persist.check_tensors(kept, forms | {scores: "float64 k"})
+        # An update drops the calibration, so that also a detector with `split` may have none.
+        forms = {"learned.digests?": "int64 n", "calibration.digests?": "int64 m"}
+        persist.check_tensors(kept, forms | {"calibration.scores?": "float64 k", "calibration.groups?": "int64 k"})
         none = torch.tensor([], dtype=torch.int64)
         self.learned_ = frozenset(kept.get("learned.digests", none).tolist())
         self.calibrated_on_ = frozenset(kept.get("calibration.digests", none).tolist())
@@ -538,8 +538,7 @@ class Detector(Parameterised):
             "excluded": self.excluded_,
             "detector": settings
             | {
-                "preprocess": {"resize": preprocess.resize, "crop": preprocess.crop}
-                | ({} if preprocess.white_level is None else {"white_level": preprocess.white_level}),
+                "preprocess": {name: getattr(preprocess, name) for name in ("resize", "crop", "white_level")},
                 "false_alarm_rate": self.calibration_.false_alarm_rate if self.calibration_ else self.false_alarm_rate,
                 "seed": self._seed,
             },
