@@ -73,7 +73,8 @@ def test_a_region_alone_gives_what_the_whole_gives(size, preprocess):
         mask = np.zeros(size, bool)
         mask[: -(-size[0] // 3), : -(-size[1] // 2)] = True
         expected = plainly(preprocess, Image.fromarray(mask.astype(np.uint8)), NEAREST)
-        assert (preprocess.mask(mask) != expected).mean() <= 0.03  # Pillow adds up steps; ties fall either way
+        # Pillow adds up steps, so that ties fall either way: one row, and one column.
+        assert (preprocess.mask(mask) != expected).sum() <= sum(preprocess.size)
         map = torch.rand(preprocess.size, generator=torch.Generator().manual_seed(0))
         region = preprocess.to_original(map, size)
     np.testing.assert_allclose(region, preprocess.to_original(map, size), atol=1e-3)
