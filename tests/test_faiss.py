@@ -130,3 +130,9 @@ def test_a_name_is_not_an_index():
     with pytest.raises(ArgumentError, match=r"index: expected an IndexFactory or None, got faiss:flat"):
         KNN(backbone=BACKBONE, index="faiss:flat").fit(Images(small_pixels(6, 1)))
     assert isinstance(index_from_name("exact"), Exact)
+
+
+@pytest.mark.parametrize("description", ["ivf0", "hnsw0", "pq0", "ivf0,pq4", "ivf", "ivf-1"])
+def test_a_description_of_nothing_is_refused_at_once(description):
+    with pytest.raises(ArgumentError, match=rf"index: expected faiss:flat, ivfN, .* got {description}"):
+        Faiss(description)

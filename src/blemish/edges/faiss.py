@@ -19,7 +19,7 @@ from torch import Tensor
 from ..errors import ArgumentError, MissingPackageError
 from ..ops.neighbours import Exact, IndexFactory
 
-_SPEC = re.compile(r"flat|hnsw\d+|ivf\d+(,pq\d+)?|pq\d+")
+_SPEC = re.compile(r"flat|hnsw[1-9]\d*|ivf[1-9]\d*(,pq[1-9]\d*)?|pq[1-9]\d*")
 
 
 def index_from_name(name: str) -> IndexFactory:
