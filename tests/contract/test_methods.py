@@ -3,29 +3,40 @@
 from __future__ import annotations
 
 import pytest
+import torch
 
+from blemish.errors import ArgumentError
 from blemish.methods import METHODS, Incremental
-from contract.laws import LAWS, law_failed_update_changes_nothing, law_update_comes_close, law_update_equals_refit
+from contract.laws import (
+    LAWS,
+    TEST,
+    TRAIN,
+    Images,
+    batch,
+    law_failed_update_changes_nothing,
+    law_update_comes_close,
+    law_update_equals_refit,
+)
 from trained import TINY, quick
 
 # Further parameters under which a method takes another way through its code.
 VARIANTS = {
     "padim": [
-        {"dimensions": 9},
+        {"dimensions": 9, "top_share": 0.02},
         {"dimensions": 9, "reduction": "random"},
         {"storage": "float16"},
         {"precision": "bfloat16"},
     ],
     "patchcore": [
         {"patches": "unfold", "dimensions": 20, "reweight": 3, "ratio": 0.2},
-        {"storage": "int8", "ratio": 0.2},
+        {"storage": "int8", "ratio": 0.2, "top_share": 0.1},
     ],
-    "spade": [{"k": 3, "storage": "float16"}],
+    "spade": [{"k": 3, "storage": "float16", "top_share": 0.02}],
     "ocsvm": [{"approximation": "fourier"}, {"kernel": "poly"}],
     "svdd": [{"kernel": "linear"}, {"approximation": "nystroem", "components": 8}],
     "gaussian": [{"components": "npca", "variance": 0.2}],
-    "cflow": [{"combine": "likelihood", "permutation": "hard"}],
-    "students": [{"patches": (33, 65), "fast": True, "hard": 0.05}],
+    "cflow": [{"combine": "likelihood", "permutation": "hard", "top_share": 0.02}],
+    "students": [{"patches": (33, 65), "fast": True, "hard": 0.05, "top_share": 0.02}],
     "panda": [{"stop": "ses", "snapshot_every": 1}, {"stop": "ewc"}],
     "deep_svdd": [{"boundary": "soft", "warm_up": 1}],
 }
@@ -58,6 +69,18 @@ def test_incremental_method_keeps(name, parameters):
 @pytest.mark.parametrize(("name", "parameters"), INCREMENTAL, ids=str)
 def test_failed_update_changes_nothing(name, parameters):
     law_failed_update_changes_nothing(maker(name, parameters))
+
+
+@pytest.mark.parametrize("name", ["padim", "spade"])
+def test_the_score_of_an_image_is_the_mean_of_the_highest_share_of_its_map(name):
+    method = quick(name, seed=3, top_share=1.0)
+    scores = method.fit(Images(TRAIN)).score(batch(TEST))
+    torch.testing.assert_close(scores.images, scores.maps.mean(dim=(1, 2)))
+
+
+def test_a_share_and_a_reweighted_patch_do_not_go_together():
+    with pytest.raises(ArgumentError, match="top_share: expected 0 with reweight"):
+        METHODS["patchcore"](reweight=3, top_share=0.1).check()
 
 
 @pytest.mark.parametrize("name", METHODS)

@@ -26,6 +26,7 @@ from ..features.backbones import Backbone, find_backbone
 from ..features.extract import Extractor, Precision, build_extractor
 from ..features.weights import StateDict, find_weights
 from ..memory import available_bytes, resident_bytes
+from ..ops.maps import mean_of_highest
 from ..parameters import Parameterised, check_parameters, parameter
 from ..types import FeatureMaps, ImageBatch, ImageBatches, Scores
 
@@ -68,6 +69,22 @@ class Method(ABC, Parameterised):
 
     def _check_together(self) -> None:
         """Hook: refuse parameters that are right by themselves, but do not go together."""
+
+
+@dataclass(kw_only=True)
+class MapMethod:
+    """What methods share whose image score is made from their map.
+
+    Parameters
+    ----------
+    top_share: share of the map whose mean, of the highest values, is the score of an image; 0: the maximum.
+    """
+
+    top_share: float = parameter(0.0, at_least=0, at_most=1)
+
+    def _image_scores(self, maps: Tensor) -> Tensor:
+        """`(batch, h, w)` to `(batch,)`."""
+        return mean_of_highest(maps, self.top_share)
 
 
 @runtime_checkable

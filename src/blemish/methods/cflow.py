@@ -27,7 +27,7 @@ from ..training.loop import Adam, Cosine, Recipe, Watch, generator
 from ..training.pictures import split_off
 from ..training.run import Training
 from ..types import FeatureMaps, Scores, Size
-from ._base import FitPlan, FrozenMethod, below
+from ._base import FitPlan, FrozenMethod, MapMethod, below
 
 _LOOKS = 20
 """How often the held-out images are looked at in a run."""
@@ -38,7 +38,7 @@ _AT_ONCE = 1 << 10
 
 
 @dataclass(kw_only=True)
-class CFlow(FrozenMethod):
+class CFlow(MapMethod, FrozenMethod):
     """Conditional flows on the feature vectors of each layer. Exact densities; minutes of training.
 
     Parameters
@@ -151,7 +151,7 @@ class CFlow(FrozenMethod):
             mean, deviation, most = self.normal_[i]
             likely = (grid - most).exp() - 1 if self.combine == "likelihood" else (grid - mean) / deviation
             total = total - enlarge_and_smooth(likely, features.image_size, sigma=self.sigma)
-        return Scores(total.amax(dim=(1, 2)), total)
+        return Scores(self._image_scores(total), total)
 
     def _learned(self) -> dict[str, Tensor]:
         learned = {f"flow.{name}": value for name, value in self.flows_.state_dict().items()}

@@ -27,11 +27,11 @@ from ..ops.maps import enlarge_and_smooth
 from ..parameters import parameter
 from ..persist import check_tensors
 from ..types import FeatureMaps, Scores
-from ._base import FitPlan, GrowingMethod
+from ._base import FitPlan, GrowingMethod, MapMethod
 
 
 @dataclass(kw_only=True)
-class PaDiM(GrowingMethod):
+class PaDiM(MapMethod, GrowingMethod):
     """Patch distribution modelling. For parts that always lie in the same place; small, fast, exact.
 
     Parameters
@@ -120,7 +120,7 @@ class PaDiM(GrowingMethod):
         self._check_size(features)
         distances = self.gaussian_.distances(self._embed(features))
         maps = enlarge_and_smooth(distances.reshape(-1, *self.grid_), self.image_size_, sigma=self.sigma)
-        return Scores(maps.amax(dim=(1, 2)), maps)
+        return Scores(self._image_scores(maps), maps)
 
     def _learned(self) -> dict[str, Tensor]:
         gaussian, d = self.gaussian_, self.gaussian_.mean.shape[1]

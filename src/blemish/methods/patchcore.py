@@ -27,7 +27,7 @@ from ..ops.neighbours import Exact, Index, IndexFactory, Storage, recall
 from ..parameters import parameter
 from ..persist import check_tensors
 from ..types import FeatureMaps, Scores
-from ._base import FitPlan, GrowingMethod
+from ._base import FitPlan, GrowingMethod, MapMethod
 
 _log = logging.getLogger("blemish")
 _ERROR_PATCHES = 2048
@@ -39,7 +39,7 @@ _BYTES = {"float32": 4, "float16": 2, "int8": 1}
 
 
 @dataclass(kw_only=True)
-class PatchCore(GrowingMethod):
+class PatchCore(MapMethod, GrowingMethod):
     """Distance to a coreset of normal patches, wherever they lie. The most accurate of the untrained methods.
 
     Parameters
@@ -111,6 +111,10 @@ class PatchCore(GrowingMethod):
             raise ArgumentError.about("storage", expected="float32 with an index of your own", got=self.storage)
         if self.reweight == 1:
             raise ArgumentError.about("reweight", expected="0, or at least 2 neighbours", got=1)
+        if self.reweight and self.top_share:
+            raise ArgumentError.about(
+                "top_share", expected="0 with reweight, which is of one patch", got=self.top_share
+            )
 
     def _default_taps(self, row: Backbone) -> tuple[str, ...]:
         return row.taps[-2:]
@@ -196,8 +200,9 @@ class PatchCore(GrowingMethod):
         distances = squared if self.squared else squared.sqrt()
         grid = distances.reshape(-1, *size)
         maps = enlarge_and_smooth(grid, features.image_size, sigma=self.sigma)
-        scores, worst = grid.flatten(1).max(dim=1)
+        scores = self._image_scores(grid)
         if self.reweight:
+            worst = grid.flatten(1).argmax(dim=1)
             image = torch.arange(len(worst), device=worst.device)
             scores = scores * self._weights(patches[image, worst], nearest.reshape(len(worst), -1)[image, worst])
         return Scores(scores, maps)

@@ -19,7 +19,7 @@ from torch import Tensor
 from ..errors import ArgumentError, ModelFileError
 from ..features.backbones import Backbone, find_backbone
 from ..features.patches import pool
-from ..ops.maps import enlarge_and_smooth
+from ..ops.maps import enlarge_and_smooth, mean_of_highest
 from ..ops.neighbours import Exact, nearest_squared
 from ..parameters import parameter
 from ..persist import check_tensors
@@ -39,6 +39,8 @@ class SPADE(GrowingMethod):
     k: how many nearest images (the paper: 50); all of them where there are fewer.
     sigma: smoothing of the map, in pixels of the network's input (the paper: 4).
     storage: `float32`, or `float16` for half the file and memory.
+    top_share: None: an image's score is that of its pooled features, as in the paper. A number: the mean of that share
+        of the map, the highest values; 0: its maximum.
     """
 
     name: ClassVar[str] = "spade"
@@ -47,6 +49,7 @@ class SPADE(GrowingMethod):
     k: int = parameter(50, at_least=1)
     sigma: float = parameter(4.0, at_least=0)
     storage: Literal["float32", "float16"] = "float32"
+    top_share: float | None = parameter(None, at_least=0, at_most=1)
 
     def _images(self, first: FeatureMaps) -> int:
         return len(self.pooled_)
@@ -111,7 +114,9 @@ class SPADE(GrowingMethod):
             enlarge_and_smooth(self._distances(layer, gallery, neighbours), features.image_size, sigma=self.sigma)
             for layer, gallery in zip(layers, self.gallery_, strict=True)
         )  # type: ignore[assignment]
-        return Scores(squared.mean(dim=1), maps / len(layers))
+        maps = maps / len(layers)
+        images = squared.mean(dim=1) if self.top_share is None else mean_of_highest(maps, self.top_share)
+        return Scores(images, maps)
 
     def _distances(self, layer: Tensor, gallery: Tensor, neighbours: Tensor) -> Tensor:
         """Squared distance of every activation vector to the nearest one of the image's neighbours: a map each."""

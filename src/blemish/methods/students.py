@@ -25,7 +25,7 @@ from ..training.loop import Adam, Cosine, Recipe, generator
 from ..training.pictures import Pictures
 from ..training.run import Training
 from ..types import ImageBatch, ImageBatches, Scores, Size
-from ._base import Method, announced, below, check_batch, memory_left, require_fit
+from ._base import MapMethod, Method, announced, below, check_batch, memory_left, require_fit
 
 _CHECKPOINT_EVERY = 500
 _RESCALE_IMAGES = 64
@@ -33,7 +33,7 @@ _CLIP_NORM = 5.0  # an image that is unlike the others must not undo what was le
 
 
 @dataclass(kw_only=True)
-class Students(Method):
+class Students(MapMethod, Method):
     """Students of a teacher that knows all images, taught on normal ones alone. Sharp maps; trains for long.
 
     Parameters
@@ -100,7 +100,7 @@ class Students(Method):
         _checked(batch)
         with torch.inference_mode():
             maps = torch.stack([scale.map(batch.pixels) for scale in self.scales_.values()]).mean(dim=0)
-        return Scores(maps.amax(dim=(1, 2)), maps)
+        return Scores(self._image_scores(maps), maps)
 
     def state(self) -> dict[str, Tensor]:
         """Teachers and students in half precision, and what normalises targets and errors, below the patch's side."""

@@ -27,6 +27,13 @@ def enlarge_and_smooth(grid: Tensor, size: Size, *, sigma: float) -> Tensor:
     return rows @ grid @ columns.T
 
 
+def mean_of_highest(maps: Tensor, share: float) -> Tensor:
+    """Mean of the highest values of each map, that share of them, but at least one; `(batch, h, w)` to `(batch,)`."""
+    values = maps.flatten(1)
+    count = max(1, round(share * values.shape[1]))
+    return values.amax(dim=1) if count == 1 else values.topk(count, sorted=False).values.mean(dim=1)
+
+
 @lru_cache(maxsize=16)
 def _axis_matrix(coarse: int, fine: int, sigma: float) -> Tensor:
     """`(fine, coarse)` float64: smoothing after enlargement along one axis."""
