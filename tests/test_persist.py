@@ -9,6 +9,7 @@ from safetensors.torch import save_file
 
 from blemish import persist
 from blemish.errors import ModelFileError, OutputError
+from blemish.tensors import check_finite, check_tensors
 
 TENSORS = {"a": torch.arange(6.0).reshape(2, 3), "b": torch.tensor(3), "c": torch.zeros(0, 4, dtype=torch.float16)}
 
@@ -215,15 +216,15 @@ def test_a_header_is_bounded(tmp_path):
 )
 def test_tensors_are_what_a_pattern_says(patterns, message):
     with pytest.raises(ModelFileError, match=message):
-        persist.check_tensors(TENSORS, patterns)
+        check_tensors(TENSORS, patterns)
 
 
 def test_tensors_must_be_finite():
-    persist.check_finite(TENSORS)
+    check_finite(TENSORS)
     for value in (torch.nan, torch.inf, -torch.inf):
         for dtype in (torch.float64, torch.float32, torch.float16, torch.bfloat16):
             with pytest.raises(ModelFileError, match="tensor x: NaN or infinity"):
-                persist.check_finite({"x": torch.tensor([1, value], dtype=dtype)})
+                check_finite({"x": torch.tensor([1, value], dtype=dtype)})
 
 
 def test_a_full_disk_is_told_in_plain_words(tmp_path, monkeypatch):

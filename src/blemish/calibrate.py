@@ -121,6 +121,16 @@ def with_margin(scores: Sequence[float] | NDArray[np.floating]) -> NDArray[np.fl
     return raised
 
 
+def require_differences(scores: Sequence[float]) -> None:
+    """Refuse held-out scores that are all the same. Raises `CalibrationError`."""
+    if len(scores) > 1 and len(set(scores)) == 1:
+        raise CalibrationError(
+            f"all {len(scores)} held-out normal images have the score {scores[0]:g}: no threshold can be told from it. "
+            "Either they show the same, or the method sees no difference. `blemish inspect DATA` names identical and "
+            "constant pictures."
+        )
+
+
 def calibrate(
     scores: Sequence[float] | NDArray[np.floating], *, false_alarm_rate: float, groups: ArrayLike | None = None
 ) -> Calibration:

@@ -3,37 +3,26 @@
 from __future__ import annotations
 
 import logging
-import math
-import platform
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
-from importlib.metadata import version
+from math import isfinite, prod
 from pathlib import Path
 from typing import Any, Literal
 
-import torch
-
-from . import persist
-from .calibrate import Calibration, calibrate, require_images, with_margin
+from . import model_file, persist
+from .calibrate import Calibration, calibrate, require_differences, require_images, with_margin
 from .datasets.layouts import OneClass, open_dataset
 from .device import find_device
 from .errors import (
     ArgumentError,
-    BlemishError,
-    CalibrationError,
     DatasetError,
-    MissingPackageError,
-    ModelFileError,
-    NotEnoughMemoryError,
     NotFittedError,
 )
 from .features.backbones import Backbone, find_backbone
 from .features.memory import FeatureMemory
-from .features.weights import is_random
 from .images.decode import MAX_PIXELS
 from .images.digest import with_digests
-from .images.groups import GroupBy, find_groups, hold_out, join_groups
+from .images.groups import GroupBy, Grouped, find_groups, hold_out, join_groups
 from .images.preprocess import PRESETS, Preprocess
 from .images.source import (
     Batches,
@@ -41,53 +30,24 @@ from .images.source import (
     ImageSource,
     InMemory,
     OnError,
+    Reporting,
     Skipped,
     as_source,
-    find_highest_level,
+    find_white_level,
     sources,
+    warn_of_dark,
 )  # fmt: skip
-from .images.tiling import Tiling
+from .images.tiling import Tiles, Tiling
 from .methods import FeatureMethod, Incremental, Method
 from .methods.registry import METHODS, find_method
-from .ops.neighbours import Exact, IndexFactory
-from .parameters import Parameterised, check_parameters, parameter, parameters_of, plain_parameters, read_plain
+from .ops.neighbours import IndexFactory
+from .parameters import Parameterised, check_parameters, parameter, parameters_of, plain_parameters
 from .progress import Progress
+from .tensors import below, check_finite
 from .types import Decision, ImageBatch, Scores, Size
 
 _MOST_PIXELS = 1 << 28
 """Of one batch: 3.2 GB in float32. A parameter, perhaps out of a file, must not be able to ask for any memory."""
-
-
-@dataclass(kw_only=True)
-class ModelManifest:
-    """What the manifest of a model file holds, beside its format and its digest: every key, and no other.
-
-    The optional sections are for what a later version may add; this one passes them over.
-
-    Parameters
-    ----------
-    method: the method's name in the registry.
-    parameters: of the method, those of the role `model`.
-    images: how many normal images it has learned from.
-    excluded: how many normal images a fit was told to leave out.
-    detector: the detector's own parameters of the role `model`.
-    versions: of Python and the packages that wrote the file.
-    digests: of what was learned, by name.
-    sums: over what was learned, by name.
-    left_out: about scores of normal images by models that were fitted without them.
-    runtime: how another program shall run the model.
-    """
-
-    method: str
-    parameters: dict[str, Any]
-    images: int = parameter(at_least=1)
-    excluded: int = parameter(0, at_least=0)
-    detector: dict[str, Any]
-    versions: dict[str, str]
-    digests: dict[str, Any] | None = None
-    sums: dict[str, Any] | None = None
-    left_out: dict[str, Any] | None = None
-    runtime: dict[str, Any] | None = None
 
 
 _log = logging.getLogger("blemish")
@@ -178,7 +138,7 @@ class Detector(Parameterised):
             raise ArgumentError.about(
                 "tile", expected=f"at most the preprocessed image's {pixels} pixels", got=self.tile
             )
-        whole, batch = math.prod(self.preprocessing.size), self.batch_size * height * width
+        whole, batch = prod(self.preprocessing.size), self.batch_size * height * width
         if max(whole, batch) > _MOST_PIXELS:
             raise ArgumentError.about(
                 "batch_size", expected=f"batches of at most {_MOST_PIXELS} pixels",
@@ -197,15 +157,18 @@ class Detector(Parameterised):
         self.calibration_, self.images_, self._named, self._white_level = None, 0, None, None
         self.learned_ = self.calibrated_on_ = frozenset()
         source = self._normal_images(images)
-        kept = _without(source, source.paths(), exclude)
+        kept = source.without(exclude)
         self.excluded_ = len(source) - len(kept)
         train, held_out = self._split(kept)
-        self._look_at_levels(train)
+        if self.features is None and self._preset.white_level is None:
+            warn_of_dark(train)
+        elif self.features is None and self._preset.white_level == "auto":
+            self._white_level = find_white_level(train)
         if held_out is not None and self.on_error == "skip":
             self._require_readable(held_out)
         train, digests = with_digests(train)
         batches = self._batches(train, learn=True)
-        self.method_.fit(self._tiled(_Reporting(batches, "fit", progress)))
+        self.method_.fit(self._tiled(Reporting(batches, "fit", progress)))
         self.images_ = len(train) - len(batches.skipped)
         self.learned_ = frozenset(digests.values())
         self.skipped_ = list(batches.skipped)
@@ -243,9 +206,10 @@ class Detector(Parameterised):
         fresh = None if held_out is None else self._grouped(self._normal_images(held_out))
         if fresh is not None:
             self._require(fresh.groups)
-        source, digests = with_digests(_not_empty(self._normal_images(images)))
+        source, digests = with_digests(self._normal_images(images))
+        _require_any(len(source))
         batches = self._batches(source, learn=True)
-        method.partial_fit(self._tiled(_Reporting(batches, "update", progress)))
+        method.partial_fit(self._tiled(Reporting(batches, "update", progress)))
         self.images_ += len(batches) - len(batches.skipped)
         self.skipped_ = list(batches.skipped)
         self.learned_ |= frozenset(digests.values())
@@ -284,24 +248,17 @@ class Detector(Parameterised):
                 self.skipped_ = before + batches.skipped
                 yield pair
             self.skipped_ = before + batches.skipped
-        if not found:
-            raise _nothing()
+        _require_any(found)
 
     def _score_all(self, batches: Batches, progress: Progress | None) -> Iterator[tuple[ImageBatch, Scores]]:
-        for batch in _Reporting(batches, "predict", progress):
+        for batch in Reporting(batches, "predict", progress):
             scores = self._score(batch)
-            if not torch.isfinite(scores.images).all():
-                bad = [
-                    name
-                    for name, score in zip(batch.names, scores.images.tolist(), strict=True)
-                    if not math.isfinite(score)
-                ]
+            bad = [name for name, score in zip(batch.names, scores.images.tolist(), strict=True) if not isfinite(score)]
+            if bad:
                 raise ArgumentError.about(
-                    "method",
-                    expected="finite scores",
-                    got=f"NaN or infinity for {', '.join(bad)}",
+                    "method", expected="finite scores", got=f"NaN or infinity for {', '.join(bad)}",
                     instead="Check the backbone's weights.",
-                )
+                )  # fmt: skip
             yield batch, scores
 
     def decide(self, name: str, score: float, map: Any = None, model_p_value: float | None = None) -> Decision:
@@ -319,9 +276,8 @@ class Detector(Parameterised):
         if not self.images_:
             raise NotFittedError("Detector.save needs a fitted detector. Call fit(normal_images) first.")
         tensors = {f"method.{name}": tensor for name, tensor in self.method_.state().items()}
-        if self.calibration_ is not None:
-            tensors["calibration.scores"] = torch.from_numpy(self.calibration_.scores)
-        persist.save(path, tensors | self._memory(), self.manifest())
+        seen = model_file.write_seen(self.learned_, self.calibrated_on_, self.calibration_)
+        persist.save(path, tensors | seen, self.manifest())
 
     @classmethod
     def load(
@@ -339,28 +295,21 @@ class Detector(Parameterised):
         """
         tensors, manifest = persist.load(path)
         find_device(device)  # where the device is wrong, the file is not to blame
-        with _blaming(path, backbone):
-            persist.check_finite(tensors)
-            about = ModelManifest(**read_plain(ModelManifest, _sections(manifest), of="manifest"))
-            complete = manifest["format"] > 2 and about.versions.get("blemish") == version("blemish")
-            method = _read_method(about, complete=complete, device=device, backbone=backbone, index=make_index)
-            detector = cls(method=method, **_read_settings(about.detector, complete=complete))
+        with model_file.blaming(path, backbone):
+            check_finite(tensors)
+            about, complete = model_file.read_manifest(manifest)
+            method = model_file.read_method(
+                about, complete=complete, device=device, backbone=backbone, make_index=make_index
+            )
+            detector = cls(method=method, **model_file.read_settings(cls, about.detector, complete=complete))
             detector.images_, detector.excluded_ = about.images, about.excluded
             detector.check()
-            detector._restore(tensors)
+            seen = {name: tensor for name, tensor in tensors.items() if not name.startswith("method.")}
+            detector.learned_, detector.calibrated_on_, detector.calibration_ = model_file.read_seen(
+                seen, false_alarm_rate=detector.false_alarm_rate
+            )
+            model_file.restore_method(method, below(tensors, "method."), size=detector._input_size())
         return detector
-
-    def _restore(self, tensors: dict[str, torch.Tensor]) -> None:
-        """Take back what `save` wrote; refuse what does not fit, or would only fail at the first prediction."""
-        learned = _below(tensors, "method.")
-        self._remember({name: value for name, value in tensors.items() if not name.startswith("method.")})
-        self.method_.restore(learned)
-        _check_same(learned, self.method_.state())
-        if isinstance(self.method_, FeatureMethod):  # what was learned and the network's features must fit together
-            size = self._input_size()
-            blank = ImageBatch(torch.zeros(1, 3, *size), ("blank",), (size,))
-            if not bool(torch.isfinite(self.method_.score(blank).images).all()):
-                raise ModelFileError("gives NaN or infinity for a black image.")
 
     def _input_size(self) -> Size:
         """`(height, width)` of what the method sees: of a tile, or of the whole image."""
@@ -368,42 +317,19 @@ class Detector(Parameterised):
             return self.preprocessing.size
         return self.tile if isinstance(self.tile, tuple) else (self.tile, self.tile)
 
-    def _memory(self) -> dict[str, torch.Tensor]:
-        """What a model file keeps of the pictures: which were learned, which set the threshold, and their groups."""
-        digests = {"learned.digests": self.learned_, "calibration.digests": self.calibrated_on_}
-        kept = {name: torch.tensor(sorted(found)) for name, found in digests.items() if found}
-        if self.calibration_ is not None and self.calibration_.groups is not None:
-            kept["calibration.groups"] = torch.from_numpy(self.calibration_.groups)
-        return kept
-
-    def _remember(self, kept: Mapping[str, torch.Tensor]) -> None:
-        # An update drops the calibration, so that also a detector with `split` may have none.
-        forms = {"learned.digests?": "int64 n", "calibration.digests?": "int64 m"}
-        persist.check_tensors(kept, forms | {"calibration.scores?": "float64 k", "calibration.groups?": "int64 k"})
-        none = torch.tensor([], dtype=torch.int64)
-        self.learned_ = frozenset(kept.get("learned.digests", none).tolist())
-        self.calibrated_on_ = frozenset(kept.get("calibration.digests", none).tolist())
-        if "calibration.scores" in kept:
-            values, groups = kept["calibration.scores"].numpy(), kept.get("calibration.groups")
-            self.calibration_ = calibrate(
-                values, false_alarm_rate=self.false_alarm_rate, groups=None if groups is None else groups.numpy()
-            )
-            if (values != self.calibration_.scores).any():
-                raise ModelFileError("tensor calibration.scores: not in ascending order.")
-
-    def _split(self, source: ImageSource) -> tuple[ImageSource, _Grouped | None]:
+    def _split(self, source: ImageSource) -> tuple[ImageSource, Grouped | None]:
         if not len(source):
             raise DatasetError.about("images", expected="normal images to fit on", got="none")
         if self.calibration == "none":
             return source, None
         grouped = self._grouped(source)
         train, held_out = hold_out(grouped.groups, self.held_out, seed=self._seed)
-        chosen = _Grouped(source.subset(held_out), [grouped.groups[i] for i in held_out])
+        chosen = grouped.subset(held_out)
         self._require(chosen.groups)
         return source.subset(train), chosen
 
-    def _grouped(self, source: ImageSource) -> _Grouped:
-        return _Grouped(source, find_groups(source, source.paths(), self.group_by))
+    def _grouped(self, source: ImageSource) -> Grouped:
+        return Grouped(source, find_groups(source, source.paths(), self.group_by))
 
     def _require(self, groups: Sequence[int]) -> None:
         """Refuse too few groups, which are images where none belong together."""
@@ -412,49 +338,30 @@ class Detector(Parameterised):
         of = "normal images" if alone else "groups of normal images"
         require_images(count, self.false_alarm_rate, of=of)
 
-    def _calibrate(self, held_out: _Grouped, progress: Progress | None) -> None:
+    def _calibrate(self, held_out: Grouped, progress: Progress | None) -> None:
         source, digests = with_digests(held_out.source)
         batches = self._batches(source, learn=True)
         found: list[tuple[str, float]] = []
-        for batch in _Reporting(batches, "calibrate", progress):
+        for batch in Reporting(batches, "calibrate", progress):
             found += zip(batch.names, self._score(batch).images.tolist(), strict=True)
         self.skipped_ += batches.skipped
-        group_of = dict(zip(source.names, held_out.groups, strict=True))
         fresh = [(name, score) for name, score in found if digests.get(name) not in self.learned_]
         if len(fresh) < len(found):
             _log.warning(
                 "%d held-out pictures were learned as well, from files of another kind: they do not count. "
                 "`blemish inspect` names them.", len(found) - len(fresh),
             )  # fmt: skip
-        groups = join_groups([group_of[name] for name, _ in fresh], [digests.get(name, name) for name, _ in fresh])
+        groups = join_groups(held_out.of(name for name, _ in fresh), [digests.get(name, name) for name, _ in fresh])
         self.calibrated_on_ = frozenset(digests.values()) - self.learned_
         scores = [score for _, score in fresh]
         self._require(groups)
-        _require_differences(scores)
+        require_differences(scores)
         self.calibration_ = calibrate(with_margin(scores), false_alarm_rate=self.false_alarm_rate, groups=groups)
 
-    def _look_at_levels(self, train: ImageSource) -> None:
-        """Find the white level where it shall be found, and warn where it is likely not the file's own."""
-        wanted = self._preset.white_level
-        found = None if self.features is not None or wanted not in (None, "auto") else find_highest_level(train)
-        if found is None:
-            return
-        highest, full = found
-        bits = max(8, highest.bit_length())
-        if wanted == "auto":
-            self._white_level = min(full, 2**bits - 1)
-            _log.warning("White level %d: the first images have levels up to %d.", self._white_level, highest)
-        elif highest < full / 4:
-            _log.warning(
-                "The first images have levels up to %d of %d, so all look dark. If the camera has %d bits, say "
-                "white_level=%d (--white-level %d).",
-                *(highest, full, bits, 2**bits - 1, 2**bits - 1),
-            )
-
-    def _require_readable(self, held_out: _Grouped) -> None:
+    def _require_readable(self, held_out: Grouped) -> None:
         """Find out before the fit, not after it, that too few held-out files can be read."""
-        group_of = dict(zip(held_out.source.names, held_out.groups, strict=True))
-        self._require([group_of[name] for batch in self._batches(held_out.source, learn=True) for name in batch.names])
+        readable = (name for batch in self._batches(held_out.source, learn=True) for name in batch.names)
+        self._require(held_out.of(readable))
 
     def _normal_images(self, images: ImageInput) -> ImageSource:
         """A folder in a known layout gives its normal training images, never its test images or masks."""
@@ -467,14 +374,9 @@ class Detector(Parameterised):
         if self.features is not None:
             self._require_own(self.features)
         return Batches(
-            source,
-            self.preprocessing,
-            batch_size,
-            self.workers,
-            self.on_error,
-            features=self.features,
-            refuse_constant=learn,
-        )
+            source, self.preprocessing, batch_size, self.workers, self.on_error,
+            features=self.features, refuse_constant=learn,
+        )  # fmt: skip
 
     def _require_own(self, features: FeatureMemory) -> None:
         """Refuse the features of another network: no shape would tell."""
@@ -497,12 +399,12 @@ class Detector(Parameterised):
     def _tiling(self) -> Tiling | None:
         if self.tile is None:
             return None
-        height, width = self.tile if isinstance(self.tile, tuple) else (self.tile, self.tile)
-        return Tiling((height, width), min(height, width) // 4 if self.overlap is None else self.overlap)
+        size = self._input_size()
+        return Tiling(size, min(size) // 4 if self.overlap is None else self.overlap)
 
-    def _tiled(self, batches: _Reporting) -> _Reporting | _Tiles:
-        tiling = self._tiling
-        return batches if tiling is None else _Tiles(batches, tiling, self.preprocessing.size, self.batch_size)
+    def _tiled(self, batches: Reporting) -> Reporting | Tiles:
+        tiling, size = self._tiling, self.preprocessing.size
+        return batches if tiling is None else Tiles(batches, tiling, size=size, at_once=self.batch_size)
 
     def _score(self, batch: ImageBatch) -> Scores:
         tiling = self._tiling
@@ -526,14 +428,10 @@ class Detector(Parameterised):
 
     def manifest(self) -> persist.Manifest:
         """What the model file says about itself: parameters, settings, versions; JSON types only."""
-        preprocess, parameters = self.preprocessing, plain_parameters(self.method_)
-        if is_random(getattr(self.method_, "weights", None)):
-            parameters["weights"] = "random"  # then the seed says which, wherever the model is
-        settings = plain_parameters(self)
+        preprocess, settings = self.preprocessing, plain_parameters(self)
         del settings["method"]
         return {
-            "method": self.method_.name,
-            "parameters": parameters,
+            **model_file.write_method(self.method_),
             "images": self.images_,
             "excluded": self.excluded_,
             "detector": settings
@@ -542,202 +440,10 @@ class Detector(Parameterised):
                 "false_alarm_rate": self.calibration_.false_alarm_rate if self.calibration_ else self.false_alarm_rate,
                 "seed": self._seed,
             },
-            "versions": {
-                "python": platform.python_version(),
-                **{name: version(name) for name in ("blemish", "torch", "torchvision", "numpy")},
-            },
+            "versions": model_file.versions(),
         }
 
 
-def _nothing() -> ArgumentError:
-    return ArgumentError.about("images", expected="at least one image", got="none")
-
-
-def _not_empty(source: ImageSource) -> ImageSource:
-    if not len(source):
-        raise _nothing()
-    return source
-
-
-@contextmanager
-def _blaming(path: str | Path, backbone: Backbone | None) -> Iterator[None]:
-    """Whatever goes wrong while a file is taken apart is the file's fault; says so, and in which file."""
-    try:
-        yield
-    except (MissingPackageError, NotEnoughMemoryError, torch.OutOfMemoryError, NameError):  # a NameError is ours
-        raise
-    except BlemishError as error:
-        if backbone is not None and not isinstance(error, ModelFileError):
-            raise ArgumentError.about(
-                "backbone", expected=f"the network with which {path} was fitted", got=f"another one ({error})"
-            ) from error
-        raise ModelFileError(f"{path}: {_printable(str(error))}") from error
-    except Exception as error:  # of a method's `restore`, which may come from outside, and fail in any way
-        reason = f"{type(error).__name__}: {_printable(str(error))}"
-        raise ModelFileError(f"{path}: not a model of this version of blemish ({reason}). Fit again.") from error
-
-
-def _printable(text: str) -> str:
-    """A file's names and texts reach the terminal in a message: no control characters, and not too many."""
-    return "".join(letter if letter.isprintable() else " " for letter in text[:2000])
-
-
-def _read_stored(
-    kind: type, values: Mapping[str, Any], *, of: str, complete: bool, without: Collection[str] = ()
-) -> dict[str, Any]:
-    """Parameters of a file: what is learned, never a place on a disk or a number of threads.
-
-    A file of another version may lack parameters that are new since, which take their defaults.
-    """
-    known = parameters_of(kind)
-    places = [name for name in values if name in known and known[name].role == "place"]
-    for name in places:
-        if complete and (name, values[name]) != ("weights", "random"):
-            raise ArgumentError.about(of, expected="no parameter of the place", got=name)
-    kept = {name: value for name, value in values.items() if name not in (*places, *without)}
-    if values.get("weights") == "random" and "weights" in places:
-        kept["weights"] = "random"
-    return read_plain(kind, kept, of=of, complete=complete, without=without)
-
-
-def _sections(manifest: persist.Manifest) -> dict[str, Any]:
-    """What is the detector's own in a manifest."""
-    for name in ("method", "parameters"):
-        if name not in manifest:
-            raise ModelFileError(f"not a detector's model file: its manifest has no {name}.")
-    return {key: value for key, value in manifest.items() if key not in ("format", "digest")}
-
-
-def _read_settings(settings: Mapping[str, Any], *, complete: bool) -> dict[str, Any]:
-    """A detector's own parameters."""
-    if "method" in settings:
-        raise ArgumentError.about("detector", expected="the method beside it", got="method in it")
-    found = _read_stored(Detector, settings, of="detector", complete=complete, without=("method", "preprocess"))
-    pixels = settings.get("preprocess")
-    if not isinstance(pixels, dict):
-        raise ArgumentError.about("detector: preprocess", expected="resize and crop", got=pixels)
-    return found | {"preprocess": Preprocess(**read_plain(Preprocess, pixels, of="preprocess", complete=complete))}
-
-
-def _without(source: ImageSource, paths: Sequence[str], exclude: Collection[str]) -> ImageSource:
-    """All images but those that are named, by path or by name; a name that is not there is a mistake."""
-    if not exclude:
-        return source
-    wanted = {Path(name).as_posix() for name in exclude}
-    both = list(zip(paths, (Path(name).as_posix() for name in source.names), strict=True))
-    missing = wanted.difference(*both)
-    if missing:
-        raise ArgumentError.about("exclude", expected="names of normal training images", got=min(missing))
-    return source.subset([i for i, names in enumerate(both) if wanted.isdisjoint(names)])
-
-
-def _require_differences(scores: Sequence[float]) -> None:
-    if len(scores) > 1 and len(set(scores)) == 1:
-        raise CalibrationError(
-            f"all {len(scores)} held-out normal images have the score {scores[0]:g}: no threshold can be told from it. "
-            "Either they show the same, or the method sees no difference. `blemish inspect DATA` names identical and "
-            "constant pictures."
-        )
-
-
-def _read_method(
-    about: ModelManifest,
-    *,
-    complete: bool,
-    device: str,
-    backbone: Backbone | None,
-    index: Callable[[str], IndexFactory] | None,
-) -> Method:
-    """The method that a model file describes, not yet restored."""
-    name, parameters = about.method, dict(about.parameters)
-    if name not in METHODS:
-        raise ModelFileError(f"method {name[:40]} is not known here. Known: {', '.join(METHODS)}.")
-    stored = parameters.get("backbone")
-    if isinstance(stored, str) and stored.startswith("custom:") and (backbone is None or backbone.name != stored):
-        raise ModelFileError(
-            f"fitted on the network {stored}. Pass it again: "
-            f"Detector.load(path, backbone=custom_backbone(module, name={stored.removeprefix('custom:')!r}, ...))."
-        )
-    if stored and backbone is not None:
-        parameters["backbone"] = backbone
-    if parameters.get("index") is not None:
-        parameters["index"] = _read_index(parameters["index"], index)
-    kind = METHODS[name]
-    method = kind(**_read_stored(kind, parameters, of="parameters", complete=complete))
-    method.set_params(device=device)
-    method.check()
-    return method
-
-
-def _check_same(stored: Mapping[str, torch.Tensor], taken: Mapping[str, torch.Tensor]) -> None:
-    """Refuse tensors that a method passed over, or took for something else: it hands out what it took."""
-    for name in stored.keys() | taken.keys():
-        if name not in stored or name not in taken:
-            raise ModelFileError(f"tensor method.{name}: {'missing' if name in taken else 'not expected here'}.")
-        if (stored[name].dtype, stored[name].shape) != (taken[name].dtype, taken[name].shape):
-            raise ModelFileError.about(
-                f"tensor method.{name}", expected=_spelled(taken[name]), got=_spelled(stored[name])
-            )
-
-
-def _below(tensors: Mapping[str, torch.Tensor], prefix: str) -> dict[str, torch.Tensor]:
-    return {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
-
-
-def _spelled(tensor: torch.Tensor) -> str:
-    return f"{tensor.dtype} {tuple(tensor.shape)}"
-
-
-def _read_index(name: object, make_index: Callable[[str], IndexFactory] | None) -> IndexFactory:
-    if not isinstance(name, str):
-        raise ArgumentError.about("parameters: index", expected="a text", got=name)
-    kind, _, storage = name.partition(":")
-    if kind == "exact":
-        return Exact(**{"storage": storage} if storage else {})  # type: ignore[arg-type]
-    if make_index is None:
-        raise ModelFileError(
-            f"fitted with the index {name}. Pass what makes it: "
-            "Detector.load(path, make_index=blemish.edges.faiss.index_from_name)."
-        )
-    return make_index(name)
-
-
-@dataclass(frozen=True)
-class _Grouped:
-    """Images, and the number of the group of each."""
-
-    source: ImageSource
-    groups: Sequence[int]
-
-
-class _Reporting:
-    """Batches that report progress as they are taken."""
-
-    def __init__(self, batches: Batches, stage: str, progress: Progress | None) -> None:
-        self._batches, self._stage, self._progress = batches, stage, progress
-
-    def __len__(self) -> int:
-        return len(self._batches)
-
-    def __iter__(self) -> Iterator[ImageBatch]:
-        done = 0
-        for batch in self._batches:
-            yield batch
-            done += len(batch)
-            if self._progress is not None:
-                self._progress(self._stage, done, len(self._batches))
-
-
-class _Tiles:
-    """The tiles of all images, as batches of their own."""
-
-    def __init__(self, batches: _Reporting, tiling: Tiling, size: Size, at_once: int) -> None:
-        self._batches, self._tiling, self._at_once = batches, tiling, at_once
-        self._each = len(tiling.corners(size))
-
-    def __len__(self) -> int:
-        return len(self._batches) * self._each
-
-    def __iter__(self) -> Iterator[ImageBatch]:
-        for batch in self._batches:
-            yield from self._tiling.cut(batch, at_once=self._at_once)
+def _require_any(images: int) -> None:
+    if not images:
+        raise ArgumentError.about("images", expected="at least one image", got="none")

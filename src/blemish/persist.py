@@ -6,7 +6,7 @@ The header's metadata have one entry, `blemish`: the manifest, a JSON object. Fo
 |---|---|
 | `format` | 3 |
 | `digest` | SHA-256 over the rest of the manifest and over names, types, shapes and content of all tensors |
-| anything else | sections of the writer, who checks them: `detector.ModelManifest`, the `run` of a checkpoint, ... |
+| anything else | sections of the writer, who checks them: `model_file.ModelManifest`, the `run` of a checkpoint, ... |
 
 So one flipped bit is noticed wherever it is. The digest finds accidents; whoever can write a file can write its digest.
 Format 2, whose digest covers the tensors alone, is still read; `blemish upgrade` makes format 3 of it.
@@ -46,7 +46,6 @@ _DEPTH = 16
 """How deep lists and objects of a manifest may lie in each other; ours take 5."""
 _PLAIN = re.compile(r'"(?:[^"\\]|\\.?)*"?|[^][{}"]+', re.DOTALL)
 """All of a JSON text but its brackets. It never fails once begun, so it takes no more than one pass."""
-_NUMBERS = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
 _TYPES = ("F64", "F32", "F16", "BF16", "I64", "I32", "I16", "I8", "U8", "BOOL")
 """What safetensors calls the types that we write."""
 
@@ -89,51 +88,6 @@ def digest(tensors: Mapping[str, Tensor]) -> str:
         found.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
         found.update(_bytes(tensor))
     return found.hexdigest()
-
-
-def check_tensors(tensors: Mapping[str, Tensor], patterns: Mapping[str, str]) -> dict[str, int]:
-    """Refuse other tensors than these; gives the sizes that have names. Raises `ModelFileError`.
-
-    A pattern is a type, or several with `|` between, and a size for each dimension: a number, or a name that stands for
-    one size wherever it is used. A tensor whose name ends in `?` may be missing. All must be finite.
-
-    >>> found = {"bank": torch.zeros(7, 3), "centre": torch.zeros(3)}
-    >>> check_tensors(found, {"bank": "float32 vectors d", "centre": "float32 d", "scale?": "float32 d"})
-    {'vectors': 7, 'd': 3}
-    >>> check_tensors(found, {"bank": "float32 vectors d", "centre": "float32 vectors"})
-    Traceback (most recent call last):
-    blemish.errors.ModelFileError: tensor centre: expected float32 (vectors = 7), got float32 (3).
-    """
-    known = {name.removesuffix("?") for name in patterns}
-    for name in tensors:
-        if name not in known:
-            raise ModelFileError(f"tensor {name}: not expected here.")
-    sizes: dict[str, int] = {}
-    for name, pattern in patterns.items():
-        if name.removesuffix("?") in tensors:
-            _check_tensor(name.removesuffix("?"), tensors[name.removesuffix("?")], pattern, sizes)
-        elif not name.endswith("?"):
-            raise ModelFileError(f"tensor {name}: missing.")
-    return sizes
-
-
-def check_finite(tensors: Mapping[str, Tensor]) -> None:
-    """Refuse NaN and infinity. Raises `ModelFileError`."""
-    for name, tensor in tensors.items():
-        if tensor.dtype in _NUMBERS and not bool(torch.isfinite(tensor).all()):
-            raise ModelFileError(f"tensor {name}: NaN or infinity in it.")
-
-
-def _check_tensor(name: str, tensor: Tensor, pattern: str, sizes: dict[str, int]) -> None:
-    types, *wanted = pattern.split()
-    got = tuple(tensor.shape)
-    right = str(tensor.dtype).removeprefix("torch.") in types.split("|") and len(got) == len(wanted)
-    for size, given in zip(wanted, got, strict=False):
-        right = right and given == (int(size) if size.isdecimal() else sizes.setdefault(size, given))
-    if not right:
-        spelled = ", ".join(f"{size} = {sizes[size]}" if size in sizes else size for size in wanted)
-        found = f"{str(tensor.dtype).removeprefix('torch.')} ({', '.join(map(str, got))})"
-        raise ModelFileError(f"tensor {name}: expected {types.replace('|', ' or ')} ({spelled}), got {found}.")
 
 
 def _check_file(path: Path) -> None:

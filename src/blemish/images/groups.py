@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import random
 import re
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Callable, Hashable, Iterable, Sequence
+from dataclasses import dataclass
 
 from ..errors import ArgumentError
 from .digest import contents
@@ -12,6 +13,23 @@ from .source import ImageSource
 
 GroupBy = str | Callable[[str], Hashable]
 """A regular expression on the path whose first group is the key; or a function from the path to the key."""
+
+
+@dataclass(frozen=True)
+class Grouped:
+    """Images, and the number of the group of each."""
+
+    source: ImageSource
+    groups: Sequence[int]
+
+    def subset(self, indices: Sequence[int]) -> Grouped:
+        """Choose images by position, in the given order."""
+        return Grouped(self.source.subset(indices), [self.groups[i] for i in indices])
+
+    def of(self, names: Iterable[str]) -> list[int]:
+        """The groups of images by name."""
+        group_of = dict(zip(self.source.names, self.groups, strict=True))
+        return [group_of[name] for name in names]
 
 
 def find_groups(source: ImageSource, paths: Sequence[str], group_by: GroupBy | None = None) -> list[int]:

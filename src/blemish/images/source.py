@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import logging
 import random
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from itertools import islice
@@ -15,6 +16,7 @@ import torch
 from PIL import Image
 
 from ..errors import ArgumentError, DatasetError, ImageError
+from ..progress import Progress
 from ..types import ImageBatch, Size
 from .decode import (
     MAX_PIXELS,
@@ -34,6 +36,8 @@ OnError = Literal["raise", "skip"]
 Skipped = tuple[str, str]
 """Name of a skipped image and the reason."""
 
+
+_log = logging.getLogger("blemish")
 
 InMemory = np.ndarray[Any, Any] | torch.Tensor | Image.Image
 """One picture in memory: see `decode.from_memory`."""
@@ -73,6 +77,17 @@ class ImageSource:
             (path.relative_to(root) if root is not None and path.is_relative_to(root) else path).as_posix()
             for path in paths
         ]
+
+    def without(self, excluded: Collection[str]) -> ImageSource:
+        """All images but those that are named, by path below `root` or by name; each name must be there."""
+        if not excluded:
+            return self
+        wanted = {Path(name).as_posix() for name in excluded}
+        both = list(zip(self.paths(), (Path(name).as_posix() for name in self.names), strict=True))
+        missing = wanted.difference(*both)
+        if missing:
+            raise ArgumentError.about("exclude", expected="names of normal training images", got=min(missing))
+        return self.subset([i for i, names in enumerate(both) if wanted.isdisjoint(names)])
 
     def split(self, fraction: float, *, seed: int) -> tuple[ImageSource, ImageSource]:
         """Hold out a seeded random `fraction` of the images: returns (rest, held out), both in the old order."""
@@ -169,13 +184,41 @@ def sources(
         done += len(items)
 
 
-def find_highest_level(source: ImageSource, *, count: int = 8) -> tuple[int, int] | None:
+def find_white_level(source: ImageSource) -> int | None:
+    """The white level of the least number of bits that holds the first images; None where they are not deep."""
+    found = _highest_level(source)
+    if found is None:
+        return None
+    highest, full = found
+    white = min(full, _of_bits(highest))
+    _log.warning("White level %d: the first images have levels up to %d.", white, highest)
+    return white
+
+
+def warn_of_dark(source: ImageSource) -> None:
+    """Warn where the first images are so dark that the white level is likely not the file's own."""
+    found = _highest_level(source)
+    if found is not None and found[0] < found[1] / 4:
+        white = _of_bits(found[0])
+        _log.warning(
+            "The first images have levels up to %d of %d, so all look dark. If the camera has %d bits, say "
+            "white_level=%d (--white-level %d).",
+            *(*found, white.bit_length(), white, white),
+        )
+
+
+def _of_bits(level: int) -> int:
+    """The highest level of as many bits as this one has, and of 8 at least."""
+    return int(2 ** max(8, level.bit_length()) - 1)
+
+
+def _highest_level(source: ImageSource) -> tuple[int, int] | None:
     """The highest level in the first images that are deep, and the level that is white in such a file.
 
-    None where the first `count` images are of 8 bits, or cannot be read.
+    None where the first 8 images are of 8 bits, or cannot be read.
     """
     found = None
-    for index in range(min(count, len(source))):
+    for index in range(min(8, len(source))):
         try:
             picture = source.load(index)
         except ImageError:
@@ -318,3 +361,21 @@ class Batches:
             return extent(picture), self.preprocess.pixels(picture)
         except ImageError as error:  # which knows no name
             raise ImageError(f"{name}: {error}") from None
+
+
+class Reporting:
+    """Batches that report progress as they are taken."""
+
+    def __init__(self, batches: Batches, stage: str, progress: Progress | None) -> None:
+        self._batches, self._stage, self._progress = batches, stage, progress
+
+    def __len__(self) -> int:
+        return len(self._batches)
+
+    def __iter__(self) -> Iterator[ImageBatch]:
+        done = 0
+        for batch in self._batches:
+            yield batch
+            done += len(batch)
+            if self._progress is not None:
+                self._progress(self._stage, done, len(self._batches))

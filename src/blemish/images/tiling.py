@@ -10,6 +10,7 @@ from torch import Tensor
 
 from ..errors import ArgumentError
 from ..types import ImageBatch, Scores, Size
+from .source import Reporting
 
 Corner = tuple[int, int]
 """`(top, left)` in pixels."""
@@ -86,3 +87,18 @@ class Tiling:
             raise ArgumentError.about("tile", expected=f"at most the preprocessed image's {length} pixels", got=side)
         count = 1 if length == side else -((length - self.overlap) // -(side - self.overlap))
         return [round(i * (length - side) / max(1, count - 1)) for i in range(count)]
+
+
+class Tiles:
+    """The tiles of all images of one `size`, as batches of their own."""
+
+    def __init__(self, batches: Reporting, tiling: Tiling, *, size: Size, at_once: int) -> None:
+        self._batches, self._tiling, self._at_once = batches, tiling, at_once
+        self._each = len(tiling.corners(size))
+
+    def __len__(self) -> int:
+        return len(self._batches) * self._each
+
+    def __iter__(self) -> Iterator[ImageBatch]:
+        for batch in self._batches:
+            yield from self._tiling.cut(batch, at_once=self._at_once)

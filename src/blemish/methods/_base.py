@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import logging
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping, Sequence, Sized
+from collections.abc import Iterator, Sequence, Sized
 from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
@@ -28,6 +28,7 @@ from ..features.weights import StateDict, find_weights
 from ..memory import available_bytes, resident_bytes
 from ..ops.maps import mean_of_highest
 from ..parameters import Parameterised, check_parameters, parameter
+from ..tensors import below
 from ..types import FeatureMaps, ImageBatch, ImageBatches, Scores
 
 _M = TypeVar("_M", bound="Method")
@@ -385,11 +386,6 @@ def require_fit(method: Method, learned: str, what: str) -> None:
     """Refuse a method that lacks what it learns."""
     if not hasattr(method, learned):
         raise NotFittedError(f"{type(method).__name__}.{what} needs a fitted method. Call fit(normal_images) first.")
-
-
-def below(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
-    """Those whose names begin so, without that beginning."""
-    return {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
 
 
 def _operations_a_second() -> float:

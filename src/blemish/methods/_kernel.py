@@ -29,7 +29,7 @@ from ..ops.kernels import (
     reduce,
 )
 from ..parameters import parameter
-from ..persist import check_tensors
+from ..tensors import check_tensors
 from ..types import FeatureMaps, Scores
 from ._base import FitPlan, FrozenMethod
 

@@ -23,11 +23,12 @@ from ..features.backbones import Backbone
 from ..ops.flows import ConditionalFlow, position_code
 from ..ops.maps import enlarge_and_smooth
 from ..parameters import parameter
+from ..tensors import below, check_tensors
 from ..training.loop import Adam, Cosine, Recipe, Watch, generator
 from ..training.pictures import split_off
 from ..training.run import Training
 from ..types import FeatureMaps, Scores, Size
-from ._base import FitPlan, FrozenMethod, MapMethod, below
+from ._base import FitPlan, FrozenMethod, MapMethod
 
 _LOOKS = 20
 """How often the held-out images are looked at in a run."""
@@ -162,13 +163,13 @@ class CFlow(MapMethod, FrozenMethod):
         layers = range(len(self.extractor_.taps))
         own = {name: value for name, value in learned.items() if not name.startswith("flow.")}
         scalings = {f"scaling.{i}": f"float32 2 channels{i}" for i in layers}
-        sizes = persist.check_tensors(own, scalings | {"normal": f"float32 {len(layers)} 3", "image_size": "int64 2"})
+        sizes = check_tensors(own, scalings | {"normal": f"float32 {len(layers)} 3", "image_size": "int64 2"})
         for i in layers:
             # The flow is made before its tensors are given to it, and takes as much memory as these two say.
             first = {name: learned.get(f"flow.{i}.{name}", torch.zeros(())) for name in ("of_condition", "mixings")}
             c = sizes[f"channels{i}"]
             condition, mixings = f"float32 {self.blocks} {self.condition} width", f"float32 {self.blocks} {c} {c}"
-            persist.check_tensors(first, {"of_condition": condition, "mixings": mixings})
+            check_tensors(first, {"of_condition": condition, "mixings": mixings})
         self.scalings_ = [learned[f"scaling.{i}"] for i in layers]
         self.flows_ = self._build([scaling.shape[1] for scaling in self.scalings_]).requires_grad_(False)
         self.flows_.load_state_dict(below(learned, "flow."))

@@ -16,11 +16,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from .. import persist
 from ..errors import ArgumentError, TrainingError
 from ..features.backbones import Backbone
 from ..features.patches import pool
 from ..parameters import parameter
+from ..tensors import check_tensors
 from ..training.loop import Adam, Course, Drops, Recipe, Watch
 from ..training.network import Network
 from ..training.pictures import Pictures
@@ -178,13 +178,13 @@ class DeepSVDD(EmbeddingMethod):
         if self.network == "lenet":  # before it is made as large as `side` says
             side = self.side // 8
             types, shape = "float32|bfloat16", f"{_CODE} {_WIDTHS[-1]} {side} {side}"
-            persist.check_tensors({code: state[code]}, {code: f"{types} {shape}"})
+            check_tensors({code: state[code]}, {code: f"{types} {shape}"})
 
     def _learned(self) -> dict[str, Tensor]:
         return {"centre": self.centre_, "radius": self.radius_}
 
     def _relearn(self, learned: dict[str, Tensor]) -> None:
-        persist.check_tensors(learned, {"centre": "float32 d", "radius": "float32"})
+        check_tensors(learned, {"centre": "float32 d", "radius": "float32"})
         self.centre_, self.radius_ = learned["centre"], learned["radius"]
 
 

@@ -23,7 +23,7 @@ from ..features.backbones import Backbone
 from ..features.patches import pool
 from ..ops.shrinkage import ShrinkageSums
 from ..parameters import parameter
-from ..persist import check_tensors
+from ..tensors import check_tensors
 from ..types import FeatureMaps, Scores
 from ._base import FitPlan, GrowingMethod
 

@@ -25,7 +25,7 @@ from ..features.patches import concatenate, project, random_channels, semi_ortho
 from ..ops.gaussian import Gaussian, Moments
 from ..ops.maps import enlarge_and_smooth
 from ..parameters import parameter
-from ..persist import check_tensors
+from ..tensors import check_tensors
 from ..types import FeatureMaps, Scores
 from ._base import FitPlan, GrowingMethod, MapMethod
 

@@ -24,12 +24,12 @@ from ..images.preprocess import Preprocess
 from ..images.source import Batches
 from ..ops.neighbours import Exact
 from ..parameters import parameter
+from ..tensors import below
 from ..training.loop import SGD, Course, Recipe, Watch
 from ..training.network import Network
 from ..training.pictures import Pictures
 from ..training.run import Training
 from ..types import FeatureMaps, Scores
-from ._base import below
 from ._embedding import EmbeddingMethod, bank_of, nearest
 
 _HELD_OUT = 64

@@ -25,7 +25,7 @@ from ..ops.coreset import CoresetStream, reducing_capacity
 from ..ops.maps import enlarge_and_smooth
 from ..ops.neighbours import Exact, Index, IndexFactory, Storage, recall
 from ..parameters import parameter
-from ..persist import check_tensors
+from ..tensors import check_tensors
 from ..types import FeatureMaps, Scores
 from ._base import FitPlan, GrowingMethod, MapMethod
 

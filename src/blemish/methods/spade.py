@@ -22,7 +22,7 @@ from ..features.patches import pool
 from ..ops.maps import enlarge_and_smooth, mean_of_highest
 from ..ops.neighbours import Exact, nearest_squared
 from ..parameters import parameter
-from ..persist import check_tensors
+from ..tensors import check_tensors
 from ..types import FeatureMaps, Scores
 from ._base import FitPlan, GrowingMethod
 

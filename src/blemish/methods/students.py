@@ -21,11 +21,12 @@ from ..device import find_device
 from ..errors import ArgumentError
 from ..features.descriptors import DIMENSION, PATCHES, PatchDescriptor, find_descriptor
 from ..parameters import parameter
+from ..tensors import below
 from ..training.loop import Adam, Cosine, Recipe, generator
 from ..training.pictures import Pictures
 from ..training.run import Training
 from ..types import ImageBatch, ImageBatches, Scores, Size
-from ._base import MapMethod, Method, announced, below, check_batch, memory_left, require_fit
+from ._base import MapMethod, Method, announced, check_batch, memory_left, require_fit
 
 _CHECKPOINT_EVERY = 500
 _RESCALE_IMAGES = 64

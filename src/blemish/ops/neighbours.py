@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from ..errors import ArgumentError, ModelFileError
-from ..persist import check_tensors
+from ..tensors import check_tensors
 
 Storage = Literal["float32", "float16", "int8"]
 

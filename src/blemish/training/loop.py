@@ -21,6 +21,7 @@ from torch import Tensor, nn
 
 from .. import persist
 from ..errors import ArgumentError, ModelFileError, TrainingError
+from ..tensors import below
 
 Objective = Callable[[int], "Tensor | Mapping[str, Tensor]"]
 """From a step to the loss, a scalar, or to named terms whose sum is the loss."""
@@ -344,10 +345,10 @@ class _Run:
             )  # fmt: skip
         self.terms, self.losses = kept["terms"], tensors["losses"].tolist()
         self.looks = [(int(step), value) for step, value in tensors["looks"].tolist()]
-        self.restore(_below(tensors, "module."))
-        self.best = {name: tensor.to(self.device) for name, tensor in _below(tensors, "best.").items()}
+        self.restore(below(tensors, "module."))
+        self.best = {name: tensor.to(self.device) for name, tensor in below(tensors, "best.").items()}
         moments: dict[int, dict[str, Tensor]] = {}
-        for name, tensor in _below(tensors, "optimiser.").items():
+        for name, tensor in below(tensors, "optimiser.").items():
             number, _, key = name.partition(".")
             moments.setdefault(int(number), {})[key] = tensor
         self.optimiser.load_state_dict({**self.optimiser.state_dict(), "state": moments})
@@ -456,10 +457,6 @@ def _not_finite(tensors: Mapping[str, Tensor]) -> str:
     """Name up to three that hold a NaN or an infinity; empty where none does."""
     names = [name for name, tensor in tensors.items() if _is_broken(tensor)]
     return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
-
-
-def _below(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
-    return {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
 
 
 def _check_same(path: Path, theirs: Mapping[str, object], ours: Mapping[str, object]) -> None:

@@ -1,0 +1,241 @@
+"""What a detector's model file says, beside what its method learned, and how it is read again.
+
+`persist` guards a file against damage; here its sections become a method, settings and what was seen of the pictures.
+"""
+
+from __future__ import annotations
+
+import platform
+from collections.abc import Callable, Collection, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .calibrate import Calibration, calibrate
+from .errors import ArgumentError, BlemishError, MissingPackageError, ModelFileError, NotEnoughMemoryError
+from .features.backbones import Backbone
+from .features.weights import is_random
+from .images.preprocess import Preprocess
+from .methods import FeatureMethod, Method
+from .methods.registry import METHODS
+from .ops.neighbours import Exact, IndexFactory
+from .parameters import parameter, parameters_of, plain_parameters, read_plain
+from .persist import Manifest
+from .tensors import check_tensors
+from .types import ImageBatch, Size
+
+
+@dataclass(kw_only=True)
+class ModelManifest:
+    """What the manifest of a model file holds, beside its format and its digest: every key, and no other.
+
+    The optional sections are for what a later version may add; this one passes them over.
+
+    Parameters
+    ----------
+    method: the method's name in the registry.
+    parameters: of the method, those of the role `model`.
+    images: how many normal images it has learned from.
+    excluded: how many normal images a fit was told to leave out.
+    detector: the detector's own parameters of the role `model`.
+    versions: of Python and the packages that wrote the file.
+    digests: of what was learned, by name.
+    sums: over what was learned, by name.
+    left_out: about scores of normal images by models that were fitted without them.
+    runtime: how another program shall run the model.
+    """
+
+    method: str
+    parameters: dict[str, Any]
+    images: int = parameter(at_least=1)
+    excluded: int = parameter(0, at_least=0)
+    detector: dict[str, Any]
+    versions: dict[str, str]
+    digests: dict[str, Any] | None = None
+    sums: dict[str, Any] | None = None
+    left_out: dict[str, Any] | None = None
+    runtime: dict[str, Any] | None = None
+
+
+def write_method(method: Method) -> dict[str, Any]:
+    """A method's sections of the manifest."""
+    parameters = plain_parameters(method)
+    if is_random(getattr(method, "weights", None)):
+        parameters["weights"] = "random"  # then the seed says which, wherever the model is
+    return {"method": method.name, "parameters": parameters}
+
+
+def versions() -> dict[str, str]:
+    """Of Python and the packages that scores depend on."""
+    names = ("blemish", "torch", "torchvision", "numpy")
+    return {"python": platform.python_version(), **{name: version(name) for name in names}}
+
+
+def write_seen(
+    learned: frozenset[int], calibrated_on: frozenset[int], calibration: Calibration | None
+) -> dict[str, Tensor]:
+    """What a file keeps of the pictures: which were learned, which set the threshold, their scores and groups."""
+    digests = {"learned.digests": learned, "calibration.digests": calibrated_on}
+    kept = {name: torch.tensor(sorted(found)) for name, found in digests.items() if found}
+    if calibration is not None:
+        kept["calibration.scores"] = torch.from_numpy(calibration.scores)
+        if calibration.groups is not None:
+            kept["calibration.groups"] = torch.from_numpy(calibration.groups)
+    return kept
+
+
+def read_seen(
+    kept: Mapping[str, Tensor], *, false_alarm_rate: float
+) -> tuple[frozenset[int], frozenset[int], Calibration | None]:
+    """What `write_seen` was given."""
+    # An update drops the calibration, so that also a detector with `split` may have none.
+    forms = {"learned.digests?": "int64 n", "calibration.digests?": "int64 m"}
+    check_tensors(kept, forms | {"calibration.scores?": "float64 k", "calibration.groups?": "int64 k"})
+    none = torch.tensor([], dtype=torch.int64)
+    learned, calibrated_on = (
+        frozenset(kept.get(name, none).tolist()) for name in ("learned.digests", "calibration.digests")
+    )
+    if "calibration.scores" not in kept:
+        return learned, calibrated_on, None
+    values, groups = kept["calibration.scores"].numpy(), kept.get("calibration.groups")
+    calibration = calibrate(
+        values, false_alarm_rate=false_alarm_rate, groups=None if groups is None else groups.numpy()
+    )
+    if (values != calibration.scores).any():
+        raise ModelFileError("tensor calibration.scores: not in ascending order.")
+    return learned, calibrated_on, calibration
+
+
+@contextmanager
+def blaming(path: str | Path, backbone: Backbone | None) -> Iterator[None]:
+    """Whatever goes wrong while a file is taken apart is the file's fault; says so, and in which file."""
+    try:
+        yield
+    except (MissingPackageError, NotEnoughMemoryError, torch.OutOfMemoryError, NameError):  # a NameError is ours
+        raise
+    except BlemishError as error:
+        if backbone is not None and not isinstance(error, ModelFileError):
+            raise ArgumentError.about(
+                "backbone", expected=f"the network with which {path} was fitted", got=f"another one ({error})"
+            ) from error
+        raise ModelFileError(f"{path}: {_printable(str(error))}") from error
+    except Exception as error:  # of a method's `restore`, which may come from outside, and fail in any way
+        reason = f"{type(error).__name__}: {_printable(str(error))}"
+        raise ModelFileError(f"{path}: not a model of this version of blemish ({reason}). Fit again.") from error
+
+
+def read_manifest(manifest: Manifest) -> tuple[ModelManifest, bool]:
+    """The detector's own in a manifest, and whether this version wrote it, so that it must be complete."""
+    for name in ("method", "parameters"):
+        if name not in manifest:
+            raise ModelFileError(f"not a detector's model file: its manifest has no {name}.")
+    sections = {key: value for key, value in manifest.items() if key not in ("format", "digest")}
+    about = ModelManifest(**read_plain(ModelManifest, sections, of="manifest"))
+    return about, manifest["format"] > 2 and about.versions.get("blemish") == version("blemish")
+
+
+def read_settings(detector: type, settings: Mapping[str, Any], *, complete: bool) -> dict[str, Any]:
+    """The parameters of a class of detectors."""
+    if "method" in settings:
+        raise ArgumentError.about("detector", expected="the method beside it", got="method in it")
+    found = _read_stored(detector, settings, of="detector", complete=complete, without=("method", "preprocess"))
+    pixels = settings.get("preprocess")
+    if not isinstance(pixels, dict):
+        raise ArgumentError.about("detector: preprocess", expected="resize and crop", got=pixels)
+    return found | {"preprocess": Preprocess(**read_plain(Preprocess, pixels, of="preprocess", complete=complete))}
+
+
+def read_method(
+    about: ModelManifest,
+    *,
+    complete: bool,
+    device: str,
+    backbone: Backbone | None,
+    make_index: Callable[[str], IndexFactory] | None,
+) -> Method:
+    """The method that a model file describes, not yet restored."""
+    name, parameters = about.method, dict(about.parameters)
+    if name not in METHODS:
+        raise ModelFileError(f"method {name[:40]} is not known here. Known: {', '.join(METHODS)}.")
+    stored = parameters.get("backbone")
+    if isinstance(stored, str) and stored.startswith("custom:") and (backbone is None or backbone.name != stored):
+        raise ModelFileError(
+            f"fitted on the network {stored}. Pass it again: "
+            f"Detector.load(path, backbone=custom_backbone(module, name={stored.removeprefix('custom:')!r}, ...))."
+        )
+    if stored and backbone is not None:
+        parameters["backbone"] = backbone
+    if parameters.get("index") is not None:
+        parameters["index"] = _read_index(parameters["index"], make_index)
+    kind = METHODS[name]
+    method = kind(**_read_stored(kind, parameters, of="parameters", complete=complete))
+    method.set_params(device=device)
+    method.check()
+    return method
+
+
+def restore_method(method: Method, learned: dict[str, Tensor], *, size: Size) -> None:
+    """Give a method what it learned; refuse what does not fit, or would only fail at the first image of this size."""
+    method.restore(learned)
+    _check_same(learned, method.state())
+    if isinstance(method, FeatureMethod):  # what was learned and the network's features must fit together
+        blank = ImageBatch(torch.zeros(1, 3, *size), ("blank",), (size,))
+        if not bool(torch.isfinite(method.score(blank).images).all()):
+            raise ModelFileError("gives NaN or infinity for a black image.")
+
+
+def _read_stored(
+    kind: type, values: Mapping[str, Any], *, of: str, complete: bool, without: Collection[str] = ()
+) -> dict[str, Any]:
+    """Parameters of a file: what is learned, never a place on a disk or a number of threads.
+
+    A file of another version may lack parameters that are new since, which take their defaults.
+    """
+    known = parameters_of(kind)
+    places = [name for name in values if name in known and known[name].role == "place"]
+    for name in places:
+        if complete and (name, values[name]) != ("weights", "random"):
+            raise ArgumentError.about(of, expected="no parameter of the place", got=name)
+    kept = {name: value for name, value in values.items() if name not in (*places, *without)}
+    if values.get("weights") == "random" and "weights" in places:
+        kept["weights"] = "random"
+    return read_plain(kind, kept, of=of, complete=complete, without=without)
+
+
+def _read_index(name: object, make_index: Callable[[str], IndexFactory] | None) -> IndexFactory:
+    if not isinstance(name, str):
+        raise ArgumentError.about("parameters: index", expected="a text", got=name)
+    kind, _, storage = name.partition(":")
+    if kind == "exact":
+        return Exact(**{"storage": storage} if storage else {})  # type: ignore[arg-type]
+    if make_index is None:
+        raise ModelFileError(
+            f"fitted with the index {name}. Pass what makes it: "
+            "Detector.load(path, make_index=blemish.edges.faiss.index_from_name)."
+        )
+    return make_index(name)
+
+
+def _check_same(stored: Mapping[str, Tensor], taken: Mapping[str, Tensor]) -> None:
+    """Refuse tensors that a method passed over, or took for something else: it hands out what it took."""
+    for name in stored.keys() | taken.keys():
+        if name not in stored or name not in taken:
+            raise ModelFileError(f"tensor method.{name}: {'missing' if name in taken else 'not expected here'}.")
+        if (stored[name].dtype, stored[name].shape) != (taken[name].dtype, taken[name].shape):
+            raise ModelFileError.about(
+                f"tensor method.{name}", expected=_spelled(taken[name]), got=_spelled(stored[name])
+            )
+
+
+def _spelled(tensor: Tensor) -> str:
+    return f"{tensor.dtype} {tuple(tensor.shape)}"
+
+
+def _printable(text: str) -> str:
+    """A file's names and texts reach the terminal in a message: no control characters, and not too many."""
+    return "".join(letter if letter.isprintable() else " " for letter in text[:2000])
