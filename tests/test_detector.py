@@ -126,6 +126,21 @@ def test_a_dataset_folder_gives_only_its_normal_training_images(tmp_path):
     assert make(calibration="none").fit(NORMAL).update(tmp_path).images_ == 80
 
 
+@pytest.mark.parametrize(
+    ("images", "rate", "held_out"),
+    [(40, 0.2, 8), (40, 0.1, 9), (38, 0.05, 19), (10, 0.2, 4)],
+    ids=["a fifth is enough", "what it takes", "half", "few"],
+)
+def test_as_many_images_are_held_out_as_the_rate_needs(images, rate, held_out):
+    detector = make(false_alarm_rate=rate).fit(NORMAL[:images])
+    assert (len(detector.calibration_.scores), detector.images_) == (held_out, images - held_out)
+
+
+def test_more_than_half_is_never_held_out_unasked():
+    with pytest.raises(CalibrationError, match="needs at least 19 held-out normal images, there are 7"):
+        make(false_alarm_rate=0.05).fit(NORMAL[:37])
+
+
 def test_too_few_readable_held_out_files_are_found_before_the_fit(tmp_path):
     for i, image in enumerate(NORMAL[:20]):
         Image.fromarray(image).save(tmp_path / f"{i:02}.png")
@@ -204,13 +219,13 @@ def test_reading_batches_by_hand_gives_the_same(fitted):
     ("settings", "images", "error", "message"),
     [
         (
-            {"false_alarm_rate": 0.05},
+            {"false_alarm_rate": 0.05, "held_out": 0.2},
             NORMAL,
             CalibrationError,
             "0.05 needs at least 19 held-out normal images, there are 8",
         ),
         ({"calibration": "maybe"}, NORMAL, ArgumentError, "calibration: expected split or none, got maybe"),
-        ({"held_out": 1.0}, NORMAL, ArgumentError, r"held_out: expected a number in \(0, 1\), got 1.0"),
+        ({"held_out": 1.0}, NORMAL, ArgumentError, r"held_out: expected a number in \(0, 1\) or None, got 1.0"),
         (
             {"preprocess": "big"},
             NORMAL,

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from . import model_file, persist
-from .calibrate import Calibration, calibrate, require_differences, require_images, with_margin
+from .calibrate import Calibration, calibrate, images_needed, require_differences, require_images, with_margin
 from .datasets.layouts import OneClass, open_dataset
 from .device import find_device
 from .errors import (
@@ -66,7 +66,8 @@ class Detector(Parameterised):
     overlap: pixels by which tiles overlap at least; None: a quarter of a tile's shorter side.
     calibration: `split` holds out a seeded share of the normal images and gives p-values and a threshold;
         `none` fits on all of them and gives raw scores only.
-    held_out: the share to hold out.
+    held_out: the share to hold out; None: a fifth, or as many as `false_alarm_rate` needs where a fifth is too few and
+        at least as many remain to learn from.
     group_by: what says which images belong together, such as a burst, a part or a recording: a regular expression on
         the path below the data set's folder, whose first group is the key, or a function from that path to the key.
         Groups are held out whole, and the promised rate counts groups: it is that of one image of a new group.
@@ -93,7 +94,7 @@ class Detector(Parameterised):
     tile: int | tuple[int, int] | None = parameter(None, at_least=1)
     overlap: int | None = parameter(None, at_least=0)
     calibration: Literal["split", "none"] = "split"
-    held_out: float = parameter(0.2, above=0, below=1)
+    held_out: float | None = parameter(None, above=0, below=1)
     false_alarm_rate: float = parameter(0.05, above=0, below=1)
     seed: int | None = None
     batch_size: int = parameter(8, at_least=1)
@@ -323,10 +324,16 @@ class Detector(Parameterised):
         if self.calibration == "none":
             return source, None
         grouped = self._grouped(source)
-        train, held_out = hold_out(grouped.groups, self.held_out, seed=self._seed)
+        train, held_out = hold_out(grouped.groups, self._share_to_hold_out(grouped.groups), seed=self._seed)
         chosen = grouped.subset(held_out)
         self._require(chosen.groups)
         return source.subset(train), chosen
+
+    def _share_to_hold_out(self, groups: Sequence[int]) -> float:
+        if self.held_out is not None:
+            return self.held_out
+        needed = images_needed(self.false_alarm_rate) / (max(groups) + 1)
+        return needed if 0.2 < needed <= 0.5 else 0.2
 
     def _grouped(self, source: ImageSource) -> Grouped:
         return Grouped(source, find_groups(source, source.paths(), self.group_by))

@@ -125,7 +125,10 @@ def fit(
         typer.Option(help="split: hold out normals for the threshold. none: raw scores only."),
     ] = None,
     false_alarm_rate: RateOption = 0.05,
-    held_out: Annotated[float, typer.Option(help="Share of the normal images held out for the threshold.")] = 0.2,
+    held_out: Annotated[
+        float | None,
+        typer.Option(help="Share of the normal images held out for the threshold. Default: a fifth, or what it takes."),
+    ] = None,
     group_by: Annotated[
         str | None,
         typer.Option(
