@@ -27,13 +27,15 @@ def concatenate(features: FeatureMaps, channels: Sequence[Tensor] | None = None)
     return torch.cat([m.permute(0, 2, 3, 1).flatten(1, 2) for m in aligned], dim=2)
 
 
-def project(features: FeatureMaps, matrix: Tensor) -> Tensor:
-    """Align all maps to the largest bilinearly, concatenate them, and multiply by `matrix` `(all channels, dimension)`.
+def project(features: FeatureMaps, matrix: Tensor, *, size: tuple[int, int] | None = None) -> Tensor:
+    """Align all maps bilinearly, concatenate them, and multiply by `matrix` `(all channels, dimension)`.
+
+    They are aligned to `size`; None: to the largest map.
 
     Each map is projected at its own size and enlarged afterwards, which is the same and much cheaper; the result is
     `(batch, position, dimension)`.
     """
-    size = _largest(features.maps)
+    size = size or _largest(features.maps)
     blocks = [block.T[:, :, None, None] for block in torch.split(matrix, [m.shape[1] for m in features.maps])]
     images = len(features.maps[0])
     embedded = matrix.new_empty(images, size[0] * size[1], matrix.shape[1])
@@ -81,11 +83,15 @@ def pool(maps: Tensor) -> Tensor:
     return maps.mean(dim=(2, 3))
 
 
+def averaged(features: FeatureMaps) -> FeatureMaps:
+    """Average 3 x 3 neighbours, zeros beyond the edge, of every map."""
+    return FeatureMaps(tuple(functional.avg_pool2d(m, 3, 1, 1) for m in features.maps), features.image_size)
+
+
 def average_patches(features: FeatureMaps) -> Tensor:
     """Average 3 x 3 neighbours, enlarge to the first map bilinearly, concatenate: `(batch, position, channels)`."""
     size = tuple(features.maps[0].shape[2:])
-    averaged = (functional.avg_pool2d(m, 3, 1, 1) for m in features.maps)
-    return _flat(torch.cat([_enlarged(m, size) for m in averaged], dim=1))
+    return _flat(torch.cat([_enlarged(m, size) for m in averaged(features).maps], dim=1))
 
 
 def unfolded_patches(features: FeatureMaps, kernels: Sequence[tuple[int, Tensor]], dimension: int) -> Tensor:

@@ -17,6 +17,7 @@ from .panda import PANDA as PANDA
 from .patchcore import PatchCore as PatchCore
 from .spade import SPADE as SPADE
 from .students import Students as Students
+from .subspace import Subspace as Subspace
 from .svdd import SVDD as SVDD
 
 METHODS: dict[str, type[Method]] = {
