@@ -38,7 +38,7 @@ def main() -> None:
         for patch in PATCHES:
             network = PatchDescriptor(patch).eval()
             patches = torch.rand(options.sample, 3, patch, patch)
-            dense = seconds(lambda: network.dense_in_parts(image))  # noqa: B023 (called at once)
+            dense = seconds(lambda: [network.inside(strip) for *_, strip in network.strips(image)])  # noqa: B023
             single = seconds(lambda: network(patches)) / options.sample * options.side**2  # noqa: B023
             rate = 2 * network.operations((options.side, options.side)) / dense / 1e9
             print(

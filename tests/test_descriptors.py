@@ -85,14 +85,15 @@ def test_the_field_is_what_is_read(patch):
 @pytest.mark.parametrize("patch", PATCHES)
 def test_parts_give_the_whole(patch, memory):
     net, pixels = network(patch), image(37, 43, n=3)
-    torch.testing.assert_close(net.dense_in_parts(pixels, memory=memory), net.dense(pixels), rtol=1e-5, atol=1e-6)
+    maps = torch.full((3, 128, 37, 43), torch.nan)
+    for images, rows, strip in net.strips(pixels, memory=memory):
+        maps[images, :, rows] = net.inside(strip)
+    torch.testing.assert_close(maps, net.dense(pixels), rtol=1e-5, atol=1e-6)
 
 
-def test_parts_are_small(monkeypatch):
-    net, seen = network(33), []
-    run = net._run
-    monkeypatch.setattr(net, "_run", lambda strip, dense: seen.append(strip.shape) or run(strip, dense=dense))
-    net.dense_in_parts(image(64, 48, n=3), memory=5_000_000)
+def test_parts_are_small():
+    net = network(33)
+    seen = [strip.shape for *_, strip in net.strips(image(64, 48, n=3), memory=5_000_000)]
     widest = max(layer.weight.shape[1] + 2 * layer.weight.shape[0] for layer in net.layers)
     assert len(seen) > 3
     assert all(4 * widest * n * h * w <= 5_000_000 for n, _, h, w in seen)

@@ -86,13 +86,6 @@ class PatchDescriptor(nn.Module):
         """
         return self._run(self.padded(pixels), dense=True)
 
-    def dense_in_parts(self, pixels: Tensor, *, memory: int = _MEMORY) -> Tensor:
-        """Do as `dense`, a few images or rows at a time, so that the layers hold about `memory` bytes."""
-        maps = pixels.new_empty(len(pixels), DIMENSION, *pixels.shape[2:])
-        for images, rows, strip in self.strips(pixels, memory=memory):
-            maps[images, :, rows] = self.inside(strip)
-        return maps
-
     def inside(self, pixels: Tensor, *, dense: bool = True) -> Tensor:
         """Describe the fields that lie inside `(batch, 3, height, width)`, nothing mirrored: `(batch, 128, h, w)`.
 

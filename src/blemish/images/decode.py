@@ -211,22 +211,28 @@ def _binarise(levels: NDArray[Any], *, is_lossy: bool) -> Mask:
 
 def upright_size(path: str | Path) -> tuple[int, int] | None:
     """Height and width that `decode` would give, from the file's head alone; None where it cannot be told."""
-    try:
-        with Image.open(path, formats=tuple(FORMATS)) as image:
-            width, height = image.size
-            return (width, height) if image.getexif().get(_ORIENTATION, 1) >= 5 else (height, width)
-    except Exception:  # `decode` says what is wrong, when its turn comes
+    head = _read_head(path)
+    if head is None:  # `decode` says what is wrong, when its turn comes
         return None
+    (width, height), how = head
+    return (width, height) if how >= 5 else (height, width)
 
 
 def orientation(path: str | Path) -> int:
     """The EXIF orientation of a file, 1 to 8: 1 is upright, and what a file has that does not say, or is damaged."""
+    head = _read_head(path)
+    return 1 if head is None else head[1]
+
+
+def _read_head(path: str | Path) -> tuple[tuple[int, int], int] | None:
+    """Width and height as stored, and the EXIF orientation; decodes nothing."""
     try:
         with _open_file(path) as file:
-            found = _recognise(path, file, sys.maxsize).getexif().get(_ORIENTATION, 1)  # decodes nothing
+            image = _recognise(path, file, sys.maxsize)
+            how = image.getexif().get(_ORIENTATION, 1)
+            return image.size, how if how in range(1, 9) else 1
     except Exception:  # Pillow's readers raise almost anything on damaged data
-        return 1
-    return found if found in range(1, 9) else 1
+        return None
 
 
 def from_memory(image: object, *, name: str = "image") -> Picture:

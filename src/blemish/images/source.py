@@ -313,10 +313,6 @@ class Batches:
             names, sizes, pixels = zip(*chunk, strict=True)
             yield ImageBatch(torch.stack(pixels), names, sizes)
 
-    def with_source(self, source: ImageSource) -> Batches:
-        """Read other images in the same way."""
-        return replace(self, source=source, skipped=[])
-
     def _images(self) -> Iterator[tuple[str, Size, torch.Tensor]]:
         for name, image in zip(self.source.names, self._prefetched(), strict=True):
             try:
