@@ -26,7 +26,10 @@ import blemish
 from blemish.methods import METHODS
 from blemish.ood import DETECTORS, Classifier
 
-CLASSES = 3
+sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
+from trained import Classifier as TinyClassifier
+from trained import varied_pixels, write_reference
+
 VARIANTS: dict[str, list[dict[str, Any]]] = {
     "padim": [{"reduction": "random", "dimensions": 9}, {"storage": "float16"}, {"precision": "bfloat16"}],
     "patchcore": [{"patches": "unfold", "dimensions": 20, "reweight": 3, "ratio": 0.2}, {"storage": "int8"}],
@@ -51,47 +54,30 @@ VARIANTS: dict[str, list[dict[str, Any]]] = {
 }
 
 
-class Network(nn.Module):
-    """Three stages with strides 4, 8 and 16, and a linear layer at the end."""
-
-    def __init__(self, seed: int) -> None:
-        super().__init__()
-        torch.manual_seed(seed)
-        for name, (given, width, stride) in zip("abc", [(3, 6, 4), (6, 8, 2), (8, 10, 2)], strict=True):
-            stage = nn.Sequential(nn.Conv2d(given, width, 5, stride, 2), nn.BatchNorm2d(width), nn.ReLU())
-            stage[1].running_mean.copy_(0.1 * torch.randn(width))
-            stage[1].running_var.copy_(torch.rand(width) + 0.5)
-            setattr(self, name, stage)
-        self.head = nn.Linear(10, CLASSES)
-        self.head.bias.data.add_(1.0)  # one of the detectors wants logits above 0
-
-    def forward(self, pixels: torch.Tensor) -> torch.Tensor:
-        """Logits."""
-        return self.head(self.c(self.b(self.a(pixels))).mean(dim=(2, 3)))
+def network(seed: int) -> nn.Module:
+    """The tests' classifier."""
+    made = TinyClassifier(seed)
+    made.head.bias.data.add_(1.0)  # one of the detectors wants logits above 0
+    return made.eval()
 
 
 def batch(count: int, seed: int, side: int = 32) -> blemish.ImageBatch:
     """Noise, in another light for each image."""
-    random = torch.Generator().manual_seed(seed)
-    pixels = torch.rand(count, 3, side, side, generator=random) * torch.rand(count, 3, 1, 1, generator=random)
-    pixels = (pixels * 255).round() / 255
+    pixels = (varied_pixels(count, seed, (side, side)) * 255).round() / 255
     return blemish.ImageBatch(pixels, tuple(f"{seed} {i}" for i in range(count)), ((side, side),) * count)
 
 
 def quick(folder: Path) -> dict[str, dict[str, Any]]:
     """Parameters with which a method that trains takes a moment."""
-    random = np.random.default_rng(0)
-    images = random.integers(0, 256, (9, 32, 32, 3), dtype=np.uint8)
-    np.savez(folder / "reference.npz", images=images, labels=np.arange(9) % CLASSES)
-    network = blemish.custom_backbone(Network(0), taps=("a", "b", "c"), trace_size=32)
+    small = {"backbone": blemish.custom_backbone(network(0), taps=("a", "b", "c"), trace_size=32), "epochs": 2}
     return {
         "cflow": {"backbone": "filters", "blocks": 2, "condition": 4, "positions": 64, "steps": 20},
         "students": {"steps": 4, "grid": 6},
-        "gaussian_finetune": {"backbone": network, "epochs": 2},
-        "panda": {"backbone": network, "epochs": 2, "batch": 8},
-        "mean_shifted": {"backbone": network, "epochs": 2},
-        "deep_svdd": {"backbone": network, "epochs": 2, "side": 8},
-        "joint": {"backbone": network, "epochs": 2, "batch": 8, "reference": str(folder / "reference.npz")},
+        "gaussian_finetune": small,
+        "panda": small | {"batch": 8},
+        "mean_shifted": small,
+        "deep_svdd": small | {"side": 8},
+        "joint": small | {"batch": 8, "reference": write_reference(folder / "reference.npz")},
     }
 
 
@@ -122,7 +108,7 @@ def of_methods() -> dict[str, str]:
 def of_detectors() -> dict[str, str]:
     """By detector and parameters."""
     classifier = Classifier(
-        Network(1).eval(), preprocess=blemish.Preprocess(32), members=[Classifier(Network(2), blemish.Preprocess(32))]
+        network(1), preprocess=blemish.Preprocess(32), members=[Classifier(network(2), blemish.Preprocess(32))]
     )
     learned, test = (classifier.outputs(batch(count, seed).pixels) for count, seed in ((64, 5), (9, 6)))
     found = {}

@@ -175,6 +175,16 @@ def test_pixel_figures_compare_only_what_has_them(tmp_path):
     assert [m.choice.method for m in found.measured] == ["padim"]
 
 
+def test_what_is_best_is_told_by_the_table_of_figures(tmp_path):
+    missed = {"padim": 0.3, "knn": 0.1, "spade": 0.2}
+    rows = fill(tmp_path, plan(methods=tuple(missed)), lambda _cell: values(0.9))
+    rows = [{**row, "fpr_at_95_tpr": missed[row["method"]]} for row in rows]  # where smaller is better
+    found = study.compare(rows, "fpr_at_95_tpr").measured
+    assert [m.quality for m in found] == [0.1, 0.2, 0.3]
+    assert [m.quality for m in study.best_of_each(found)] == [0.1, 0.2, 0.3]
+    assert [m.quality for m in study.pareto_front(found, "total_ms")] == [0.1]
+
+
 # Parts
 
 

@@ -81,6 +81,34 @@ class EmbeddingMethod(FeatureMethod):
         return FitPlan(model_bytes=vectors, peak_bytes=3 * height * width * images + 2 * vectors)
 
 
+@dataclass(kw_only=True)
+class NearestMethod(EmbeddingMethod):
+    """One that scores by the mean squared distance to the nearest normal images.
+
+    Parameters
+    ----------
+    k: how many neighbours.
+    """
+
+    k: int = parameter(1, at_least=1)
+
+    @abstractmethod
+    def _vectors(self, features: FeatureMaps) -> Tensor:
+        """Hook: what is compared of each image, `(batch, channels)`."""
+
+    def _learn(self, features: Iterator[FeatureMaps]) -> None:
+        self.bank_ = bank_of(torch.cat([self._vectors(maps) for maps in features]), self.k)
+
+    def _score(self, features: FeatureMaps) -> Scores:
+        return nearest(self.bank_, self._vectors(features), self.k)
+
+    def _learned(self) -> dict[str, Tensor]:
+        return self.bank_.state()
+
+    def _relearn(self, learned: dict[str, Tensor]) -> None:
+        self.bank_ = Exact().restore(learned)
+
+
 def bank_of(vectors: Tensor, k: int) -> ExactIndex:
     """What finds the `k` nearest of the normal images' `(n, channels)` vectors."""
     if len(vectors) < k:

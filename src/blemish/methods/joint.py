@@ -7,7 +7,7 @@ cross-entropy of a batch of a labelled reference set.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
@@ -20,23 +20,21 @@ from ..errors import ArgumentError
 from ..features.patches import pool
 from ..images.preprocess import Preprocess
 from ..images.source import Batches
-from ..ops.neighbours import Exact
 from ..parameters import parameter
 from ..training.loop import SGD, Course, Recipe, batch_of
 from ..training.network import Network
 from ..training.pictures import Pictures
 from ..training.run import Training
-from ..types import FeatureMaps, Scores
-from ._embedding import EmbeddingMethod, bank_of, nearest
+from ..types import FeatureMaps
+from ._embedding import NearestMethod
 
 
 @dataclass(kw_only=True)
-class Joint(EmbeddingMethod):
+class Joint(NearestMethod):
     """Distance to the nearest normal image, in features that are compact for normal ones and tell others apart. No map.
 
     Parameters
     ----------
-    k: how many neighbours.
     batch: images a step, of the normal and of the reference set; at least 2 for the compactness.
     reference: labelled images of anything else: a folder with a folder for each class, or a file that
         `blemish.datasets.labelled.open_labelled` takes.
@@ -48,7 +46,6 @@ class Joint(EmbeddingMethod):
 
     name: ClassVar[str] = "joint"
 
-    k: int = parameter(1, at_least=1)
     epochs: int = parameter(15, at_least=1)
     batch: int = parameter(32, at_least=2)
     reference: str | None = None
@@ -88,17 +85,8 @@ class Joint(EmbeddingMethod):
             every=epoch,
         )
 
-    def _learn(self, features: Iterator[FeatureMaps]) -> None:
-        self.bank_ = bank_of(torch.cat([pool(maps.maps[0]) for maps in features]), self.k)
-
-    def _score(self, features: FeatureMaps) -> Scores:
-        return nearest(self.bank_, pool(features.maps[0]), self.k)
-
-    def _learned(self) -> dict[str, Tensor]:
-        return self.bank_.state()
-
-    def _relearn(self, learned: dict[str, Tensor]) -> None:
-        self.bank_ = Exact().restore(learned)
+    def _vectors(self, features: FeatureMaps) -> Tensor:
+        return pool(features.maps[0])
 
     def _reference(self, pictures: Pictures) -> tuple[Pictures, Tensor]:
         """The reference images at the size of the normal ones, and their classes, `(n,)` int64."""

@@ -7,7 +7,6 @@ With f of length 1 and c the mean of f before the training, a view is (f - c) / 
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -17,23 +16,21 @@ from torch.nn import functional
 
 from ..augment.views import random_view
 from ..features.patches import pool
-from ..ops.neighbours import Exact
 from ..parameters import parameter
 from ..training.loop import SGD, Course, Recipe, generator
 from ..training.network import Network
 from ..training.pictures import Pictures
 from ..training.run import Training
-from ..types import FeatureMaps, Scores
-from ._embedding import EmbeddingMethod, bank_of, nearest
+from ..types import FeatureMaps
+from ._embedding import NearestMethod
 
 
 @dataclass(kw_only=True)
-class MeanShifted(EmbeddingMethod):
+class MeanShifted(NearestMethod):
     """Distance to the nearest normal images, in features trained so that views of an image agree. No map.
 
     Parameters
     ----------
-    k: how many neighbours.
     temperature: of the contrast.
     angular: also draw both views to the centre, which is then brought to length 1.
     """
@@ -70,21 +67,8 @@ class MeanShifted(EmbeddingMethod):
             every=epoch,
         )
 
-    def _learn(self, features: Iterator[FeatureMaps]) -> None:
-        self.bank_ = bank_of(torch.cat([_embed(maps) for maps in features]), self.k)
-
-    def _score(self, features: FeatureMaps) -> Scores:
-        return nearest(self.bank_, _embed(features), self.k)
-
-    def _learned(self) -> dict[str, Tensor]:
-        return self.bank_.state()
-
-    def _relearn(self, learned: dict[str, Tensor]) -> None:
-        self.bank_ = Exact().restore(learned)
-
-
-def _embed(features: FeatureMaps) -> Tensor:
-    return functional.normalize(pool(features.maps[0]))
+    def _vectors(self, features: FeatureMaps) -> Tensor:
+        return functional.normalize(pool(features.maps[0]))
 
 
 def contrast(first: Tensor, second: Tensor, *, temperature: float) -> Tensor:

@@ -74,6 +74,10 @@ class Metric:
         """The label where room is scarce."""
         return self.abbreviation or self.label
 
+    def merit(self, value: float) -> float:
+        """The value, or its opposite where smaller is better: larger is better."""
+        return -value if self.better == "smaller" else value
+
     def of(self, outcome: Outcome) -> Any:
         """Compute it; None where something that it needs is missing."""
         if not all(map(outcome.has, self.needs)):

@@ -274,15 +274,17 @@ def _dimension_table(curves: Sequence[study.DimensionCurve], names: Names) -> Ta
 def _dataset_section(comparisons: Sequence[Comparison], names: Names) -> Section:
     panels = []
     for comparison in comparisons:
-        found = study.best_of_each(comparison.measured)
+        found, merit = study.best_of_each(comparison.measured), TABLE[comparison.figure].merit
         shown = found[:SIDE_BY_SIDE]
         lead = f"The best configuration of each method, backbone and weights: {len(shown)} of {len(found)}."
         rows = []
         for path in comparison.datasets:
             values = [m.by_dataset[path] for m in shown]
-            rows.append([Entry(names.datasets[path]), *(quality_entry(value, max(values)) for value in values)])
+            rows.append(
+                [Entry(names.datasets[path]), *(quality_entry(value, max(values, key=merit)) for value in values)]
+            )
         means = [m.quality for m in shown]
-        rows.append([Entry("Mean"), *(quality_entry(value, max(means)) for value in means)])
+        rows.append([Entry("Mean"), *(quality_entry(value, max(means, key=merit)) for value in means)])
         columns = (words_column("Data set"), *(_column(m.choice) for m in shown))
         panels.append(Panel(_quality_name(comparison), (lead,), [Table(columns, rows)]))
     return Section("Data sets", ("Means over the seeds. Bold: the best of a row.",), panels)

@@ -25,7 +25,7 @@ Ends = tuple[float, float]
 CostName = Literal["total_ms", "work_ms", "peak_bytes", "model_bytes"]
 
 QUALITIES = {name: row.short for name, row in TABLE.items() if row.in_studies == "compared"}
-"""Columns that compare configurations; larger is better."""
+"""Columns that compare configurations."""
 KEPT = 0.9
 """Share of the best configuration's distance from guessing that the pick for speed must keep."""
 REFERENCE = "resnet18"
@@ -89,7 +89,9 @@ class Measured:
     """A configuration that was measured on all data sets, and its means over them."""
 
     choice: Choice
+    figure: str = "image_auroc"
     quality: float
+    """Of the figure."""
     interval: Ends | None
     """95 %, of the mean over the data sets; None where a cell has none."""
     by_dataset: Mapping[str, float]
@@ -103,6 +105,11 @@ class Measured:
     peak_bytes: float
     """The largest of all cells, as is `model_bytes`; NaN where the system did not say."""
     model_bytes: float
+
+    @property
+    def merit(self) -> float:
+        """The quality, turned so that larger is better."""
+        return TABLE[self.figure].merit(self.quality)
 
     @property
     def total_ms(self) -> float:
@@ -137,7 +144,7 @@ def compare(rows: Sequence[Row], figure: str = "image_auroc") -> Comparison:
         for choice, found in bundles.items()
         if {row["dataset"] for row in found} == set(datasets)
     ]
-    measured.sort(key=lambda m: (-m.quality, m.total_ms))
+    measured.sort(key=lambda m: (-m.merit, m.total_ms))
     return Comparison(figure, datasets, tuple(measured), len({Choice.of(row) for row in rows}) - len(measured))
 
 
@@ -171,6 +178,7 @@ def _measured(choice: Choice, rows: Sequence[Row], figure: str) -> Measured:
     quality = fmean(means.values())
     return Measured(
         choice=choice,
+        figure=figure,
         quality=quality,
         interval=_interval(quality, by_dataset.values(), figure),
         by_dataset=means,
@@ -228,9 +236,9 @@ def pareto_front(measured: Iterable[Measured], cost: CostName) -> tuple[Measured
     """
     known = [m for m in measured if not math.isnan(getattr(m, cost))]
     front: list[Measured] = []
-    for one in sorted(known, key=lambda m: (getattr(m, cost), -m.quality)):
+    for one in sorted(known, key=lambda m: (getattr(m, cost), -m.merit)):
         is_twin = bool(front) and _point(one, cost) == _point(front[-1], cost)
-        if not front or is_twin or one.quality > front[-1].quality:
+        if not front or is_twin or one.merit > front[-1].merit:
             front.append(one)
     return tuple(front)
 
@@ -371,7 +379,7 @@ def by_dimensions(measured: Iterable[Measured]) -> list[DimensionCurve]:
 def best_of_each(measured: Iterable[Measured]) -> list[Measured]:
     """The best configuration of each method, backbone and weights, best first."""
     kept: dict[tuple[str, str, str], Measured] = {}
-    for one in sorted(measured, key=lambda m: (-m.quality, m.total_ms)):
+    for one in sorted(measured, key=lambda m: (-m.merit, m.total_ms)):
         kept.setdefault((one.choice.method, one.choice.backbone, one.choice.weights), one)
     return list(kept.values())
 
