@@ -329,7 +329,9 @@ def test_a_normal_folder_within_test_is_tested(tmp_path):
     [
         ({"normal": ["no"]}, r"normal: expected sub-folders of .* \(fine, odd\), got no"),
         ({"normal": ["fine"], "anomalous": ["../odd"]}, r"anomalous: expected sub-folders of"),
-        ({"anomalous": ["odd"]}, r"normal: expected sub-folders with normal images, got none"),
+        ({"anomalous": ["odd"]}, r"normal: expected sub-folders with normal images beside anomalous, got none"),
+        ({"masks": "no"}, r"masks: expected sub-folders of .* \(fine, odd\), got no\."),
+        ({"masks": "odd"}, r"normal: expected sub-folders with normal images beside masks, got none"),
         ({"normal": ["fine"], "anomalous": ["fine"]}, r"normal: expected other sub-folders than anomalous, got fine"),
     ],
 )

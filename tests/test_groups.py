@@ -253,6 +253,23 @@ def test_evaluate_refuses_what_was_learned(leaky, tmp_path):
     assert "The model had seen 2 test images of 7 when it was fitted" in page
 
 
+def test_a_pattern_is_checked_before_anything_is_opened():
+    with pytest.raises(ArgumentError, match=r"group_by: expected a regular expression, got '\('"):
+        Detector(**SETTINGS, group_by="(").check()
+
+
+def test_update_compares_held_out_pictures_before_it_learns(caplog):
+    detector = Detector(**SETTINGS).fit(NORMAL[:30])
+    scores = [decision.score for decision in detector.predict(TEST)]
+    with pytest.raises(CalibrationError, match="there are 3"):
+        detector.update(NORMAL[30:35], held_out=NORMAL[32:38])
+    assert [decision.score for decision in detector.predict(TEST)] == scores
+    detector.update(NORMAL[30:33], held_out=NORMAL[32:])
+    assert "1 held-out pictures are learned as well: they do not count." in caplog.text
+    assert detector.calibration_.n_groups == 7
+    assert not detector.learned_ & detector.calibrated_on_
+
+
 def test_update_forgets_the_held_out_pictures_and_keeps_the_learned_ones():
     detector = Detector(**SETTINGS).fit(NORMAL[:30])
     learned = detector.learned_

@@ -122,7 +122,7 @@ def test_keys_of_any_type_and_tuples_are_digested_as_they_are_read(tmp_path):
 def test_foreign_damaged_and_newer_files_are_told_apart(tmp_path):
     path = tmp_path / "m"
     for missing in (path, path / "below", tmp_path / "a\0b"):
-        with pytest.raises(ModelFileError, match=r"the file does not exist. `blemish fit DATA --out"):
+        with pytest.raises(ModelFileError, match=r"the file does not exist. Check its name and its folder"):
             persist.load(missing)
     with pytest.raises(ModelFileError, match=r"expected a model file, got a folder"):
         persist.load(tmp_path)

@@ -22,7 +22,7 @@ from .features.backbones import Backbone, find_backbone
 from .features.memory import FeatureMemory
 from .images.decode import MAX_PIXELS
 from .images.digest import with_digests
-from .images.groups import GroupBy, Grouped, find_groups, hold_out, join_groups
+from .images.groups import GroupBy, Grouped, find_groups, hold_out, join_groups, read_pattern, without_copies
 from .images.preprocess import PRESETS, Preprocess
 from .images.source import (
     Batches,
@@ -131,6 +131,8 @@ class Detector(Parameterised):
     def check(self) -> None:
         """Refuse wrong parameters; `fit` does so before the work. Raises `ArgumentError`."""
         check_parameters(self)
+        if isinstance(self.group_by, str):
+            read_pattern(self.group_by)
         if self.overlap is not None and self.tile is None:
             raise ArgumentError.about("overlap", expected="None without tiles", got=self.overlap, instead="Give tile.")
         height, width = self._input_size()
@@ -204,11 +206,12 @@ class Detector(Parameterised):
             raise ArgumentError.about(
                 "method", expected=f"one that can be updated ({able})", got=method.name, instead="Fit again."
             )
-        fresh = None if held_out is None else self._grouped(self._normal_images(held_out))
+        source = self._normal_images(images)
+        _require_any(len(source))
+        fresh = None if held_out is None else without_copies(self._grouped(self._normal_images(held_out)), of=source)
         if fresh is not None:
             self._require(fresh.groups)
-        source, digests = with_digests(self._normal_images(images))
-        _require_any(len(source))
+        source, digests = with_digests(source)
         batches = self._batches(source, learn=True)
         method.partial_fit(self._tiled(Reporting(batches, "update", progress)))
         self.images_ += len(batches) - len(batches.skipped)

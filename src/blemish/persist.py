@@ -95,7 +95,7 @@ def _check_file(path: Path) -> None:
     try:
         status = path.stat()
     except (FileNotFoundError, NotADirectoryError, ValueError):  # a name with a null byte
-        raise ModelFileError(f"{path}: the file does not exist. `blemish fit DATA --out {path}` makes one.") from None
+        raise ModelFileError(f"{path}: the file does not exist. Check its name and its folder.") from None
     if not stat.S_ISREG(status.st_mode):
         kind = "a folder" if stat.S_ISDIR(status.st_mode) else "a device, a pipe or a socket"
         raise ModelFileError(f"{path}: expected a model file, got {kind}.")

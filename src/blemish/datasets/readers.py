@@ -178,17 +178,22 @@ def _marks_a_defect(image: Path, path: Path) -> bool:
 
 def read_as_said(root: Path, normal: Sequence[str], anomalous: Sequence[str], masks: str | None) -> Dataset:
     """What `normal`, `anomalous` and `masks` say."""
-    if not normal:
-        raise ArgumentError.about("normal", expected="sub-folders with normal images", got="none")
     marked = None if masks is None else MaskFolder(_subfolder(root, "masks", masks))
     bad = [_subfolder(root, "anomalous", name) for name in anomalous]
+    good = [_subfolder(root, "normal", name) for name in normal]
+    if not good:
+        beside = " and ".join(option for option, said in (("anomalous", anomalous), ("masks", masks)) if said)
+        raise ArgumentError.about(
+            "normal",
+            expected=f"sub-folders with normal images beside {beside}",
+            got="none",
+            instead=f"Write {_OPTIONS}.",
+        )
     others = [*bad, *([] if marked is None else [marked.folder])]
     test = [sample for folder in bad for sample in _said_anomalous(root, folder, marked, others)]
     learn: list[Path] = []
-    for name in normal:
-        folder = _subfolder(root, "normal", name)
-        found = [path for path in image_files(folder) if not _within(path, [o for o in others if o != folder])]
-        refuse_doubles(found, folder)
+    for name, folder in zip(normal, good, strict=True):
+        found = _images_but(folder, others)
         if any(is_part(part, "test") for part in Path(name).parts):
             test += [Sample(path, "good", anomalous=False) for path in found]
         else:
@@ -202,10 +207,7 @@ def read_as_said(root: Path, normal: Sequence[str], anomalous: Sequence[str], ma
 
 
 def _said_anomalous(root: Path, folder: Path, masks: MaskFolder | None, others: Sequence[Path]) -> Iterator[Sample]:
-    inner = [other for other in others if other != folder and folder in other.parents]
-    files = [path for path in image_files(folder) if not _within(path, inner)]
-    refuse_doubles(files, folder)
-    for path in files:
+    for path in _images_but(folder, others):
         mask = None
         if masks is not None:
             keys = (key_of(path, root), f"{folder.name}/{key_of(path, folder)}", key_of(path, folder))
@@ -223,8 +225,12 @@ def _subfolder(root: Path, option: str, name: str) -> Path:
     return folder
 
 
-def _within(path: Path, folders: Iterable[Path]) -> bool:
-    return any(folder in path.parents for folder in folders)
+def _images_but(folder: Path, others: Iterable[Path]) -> list[Path]:
+    """The images of a folder, without those of other folders within it."""
+    inner = [other for other in others if folder in other.parents]
+    files = [path for path in image_files(folder) if not any(other in path.parents for other in inner)]
+    refuse_doubles(files, folder)
+    return files
 
 
 def visa_table(root: Path) -> Path:

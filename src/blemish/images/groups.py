@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import random
 import re
 from collections.abc import Callable, Hashable, Iterable, Sequence
@@ -10,6 +11,8 @@ from dataclasses import dataclass
 from ..errors import ArgumentError
 from .digest import contents
 from .source import ImageSource
+
+_log = logging.getLogger("blemish")
 
 GroupBy = str | Callable[[str], Hashable]
 """A regular expression on the path whose first group is the key; or a function from the path to the key."""
@@ -39,6 +42,17 @@ def find_groups(source: ImageSource, paths: Sequence[str], group_by: GroupBy | N
     """
     copies = list(contents(source))
     return join_groups(copies) if group_by is None else join_groups(copies, _keys(paths, group_by))
+
+
+def without_copies(held_out: Grouped, *, of: ImageSource) -> Grouped:
+    """The groups with no copy of these pictures in them, told without decoding files as in `find_groups`; says so."""
+    keys = list(contents(of.joined(held_out.source)))
+    learned, own = set(keys[: len(of)]), keys[len(of) :]
+    known = {group for group, key in zip(held_out.groups, own, strict=True) if key in learned}
+    kept = [i for i, group in enumerate(held_out.groups) if group not in known]
+    if known:
+        _log.warning("%d held-out pictures are learned as well: they do not count.", len(own) - len(kept))
+    return held_out.subset(kept)
 
 
 def join_groups(*columns: Sequence[Hashable]) -> list[int]:
@@ -75,9 +89,8 @@ def hold_out(groups: Sequence[int], fraction: float, *, seed: int) -> tuple[list
     return rest, held_out
 
 
-def _keys(paths: Sequence[str], group_by: GroupBy) -> list[Hashable]:
-    if not isinstance(group_by, str):
-        return [group_by(path) for path in paths]
+def read_pattern(group_by: str) -> re.Pattern[str]:
+    """The regular expression, with a group in it. Raises `ArgumentError`."""
     try:
         pattern = re.compile(group_by)
     except re.error as error:
@@ -89,6 +102,13 @@ def _keys(paths: Sequence[str], group_by: GroupBy) -> list[Hashable]:
             got=repr(group_by),
             instead="Put what names a burst or a part into ( ).",
         )
+    return pattern
+
+
+def _keys(paths: Sequence[str], group_by: GroupBy) -> list[Hashable]:
+    if not isinstance(group_by, str):
+        return [group_by(path) for path in paths]
+    pattern = read_pattern(group_by)
     return [_key(pattern, path) for path in paths]
 
 

@@ -69,6 +69,11 @@ class ImageSource:
         chosen = tuple(indices)
         return ImageSource(tuple(self.names[i] for i in chosen), lambda i: self._load(chosen[i]), root=self.root)
 
+    def joined(self, other: ImageSource) -> ImageSource:
+        """These images, and those of another source behind them."""
+        count = len(self)
+        return ImageSource(self.names + other.names, lambda i: self._load(i) if i < count else other.load(i - count))
+
     def paths(self) -> list[str]:
         """The images' paths below `root`, with `/` in between; else their names."""
         paths = map(Path, self.names)
