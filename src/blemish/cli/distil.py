@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
@@ -12,13 +14,12 @@ import typer
 from ..files import check_output, write_whole
 from ..parameters import read_texts, split_settings
 from .console import Speaker, print_rows
-from .options import DeviceOption, SeedOption, SetOption, WorkersOption
+from .options import DeviceOption, SeedOption, SetOption, WorkersOption, spelled_out
 from .progress import ProgressView, duration
 
 if TYPE_CHECKING:
-    from ..augment.crops import ImageCache
-    from ..distil.backbone import BackboneRecipe, DistilledBackbone
-    from ..distil.descriptor import DescriptorRecipe, Distilled
+    from ..distil.backbone import BackboneRecipe
+    from ..distil.descriptor import DescriptorRecipe
     from ..training.loop import TrainingProgress
 
 _Made = TypeVar("_Made")
@@ -36,15 +37,26 @@ TeacherOption = Annotated[str, typer.Option(help="Whom to learn from; see `blemi
 TeacherWeightsOption = Annotated[
     Path | None, typer.Option(help="The teacher's: a file, or random; else $BLEMISH_WEIGHTS, then hub.")
 ]
-EveryOption = Annotated[int, typer.Option("--checkpoint-every", min=1, help="Steps between two checkpoints.")]
-TimeOption = Annotated[
-    float | None, typer.Option(metavar="MINUTES", help="Stop training then, and write what there is.")
-]
-FigureOption = Annotated[Path | None, typer.Option("--figure", help="Also draw the losses into this PNG file.")]
-CardOption = Annotated[bool, typer.Option("--json", help="Print the card instead of a table.")]
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunOptions:
+    """Options of every command: how a run goes, and what is told of it."""
+
+    seed: SeedOption = 0
+    settings: SetOption = None
+    every: Annotated[int, typer.Option("--checkpoint-every", min=1, help="Steps between two checkpoints.")] = 500
+    time_limit: Annotated[
+        float | None, typer.Option(metavar="MINUTES", help="Stop training then, and write what there is.")
+    ] = None
+    figure: Annotated[Path | None, typer.Option("--figure", help="Also draw the losses into this PNG file.")] = None
+    device: DeviceOption = "auto"
+    workers: WorkersOption = 2
+    as_json: Annotated[bool, typer.Option("--json", help="Print the card instead of a table.")] = False
 
 
 @distil_app.command()
+@spelled_out
 def descriptor(
     data: PhotographsArgument,
     *,
@@ -56,14 +68,7 @@ def descriptor(
     weights: TeacherWeightsOption = None,
     tap: Annotated[str | None, typer.Option(help="Layer to learn from; default: the deepest.")] = None,
     steps: Annotated[int, typer.Option(min=1, help="Batches to learn from.")] = 50_000,
-    seed: SeedOption = 0,
-    settings: SetOption = None,
-    every: EveryOption = 500,
-    time_limit: TimeOption = None,
-    figure: FigureOption = None,
-    device: DeviceOption = "auto",
-    workers: WorkersOption = 2,
-    as_json: CardOption = False,
+    run: RunOptions,
 ) -> None:
     """Train a patch descriptor network: it learns on random crops what a pretrained backbone says of them.
 
@@ -74,28 +79,16 @@ def descriptor(
     from ..distil.descriptor import DescriptorRecipe, distil_descriptor
     from ..features.descriptors import write_descriptor
 
-    options = {"patch": patch, "backbone": backbone, "tap": tap, "steps": steps, "seed": seed}
-    recipe = _recipe(DescriptorRecipe, options, settings)
-
-    def train(images: ImageCache, progress: Callable[[TrainingProgress], None]) -> Distilled:
-        return distil_descriptor(
-            images,
-            recipe,
-            weights=weights,
-            device=device,
-            checkpoint=_checkpoint(out),
-            checkpoint_every=every,
-            time_limit=_seconds(time_limit),
-            progress=progress,
-        )
-
-    _check_outputs(out, figure)
-    made = _trained(train, data, side=recipe.image_side, workers=workers)
+    options = {"patch": patch, "backbone": backbone, "tap": tap, "steps": steps, "seed": run.seed}
+    recipe = _recipe(DescriptorRecipe, options, run.settings)
+    train = partial(distil_descriptor, recipe=recipe, weights=weights)
+    made = _trained(train, data, out, run, side=recipe.image_side)
     write_descriptor(made.network, out)
-    _finish(made.card, data, out=out, figure=figure, as_json=as_json)
+    _finish(made.card, data, out, run)
 
 
 @distil_app.command()
+@spelled_out
 def backbone(
     data: PhotographsArgument,
     *,
@@ -106,14 +99,7 @@ def backbone(
     weights: TeacherWeightsOption = None,
     start: Annotated[Path | None, typer.Option(help="Weights of an earlier run, to begin with.")] = None,
     steps: Annotated[int, typer.Option(min=1, help="Batches to learn from.")] = 8000,
-    seed: SeedOption = 0,
-    settings: SetOption = None,
-    every: EveryOption = 500,
-    time_limit: TimeOption = None,
-    figure: FigureOption = None,
-    device: DeviceOption = "auto",
-    workers: WorkersOption = 2,
-    as_json: CardOption = False,
+    run: RunOptions,
 ) -> None:
     """Train a compact backbone for CPUs: it learns to give the feature maps of a larger one.
 
@@ -123,63 +109,48 @@ def backbone(
     """
     from ..distil.backbone import BackboneRecipe, distil_backbone, write_backbone
 
-    recipe = _recipe(BackboneRecipe, {"teacher": teacher, "steps": steps, "seed": seed}, settings)
-
-    def train(images: ImageCache, progress: Callable[[TrainingProgress], None]) -> DistilledBackbone:
-        return distil_backbone(
-            images,
-            recipe,
-            weights=weights,
-            start=start,
-            device=device,
-            checkpoint=_checkpoint(out),
-            checkpoint_every=every,
-            time_limit=_seconds(time_limit),
-            progress=progress,
-        )
-
-    _check_outputs(out, figure)
-    made = _trained(train, data, side=recipe.image_side, workers=workers)
+    recipe = _recipe(BackboneRecipe, {"teacher": teacher, "steps": steps, "seed": run.seed}, run.settings)
+    train = partial(distil_backbone, recipe=recipe, weights=weights, start=start)
+    made = _trained(train, data, out, run, side=recipe.image_side)
     write_backbone(made.network, out)
-    _finish(made.card, data, out=out, figure=figure, as_json=as_json)
+    _finish(made.card, data, out, run)
 
 
-def _trained(
-    train: Callable[[ImageCache, Callable[[TrainingProgress], None]], _Made], data: Path, *, side: int, workers: int
-) -> _Made:
+def _trained(train: Callable[..., _Made], data: Path, out: Path, run: RunOptions, *, side: int) -> _Made:
+    """What the training makes of the images, after a look at what is to be written."""
     from ..augment.crops import read_cache
 
-    with Speaker().progress() as reading:
-        images = read_cache(data, side=side, workers=workers, progress=reading)
-    with ProgressView("steps") as view:
-        return train(images, lambda p: view("steps", p.step, p.steps, _news(p)))
-
-
-def _check_outputs(*files: Path | None) -> None:
-    for path in files:
+    for path in (out, run.figure):
         if path is not None:
             check_output(path)
+    with Speaker().progress() as reading:
+        images = read_cache(data, side=side, workers=run.workers, progress=reading)
+    with ProgressView("steps") as view:
+        return train(
+            images,
+            device=run.device,
+            checkpoint=_checkpoint(out),
+            checkpoint_every=run.every,
+            time_limit=None if run.time_limit is None else 60 * run.time_limit,
+            progress=lambda p: view("steps", p.step, p.steps, _news(p)),
+        )
 
 
 def _checkpoint(out: Path) -> Path:
     return out.with_name(f"{out.name}.checkpoint")
 
 
-def _seconds(minutes: float | None) -> float | None:
-    return None if minutes is None else 60 * minutes
-
-
-def _finish(card: dict[str, Any], data: Path, *, out: Path, figure: Path | None, as_json: bool) -> None:
+def _finish(card: dict[str, Any], data: Path, out: Path, run: RunOptions) -> None:
     """Write the card and the picture, and say what was made."""
     card = card | {"data": data.resolve().name, "file": out.name, "bytes": out.stat().st_size}
     write_whole(out.with_suffix(".json"), json.dumps(card, indent=1) + "\n")
-    if figure is not None:
+    if run.figure is not None:
         from ..report.training import loss_plot
 
-        write_whole(figure, loss_plot(card["terms"], card["curve"]))
+        write_whole(run.figure, loss_plot(card["terms"], card["curve"]))
     if card["ended"] == "steps":
         _checkpoint(out).unlink(missing_ok=True)
-    _print(card, out, as_json)
+    _print(card, out, run.as_json)
 
 
 def _recipe(kind: type[_Recipe], options: dict[str, Any], settings: list[str] | None) -> _Recipe:

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
-from dataclasses import asdict, fields
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -25,6 +25,7 @@ from .options import (
     SeedOption,
     WorkersOption,
     read_option,
+    spelled_out,
 )  # fmt: skip
 
 if TYPE_CHECKING:
@@ -44,12 +45,9 @@ ood_app = typer.Typer(
 )
 
 ModelOption = Annotated[str, typer.Option("--model", help="The classifier: torchvision, timm:NAME, module:factory ...")]
-WeightsOption = Annotated[Path | None, typer.Option(help="State dict of the classifier.")]
 MemberOption = Annotated[
     list[str] | None, typer.Option("--member", help="A further network of an ensemble, by name; repeatable.")
 ]
-ResizeOption = Annotated[int | None, typer.Option(help="Side to resize to; default: what belongs to the classifier.")]
-CropOption = Annotated[int | None, typer.Option(help="Centre crop after --resize.")]
 LimitOption = Annotated[int | None, typer.Option(min=1, help="At most so many images of each set, drawn by --seed.")]
 LearnOption = Annotated[
     Path | None, typer.Option(help="In-distribution images for detectors that learn (mahalanobis, knn, vim, react).")
@@ -64,7 +62,54 @@ TunedOption = Annotated[
 ]
 
 
+@dataclass(frozen=True, kw_only=True)
+class NetworkOptions:
+    """Options of every command: the classifier beside its name."""
+
+    weights: Annotated[Path | None, typer.Option(help="State dict of the classifier.")] = None
+    resize: Annotated[int | None, typer.Option(help="Side to resize to; default: what belongs to the classifier.")] = (
+        None
+    )
+    crop: Annotated[int | None, typer.Option(help="Centre crop after --resize.")] = None
+    device: DeviceOption = "cpu"
+
+    def open(self, model: str, members: Sequence[str] | None = None) -> Classifier:
+        """The classifier of this name, with further members of an ensemble."""
+        from ..images.preprocess import Preprocess
+        from ..ood import open_classifier
+
+        if self.crop is not None and self.resize is None:
+            raise ArgumentError.about("--crop", expected="--resize as well", got="none")
+        preprocess = None if self.resize is None else Preprocess(self.resize, self.crop)
+        return open_classifier(
+            model, weights=self.weights, preprocess=preprocess, members=members or (), device=self.device
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class ReadingOptions:
+    """Options of every command: how images are read."""
+
+    batch_size: BatchOption = 16
+    workers: WorkersOption = 2
+    on_error: ErrorOption = "raise"
+
+    def reader(self, progress: Any) -> Reader:
+        """What reads the images."""
+        from ..evaluation.classifiers import Reader
+
+        return Reader(self.batch_size, self.workers, self.on_error, progress)
+
+
+@dataclass(frozen=True, kw_only=True)
+class StreamOptions(ReadingOptions):
+    """The same for a command that judges whatever comes."""
+
+    on_error: ErrorOption = "skip"
+
+
 @ood_app.command()
+@spelled_out
 def score(
     images: Annotated[Path, typer.Argument(help="Images to judge: folder, .npz or .csv.")],
     *,
@@ -79,14 +124,9 @@ def score(
         typer.Option(help="Flag outliers so that at most this share of the flagged is expected to be wrong."),
     ] = None,
     learn_from: LearnOption = None,
-    weights: WeightsOption = None,
     member: MemberOption = None,
-    resize: ResizeOption = None,
-    crop: CropOption = None,
-    batch_size: BatchOption = 16,
-    workers: WorkersOption = 2,
-    device: DeviceOption = "cpu",
-    on_error: ErrorOption = "skip",
+    network: NetworkOptions,
+    reading: StreamOptions,
 ) -> None:
     """Score images, one JSON line each as soon as it is known: larger = less likely from the training distribution.
 
@@ -105,21 +145,21 @@ def score(
     if out is not None:
         check_output(out)
     name, chosen = _make(detector)
-    classifier = _classifier(model, weights, member, resize, crop, device)
+    classifier = network.open(model, member)
     with say.progress() as progress:
-        reading = _reading(batch_size, workers, on_error, progress)
+        reader = reading.reader(progress)
         learned = None if learn_from is None else open_labelled(learn_from)
-        usable, left_out, _ = fit_detectors(classifier, {name: chosen}, learned, reading=reading)
+        usable, left_out, _ = fit_detectors(classifier, {name: chosen}, learned, reading=reader)
         if left_out:
             raise ArgumentError.about("--detector", expected="one that can run here", got=f"{name} {left_out[name]}")
         scores = {name: usable[name].score}
         held_out = None
         if calibration is not None:
             known = open_labelled(calibration)
-            held_out = score_images(classifier, known, scores, reading=reading, stage="calibrating")
+            held_out = score_images(classifier, known, scores, reading=reader, stage="calibrating")
         with _lines(out) as write:
             parts = []
-            for part in score_batches(classifier, open_labelled(images), scores, reading=reading):
+            for part in score_batches(classifier, open_labelled(images), scores, reading=reader):
                 if held_out is not None:
                     require_disjoint({"images": part.digests, "calibration images": held_out.digests})
                 rows = _score_rows(part, name, held_out)
@@ -160,6 +200,7 @@ def _lines(out: Path | None) -> Iterator[Callable[[list[dict[str, Any]]], None]]
 
 
 @ood_app.command("evaluate")
+@spelled_out
 def evaluate_outliers(
     inliers: Annotated[Path, typer.Argument(help="In-distribution test images.")],
     *,
@@ -179,15 +220,10 @@ def evaluate_outliers(
         Path | None, typer.Option(help="Folder that keeps finished sets, so that a stopped run goes on from there.")
     ] = None,
     report: ReportOption = None,
-    weights: WeightsOption = None,
     member: MemberOption = None,
-    resize: ResizeOption = None,
-    crop: CropOption = None,
+    network: NetworkOptions,
     seed: SeedOption = 0,
-    batch_size: BatchOption = 16,
-    workers: WorkersOption = 2,
-    device: DeviceOption = "cpu",
-    on_error: ErrorOption = "raise",
+    reading: ReadingOptions,
     as_json: JsonOption = False,
 ) -> None:
     """Compare detectors on labelled sets, all on one forward pass: AUROC, FPR95 and average precision both ways.
@@ -202,7 +238,7 @@ def evaluate_outliers(
 
     say = Speaker()
     _check_report(report)
-    classifier = _classifier(model, weights, member, resize, crop, device)
+    classifier = network.open(model, member)
     tunings = _tunings(tuned)
     chosen = _detectors(detectors, classifier, tunings)
     normal = _open(inliers, labels, limit, seed)
@@ -210,7 +246,7 @@ def evaluate_outliers(
     learned = None if learn_from is None else _open(learn_from, labels, None, seed)
     rows: list[AblationRow] = []
     with say.progress() as progress:
-        reading = _reading(batch_size, workers, on_error, progress)
+        reader = reading.reader(progress)
         evaluation = evaluate_ood(
             classifier,
             normal,
@@ -221,14 +257,14 @@ def evaluate_outliers(
             exclude_tuned=exclude_tuned,
             repetitions=repetitions,
             seed=seed,
-            reading=reading,
+            reading=reader,
             keep=scores,
         )
         gradient = next((d for name, d in chosen.items() if name.split(",")[0] == "gradient"), None)
         if ablate and gradient is not None:
             for images in sets.values():
                 rows += ablate_ood(
-                    classifier, _tunable(gradient), normal, images, tuned_on=_digests(tunings), reading=reading
+                    classifier, _tunable(gradient), normal, images, tuned_on=_digests(tunings), reading=reader
                 )
     figures = reliability_ood(evaluation.inliers) if evaluation.inliers.labels is not None else ()
     if as_json:
@@ -243,6 +279,7 @@ def evaluate_outliers(
 
 
 @ood_app.command()
+@spelled_out
 def tune(
     inliers: Annotated[Path, typer.Argument(help="In-distribution images to tune on; test on others.")],
     *,
@@ -263,14 +300,9 @@ def tune(
     eps: Annotated[str | None, typer.Option(help="Such as 0,0.001; default: 21 from 0 to 0.004.")] = None,
     limit: Annotated[int, typer.Option(min=2, help="Images of each set, drawn by --seed.")] = 500,
     report: ReportOption = None,
-    weights: WeightsOption = None,
-    resize: ResizeOption = None,
-    crop: CropOption = None,
+    network: NetworkOptions,
     seed: SeedOption = 0,
-    batch_size: BatchOption = 16,
-    workers: WorkersOption = 2,
-    device: DeviceOption = "cpu",
-    on_error: ErrorOption = "raise",
+    reading: ReadingOptions,
     as_json: JsonOption = False,
 ) -> None:
     """Choose temperature and step of ODIN or of the gradient method on a grid with shared passes.
@@ -287,15 +319,12 @@ def tune(
     check_output(out)
     _check_report(report)
     _, chosen = _make(detector)
-    classifier = _classifier(model, weights, None, resize, crop, device)
-    grid = Grid()
-    if temperatures or eps:
-        grid = Grid(
-            read_option("--temperatures", tuple[float, ...], temperatures, above=0)
-            if temperatures
-            else grid.temperatures,
-            read_option("--eps", tuple[float, ...], eps, at_least=0) if eps else grid.eps,
-        )
+    classifier = network.open(model)
+    given = {
+        "temperatures": temperatures and read_option("--temperatures", tuple[float, ...], temperatures, above=0),
+        "eps": eps and read_option("--eps", tuple[float, ...], eps, at_least=0),
+    }
+    grid = Grid(**{name: values for name, values in given.items() if values})
     with say.progress() as progress:
         result = tune_ood(
             classifier,
@@ -306,27 +335,19 @@ def tune(
             grid=grid,
             limit=limit,
             seed=seed,
-            reading=_reading(batch_size, workers, on_error, progress),
+            reading=reading.reader(progress),
         )
     result.save(out)
     if as_json:
         typer.echo(json.dumps({key: value for key, value in asdict(result).items() if key != "digests"}))
     else:
-        header = [f"eps {e:g}" for e in result.grid.eps]
-        rows = [
-            {"temperature": f"{t:g}", **dict(zip(header, (f"{v:.3f}" for v in values), strict=True))}
-            for t, values in zip(result.grid.temperatures, result.values, strict=True)
-        ]
-        print_rows([{"temperature": row["temperature"], "best eps": _best(row), **_thinned(row)} for row in rows])
-        typer.echo(
-            f"{result.detector}: temperature {result.temperature:g}, eps {result.chosen_eps:g}, chosen by "
-            f"{result.objective} on {result.tuned_on}. {out}"
-        )
+        _print_tuning(result, out)
     if report is not None:
         _write_report(report, say, f"{classifier.name}: tuning", None, [result], [], ())
 
 
 @ood_app.command()
+@spelled_out
 def ablate(
     inliers: Annotated[Path, typer.Argument(help="In-distribution images.")],
     *,
@@ -336,14 +357,9 @@ def ablate(
     tuned: Annotated[Path | None, typer.Option(help="File of `blemish ood tune`: its parameters are used.")] = None,
     limit: LimitOption = None,
     report: ReportOption = None,
-    weights: WeightsOption = None,
-    resize: ResizeOption = None,
-    crop: CropOption = None,
+    network: NetworkOptions,
     seed: SeedOption = 0,
-    batch_size: BatchOption = 16,
-    workers: WorkersOption = 2,
-    device: DeviceOption = "cpu",
-    on_error: ErrorOption = "raise",
+    reading: ReadingOptions,
     as_json: JsonOption = False,
 ) -> None:
     """Show what temperature, step and each block of the network are worth, by AUROC with its 95 % interval.
@@ -357,7 +373,7 @@ def ablate(
     say = Speaker()
     _check_report(report)
     chosen = _tunable(_make(detector)[1])
-    classifier = _classifier(model, weights, None, resize, crop, device)
+    classifier = network.open(model)
     tunings = _tunings(None if tuned is None else [tuned])
     for tuning in tunings:
         chosen = tuning.apply(chosen)
@@ -368,7 +384,7 @@ def ablate(
             _open(inliers, "none", limit, seed),
             _open(outliers, "none", limit, seed),
             tuned_on=_digests(tunings),
-            reading=_reading(batch_size, workers, on_error, progress),
+            reading=reading.reader(progress),
         )
     if as_json:
         typer.echo(json.dumps({"ablation": [asdict(row) for row in rows]}))
@@ -379,6 +395,7 @@ def ablate(
 
 
 @ood_app.command("reliability")
+@spelled_out
 def measure_reliability(
     inliers: Annotated[Path, typer.Argument(help="Labelled in-distribution images.")],
     *,
@@ -389,15 +406,10 @@ def measure_reliability(
     limit: LimitOption = None,
     learn_from: LearnOption = None,
     report: ReportOption = None,
-    weights: WeightsOption = None,
     member: MemberOption = None,
-    resize: ResizeOption = None,
-    crop: CropOption = None,
+    network: NetworkOptions,
     seed: SeedOption = 0,
-    batch_size: BatchOption = 16,
-    workers: WorkersOption = 2,
-    device: DeviceOption = "cpu",
-    on_error: ErrorOption = "raise",
+    reading: ReadingOptions,
     as_json: JsonOption = False,
 ) -> None:
     """Measure how well scores tell right predictions from wrong ones: risk, coverage, and accuracy of the uncertain.
@@ -409,15 +421,15 @@ def measure_reliability(
 
     say = Speaker()
     _check_report(report)
-    classifier = _classifier(model, weights, member, resize, crop, device)
+    classifier = network.open(model, member)
     chosen = _detectors(detectors, classifier, [])
     learned = None if learn_from is None else _open(learn_from, labels, None, seed)
     with say.progress() as progress:
-        reading = _reading(batch_size, workers, on_error, progress)
-        usable, left_out, _ = fit_detectors(classifier, chosen, learned, reading=reading)
+        reader = reading.reader(progress)
+        usable, left_out, _ = fit_detectors(classifier, chosen, learned, reading=reader)
         scores = {name: detector.score for name, detector in usable.items()}
         images = _open(inliers, labels, limit, seed)
-        figures = reliability_ood(score_images(classifier, images, scores, reading=reading), bin_size=bin_size)
+        figures = reliability_ood(score_images(classifier, images, scores, reading=reader), bin_size=bin_size)
     for name, reason in left_out.items():
         say.line(f"left out: {name} {reason}")
     if as_json:
@@ -435,24 +447,6 @@ def measure_reliability(
 def _check_report(report: Path | None) -> None:
     if report is not None:
         check_output(report)
-
-
-def _classifier(  # noqa: PLR0917
-    model: str, weights: Path | None, members: list[str] | None, resize: int | None, crop: int | None, device: str
-) -> Classifier:
-    from ..images.preprocess import Preprocess
-    from ..ood import open_classifier
-
-    if crop is not None and resize is None:
-        raise ArgumentError.about("--crop", expected="--resize as well", got="none")
-    preprocess = None if resize is None else Preprocess(resize, crop)
-    return open_classifier(model, weights=weights, preprocess=preprocess, members=members or (), device=device)
-
-
-def _reading(batch_size: int, workers: int, on_error: Literal["raise", "skip"], progress: Any) -> Reader:
-    from ..evaluation.classifiers import Reader
-
-    return Reader(batch_size, workers, on_error, progress)
 
 
 def _open(path: Path, labels: str, limit: int | None, seed: int) -> LabelledImages:
@@ -533,16 +527,21 @@ def _digests(tunings: Sequence[Tuning]) -> frozenset[str]:
     return frozenset(digest for tuning in tunings for digest in tuning.digests)
 
 
-def _best(row: Mapping[str, str]) -> str:
-    values = {key: float(value) for key, value in row.items() if key.startswith("eps")}
-    best = max(values, key=lambda key: values[key])
-    return f"{best.removeprefix('eps ')} ({values[best]:.3f})"
-
-
-def _thinned(row: Mapping[str, str]) -> dict[str, str]:
-    """At most six steps: a table of 21 columns fits no terminal; the report and the file have all."""
-    keys = [key for key in row if key.startswith("eps")]
-    return {key: row[key] for key in keys[:: max(1, -(-len(keys) // 6))]}
+def _print_tuning(tuning: Tuning, out: Path) -> None:
+    """The grid, and what was chosen."""
+    # A table of 21 columns fits no terminal; the report and the file have all.
+    some = slice(None, None, -(-len(tuning.grid.eps) // 6))
+    rows: list[dict[str, object]] = []
+    for temperature, values in zip(tuning.grid.temperatures, tuning.values, strict=True):
+        best = max(range(len(values)), key=values.__getitem__)
+        shown = {f"eps {e:g}": f"{v:.3f}" for e, v in zip(tuning.grid.eps[some], values[some], strict=True)}
+        chosen = f"{tuning.grid.eps[best]:g} ({values[best]:.3f})"
+        rows.append({"temperature": f"{temperature:g}", "best eps": chosen, **shown})
+    print_rows(rows)
+    typer.echo(
+        f"{tuning.detector}: temperature {tuning.temperature:g}, eps {tuning.chosen_eps:g}, chosen by "
+        f"{tuning.objective} on {tuning.tuned_on}. {out}"
+    )
 
 
 def _say_remarks(say: Speaker, evaluation: OODEvaluation) -> None:

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import MISSING
+import inspect
+from collections.abc import Callable
+from dataclasses import MISSING, fields, is_dataclass
+from functools import wraps
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_type_hints
 
 import typer
 
@@ -35,6 +38,29 @@ MaxPixelsOption = Annotated[
     typer.Option(min=1, help="Refuse files of more pixels, which may be bombs; default: 80 million."),
 ]
 RateOption = Annotated[float, typer.Option(help="Share of normal images that may be flagged.")]
+
+
+def spelled_out(function: Callable[..., None]) -> Callable[..., None]:
+    """The command of a function, some of whose parameters are dataclasses: each field of these is an option."""
+    own = inspect.signature(function, eval_str=True).parameters.values()
+    groups = {p.name: p.annotation for p in own if isinstance(p.annotation, type) and is_dataclass(p.annotation)}
+    spelled: list[inspect.Parameter] = []
+    for p in own:
+        if p.name not in groups:
+            spelled.append(p.replace(kind=inspect.Parameter.KEYWORD_ONLY))
+            continue
+        kinds = get_type_hints(p.annotation, include_extras=True)
+        spelled += [p.replace(name=f.name, annotation=kinds[f.name], default=f.default) for f in fields(p.annotation)]
+
+    @wraps(function)
+    def command(**given: Any) -> None:
+        for name, kind in groups.items():
+            given[name] = kind(**{f.name: given.pop(f.name) for f in fields(kind)})
+        function(**given)
+
+    command.__dict__["__signature__"] = inspect.Signature(spelled)  # which typer reads
+    command.__annotations__ = {p.name: p.annotation for p in spelled}
+    return command
 
 
 def read_option(name: str, kind: Any, text: str, **bounds: Any) -> Any:
