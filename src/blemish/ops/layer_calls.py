@@ -122,12 +122,7 @@ def read(model: nn.Module, one: Tensor, beside: Sequence[Tensor], names: Iterabl
 
     Gradients are to be switched on for the parameters `names` and off for all others.
     """
-    name_of = {id(parameter): name for name, parameter in model.named_parameters()}
-    owners: dict[str, list[tuple[str, str]]] = {name: [] for name in names}
-    for path, layer in model.named_modules():
-        for local, parameter in layer._parameters.items():
-            if parameter is not None and name_of[id(parameter)] in owners:
-                owners[name_of[id(parameter)]].append((path, local))
+    owners = _owners(model, names)
     layers = {path: model.get_submodule(path) for places in owners.values() for path, _ in places}
     rules = {path: rules_of(layer) for path, layer in layers.items()}
     looks = [_Look(model, torch.cat([one, *more]), layers) for more in ((), *((other,) for other in beside))]
@@ -141,22 +136,35 @@ def read(model: nn.Module, one: Tensor, beside: Sequence[Tensor], names: Iterabl
     for name, places in owners.items():
         parameter = layers[places[0][0]]._parameters[places[0][1]]
         own = [seen for seen in first.calls if any(seen.call.owner == path for path, _ in places)]
-        claimed = [[edge for edge, leaf in seen.edges if leaf is parameter] for seen in own]
-        unclaimed = {edge for edge, leaf in graph if leaf is parameter}.difference(*claimed)
-        if unclaimed or not all(seen.call.is_plain for seen in own):
+        uses = _uses(parameter, own, graph)
+        if uses is None:
             continue
-        candidates = {rules[path].get(local) for path, local in places}
-        rule = candidates.pop()
-        fits = all(
-            len(edges) == 1 and accepts(layers[seen.call.owner], seen.call.input.one)
-            for seen, edges in zip(own, claimed, strict=True)
-        )
-        if rule is not None and not candidates:
-            if fits:
+        rule, *others = {rules[path].get(local) for path, local in places}
+        if rule is not None and not others:
+            accepted = (accepts(layers[seen.call.owner], seen.call.input.one) for seen in own)
+            if all(count == 1 and fits for count, fits in zip(uses, accepted, strict=True)):
                 reading.rules[name] = rule
         elif len(places) == 1 and len(own) == 1 and own[0].stands_alone(layers[own[0].call.owner]):
             reading.alone[name] = own[0].call.owner
     return reading
+
+
+def _owners(model: nn.Module, names: Iterable[str]) -> dict[str, list[tuple[str, str]]]:
+    """The layers that have each parameter, by their paths, and what they call it."""
+    name_of = {id(parameter): name for name, parameter in model.named_parameters()}
+    owners: dict[str, list[tuple[str, str]]] = {name: [] for name in names}
+    for path, layer in model.named_modules():
+        for local, parameter in layer._parameters.items():
+            if parameter is not None and name_of[id(parameter)] in owners:
+                owners[name_of[id(parameter)]].append((path, local))
+    return owners
+
+
+def _uses(parameter: Tensor | None, calls: Sequence[_Seen], graph: Iterable[tuple[Edge, Tensor]]) -> list[int] | None:
+    """How often each call uses a parameter; None where something beside them does, or a call is not plain."""
+    claimed = [[edge for edge, leaf in seen.edges if leaf is parameter] for seen in calls]
+    elsewhere = {edge for edge, leaf in graph if leaf is parameter}.difference(*claimed)
+    return None if elsewhere or not all(seen.call.is_plain for seen in calls) else [len(edges) for edges in claimed]
 
 
 @dataclass
