@@ -1445,7 +1445,12 @@ NETWORKS = {
 }
 
 
-@pytest.mark.parametrize("name", NETWORKS)
+SLOW = ("convnext_tiny", "swin_t")  # a small transformer with windows, of timm, is in every run
+
+
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=pytest.mark.heavy if name in SLOW else ()) for name in NETWORKS]
+)
 def test_network(name):
     make, side, is_covered = NETWORKS[name]
     torch.manual_seed(0)

@@ -29,6 +29,7 @@ def test_padim_on_screw_reproduces_the_published_figures():
     assert (figures.n_normal, figures.n_anomalous) == (41, 119)
 
 
+@pytest.mark.heavy
 def test_padim_on_magnetic_tiles_is_no_worse_than_measured():
     """A peer on the same weights and images: 0.925 / 0.748 with one draw of channels, 0.910 / 0.729 with another."""
     dataset = open_dataset(DATA / "mtd")
@@ -39,6 +40,7 @@ def test_padim_on_magnetic_tiles_is_no_worse_than_measured():
     assert figures.false_alarms <= 0.10
 
 
+@pytest.mark.heavy
 def test_patchcore_grown_on_screw_is_no_worse_than_measured():
     """Half a per cent, grown: 0.904 / 0.981 / 0.909. Refitted: image AUROC 0.930."""
     dataset = open_dataset(DATA / "mvtec_ad" / "screw")
@@ -56,6 +58,7 @@ def test_patchcore_grown_on_screw_is_no_worse_than_measured():
     assert figures.au_pro_30 >= 0.89
 
 
+@pytest.mark.heavy
 def test_gaussian_on_magnetic_tiles_beats_the_published_nearest_neighbour():
     """Published for 1-NN on other features: 0.800."""
     dataset = open_dataset(DATA / "mtd")

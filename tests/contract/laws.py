@@ -76,6 +76,19 @@ def known(make: Make) -> Method:
         return fitted(make)
 
 
+def own(make: Make) -> Method:
+    """A copy of `known` for a law to change."""
+    return copy.deepcopy(known(make))
+
+
+@lru_cache(maxsize=2)
+def other(make: Make) -> Method:
+    """One that has learned other images."""
+    method = make()
+    method.fit(Images(MORE))
+    return method
+
+
 def assert_same(a: Scores, b: Scores, *, exactly: bool = False) -> None:
     """Equal bit for bit, or to float32 rounding (a matrix product may round otherwise for another batch size)."""
     tolerance = {"rtol": 0.0, "atol": 0.0} if exactly else {"rtol": 1e-4, "atol": 1e-5}
@@ -132,7 +145,7 @@ def law_order_does_not_matter(make: Make) -> None:
 
 
 def law_scoring_is_pure(make: Make) -> None:
-    method = fitted(make)
+    method = own(make)
     pixels = TEST.clone()
     before = {name: tensor.clone() for name, tensor in method.state().items()}
     first = method.score(batch(pixels))
@@ -150,14 +163,13 @@ def law_same_seed_same_numbers(make: Make) -> None:
 
 
 def law_fit_forgets(make: Make) -> None:
-    method = make()
-    method.fit(Images(MORE))
+    method = copy.deepcopy(other(make))
     method.fit(Images(TRAIN))
     assert_same(method.score(batch(TEST)), known(make).score(batch(TEST)), exactly=True)
 
 
 def law_a_failed_fit_leaves_the_method_unfitted(make: Make) -> None:
-    method = fitted(make)
+    method = own(make)
     spoiled = MORE.clone()
     spoiled[-1, 0, 0, 0] = torch.nan  # in the last batch, so that the fit has begun
     with pytest.raises(ArgumentError):
@@ -211,10 +223,9 @@ LAWS = [value for name, value in sorted(globals().items()) if name.startswith("l
 
 
 def _updated_and_merged(make: Make) -> tuple[Method, Method]:
-    updated, merged, other = fitted(make), fitted(make), make()
-    other.fit(Images(MORE))
+    updated, merged = own(make), own(make)
     updated.partial_fit(Images(MORE))  # type: ignore[attr-defined]
-    merged.merge(other)  # type: ignore[attr-defined]
+    merged.merge(copy.deepcopy(other(make)))  # type: ignore[attr-defined]
     return updated, merged
 
 
@@ -236,7 +247,7 @@ def law_update_comes_close(make: Make) -> None:
 
 def law_failed_update_changes_nothing(make: Make) -> None:
     """For methods of the `Incremental` kind."""
-    method = fitted(make)
+    method = own(make)
     before = method.score(batch(TEST))
     spoiled = MORE.clone()
     spoiled[-1, 0, 0, 0] = torch.nan  # in the last batch, so that the update has begun
