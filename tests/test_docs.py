@@ -28,7 +28,7 @@ def blocks(language):
 @pytest.fixture(scope="module")
 def workplace(tmp_path_factory):
     folder = tmp_path_factory.mktemp("readme")
-    write_dataset(folder / "bottle", product="capsule", n_train=100, n_test_normal=4, n_per_defect=1, size=64)
+    write_dataset(folder / "bottle", product="capsule", n_train=40, n_test_normal=4, n_per_defect=1, size=64)
     return folder
 
 

@@ -331,10 +331,11 @@ def command(one, out, *more):
     return [sys.executable, "-c", code, "study", *map(str, options)]
 
 
-def test_a_study_of_one_worker_killed_three_times_ends_as_an_undisturbed_one_of_two(data, reference, tmp_path):
+@pytest.mark.parametrize("kills", [1, pytest.param(3, marks=pytest.mark.heavy)])
+def test_a_study_of_one_worker_that_was_killed_ends_as_an_undisturbed_one_of_two(kills, data, reference, tmp_path):
     draw = random.Random()  # other moments each time: no moment may matter
     kept = []
-    for _ in range(3):
+    for _ in range(kills):
         process = subprocess.Popen(
             command(twenty(data), tmp_path),
             stdout=subprocess.DEVNULL,
