@@ -4,10 +4,10 @@
     python benchmarks/input_size.py shapes --data mtd --json shapes.json
     python benchmarks/input_size.py areas --data mvtec_ad/screw mtd mvtec_ad/bottle mpdd/metal_plate --json areas.json
 
-`strips`: strips of 1 : 2.5 and 2.5 : 1 as a square and in their own aspect. `shapes`: pictures of many shapes, stretched
-or fitted inside a margin that is neither learned nor scored. `areas`: inputs of 192 to 384 pixels squared. DATA is in the
-MVTec layout; `strips` and `shapes` draw further products. PaDiM and PatchCore read the same features of the built-in
-backbone; figures are on the original pixels. Times are processor seconds, as a ratio to the first candidate's.
+`strips`: strips of 1 : 2.5 and 2.5 : 1, as a square and in their own aspect. `shapes`: pictures of many shapes,
+stretched, or fitted inside a margin that is neither learned nor scored. `areas`: inputs of 192 to 384 pixels squared.
+DATA is in the MVTec layout; `strips` and `shapes` draw further products. PaDiM and PatchCore read the same features of
+the built-in backbone; figures are on the original pixels. Times are processor seconds, as a ratio to the first.
 """
 
 from __future__ import annotations
@@ -34,7 +34,6 @@ from blemish.features.extract import Extractor, build_extractor
 from blemish.features.patches import semi_orthogonal
 from blemish.features.weights import find_weights
 from blemish.images.decode import decode, decode_mask
-from blemish.methods import Method
 from blemish.ops.maps import enlarge_and_smooth
 from blemish.types import FeatureMaps
 
@@ -82,7 +81,9 @@ def read(folder: Path, *, train: int = 10_000, test: int = 10_000) -> Set:
     """A data set, or so many drawn images of it."""
     dataset = open_dataset(folder)
     paths = sorted(random.Random(0).sample(dataset.train, min(train, len(dataset.train))))
-    samples = [dataset.test[i] for i in sorted(random.Random(1).sample(range(len(dataset.test)), min(test, len(dataset.test))))]
+    samples = [
+        dataset.test[i] for i in sorted(random.Random(1).sample(range(len(dataset.test)), min(test, len(dataset.test))))
+    ]
     parts = []
     for sample in samples:
         picture: Any = decode(sample.path)
@@ -93,7 +94,9 @@ def read(folder: Path, *, train: int = 10_000, test: int = 10_000) -> Set:
     return Set(folder.name, [Part(picture) for picture in pictures], parts)
 
 
-def draw_strips(product: str, *, wide: int = 400, high: int = 160, train: int = 80, normal: int = 40, each: int = 8) -> Set:
+def draw_strips(
+    product: str, *, wide: int = 400, high: int = 160, train: int = 80, normal: int = 40, each: int = 8
+) -> Set:
     """Strips cut out of drawn square pictures: the middle of a board, any part of a texture that holds the defect."""
 
     def strip(seed: int, kind: str | None) -> Part | None:
@@ -193,7 +196,10 @@ class Fitted:
 
     def box(self, part: Part) -> tuple[int, int, int, int]:
         scale = min(self.size[0] / part.picture.height, self.size[1] / part.picture.width)
-        high, wide = (max(8, min(most, round(n * scale))) for n, most in zip((part.picture.height, part.picture.width), self.size, strict=True))
+        high, wide = (
+            max(8, min(most, round(n * scale)))
+            for n, most in zip((part.picture.height, part.picture.width), self.size, strict=True)
+        )
         top, left = (self.size[0] - high) // 2, (self.size[1] - wide) // 2
         return top, left, top + high, left + wide
 
@@ -226,12 +232,13 @@ def without_margin(features: list[FeatureMaps], parts: list[Part], placing: Plac
     result, at = [], 0
     for maps in features:
         changed = []
-        for layer in maps.maps:
-            layer = layer.clone()
+        for layer in (map.clone() for map in maps.maps):
             for i in range(len(layer)):
                 kept = inside(parts[at + i], placing, (layer.shape[2], layer.shape[3]))
                 rows, columns = np.flatnonzero(kept.any(axis=1)), np.flatnonzero(kept.any(axis=0))
-                near = [np.clip(np.arange(n), k[0], k[-1]) for n, k in ((layer.shape[2], rows), (layer.shape[3], columns))]
+                near = [
+                    np.clip(np.arange(n), k[0], k[-1]) for n, k in ((layer.shape[2], rows), (layer.shape[3], columns))
+                ]
                 layer[i] = layer[i][:, near[0]][:, :, near[1]]
             changed.append(layer)
         at += len(maps.maps[0])
@@ -267,36 +274,37 @@ class Positions:
         return torch.linalg.vector_norm(solved, dim=1).T.reshape(-1, *self.grid)
 
 
-def measure(which: str, found: Set, placing: Placing, extractors: dict[str, Extractor]) -> dict[str, Any]:
-    """Figures of one method on one set with one way to place pictures."""
+def measure(found: Set, placing: Placing) -> Iterator[dict[str, Any]]:
+    """Figures of both methods on one set with one way to place pictures; they read the same features."""
+    row, methods = find_backbone("compact"), {"padim": PaDiM(), "patchcore": PatchCore()}
+    taps = {name: method._default_taps(row) for name, method in methods.items()}
+    extractor = build_extractor(
+        row, weights=find_weights(row), taps=sorted({tap for names in taps.values() for tap in names})
+    )
     start = process_time()
-    extractor = extractors[which]
     train, test = (extract(extractor, parts, placing) for parts in (found.train, found.test))
-    fitted = isinstance(placing, Fitted)
-    if which == "padim" and fitted:
-        row = find_backbone("compact")
-        positions = Positions(PaDiM(), row.d or 100).fit(train, found.train, placing)
-        grids = [positions.grids(maps) for maps in test]
-    else:
-        method: Any = PaDiM() if which == "padim" else PatchCore()
-        method.extractor_ = extractor
-        learned = without_margin(train, found.train, placing) if fitted else train
-        middle = time_of(lambda: method._learn(iter(learned), expected=len(found.train)))
-        grids = [grid_of(which, method, maps) for maps in test]
-        del middle
-    seconds = process_time() - start
-    return {"seconds": seconds / (len(found.train) + len(found.test))} | figures(found, placing, grids, which)
+    forward = process_time() - start
+    for name, method in methods.items():
+        start = process_time()
+        order = [extractor.taps.index(tap) for tap in taps[name]]
+        learned, judged = (
+            [FeatureMaps(tuple(m.maps[i] for i in order), m.image_size) for m in some] for some in (train, test)
+        )
+        if isinstance(placing, Fitted) and isinstance(method, PaDiM):
+            positions = Positions(method, row.d or 100).fit(learned, found.train, placing)
+            grids = [positions.grids(maps) for maps in judged]
+        else:
+            if isinstance(placing, Fitted):
+                learned = without_margin(learned, found.train, placing)
+            method._learn(iter(learned), expected=len(found.train))
+            grids = [grid_of(method, maps) for maps in judged]
+        seconds = forward + process_time() - start
+        yield {"method": name, "time": seconds} | figures(found, placing, grids, name)
 
 
-def time_of(work: Callable[[], object]) -> float:
-    start = process_time()
-    work()
-    return process_time() - start
-
-
-def grid_of(which: str, method: Any, maps: FeatureMaps) -> Tensor:
+def grid_of(method: Any, maps: FeatureMaps) -> Tensor:
     """Distances of all positions, before they are enlarged."""
-    if which == "padim":
+    if isinstance(method, PaDiM):
         return method.gaussian_.distances(method._embed(maps)).reshape(-1, *method.grid_)  # type: ignore[no-any-return]
     squared, _ = method.bank_.search(method._embed(maps).flatten(0, 1), 1)
     return squared.sqrt().reshape(-1, *maps.maps[0].shape[2:])  # type: ignore[no-any-return]
@@ -305,9 +313,9 @@ def grid_of(which: str, method: Any, maps: FeatureMaps) -> Tensor:
 def figures(found: Set, placing: Placing, grids: list[Tensor], which: str) -> dict[str, Any]:
     """Image AUROC, pixel AUROC and AU-PRO; what lies in a margin never counts."""
     scores, pairs = [], []
-    for part, grid in zip(found.test, (one for grid in grids for one in grid), strict=True):
-        kept = torch.from_numpy(inside(part, placing, (grid.shape[0], grid.shape[1])))
-        grid = torch.where(kept, grid, grid[kept].min())
+    for part, distances in zip(found.test, (one for some in grids for one in some), strict=True):
+        kept = torch.from_numpy(inside(part, placing, (distances.shape[0], distances.shape[1])))
+        grid = torch.where(kept, distances, distances[kept].min())
         map = enlarge_and_smooth(grid[None], placing.size, sigma=4.0)[0]
         top, left, bottom, right = placing.box(part)
         map = map[top:bottom, left:right]
@@ -330,13 +338,18 @@ def candidates(job: str, found: Set) -> dict[str, Placing]:
         return {str(side): Stretched(own_size(found.train, side=side)) for side in (192, 256, 320, 384)}
     if job == "strips":
         return {"square": Stretched((256, 256)), "own": Stretched(own)}
-    return {"square": Stretched((256, 256)), "own, stretched": Stretched(own), "own, fitted": Fitted(own), "square, fitted": Fitted((256, 256))}
+    return {
+        "square": Stretched((256, 256)),
+        "own, stretched": Stretched(own),
+        "own, fitted": Fitted(own),
+        "square, fitted": Fitted((256, 256)),
+    }
 
 
 def sets(job: str, folders: list[Path], drawn: list[str]) -> Iterator[Set]:
     """What is measured on, one after the other."""
     for folder in folders:
-        whole = read(folder, train=250, test=600 if job == "areas" else 400)
+        whole = read(folder, train=150 if job == "areas" else 250, test=300)
         if job == "strips":
             whole = whole.map(middle_strip, f"{whole.name} strips")
         yield whole
@@ -353,23 +366,21 @@ def main() -> None:
     parser.add_argument("--drawn", nargs="*", default=None)
     parser.add_argument("--json", type=Path)
     options = parser.parse_args()
-    row = find_backbone("compact")
-    extractors = {
-        which: build_extractor(row, weights=find_weights(row), taps=method._default_taps(row))
-        for which, method in (("padim", PaDiM()), ("patchcore", PatchCore()))
-    }
     rows = []
     drawn = options.drawn if options.drawn is not None else list(DRAWN if options.job == "strips" else DRAWN[:4])
     for found in sets(options.job, options.data, drawn):
-        for one in (found, found.map(Part.turned, f"{found.name}, on its side")) if options.job == "strips" else (found,):
+        for one in (
+            (found, found.map(Part.turned, f"{found.name}, on its side")) if options.job == "strips" else (found,)
+        ):
             first: dict[str, float] = {}
             for name, placing in candidates(options.job, one).items():
-                for which in extractors:
-                    line = measure(which, one, placing, extractors)
-                    line["time"] = line.pop("seconds") / first.setdefault(which, line["seconds"])
-                    rows.append({"data": one.name, "method": which, "input": name, "size": placing.size} | line)
+                for line in measure(one, placing):
+                    line["time"] /= first.setdefault(line["method"], line["time"])
+                    rows.append({"data": one.name, "input": name, "size": placing.size} | line)
                     rows[-1] |= {"train": len(one.train), "test": len(one.test)}
-                    print(" ".join(f"{v:.4f}" if isinstance(v, float) else str(v) for v in rows[-1].values()), flush=True)
+                    print(
+                        " ".join(f"{v:.4f}" if isinstance(v, float) else str(v) for v in rows[-1].values()), flush=True
+                    )
                     write(options.json, rows)
 
 

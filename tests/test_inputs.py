@@ -9,9 +9,9 @@ import pytest
 import torch
 from PIL import Image
 
-from blemish import Detector, PaDiM, Preprocess
+from blemish import Detector, PaDiM, Preprocess, persist
 from blemish.datasets.layouts import open_dataset
-from blemish.errors import ArgumentError, DatasetError, ImageError
+from blemish.errors import ArgumentError, DatasetError, ImageError, ModelFileError
 from blemish.evaluation.detector import Masks, evaluate
 from blemish.images.source import as_source
 from blemish.report.heatmap import UNSEEN, write_heatmap
@@ -292,3 +292,37 @@ def test_a_model_without_a_white_level_reads_as_before(fitted, tmp_path):
     assert fitted.manifest()["detector"]["preprocess"] == {"resize": SIZE, "crop": None, "white_level": None}
     again = Detector.load(saved(fitted))
     assert again.preprocessing == Preprocess(SIZE)
+
+
+def test_the_own_aspect_is_found_once_and_kept_as_numbers(tmp_path):
+    wide = [good(i, 40, 100) for i in range(20)]
+    detector = make(calibration="none", preprocess=Preprocess("auto:64")).fit(wide)
+    assert detector.preprocessing.size == (48, 96)
+    told = make(calibration="none", preprocess=Preprocess((48, 96))).fit(wide)
+    others = [wide[0], good(7, 100, 40), good(8, 30, 30)]
+    expected = [d.score for d in told.predict(others)]
+    again = Detector.load(saved(detector))
+    assert again.preprocess == Preprocess((48, 96))
+    for one in (detector, again):
+        decisions = list(one.predict(others))
+        assert [d.score for d in decisions] == expected
+        assert [d.map.shape for d in decisions] == [(40, 100), (100, 40), (30, 30)]
+    detector.update([good(i, 100, 40) for i in range(20, 40)])  # of another shape: the input stays
+    assert detector.preprocessing.size == (48, 96)
+    assert detector.manifest()["detector"]["preprocess"]["resize"] == (48, 96)
+    assert detector.fit([good(i, 100, 40) for i in range(20)]).preprocessing.size == (96, 48)
+
+
+def test_what_no_size_is_known_for_is_refused_in_time(fitted, tmp_path):
+    open_ = make(calibration="none", preprocess=Preprocess("auto:64"), tile=(64, 64))
+    with pytest.raises(ArgumentError, match="tile: expected at most the preprocessed image's 48 x 96 pixels"):
+        open_.fit([good(i, 40, 100) for i in range(4)])
+    with pytest.raises(ArgumentError, match="resize: expected numbers, which `fit` finds, got auto"):
+        Preprocess("auto").pixels(Image.fromarray(NORMAL[0]))
+    tensors, manifest = persist.load(saved(fitted))
+    manifest["detector"]["preprocess"]["resize"] = "auto"
+    persist.save(
+        tmp_path / "open.blemish", tensors, {k: v for k, v in manifest.items() if k not in ("format", "digest")}
+    )
+    with pytest.raises(ModelFileError, match="resize: expected numbers"):
+        Detector.load(tmp_path / "open.blemish")

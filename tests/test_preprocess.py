@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -8,7 +10,9 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from blemish.errors import ArgumentError
-from blemish.images.preprocess import PRESETS, Preprocess
+from blemish.images.preprocess import MOST_ASPECT, PRESETS, Preprocess
+from blemish.images.settle import settle
+from blemish.images.source import as_source, from_arrays, from_folder
 
 sizes = st.tuples(st.integers(40, 160), st.integers(40, 160))
 preprocesses = st.sampled_from([Preprocess(64), Preprocess(64, crop=48), Preprocess(80, crop=80), Preprocess(33)])
@@ -40,7 +44,49 @@ def test_a_map_comes_back_to_the_pixels_it_came_from(size, preprocess, axis):
 
 @given(sizes)
 def test_default_sees_every_pixel(size):
-    assert PRESETS["default"].visible(size).all()
+    settled = PRESETS["default"].with_aspect(size[1] / size[0], multiple=16)
+    assert settled.visible(size).all()
+
+
+@given(st.floats(0.1, 10), st.sampled_from([14, 16, 32]), st.sampled_from([256, 448]))
+def test_auto_keeps_the_area_and_the_aspect_as_far_as_the_network_lets_it(aspect, multiple, side):
+    height, width = Preprocess(f"auto:{side}").with_aspect(aspect, multiple=multiple).size
+    aspect = min(max(aspect, 1 / MOST_ASPECT), MOST_ASPECT)
+    assert (height, width) == (side, side) or (height % multiple, width % multiple) == (0, 0)
+    assert abs(height - side / aspect**0.5) <= multiple / 2
+    assert abs(width - side * aspect**0.5) <= multiple / 2
+    on_its_side = Preprocess(f"auto:{side}").with_aspect(1 / aspect, multiple=multiple).size
+    assert on_its_side == (width, height)
+
+
+@pytest.mark.parametrize("multiple", [14, 16, 32])
+def test_square_pictures_get_the_square_as_before(multiple):
+    settled = settle(Preprocess("auto"), from_arrays([np.zeros((70, 70), np.uint8)] * 3), multiple=multiple)
+    assert settled == Preprocess(256)
+
+
+def test_auto_is_the_median_of_upright_sizes_read_without_decoding(tmp_path):
+    exif = Image.Exif()
+    exif[0x0112] = 6  # turned by a quarter
+    for i, (width, height) in enumerate(((100, 40), (90, 40), (300, 40))):
+        Image.new("L", (width, height)).save(tmp_path / f"{i}.png")
+    Image.new("L", (40, 100)).save(tmp_path / "turned.jpg", exif=exif)
+    Image.new("L", (40, 100)).save(tmp_path / "turned too.jpg", exif=exif)
+    source = replace(from_folder(tmp_path), _load=None)
+    assert settle(Preprocess("auto"), source, multiple=16, levels=False).size == (160, 400)
+    paths = as_source(sorted(map(str, tmp_path.iterdir())))
+    assert settle(Preprocess("auto"), paths.subset([4, 0]), multiple=16).size == (160, 400)
+    in_memory = {"tensor": torch.zeros(1, 40, 100), "array": np.zeros((40, 100, 3), np.uint8)}
+    assert settle(Preprocess("auto"), as_source(in_memory), multiple=16).size == (160, 400)
+
+
+def test_long_strips_are_bounded_and_unreadable_sizes_passed_over(tmp_path, caplog):
+    (tmp_path / "broken.png").write_bytes(b"nothing")
+    assert settle(Preprocess("auto"), from_folder(tmp_path), multiple=16, levels=False).size == (256, 256)
+    assert not caplog.messages
+    Image.new("L", (1600, 120)).save(tmp_path / "strip.png")
+    assert settle(Preprocess("auto"), from_folder(tmp_path), multiple=16).size == (128, 512)
+    assert "aspect ratio is 1 : 13.3; the network's input gets 1 : 4" in caplog.text
 
 
 def test_paper_preset_is_torchvisions_resize_and_centre_crop():
@@ -73,6 +119,9 @@ def test_mask_and_pixels_go_the_same_way(preprocess):
     [
         ({"resize": 8}, "resize: expected a whole number of at least 16 pixels, got 8"),
         ({"resize": 64.5}, "resize: expected a whole number"),
+        ({"resize": "wide"}, "resize: expected a side, .height, width., auto, or auto:SIDE, got wide"),
+        ({"resize": "auto:8"}, "resize: expected a whole number of at least 16 pixels, got 8"),
+        ({"resize": "auto", "crop": 64}, "resize: expected a side with a crop, got auto"),
         ({"resize": 64, "crop": 65}, "crop: expected at most resize = 64, got 65"),
     ],
 )

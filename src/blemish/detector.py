@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from math import isfinite, prod
 from pathlib import Path
 from typing import Any, Literal
@@ -24,6 +24,7 @@ from .images.decode import MAX_PIXELS
 from .images.digest import with_digests
 from .images.groups import GroupBy, Grouped, find_groups, hold_out, join_groups, read_pattern, without_copies
 from .images.preprocess import PRESETS, Preprocess
+from .images.settle import settle
 from .images.source import (
     Batches,
     ImageInput,
@@ -33,9 +34,7 @@ from .images.source import (
     Reporting,
     Skipped,
     as_source,
-    find_white_level,
     sources,
-    warn_of_dark,
 )  # fmt: skip
 from .images.tiling import Tiles, Tiling
 from .methods import FeatureMethod, Incremental, Method
@@ -60,7 +59,8 @@ class Detector(Parameterised):
     Parameters
     ----------
     method: the normality model, or its name (`blemish list methods`), which takes its defaults and `seed`.
-    preprocess: `Preprocess`, or the name of a preset: `default` (256 x 256, nothing cropped), `paper` (256, crop 224).
+    preprocess: `Preprocess`, or the name of a preset: `default` (the images' own aspect ratio at the area of 256 x 256,
+        nothing cropped), `paper` (256, crop 224).
     tile: side, or (height, width), in pixels of the tiles in which a large preprocessed image is learned and scored;
         None: in one piece. The image's score is that of its most anomalous tile.
     overlap: pixels by which tiles overlap at least; None: a quarter of a tile's shorter side.
@@ -115,7 +115,7 @@ class Detector(Parameterised):
     """Digests (`images.digest.pixel_digest`) of the pictures that the method learned from."""
     calibrated_on_: frozenset[int] = field(default=frozenset(), init=False, repr=False)
     """Digests of the held-out pictures."""
-    _white_level: float | None = field(default=None, init=False, repr=False, compare=False)
+    _settled: Preprocess | None = field(default=None, init=False, repr=False, compare=False)
     _named: Method | None = field(default=None, init=False, repr=False, compare=False)
 
     @property
@@ -135,6 +135,11 @@ class Detector(Parameterised):
             read_pattern(self.group_by)
         if self.overlap is not None and self.tile is None:
             raise ArgumentError.about("overlap", expected="None without tiles", got=self.overlap, instead="Give tile.")
+        if not isinstance(self.preprocessing.resize, str):
+            self._check_size()
+
+    def _check_size(self) -> None:
+        """Refuse an input that is too small for the tiles, or too large for a batch."""
         height, width = self._input_size()
         if self.tile is not None and (height > self.preprocessing.size[0] or width > self.preprocessing.size[1]):
             pixels = " x ".join(map(str, dict.fromkeys(self.preprocessing.size)))
@@ -157,16 +162,16 @@ class Detector(Parameterised):
         `WeightsError`, `NotEnoughMemoryError` before the work begins, and `TrainingError` from methods that train.
         """
         self.check()
-        self.calibration_, self.images_, self._named, self._white_level = None, 0, None, None
+        self.calibration_, self.images_, self._named, self._settled = None, 0, None, None
         self.learned_ = self.calibrated_on_ = frozenset()
         source = self._normal_images(images)
         kept = source.without(exclude)
         self.excluded_ = len(source) - len(kept)
         train, held_out = self._split(kept)
-        if self.features is None and self._preset.white_level is None:
-            warn_of_dark(train)
-        elif self.features is None and self._preset.white_level == "auto":
-            self._white_level = find_white_level(train)
+        method = self.method_
+        multiple = find_backbone(method.backbone).multiple if isinstance(method, FeatureMethod) else 16
+        self._settled = settle(self._preset, train, multiple=multiple, levels=self.features is None)
+        self._check_size()
         if held_out is not None and self.on_error == "skip":
             self._require_readable(held_out)
         train, digests = with_digests(train)
@@ -425,9 +430,9 @@ class Detector(Parameterised):
 
     @property
     def preprocessing(self) -> Preprocess:
-        """How images are prepared: `preprocess`, with a preset's name looked up, and the white level that was found."""
+        """How images are prepared: `preprocess`, with a preset's name looked up, and what `fit` found in its images."""
         preset = self._preset
-        return replace(preset, white_level=self._white_level) if preset.white_level == "auto" else preset
+        return self._settled if preset.is_open and self._settled is not None else preset
 
     @property
     def _preset(self) -> Preprocess:

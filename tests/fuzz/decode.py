@@ -108,7 +108,7 @@ def check(path: Path) -> tuple[str, str]:
     start = time.process_time()
     try:
         outcome = "image"
-        for preset in PRESETS.values():
+        for preset in (PRESETS["default"].with_aspect(2, multiple=16), PRESETS["paper"]):
             preset.pixels(decode(path, max_pixels=MAX_PIXELS))
         decode_mask(path, max_pixels=MAX_PIXELS)
     except ImageError as error:

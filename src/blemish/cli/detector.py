@@ -31,6 +31,7 @@ from .options import (
     WorkersOption,
     read_names,
     read_option,
+    read_resize,
     read_size,
     read_white_level,
 )  # fmt: skip
@@ -102,11 +103,16 @@ def fit(
     preset: Annotated[
         Literal["default", "paper"],
         typer.Option(
-            help="default: 256 x 256, no crop, a fifth held out. paper: 256, crop 224, none held out, its parameters."
+            help="default: the images' own aspect at the area of 256 x 256, no crop, a fifth held out. paper: 256, "
+            "crop 224, none held out, its parameters."
         ),
     ] = "default",
     resize: Annotated[
-        str | None, typer.Option(help="Size of the network's input, instead of the preset's: SIDE or HEIGHTxWIDTH.")
+        str | None,
+        typer.Option(
+            help="Size of the network's input, instead of the preset's: SIDE, HEIGHTxWIDTH, or auto: the images' own "
+            "aspect ratio at the area of 256 x 256; auto:512: of 512 x 512."
+        ),
     ] = None,
     white_level: WhiteLevelOption = None,
     max_pixels: MaxPixelsOption = None,
@@ -389,10 +395,10 @@ def _preprocess(preset: str, resize: str | None, white_level: str | None) -> Any
     white = read_white_level(white_level)
     if resize is None:
         return replace(PRESETS[preset], white_level=white)
-    size = read_size(resize)
+    size = read_resize(resize)
     if preset == "default":
         return Preprocess(size, white_level=white)
-    if isinstance(size, tuple):
+    if not isinstance(size, int):
         raise ArgumentError.about("--resize", expected=f"one SIDE with --preset {preset}, which crops", got=resize)
     return Preprocess(size, size * 7 // 8, white)  # 224 of 256
 

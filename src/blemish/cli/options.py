@@ -78,6 +78,11 @@ def read_names(file: Path) -> list[str]:
     return [name for name in names if name]
 
 
+def read_resize(text: str) -> int | tuple[int, int] | str:
+    """Read SIDE, HEIGHTxWIDTH, or what begins with `auto`, of `--resize`."""
+    return text if text.startswith("auto") else read_size(text)
+
+
 def read_size(text: str, *, of: str = "--resize") -> int | tuple[int, int]:
     """Read SIDE or HEIGHTxWIDTH of an option."""
     try:

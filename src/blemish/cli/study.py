@@ -15,7 +15,7 @@ import typer
 from ..errors import ArgumentError
 from ..files import write_whole
 from .console import Speaker, print_rows
-from .options import read_option, read_size
+from .options import read_option, read_resize
 from .progress import ProgressView, duration
 
 if TYPE_CHECKING:
@@ -42,7 +42,9 @@ def study(
     seeds: Annotated[str | None, typer.Option(help="Separated by commas; default: 0.")] = None,
     weights: Annotated[str | None, typer.Option(help="pretrained, random, or a file.")] = None,
     preset: Annotated[Literal["default", "paper"] | None, typer.Option(help="As in `blemish fit`.")] = None,
-    resize: Annotated[str | None, typer.Option(help="Size of the network's input: SIDE or HEIGHTxWIDTH.")] = None,
+    resize: Annotated[
+        str | None, typer.Option(help="Size of the network's input: SIDE, HEIGHTxWIDTH, or auto.")
+    ] = None,
     held_out: Annotated[
         float | None, typer.Option(help="Share of the normal images that fix the threshold; 0: no threshold.")
     ] = None,
@@ -175,7 +177,7 @@ def _plan(path: Path | None, data: list[Path], options: dict[str, Any]) -> Study
         if name in given:
             given[name] = read_option(f"--{name}", tuple[int, ...], given[name])
     if "resize" in given:
-        given["resize"] = read_size(given["resize"])
+        given["resize"] = read_resize(given["resize"])
     given["methods"] = split_methods(given["methods"]) if "methods" in given else _quick_methods()
     return StudyPlan(data=tuple(str(folder.absolute()) for folder in data), **given)
 

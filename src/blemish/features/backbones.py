@@ -50,6 +50,11 @@ class Backbone:
     trace_size: int = 224
     """Side in pixels of the dummy image with which the network's structure is read."""
 
+    @property
+    def multiple(self) -> int:
+        """What the sides of an image should be a multiple of: the pixels of a position of the coarsest tap, or 16."""
+        return max(self.strides, default=0) or 16
+
     def __deepcopy__(self, memo: object) -> Backbone:
         return self  # nothing in it changes, and what `build` copies is a network's weights
 

@@ -7,8 +7,9 @@ Pixel centres lie at half-integer coordinates (as in Pillow and in `torch.nn.fun
 from __future__ import annotations
 
 import math
+import re
 from bisect import bisect_left
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import numpy as np
@@ -24,6 +25,12 @@ from .decode import Picture, brightest, extent, levels_of
 MAX_SIDE = 8192
 """The largest side of a network's input."""
 
+MOST_ASPECT = 4.0
+"""The largest proportion of the sides that `auto` takes: with the area of 256 x 256, the shorter one is 128 then."""
+
+_AUTO = re.compile(r"auto(?::([0-9]{1,5}))?")
+"""What is to be found in the images of a fit, and the side of the square whose area it shall have."""
+
 _PLAIN = 2**24
 """Up to so many pixels, an image is resized as a whole and cropped then, as the papers do and as scores depend on.
 
@@ -36,9 +43,10 @@ corners of a region in single precision. A short side of 256 gets there at 256 :
 class Preprocess:
     """How an image becomes the network's input.
 
-    With `crop=None` every image is stretched to `resize`, a side or `(height, width)`: no border is blind. With a crop
-    the short side becomes `resize`, the aspect ratio stays, and the central `crop` x `crop` pixels are taken, as the
-    papers do.
+    With `crop=None` every image is stretched to `resize`, a side or `(height, width)`: no border is blind. "auto" takes
+    the aspect ratio of most images of a fit at the area of 256 x 256, "auto:448" at that of 448 x 448. With a crop the
+    short side becomes `resize`, the aspect ratio stays, and the central `crop` x `crop` pixels are taken, as the papers
+    do.
 
     `white_level` is what a camera of fewer than 16 bits calls white in a file of 16: 1023 for 10 bits, 4095 for 12.
     None takes the file's full range; "auto" the least number of bits that holds the first images of a fit. 8-bit files
@@ -48,7 +56,7 @@ class Preprocess:
     image, 32 for each of the network's input, and 150 MB.
     """
 
-    resize: int | Size = 256
+    resize: int | Size | str = 256
     crop: int | None = None
     white_level: float | Literal["auto"] | None = None
 
@@ -56,7 +64,7 @@ class Preprocess:
         white = self.white_level
         if not (white is None or white == "auto" or (isinstance(white, int | float) and 0 < white <= 65535)):
             raise ArgumentError.about("white_level", expected="a number in (0, 65535], or auto", got=white)
-        sides = self.resize if isinstance(self.resize, tuple) else (self.resize,)
+        sides = self.resize if isinstance(self.resize, tuple) else (self._side(),)
         for name, value in (*(("resize", side) for side in sides), ("crop", 16 if self.crop is None else self.crop)):
             if not isinstance(value, int) or value < 16:
                 raise ArgumentError.about(name, expected="a whole number of at least 16 pixels", got=value)
@@ -68,17 +76,47 @@ class Preprocess:
                 expected="a side, or (height, width) without a crop",
                 got=f"{self.resize} and crop {self.crop}",
             )
+        if isinstance(self.resize, str) and self.crop is not None:
+            raise ArgumentError.about("resize", expected="a side with a crop", got=self.resize)
         if self.crop is not None and self.crop > sides[0]:
             raise ArgumentError.about(
                 "crop", expected=f"at most resize = {self.resize}", got=self.crop, instead="Write crop=None."
             )
 
     @property
+    def is_open(self) -> bool:
+        """Whether something is left to be found in the images of a fit: see `settle`."""
+        return isinstance(self.resize, str) or self.white_level == "auto"
+
+    @property
     def size(self) -> Size:
         """`(height, width)` of the network's input."""
         if self.crop is not None:
             return self.crop, self.crop
+        if isinstance(self.resize, str):
+            raise ArgumentError.about("resize", expected="numbers, which `fit` finds", got=self.resize)
         return self.resize if isinstance(self.resize, tuple) else (self.resize, self.resize)
+
+    def with_aspect(self, aspect: float, *, multiple: int) -> Preprocess:
+        """What `auto` is for images of this width : height: sides that are a multiple of `multiple`.
+
+        Where both are the same, the square is the whole one that was asked for.
+
+        >>> Preprocess("auto").with_aspect(2.5, multiple=16).size
+        (160, 400)
+        """
+        side, root = self._side(), math.sqrt(min(max(aspect, 1 / MOST_ASPECT), MOST_ASPECT))
+        height, width = (max(1, round(length / multiple)) * multiple for length in (side / root, side * root))
+        return replace(self, resize=side if height == width else (height, width))
+
+    def _side(self) -> int:
+        """Of the square whose area the input has, where `resize` is no pair."""
+        if not isinstance(self.resize, str):
+            return self.resize  # type: ignore[return-value]
+        found = _AUTO.fullmatch(self.resize)
+        if found is None:
+            raise ArgumentError.about("resize", expected="a side, (height, width), auto, or auto:SIDE", got=self.resize)
+        return int(found[1] or 256)
 
     def pixels(self, picture: Picture) -> Tensor:
         """Turn what `decode` gave into `(3, height, width)` float32 in [0, 1].
@@ -161,7 +199,7 @@ class Preprocess:
         return _inside(size[0], height, top, bottom), _inside(size[1], width, left, right)
 
     def _resized(self, size: Size) -> Size:
-        if self.crop is None or isinstance(self.resize, tuple):
+        if self.crop is None or not isinstance(self.resize, int):
             return self.size
         height, width = size
         # The long side is truncated, as torchvision's Resize does.
@@ -234,5 +272,5 @@ def _read_between(map: Tensor, places: NDArray[np.float64]) -> Tensor:
     return map[above].lerp(map[(above + 1).clamp_max(len(map) - 1)], (at - above).to(map.dtype)[:, None])
 
 
-PRESETS = {"default": Preprocess(resize=256), "paper": Preprocess(resize=256, crop=224)}
-"""`default` looks at every pixel; `paper` is the protocol of the published tables."""
+PRESETS = {"default": Preprocess(resize="auto"), "paper": Preprocess(resize=256, crop=224)}
+"""`default` looks at every pixel, in the images' own aspect ratio; `paper` is the protocol of the published tables."""

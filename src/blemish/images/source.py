@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import random
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -21,13 +20,12 @@ from ..types import ImageBatch, Size
 from .decode import (
     MAX_PIXELS,
     Picture,
-    brightest,
     check_shape,
     decode,
     extent,
     from_memory,
     is_constant,
-    levels_of,
+    upright_size,
 )  # fmt: skip
 from .listing import list_folder
 from .preprocess import Preprocess
@@ -36,8 +34,6 @@ OnError = Literal["raise", "skip"]
 Skipped = tuple[str, str]
 """Name of a skipped image and the reason."""
 
-
-_log = logging.getLogger("blemish")
 
 InMemory = np.ndarray[Any, Any] | torch.Tensor | Image.Image
 """One picture in memory: see `decode.from_memory`."""
@@ -56,6 +52,8 @@ class ImageSource:
     """What lay in the folder and was not listed, with the reason of each."""
     root: Path | None = field(default=None, repr=False)
     """The folder whose images these are."""
+    _size: Callable[[int], Size | None] | None = field(default=None, repr=False)
+    """Reads the size of an image without decoding it; None where that is not possible."""
 
     def __len__(self) -> int:
         return len(self.names)
@@ -64,10 +62,22 @@ class ImageSource:
         """Decode one image; raises `ImageError`."""
         return self._load(index)
 
+    def size(self, index: int) -> Size | None:
+        """`(height, width)` of one image, of a file from its head alone; None where it cannot be read."""
+        try:
+            return extent(self.load(index)) if self._size is None else self._size(index)
+        except ImageError:  # said when its turn comes
+            return None
+
     def subset(self, indices: Sequence[int]) -> ImageSource:
         """Choose images by position, in the given order."""
         chosen = tuple(indices)
-        return ImageSource(tuple(self.names[i] for i in chosen), lambda i: self._load(chosen[i]), root=self.root)
+        return ImageSource(
+            tuple(self.names[i] for i in chosen),
+            lambda i: self._load(chosen[i]),
+            root=self.root,
+            _size=lambda i: self.size(chosen[i]),
+        )
 
     def joined(self, other: ImageSource) -> ImageSource:
         """These images, and those of another source behind them."""
@@ -105,7 +115,7 @@ class ImageSource:
 def from_paths(paths: Iterable[str | Path], *, max_pixels: int = MAX_PIXELS) -> ImageSource:
     """Take image files in the given order."""
     names = tuple(str(path) for path in paths)
-    return ImageSource(names, lambda i: decode(names[i], max_pixels=max_pixels))
+    return ImageSource(names, lambda i: decode(names[i], max_pixels=max_pixels), _size=lambda i: upright_size(names[i]))
 
 
 def from_folder(folder: str | Path, *, max_pixels: int = MAX_PIXELS) -> ImageSource:
@@ -189,50 +199,6 @@ def sources(
         done += len(items)
 
 
-def find_white_level(source: ImageSource) -> int | None:
-    """The white level of the least number of bits that holds the first images; None where they are not deep."""
-    found = _highest_level(source)
-    if found is None:
-        return None
-    highest, full = found
-    white = min(full, _of_bits(highest))
-    _log.warning("White level %d: the first images have levels up to %d.", white, highest)
-    return white
-
-
-def warn_of_dark(source: ImageSource) -> None:
-    """Warn where the first images are so dark that the white level is likely not the file's own."""
-    found = _highest_level(source)
-    if found is not None and found[0] < found[1] / 4:
-        white = _of_bits(found[0])
-        _log.warning(
-            "The first images have levels up to %d of %d, so all look dark. If the camera has %d bits, say "
-            "white_level=%d (--white-level %d).",
-            *(*found, white.bit_length(), white, white),
-        )
-
-
-def _of_bits(level: int) -> int:
-    """The highest level of as many bits as this one has, and of 8 at least."""
-    return int(2 ** max(8, level.bit_length()) - 1)
-
-
-def _highest_level(source: ImageSource) -> tuple[int, int] | None:
-    """The highest level in the first images that are deep, and the level that is white in such a file.
-
-    None where the first 8 images are of 8 bits, or cannot be read.
-    """
-    found = None
-    for index in range(min(8, len(source))):
-        try:
-            picture = source.load(index)
-        except ImageError:
-            continue
-        if (levels := levels_of(picture)) is not None:
-            found = max((round(brightest(picture) * levels / 255), levels), found or (0, 0))
-    return found
-
-
 def _names(items: Sequence[object], *, first: int = 0) -> tuple[str, ...]:
     return tuple(str(item) if isinstance(item, str | Path) else f"image {first + i}" for i, item in enumerate(items))
 
@@ -248,7 +214,11 @@ def _from_items(items: Sequence[Any], names: tuple[str, ...], max_pixels: int) -
             return decode(item, max_pixels=max_pixels)
         return from_memory(item, name=names[index])
 
-    return ImageSource(names, load)
+    def size(index: int) -> Size | None:
+        item = items[index]
+        return upright_size(item) if isinstance(item, str | Path) else extent(load(index))
+
+    return ImageSource(names, load, _size=size)
 
 
 def _from_one_path(path: Path, max_pixels: int) -> ImageSource:

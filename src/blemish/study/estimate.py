@@ -9,10 +9,9 @@ import torch
 from ..datasets.layouts import open_dataset
 from ..errors import ArgumentError, BlemishError
 from ..features.backbones import find_backbone
-from ..images.preprocess import Preprocess
 from ..methods import FeatureMethod
 from ..types import FeatureMaps
-from .group import decoded, forward_ms, make_method, shared_extractor
+from .group import decoded, forward_ms, make_method, prepared, shared_extractor
 from .messages import WorkerSettings
 from .plan import Cell, Group
 
@@ -48,7 +47,7 @@ def estimate(group: Group, settings: WorkerSettings) -> GroupEstimate:
         dataset = open_dataset(first.dataset)
         backbone = find_backbone(first.backbone)
         extractor = shared_extractor(group, backbone, None, settings)
-        preprocess = Preprocess(first.resize, first.crop)
+        preprocess = prepared(dataset, first, backbone)
         pixels, decode_ms = decoded(dataset, preprocess)
         slowest_ms = max(decode_ms / settings.decoders, forward_ms(extractor, pixels))
         maps = extractor(torch.zeros(1, 3, *preprocess.size)).maps

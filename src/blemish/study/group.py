@@ -24,6 +24,7 @@ from ..features.extract import Extractor, build_extractor
 from ..features.memory import FeatureMemory
 from ..features.weights import StateDict, find_weights
 from ..images.preprocess import Preprocess
+from ..images.settle import settle
 from ..images.source import Batches
 from ..memory import available_bytes, forget_peak, peak_since
 from ..methods import FeatureMethod, Method
@@ -89,7 +90,7 @@ def _read(group: Group, settings: WorkerSettings) -> Generator[Message, None, _S
         raise DatasetError(f"{dataset.root}: no labelled test images ({dataset.layout} layout), so no figures.")
     backbone, weights = _backbone(first)
     extractor = shared_extractor(group, backbone, weights, settings)
-    preprocess = Preprocess(first.resize, first.crop)
+    preprocess = prepared(dataset, first, backbone)
     features = FeatureMemory(
         backbone=backbone.name,
         precision=_precision(first),
@@ -242,6 +243,11 @@ def _forward_ms(extractor: Extractor, shared: _Shared) -> float:
     if extractor.taps not in shared.forward:
         shared.forward[extractor.taps] = forward_ms(extractor, shared.pixels)
     return shared.forward[extractor.taps]
+
+
+def prepared(dataset: Dataset, cell: Cell, backbone: Backbone) -> Preprocess:
+    """How the images of a data set are prepared; `auto` asks for the sizes of all its normal training images."""
+    return settle(Preprocess(cell.resize, cell.crop), dataset.train_images(), multiple=backbone.multiple, levels=False)
 
 
 def decoded(dataset: Dataset, preprocess: Preprocess) -> tuple[Tensor, float]:

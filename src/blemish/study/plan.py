@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from ..errors import ArgumentError, DatasetError
+from ..images.preprocess import Preprocess
 from ..parameters import (
     Parameter,
     as_plain,
@@ -51,7 +52,8 @@ class Cell:
     """None: those that the method recommends."""
     seed: int
     """Of the method, of the images held out, and of random weights."""
-    resize: int | tuple[int, int]
+    resize: int | tuple[int, int] | str
+    """Numbers, or `auto`: what the training images of the data set say."""
     crop: int | None
     held_out: float
     """Share of the normal images that fix the threshold; 0: no threshold."""
@@ -108,9 +110,9 @@ class StudyPlan:
         exceed the channels of the chosen layers are left out.
     seeds: of the method, of the images held out for the threshold, and of random weights.
     weights: `pretrained`, `random`, or a file that fits all backbones.
-    preset: `default` (256 x 256, nothing cropped, a fifth of the normal images held out) or `paper` (256, crop 224,
-        none held out, each method's parameters of its paper).
-    resize: another input size in pixels: a side, or height and width.
+    preset: `default` (the images' own aspect ratio at the area of 256 x 256, nothing cropped, a fifth of the normal
+        images held out) or `paper` (256, crop 224, none held out, each method's parameters of its paper).
+    resize: another input size in pixels: a side, height and width, `auto`, or `auto:SIDE`.
     held_out: share of the normal images that fix the threshold; 0: no threshold; None: the preset's.
     false_alarm_rate: the share of normal images that may be called anomalous.
     intervals: 95 % bootstrap intervals of the image figures.
@@ -125,7 +127,7 @@ class StudyPlan:
     seeds: tuple[int, ...] = parameter((0,), least=1)
     weights: str = "pretrained"
     preset: Preset = "default"
-    resize: int | tuple[int, int] | None = None
+    resize: int | tuple[int, int] | str | None = None
     held_out: float | None = parameter(None, at_least=0, below=1)
     false_alarm_rate: float = parameter(0.05, above=0, below=1)
     intervals: bool = True
@@ -133,6 +135,8 @@ class StudyPlan:
 
     def __post_init__(self) -> None:
         check_parameters(self)
+        if self.resize is not None:
+            Preprocess(self.resize)
 
     @classmethod
     def load(cls, path: str | Path) -> StudyPlan:
@@ -217,9 +221,10 @@ class StudyPlan:
         return self.weights if self.weights in _WEIGHTS else os.path.abspath(self.weights)
 
     def _input(self, preset: Value) -> dict[str, Any]:
-        resize: Any = 256 if self.resize is None else self.resize
+        resize: Any = self.resize
         if preset != "paper":
-            return {"resize": resize, "crop": None}
+            return {"resize": "auto" if resize is None else resize, "crop": None}
+        resize = 256 if resize is None else resize
         if type(resize) is not int:
             raise ArgumentError.about("resize", expected="one side with preset=paper, which crops", got=resize)
         return {"resize": resize, "crop": resize * 7 // 8}  # 224 of 256

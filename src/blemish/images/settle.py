@@ -1,0 +1,96 @@
+"""What a `Preprocess` leaves open, found once in the images of a fit: numbers, which a model file keeps."""
+
+from __future__ import annotations
+
+import logging
+import math
+from dataclasses import replace
+from statistics import median
+
+from ..errors import ImageError
+from .decode import brightest, levels_of
+from .preprocess import MOST_ASPECT, Preprocess
+from .source import ImageSource
+
+_SIZES = 256
+"""Images whose size is looked at, spread over all of them: more do not move a median."""
+_LEVELS = 8
+"""Images whose levels are looked at, the first ones."""
+
+_log = logging.getLogger("blemish")
+
+
+def settle(preprocess: Preprocess, images: ImageSource, *, multiple: int, levels: bool = True) -> Preprocess:
+    """Find the aspect ratio and the white level that `preprocess` leaves to `auto`.
+
+    The input's sides become a multiple of `multiple`, the pixels of one position of the network. Without `levels`
+    nothing is decoded, and nothing is said of dark images.
+    """
+    found = preprocess
+    if isinstance(found.resize, str):
+        found = found.with_aspect(_median_aspect(images), multiple=multiple)
+    if levels and found.white_level == "auto":
+        return replace(found, white_level=_find_white_level(images))
+    if levels and found.white_level is None:
+        _warn_of_dark(images)
+    return found
+
+
+def _median_aspect(images: ImageSource) -> float:
+    """Width : height of the middle one of the images, 1 where no size can be read."""
+    step = max(1, math.ceil(len(images) / _SIZES))
+    sizes = [size for i in range(0, len(images), step) if (size := images.size(i)) is not None]
+    if not sizes:
+        return 1.0
+    # In logarithms, so that the same images on their sides give the same input on its side.
+    aspect = math.exp(median(math.log(width / height) for height, width in sizes))
+    if not 1 / MOST_ASPECT <= aspect <= MOST_ASPECT:
+        _log.warning(
+            "The images' aspect ratio is 1 : %.1f; the network's input gets 1 : %g. Tiles keep the shape of long "
+            "strips (tile=, --tile).", max(aspect, 1 / aspect), MOST_ASPECT,
+        )  # fmt: skip
+    return aspect
+
+
+def _find_white_level(images: ImageSource) -> int | None:
+    """The white level of the least number of bits that holds the first images; None where they are not deep."""
+    found = _highest_level(images)
+    if found is None:
+        return None
+    highest, full = found
+    white = min(full, _of_bits(highest))
+    _log.warning("White level %d: the first images have levels up to %d.", white, highest)
+    return white
+
+
+def _warn_of_dark(images: ImageSource) -> None:
+    """Warn where the first images are so dark that the white level is likely not the file's own."""
+    found = _highest_level(images)
+    if found is not None and found[0] < found[1] / 4:
+        white = _of_bits(found[0])
+        _log.warning(
+            "The first images have levels up to %d of %d, so all look dark. If the camera has %d bits, say "
+            "white_level=%d (--white-level %d).",
+            *(*found, white.bit_length(), white, white),
+        )
+
+
+def _of_bits(level: int) -> int:
+    """The highest level of as many bits as this one has, and of 8 at least."""
+    return int(2 ** max(8, level.bit_length()) - 1)
+
+
+def _highest_level(images: ImageSource) -> tuple[int, int] | None:
+    """The highest level in the first images that are deep, and the level that is white in such a file.
+
+    None where they are of 8 bits, or cannot be read.
+    """
+    found = None
+    for index in range(min(_LEVELS, len(images))):
+        try:
+            picture = images.load(index)
+        except ImageError:
+            continue
+        if (levels := levels_of(picture)) is not None:
+            found = max((round(brightest(picture) * levels / 255), levels), found or (0, 0))
+    return found
