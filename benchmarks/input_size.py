@@ -274,10 +274,13 @@ class Positions:
         return torch.linalg.vector_norm(solved, dim=1).T.reshape(-1, *self.grid)
 
 
-def measure(found: Set, placing: Placing) -> Iterator[dict[str, Any]]:
-    """Figures of both methods on one set with one way to place pictures; they read the same features."""
-    row, methods = find_backbone("compact"), {"padim": PaDiM(), "patchcore": PatchCore()}
-    taps = {name: method._default_taps(row) for name, method in methods.items()}
+def measure(job: str, found: Set, placing: Placing) -> Iterator[dict[str, Any]]:
+    """Figures of all methods on one set with one way to place pictures; they read the same features."""
+    row = find_backbone("compact")
+    methods: dict[str, Any] = {"padim": PaDiM(), "patchcore": PatchCore()}
+    if job == "areas":
+        methods |= {"padim stage16": PaDiM(taps=("stage16",))}
+    taps = {name: method.tapped() for name, method in methods.items()}
     extractor = build_extractor(
         row, weights=find_weights(row), taps=sorted({tap for names in taps.values() for tap in names})
     )
@@ -319,7 +322,7 @@ def figures(found: Set, placing: Placing, grids: list[Tensor], which: str) -> di
         map = enlarge_and_smooth(grid[None], placing.size, sigma=4.0)[0]
         top, left, bottom, right = placing.box(part)
         map = map[top:bottom, left:right]
-        scores.append(float(map.max() if which == "padim" else grid.max()))
+        scores.append(float(map.max() if which.startswith("padim") else grid.max()))
         size = part.picture.height, part.picture.width
         placed = torch.nn.functional.interpolate(map[None, None], size, mode="bilinear", align_corners=False)[0, 0]
         pairs.append((placed.numpy(), part.mask))
@@ -374,7 +377,7 @@ def main() -> None:
         ):
             first: dict[str, float] = {}
             for name, placing in candidates(options.job, one).items():
-                for line in measure(one, placing):
+                for line in measure(options.job, one, placing):
                     line["time"] /= first.setdefault(line["method"], line["time"])
                     rows.append({"data": one.name, "input": name, "size": placing.size} | line)
                     rows[-1] |= {"train": len(one.train), "test": len(one.test)}

@@ -182,10 +182,10 @@ def test_wrong_use_is_one_line_and_status_1(dataset, tmp_path, arguments, messag
 
 def test_missing_argument_is_status_2():
     run("fit", status=2)
-    run("fit", "data", "--preset", "huge", status=2)
+    run("fit", "data", "--on-error", "huge", status=2)
 
 
-@pytest.mark.parametrize("table", ["methods", "backbones", "datasets"])
+@pytest.mark.parametrize("table", ["methods", "presets", "backbones", "datasets"])
 def test_list(table):
     rows = json.loads(run("list", table, "--json").stdout)[table]
     printed = run("list", table).stdout
@@ -249,10 +249,12 @@ def test_a_fit_that_needs_too_much_memory_is_refused(dataset, tmp_path):
     ("arguments", "message"),
     [
         (["--resize", "big"], "--resize: expected SIDE or HEIGHTxWIDTH"),
-        (["--resize", "64x128", "--preset", "paper"], "--resize: expected one SIDE with --preset paper"),
+        (["--resize", "64x128", "--preset", "paper"], "resize: expected one SIDE with a preset that crops"),
         (["--index", "annoy", "--method", "knn"], "index: expected exact or faiss:"),
         (["--index", "exact"], "--method: expected an option that padim knows"),
         (["--set", "memory_gb=4"], "Use --memory"),
+        (["--preset", "huge"], "preset: expected one of default, paper"),
+        (["--preset", "few", "--method", "knn"], "method: expected patchcore with this preset, got knn"),
         (["--tile", "512"], "tile: expected at most the preprocessed image's 256 pixels"),
     ],
 )

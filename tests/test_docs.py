@@ -6,6 +6,7 @@ import pydoc
 import re
 import runpy
 import shlex
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -13,9 +14,10 @@ from typer.testing import CliRunner
 
 from blemish.cli import app
 from blemish.datasets.synthetic import write_dataset
-from blemish.images.preprocess import PRESETS, Preprocess
+from blemish.images.preprocess import Preprocess
 from blemish.methods import METHODS
 from blemish.ood import DETECTORS
+from blemish.presets import PRESETS
 
 README = Path(__file__).parents[1] / "README.md"
 CONTRIBUTING = README.with_name("CONTRIBUTING.md")
@@ -34,8 +36,8 @@ def workplace(tmp_path_factory):
 
 def test_readme_runs_from_top_to_bottom(workplace, monkeypatch, capsys):
     monkeypatch.chdir(workplace)
-    monkeypatch.setitem(PRESETS, "default", Preprocess(160))  # still several tiles of 128, in less time
-    monkeypatch.setitem(PRESETS, "paper", Preprocess(160, 128))
+    for name, small in (("default", Preprocess(160)), ("paper", Preprocess(160, 128))):
+        monkeypatch.setitem(PRESETS, name, replace(PRESETS[name], preprocess=small))  # still tiles of 128, in less time
     (python,) = blocks("python")
     exec(compile(python, "README.md", "exec"), {})
     printed = capsys.readouterr().out.splitlines()

@@ -10,9 +10,10 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from blemish.errors import ArgumentError
-from blemish.images.preprocess import MOST_ASPECT, PRESETS, Preprocess
+from blemish.images.preprocess import MOST_ASPECT, Preprocess
 from blemish.images.settle import settle
 from blemish.images.source import as_source, from_arrays, from_folder
+from blemish.presets import PRESETS
 
 sizes = st.tuples(st.integers(40, 160), st.integers(40, 160))
 preprocesses = st.sampled_from([Preprocess(64), Preprocess(64, crop=48), Preprocess(80, crop=80), Preprocess(33)])
@@ -44,7 +45,7 @@ def test_a_map_comes_back_to_the_pixels_it_came_from(size, preprocess, axis):
 
 @given(sizes)
 def test_default_sees_every_pixel(size):
-    settled = PRESETS["default"].with_aspect(size[1] / size[0], multiple=16)
+    settled = PRESETS["default"].preprocess.with_aspect(size[1] / size[0], multiple=16)
     assert settled.visible(size).all()
 
 
@@ -93,7 +94,7 @@ def test_paper_preset_is_torchvisions_resize_and_centre_crop():
     image = Image.fromarray(np.random.default_rng(0).integers(0, 256, (300, 400, 3), dtype=np.uint8))
     resized = image.resize((341, 256), Image.Resampling.BILINEAR)
     expected = np.asarray(resized)[16 : 16 + 224, 58 : 58 + 224]  # round(58.5) = 58, as in torchvision
-    pixels = PRESETS["paper"].pixels(image)
+    pixels = PRESETS["paper"].preprocess.pixels(image)
     assert pixels.shape == (3, 224, 224)
     np.testing.assert_allclose(pixels.permute(1, 2, 0).numpy(), expected / 255, atol=1e-6)
 

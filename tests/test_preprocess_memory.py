@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from blemish.images import preprocess as module
-from blemish.images.preprocess import PRESETS, Preprocess
+from blemish.images.preprocess import Preprocess
 from blemish.memory import forget_peak
 
 BILINEAR, NEAREST = Image.Resampling.BILINEAR, Image.Resampling.NEAREST
@@ -48,7 +48,7 @@ def shapes(draw, most=8.0):
 
 
 @settings(max_examples=150, deadline=None)
-@given(shapes(), st.sampled_from([PRESETS["paper"], PRESETS["default"], Preprocess(64, 48), Preprocess((40, 90))]))
+@given(shapes(), st.sampled_from([Preprocess(256, 224), Preprocess(256), Preprocess(64, 48), Preprocess((40, 90))]))
 def test_ordinary_images_are_resized_and_cropped_to_the_bit(size, preprocess):
     for mode in ("RGB", "F"):
         image = picture(size, mode)
@@ -61,7 +61,7 @@ def test_ordinary_images_are_resized_and_cropped_to_the_bit(size, preprocess):
 
 
 @settings(max_examples=100, deadline=None)
-@given(shapes(most=40), st.sampled_from([PRESETS["paper"], Preprocess(64, 48), Preprocess(33, 33)]))
+@given(shapes(most=40), st.sampled_from([Preprocess(256, 224), Preprocess(64, 48), Preprocess(33, 33)]))
 def test_a_region_alone_gives_what_the_whole_gives(size, preprocess):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(module, "_PLAIN", 0)
@@ -90,7 +90,7 @@ def test_height_first_gives_what_width_first_gives(width, height, mode):
         np.testing.assert_allclose(preprocess.pixels(image).numpy(), expected.numpy(), atol=1.01 / 255)
 
 
-@given(shapes(most=40), st.sampled_from([PRESETS["paper"], PRESETS["default"], Preprocess(33, 20)]))
+@given(shapes(most=40), st.sampled_from([Preprocess(256, 224), Preprocess(256), Preprocess(33, 20)]))
 def test_visible_pixels_have_their_centres_inside_the_crop(size, preprocess):
     short = min(size)
     inside = []

@@ -23,7 +23,7 @@ from .features.memory import FeatureMemory
 from .images.decode import MAX_PIXELS
 from .images.digest import with_digests
 from .images.groups import GroupBy, Grouped, find_groups, hold_out, join_groups, read_pattern, without_copies
-from .images.preprocess import PRESETS, Preprocess
+from .images.preprocess import Preprocess
 from .images.settle import settle
 from .images.source import (
     Batches,
@@ -41,6 +41,7 @@ from .methods import FeatureMethod, Incremental, Method
 from .methods.registry import METHODS, find_method
 from .ops.neighbours import IndexFactory
 from .parameters import Parameterised, check_parameters, parameter, parameters_of, plain_parameters
+from .presets import find_preset
 from .progress import Progress
 from .tensors import below, check_finite
 from .types import Decision, ImageBatch, Scores, Size
@@ -59,8 +60,8 @@ class Detector(Parameterised):
     Parameters
     ----------
     method: the normality model, or its name (`blemish list methods`), which takes its defaults and `seed`.
-    preprocess: `Preprocess`, or the name of a preset: `default` (the images' own aspect ratio at the area of 256 x 256,
-        nothing cropped), `paper` (256, crop 224).
+    preprocess: `Preprocess`, or the name of a preset, for its own: `default` (the images' own aspect ratio at the area
+        of 256 x 256, nothing cropped), `paper` (256, crop 224).
     tile: side, or (height, width), in pixels of the tiles in which a large preprocessed image is learned and scored;
         None: in one piece. The image's score is that of its most anomalous tile.
     overlap: pixels by which tiles overlap at least; None: a quarter of a tile's shorter side.
@@ -90,7 +91,7 @@ class Detector(Parameterised):
     """
 
     method: Method | str = "padim"
-    preprocess: Preprocess | Literal["default", "paper"] = "default"
+    preprocess: Preprocess | str = "default"
     tile: int | tuple[int, int] | None = parameter(None, at_least=1)
     overlap: int | None = parameter(None, at_least=0)
     calibration: Literal["split", "none"] = "split"
@@ -117,6 +118,21 @@ class Detector(Parameterised):
     """Digests of the held-out pictures."""
     _settled: Preprocess | None = field(default=None, init=False, repr=False, compare=False)
     _named: Method | None = field(default=None, init=False, repr=False, compare=False)
+
+    @classmethod
+    def preset(cls, name: str, *, method: str | None = None) -> Detector:
+        """A detector as `blemish fit --preset NAME` makes it: `blemish list presets`.
+
+        `method` is another one by name, where the preset leaves it open. Raises `ArgumentError`.
+
+        >>> Detector.preset("few").method
+        PatchCore(..., ratio=1.0, ...)
+        """
+        chosen = find_preset(name)
+        kind, parameters = chosen.choose(method)
+        return cls(
+            method=kind(**parameters) if parameters else kind.name, preprocess=name, calibration=chosen.calibration
+        )
 
     @property
     def method_(self) -> Method:
@@ -438,8 +454,7 @@ class Detector(Parameterised):
     def _preset(self) -> Preprocess:
         if isinstance(self.preprocess, Preprocess):
             return self.preprocess
-        parameters_of(Detector)["preprocess"].check(self.preprocess)
-        return PRESETS[self.preprocess]
+        return find_preset(self.preprocess).preprocess
 
     def manifest(self) -> persist.Manifest:
         """What the model file says about itself: parameters, settings, versions; JSON types only."""

@@ -25,7 +25,7 @@ from PIL import Image
 
 from blemish.errors import ImageError
 from blemish.images.decode import decode, decode_mask
-from blemish.images.preprocess import PRESETS
+from blemish.images.preprocess import Preprocess
 from blemish.memory import forget_peak, peak_since, resident_bytes
 
 MAX_PIXELS = 1_000_000
@@ -108,7 +108,7 @@ def check(path: Path) -> tuple[str, str]:
     start = time.process_time()
     try:
         outcome = "image"
-        for preset in (PRESETS["default"].with_aspect(2, multiple=16), PRESETS["paper"]):
+        for preset in (Preprocess((176, 368)), Preprocess(256, 224)):
             preset.pixels(decode(path, max_pixels=MAX_PIXELS))
         decode_mask(path, max_pixels=MAX_PIXELS)
     except ImageError as error:

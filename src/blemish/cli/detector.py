@@ -8,7 +8,7 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
@@ -36,6 +36,9 @@ from .options import (
     read_white_level,
 )  # fmt: skip
 from .results import ResultWriter
+
+if TYPE_CHECKING:
+    from ..presets import Preset
 
 NormalOption = Annotated[
     list[str] | None, typer.Option("--normal", metavar="SUB", help="Sub-folder of normal images; repeatable.")
@@ -92,7 +95,9 @@ def fit(
     anomalous: AnomalousOption = None,
     masks: MasksOption = None,
     out: Annotated[Path, typer.Option(help="Model file to write.")] = Path("model.blemish"),
-    method: Annotated[str, typer.Option(help="See `blemish list methods`.")] = "padim",
+    method: Annotated[
+        str | None, typer.Option(help="See `blemish list methods`. Default: the preset's; padim.")
+    ] = None,
     backbone: Annotated[
         str | None,
         typer.Option(help="See `blemish list backbones`; or timm:NAME. Default: compact, which ships with us."),
@@ -100,13 +105,7 @@ def fit(
     weights: Annotated[Path | None, typer.Option(help="File, or random; else $BLEMISH_WEIGHTS, then hub.")] = None,
     taps: Annotated[str | None, typer.Option(help="Layers to read, comma-separated, such as layer2,layer3.")] = None,
     set_: SetOption = None,
-    preset: Annotated[
-        Literal["default", "paper"],
-        typer.Option(
-            help="default: the images' own aspect at the area of 256 x 256, no crop, a fifth held out. paper: 256, "
-            "crop 224, none held out, its parameters."
-        ),
-    ] = "default",
+    preset: Annotated[str, typer.Option(help="What goes together; see `blemish list presets`.")] = "default",
     resize: Annotated[
         str | None,
         typer.Option(
@@ -156,9 +155,11 @@ def fit(
     Example: blemish fit bottle --backbone wide_resnet50_2 --set storage=float16 --out bottle.blemish
     """
     from ..detector import Detector
+    from ..presets import find_preset
 
     say = Speaker()
     check_output(out)
+    chosen = find_preset(preset)
     options = {
         "backbone": backbone,
         "weights": weights,
@@ -169,11 +170,11 @@ def fit(
         "device": device,
     }
     detector = Detector(
-        method=_make_method(method, preset, set_ or [], options),
-        preprocess=_preprocess(preset, resize, white_level),
+        method=_make_method(chosen, method, set_ or [], options),
+        preprocess=replace(chosen.resized(read_resize(resize)), white_level=read_white_level(white_level)),
         tile=None if tile is None else read_size(tile, of="--tile"),
         overlap=overlap,
-        calibration=calibration or ("none" if preset == "paper" else "split"),
+        calibration=calibration or chosen.calibration,
         held_out=held_out,
         false_alarm_rate=false_alarm_rate,
         seed=seed,
@@ -315,7 +316,9 @@ def evaluate_model(
 
 
 def list_(
-    table: Annotated[Literal["methods", "backbones", "detectors", "datasets"], typer.Argument(help="Which table.")],
+    table: Annotated[
+        Literal["methods", "presets", "backbones", "detectors", "datasets"], typer.Argument(help="Which table.")
+    ],
     *,
     as_json: JsonOption = False,
 ) -> None:
@@ -334,6 +337,10 @@ def list_(
             }
             for name, method in METHODS.items()
         ]
+    elif table == "presets":
+        from ..presets import PRESETS
+
+        rows = [row.as_row(name) for name, row in PRESETS.items()]
     elif table == "backbones":
         rows = _backbones(short=not as_json)
     elif table == "detectors":
@@ -389,20 +396,6 @@ def _load(model: Path, device: str) -> Any:
     return Detector.load(model, device=device, make_index=index_from_name)
 
 
-def _preprocess(preset: str, resize: str | None, white_level: str | None) -> Any:
-    from ..images.preprocess import PRESETS, Preprocess
-
-    white = read_white_level(white_level)
-    if resize is None:
-        return replace(PRESETS[preset], white_level=white)
-    size = read_resize(resize)
-    if preset == "default":
-        return Preprocess(size, white_level=white)
-    if not isinstance(size, int):
-        raise ArgumentError.about("--resize", expected=f"one SIDE with --preset {preset}, which crops", got=resize)
-    return Preprocess(size, size * 7 // 8, white)  # 224 of 256
-
-
 def _normal_source(
     data: Path,
     say: Speaker,
@@ -447,25 +440,23 @@ def _image_paths(images: list[Path], say: Speaker) -> list[Path]:
     return paths
 
 
-def _make_method(name: str, preset: str, settings: list[str], options: Mapping[str, Any]) -> Any:
-    """The method with the parameters of its paper, of --set, and of the options that were given."""
+def _make_method(preset: Preset, name: str | None, settings: list[str], options: Mapping[str, Any]) -> Any:
+    """The method with the parameters of the preset, of --set, and of the options that were given."""
     from ..edges.faiss import index_from_name
-    from ..methods.registry import find_method
 
-    kind = find_method(name)
+    kind, values = preset.choose(name)
     known = parameters_of(kind)
     texts = split_settings(settings, of="--set")
     for key in texts:
         if key in options:
             instead = f"Use --{key.split('_')[0]}."
             raise ArgumentError.about("--set", expected="no parameter that has an option", got=key, instead=instead)
-    values = dict(kind.paper) if preset == "paper" else {}
     values |= read_texts(kind, texts, of="--set", without=[key for key, p in known.items() if p.option])
     for key, value in options.items():
         if value is not None:
             if key not in known:
                 others = ", ".join(f"--{other.split('_')[0]}" for other in options if other in known)
-                expected = f"an option that {name} knows ({others})"
+                expected = f"an option that {kind.name} knows ({others})"
                 raise ArgumentError.about("--method", expected=expected, got=f"--{key.split('_')[0]}")
             values[key] = index_from_name(value) if key == "index" else value
     return kind(**values)

@@ -78,9 +78,9 @@ def read_names(file: Path) -> list[str]:
     return [name for name in names if name]
 
 
-def read_resize(text: str) -> int | tuple[int, int] | str:
+def read_resize(text: str | None) -> int | tuple[int, int] | str | None:
     """Read SIDE, HEIGHTxWIDTH, or what begins with `auto`, of `--resize`."""
-    return text if text.startswith("auto") else read_size(text)
+    return text if text is None or text.startswith("auto") else read_size(text)
 
 
 def read_size(text: str, *, of: str = "--resize") -> int | tuple[int, int]:

@@ -270,7 +270,3 @@ def _read_between(map: Tensor, places: NDArray[np.float64]) -> Tensor:
     at = torch.from_numpy(places - 0.5).to(map.device).clamp_(0, len(map) - 1)
     above = at.long()
     return map[above].lerp(map[(above + 1).clamp_max(len(map) - 1)], (at - above).to(map.dtype)[:, None])
-
-
-PRESETS = {"default": Preprocess(resize="auto"), "paper": Preprocess(resize=256, crop=224)}
-"""`default` looks at every pixel, in the images' own aspect ratio; `paper` is the protocol of the published tables."""

@@ -172,8 +172,11 @@ class StudyPlan:
         return tuple(found)
 
     def _cells(self, dataset: str, backbone: str, spec: str) -> Iterator[Cell]:
+        from ..presets import find_preset
+
         method, parameters = parse_method(spec, preset=self.preset)
-        preset = parameters.pop("preset", self.preset)
+        preset = find_preset(parameters.pop("preset", self.preset))
+        pixels = preset.resized(self.resize)
         own_taps = parameters.pop("taps", None)
         taps = [own_taps] if own_taps else _tap_sets(self.taps, backbone)
         defaults = {name: known.default for name, known in _own_parameters(method).items()}
@@ -189,8 +192,11 @@ class StudyPlan:
                 weights=self._weights(),
                 taps=chosen,
                 seed=seed,
-                **self._input(preset),
-                held_out=(0.0 if preset == "paper" else 0.2) if self.held_out is None else float(self.held_out),
+                resize=pixels.resize,
+                crop=pixels.crop,
+                held_out=(0.0 if preset.calibration == "none" else 0.2)
+                if self.held_out is None
+                else float(self.held_out),
                 false_alarm_rate=float(self.false_alarm_rate),
                 intervals=self.intervals,
                 repetitions=self.repetitions,
@@ -220,15 +226,6 @@ class StudyPlan:
     def _weights(self) -> str:
         return self.weights if self.weights in _WEIGHTS else os.path.abspath(self.weights)
 
-    def _input(self, preset: Value) -> dict[str, Any]:
-        resize: Any = self.resize
-        if preset != "paper":
-            return {"resize": "auto" if resize is None else resize, "crop": None}
-        resize = 256 if resize is None else resize
-        if type(resize) is not int:
-            raise ArgumentError.about("resize", expected="one side with preset=paper, which crops", got=resize)
-        return {"resize": resize, "crop": resize * 7 // 8}  # 224 of 256
-
 
 def parse_method(spec: str, *, preset: str = "default") -> tuple[str, dict[str, Any]]:
     """The name and the parameters of `NAME,KEY=VALUE,...`, those of its paper included with the preset `paper`.
@@ -237,6 +234,7 @@ def parse_method(spec: str, *, preset: str = "default") -> tuple[str, dict[str, 
     ('padim', {'dimensions': 50, 'sigma': 2.0})
     """
     from ..methods.registry import find_method
+    from ..presets import find_preset
 
     name, settings = split_spec(spec, of="methods")
     kind = find_method(name)
@@ -245,7 +243,7 @@ def parse_method(spec: str, *, preset: str = "default") -> tuple[str, dict[str, 
     chosen = _PRESET.of_text(settings.get("preset", preset), of=f"method {name}, ")
     if "preset" in settings:
         values["preset"] = chosen
-    return name, (dict(kind.paper) if chosen == "paper" else {}) | values
+    return name, find_preset(chosen).choose(name)[1] | values
 
 
 _PRESET = Parameter("preset", Preset, "default", "")
