@@ -341,12 +341,7 @@ def candidates(job: str, found: Set) -> dict[str, Placing]:
         return {str(side): Stretched(own_size(found.train, side=side)) for side in (192, 256, 320, 384)}
     if job == "strips":
         return {"square": Stretched((256, 256)), "own": Stretched(own)}
-    return {
-        "square": Stretched((256, 256)),
-        "own, stretched": Stretched(own),
-        "own, fitted": Fitted(own),
-        "square, fitted": Fitted((256, 256)),
-    }
+    return {"square": Stretched((256, 256)), "own, stretched": Stretched(own), "own, fitted": Fitted(own)}
 
 
 def sets(job: str, folders: list[Path], drawn: list[str]) -> Iterator[Set]:
@@ -370,7 +365,11 @@ def main() -> None:
     parser.add_argument("--json", type=Path)
     options = parser.parse_args()
     rows = []
-    drawn = options.drawn if options.drawn is not None else list(DRAWN if options.job == "strips" else DRAWN[:4])
+    drawn = (
+        options.drawn
+        if options.drawn is not None
+        else list(DRAWN if options.job == "strips" else ("leather", "terrazzo"))
+    )
     for found in sets(options.job, options.data, drawn):
         for one in (
             (found, found.map(Part.turned, f"{found.name}, on its side")) if options.job == "strips" else (found,)

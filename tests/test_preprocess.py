@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import zlib
 from dataclasses import replace
 
 import numpy as np
@@ -10,9 +11,10 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from blemish.errors import ArgumentError
+from blemish.images.decode import decode
 from blemish.images.preprocess import MOST_ASPECT, Preprocess
 from blemish.images.settle import settle
-from blemish.images.source import as_source, from_arrays, from_folder
+from blemish.images.source import as_source, from_arrays, from_folder, from_paths
 from blemish.presets import PRESETS
 
 sizes = st.tuples(st.integers(40, 160), st.integers(40, 160))
@@ -76,7 +78,15 @@ def test_auto_is_the_median_of_upright_sizes_read_without_decoding(tmp_path):
     source = replace(from_folder(tmp_path), _load=None)
     assert settle(Preprocess("auto"), source, multiple=16, levels=False).size == (160, 400)
     paths = as_source(sorted(map(str, tmp_path.iterdir())))
-    assert settle(Preprocess("auto"), paths.subset([4, 0]), multiple=16).size == (160, 400)
+    assert settle(Preprocess("auto"), paths.subset([2]), multiple=16).size == (128, 512)
+    (tmp_path / "cut short.png").write_bytes((tmp_path / "2.png").read_bytes()[:60])
+    assert settle(Preprocess("auto"), as_source([str(tmp_path / "cut short.png")]), multiple=16).size == (128, 512)
+    late = (tmp_path / "0.png").read_bytes()  # EXIF behind the pixels turns it on its side
+    chunk = b"eXIf" + exif.tobytes()[6:]
+    end = len(chunk[4:]).to_bytes(4, "big") + chunk + zlib.crc32(chunk).to_bytes(4, "big") + late[-12:]
+    (tmp_path / "late.png").write_bytes(late[:-12] + end)
+    assert decode(tmp_path / "late.png").size == (40, 100)
+    assert settle(Preprocess("auto"), from_paths([tmp_path / "late.png"]), multiple=16).size == (400, 160)
     in_memory = {"tensor": torch.zeros(1, 40, 100), "array": np.zeros((40, 100, 3), np.uint8)}
     assert settle(Preprocess("auto"), as_source(in_memory), multiple=16).size == (160, 400)
 

@@ -229,10 +229,23 @@ def _read_head(path: str | Path) -> tuple[tuple[int, int], int] | None:
     try:
         with _open_file(path) as file:
             image = _recognise(path, file, sys.maxsize)
+            if image.format == "PNG" and image.info.keys().isdisjoint(("exif", "Raw profile type exif")):
+                image.info["exif"] = _find_exif(file)  # else Pillow decodes all of it to look behind the pixels
             how = image.getexif().get(_ORIENTATION, 1)
             return image.size, how if how in range(1, 9) else 1
     except Exception:  # Pillow's readers raise almost anything on damaged data
         return None
+
+
+def _find_exif(file: BinaryIO) -> bytes:
+    """What a PNG says of itself in EXIF, before its pixels or behind; empty where it says nothing."""
+    file.seek(8)
+    while len(head := file.read(8)) == 8:
+        length, kind = int.from_bytes(head[:4], "big"), head[4:]
+        if kind == b"eXIf":
+            return b"Exif\0\0" + file.read(length)
+        file.seek(length + 4, os.SEEK_CUR)
+    return b""
 
 
 def from_memory(image: object, *, name: str = "image") -> Picture:

@@ -28,7 +28,9 @@ def settle(preprocess: Preprocess, images: ImageSource, *, multiple: int, levels
     """
     found = preprocess
     if isinstance(found.resize, str):
-        found = found.with_aspect(_median_aspect(images), multiple=multiple)
+        aspect = _median_aspect(images)
+        found = found.with_aspect(aspect, multiple=multiple)
+        _log.info("The network's input is %d x %d: the images' aspect ratio is %.2f.", *found.size, aspect)
     if levels and found.white_level == "auto":
         return replace(found, white_level=_find_white_level(images))
     if levels and found.white_level is None:
