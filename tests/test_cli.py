@@ -144,6 +144,7 @@ def test_settings_reach_the_method(dataset, tmp_path):
         "taps": ["level1", "level2"],
         "seed": 0,
         "precision": "float32",
+        "top_share": 0.0,
         "dimensions": 9,
         "reduction": "random",
         "eps": 0.01,

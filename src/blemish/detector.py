@@ -454,7 +454,7 @@ class Detector(Parameterised):
     def _preset(self) -> Preprocess:
         if isinstance(self.preprocess, Preprocess):
             return self.preprocess
-        return find_preset(self.preprocess).preprocess
+        return find_preset(self.preprocess, of="preprocess").preprocess
 
     def manifest(self) -> persist.Manifest:
         """What the model file says about itself: parameters, settings, versions; JSON types only."""

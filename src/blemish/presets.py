@@ -78,12 +78,12 @@ PRESETS = {
 }
 
 
-def find_preset(name: str) -> Preset:
-    """Look a preset up by name.
+def find_preset(name: str, *, of: str = "preset") -> Preset:
+    """Look a preset up by name; `of` says which parameter it is.
 
     >>> find_preset("paper").preprocess.size
     (224, 224)
     """
     if name not in PRESETS:
-        raise ArgumentError.about("preset", expected=f"one of {', '.join(PRESETS)}", got=name)
+        raise ArgumentError.about(of, expected=f"one of {', '.join(PRESETS)}", got=name)
     return PRESETS[name]

@@ -82,7 +82,11 @@ class ImageSource:
     def joined(self, other: ImageSource) -> ImageSource:
         """These images, and those of another source behind them."""
         count = len(self)
-        return ImageSource(self.names + other.names, lambda i: self._load(i) if i < count else other.load(i - count))
+        return ImageSource(
+            self.names + other.names,
+            lambda i: self._load(i) if i < count else other.load(i - count),
+            _size=lambda i: self.size(i) if i < count else other.size(i - count),
+        )
 
     def paths(self) -> list[str]:
         """The images' paths below `root`, with `/` in between; else their names."""
