@@ -9,8 +9,13 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
+from blemish.datasets.dataset import Dataset
 from blemish.errors import ArgumentError, DatasetError
+from blemish.features.backbones import find_backbone
+from blemish.images.preprocess import Preprocess
+from blemish.study.group import prepared
 from blemish.study.plan import Cell, StudyPlan, groups, split_methods
 
 
@@ -235,3 +240,17 @@ def test_more_dimensions_than_the_layers_have_are_left_out():
         *(("padim", ("conv1",), d) for d in (64, 65, 500)),  # a layer that the table does not know
         *(("knn", taps, None) for taps in (("layer1",), ("layer1", "layer2"), ("conv1",))),
     ]
+
+
+def test_the_images_own_aspect_is_the_default_and_found_for_each_data_set(tmp_path):
+    for i in range(3):
+        Image.new("L", (100, 40)).save(tmp_path / f"{i}.png")
+    dataset = Dataset(tmp_path, "any", tuple(sorted(tmp_path.iterdir())), ())
+    (cell,) = plan().cells()
+    assert cell.resize == "auto"
+    row = find_backbone("filters")
+    assert prepared(dataset, cell, row) == Preprocess((160, 400))
+    (told,) = plan(resize=64).cells()
+    assert prepared(dataset, told, row) == Preprocess(64)
+    (paper,) = plan(preset="paper").cells()
+    assert prepared(dataset, paper, row) == Preprocess(256, 224)
