@@ -80,6 +80,7 @@ def test_the_table_has_the_thesis_and_more():
     assert set(THESIS) == set(PRINTED)
     assert len(THESIS) == 71
     assert len(BACKBONES) >= 100
+    assert set(costs.table_costs()) == set(BACKBONES), "Run `python -m blemish.features.costs`."
 
 
 @pytest.mark.parametrize("name", PRINTED)
@@ -90,7 +91,16 @@ def test_dim_a_and_d_of_the_thesis(name):
     assert abs(row.d - 0.3 * dim) < 6 if d is ... else row.d == d
 
 
-@pytest.mark.parametrize("name", BACKBONES)
+# By default the smaller networks of each family, which take half a second each at most; `make test-all` runs all.
+LARGE = (
+    "vgg|resnet34|net101|net152|net154|next101|resnest101|wide_|densenet1(69|61)|densenet201|swin_(v2_)?[sb]|deit_small|"
+    "vit_(base|large)|small_patch(16_224|8|14_dinov2)|convnext_(small|base|large)|dinov3_lvd|convnextv2_(nano|tiny|base)|"
+    "efficientnet_(b[3-7]|v2_[ml])|conv_large|regnet.*[1-9](_[26])?gf"
+)
+ROWS = [pytest.param(name, marks=pytest.mark.heavy if re.search(LARGE, name) else ()) for name in BACKBONES]
+
+
+@pytest.mark.parametrize("name", ROWS)
 def test_row_says_what_the_network_is(name):
     row = find_backbone(name)
     module = costs.hollow(row.build)
@@ -106,18 +116,7 @@ def test_row_says_what_the_network_is(name):
     assert costs.measure(module, row.taps) == costs.table_costs()[name], "Run `python -m blemish.features.costs`."
 
 
-# By default the smaller networks of each family, which take half a second each at most; `make test-all` runs all.
-LARGE = (
-    "vgg|resnet34|net101|net152|net154|next101|resnest101|wide_|densenet1(69|61)|densenet201|swin_(v2_)?[sb]|deit_small|"
-    "vit_(base|large)|small_patch(16_224|8|14_dinov2)|convnext_(small|base|large)|dinov3_lvd|convnextv2_(nano|tiny|base)|"
-    "efficientnet_(b[3-7]|v2_[ml])|conv_large|regnet.*[1-9](_[26])?gf"
-)
-
-
-@pytest.mark.parametrize(
-    "name",
-    [pytest.param(name, marks=pytest.mark.heavy if re.search(LARGE, name) else ()) for name in BACKBONES],
-)
+@pytest.mark.parametrize("name", ROWS)
 def test_folded_and_trimmed_network_is_the_plain_one(name):
     side = 112 if "patch14" in name else 96 if name == "inception_v3" else 64  # as small as each takes
     row = replace(find_backbone(name), trace_size=side)
