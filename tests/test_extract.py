@@ -41,7 +41,8 @@ def plain_outputs(module, row, pixels):
 PIXELS = torch.rand(2, 3, 224, 224, generator=torch.Generator().manual_seed(1))
 
 
-PYRAMIDS = ["filters", "resnet18", "wide_resnet50_2", "mobilenet_v2", "squeezenet1_1"]  # test_backbones.py has all
+WIDE = pytest.param("wide_resnet50_2", marks=pytest.mark.heavy)
+PYRAMIDS = ["filters", "resnet18", WIDE, "mobilenet_v2", "squeezenet1_1"]  # test_backbones.py has all
 
 
 @pytest.mark.parametrize("name", [*PYRAMIDS, "timm:resnet18", "timm:efficientnet_b0", "timm:mobilenetv3_small_100"])
