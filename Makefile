@@ -12,7 +12,7 @@ demo: .venv/ready  ## Draw a product with defects, learn it, evaluate, write dem
 test: lint  ## Lint, types, layers, then all tests, on all cores
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist worksteal
 
-test-all: lint  ## The same, and the largest backbones
+test-all: lint  ## The same, and the largest backbones and data sets
 	$(BIN)/python -m pytest -m ""
 
 fuzz: .venv/ready  ## Damaged and malicious files, for as long as COUNT says: make fuzz COUNT=20000 SEED=1

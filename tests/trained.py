@@ -94,7 +94,7 @@ atexit.register(shutil.rmtree, _FOLDER, ignore_errors=True)
 REFERENCE = write_reference(_FOLDER / "reference.npz")
 TEACHERS = write_teachers(_FOLDER)
 TINY = {
-    "cflow": {"backbone": "filters", "blocks": 2, "condition": 4, "positions": 64, "steps": 30, "rate": 1e-2},
+    "cflow": {"backbone": "filters", "blocks": 2, "condition": 4, "positions": 64, "steps": 10, "rate": 1e-2},
     "students": {"weights": TEACHERS, "steps": 4, "grid": 6},
     "gaussian_finetune": {"backbone": NET, "epochs": 1},
     "panda": {"backbone": NET, "epochs": 2, "batch": 8},
