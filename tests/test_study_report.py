@@ -441,8 +441,8 @@ def test_names_are_as_short_as_they_can_be(tmp_path):
     names = words.Names(rows)
     assert list(names.datasets.values()) == ["x/screw", "y/screw"]
     shown = [names(study.Choice.of(row)) for row in rows]
-    assert shown[0].endswith(" on resnet18, default layers, crop 224, held out 0.0")
-    assert shown[2] == "padim on resnet18, default layers, weights my.pth, crop None, held out 0.2"
+    assert shown[0].endswith(" on resnet18, default layers, input 256, crop 224, held out 0.0")
+    assert shown[2] == "padim on resnet18, default layers, weights my.pth, input auto, crop None, held out 0.2"
 
 
 def _foreign(folder):

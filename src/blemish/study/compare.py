@@ -62,7 +62,7 @@ class Choice:
             backbone=row["backbone"],
             weights="built-in" if built_in else row["weights"],
             taps=row["taps"] or "default",
-            resize=row["resize"],
+            resize=row["resize"].strip('"'),  # JSON: of a number, a list, or a text
             crop=row["crop"],
             held_out=row["held_out"],
             false_alarm_rate=row["false_alarm_rate"],
