@@ -6,6 +6,7 @@ import re
 import shutil
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +16,7 @@ from typer.testing import CliRunner
 
 from blemish import Detector
 from blemish.cli import app
+from blemish.datasets import synthetic
 from blemish.datasets.synthetic import write_dataset
 
 
@@ -194,7 +196,9 @@ def test_list(table):
         assert row["name"] in printed
 
 
-def test_demo(tmp_path):
+def test_demo(tmp_path, monkeypatch):
+    small = partial(write_dataset, size=64, n_test_normal=4, n_per_defect=1)
+    monkeypatch.setattr(synthetic, "write_dataset", small)
     result = run("demo", "--out", tmp_path, "--images", 95)
     assert (tmp_path / "report.html").is_file()
     assert (tmp_path / "demo.blemish").is_file()
