@@ -99,11 +99,13 @@ def test_one_query_gives_what_many_give():
     torch.testing.assert_close(alone, together, rtol=1e-6, atol=0)
 
 
-def test_nearest_squared_is_the_smallest_distance():
+@pytest.mark.parametrize("k", [1, 4, 20])
+def test_nearest_squared_are_the_smallest_distances(k):
     bank, queries = normal(40, 6), normal(23, 6, seed=1)
-    found = nearest_squared(torch.from_numpy(queries), torch.from_numpy(bank).split(15))
-    expected, _ = reference.search(bank.astype(np.float64), queries.astype(np.float64), 1)
-    np.testing.assert_allclose(found.numpy(), expected[:, 0], rtol=1e-4)
+    found = nearest_squared(torch.from_numpy(queries), torch.from_numpy(bank).split(15), k)
+    expected, _ = reference.search(bank.astype(np.float64), queries.astype(np.float64), k)
+    np.testing.assert_allclose(found.sort(dim=1).values.numpy(), expected, rtol=1e-4)
+    assert nearest_squared(torch.zeros(2, 3), [torch.zeros(1, 3)], 2).tolist() == [[0, np.inf]] * 2
     assert float(nearest_squared(torch.from_numpy(bank), [torch.from_numpy(bank)]).min()) >= 0
 
 

@@ -27,20 +27,27 @@ def test_a_layer_may_find_the_images_and_be_in_the_gallery():
     scores = SPADE(backbone=BACKBONE, k=2, sigma=2.0).fit(Images(train)).score(batch(test))
     of_train, of_test = layers(train), layers(test)
     pooled = knn.pool(of_train[-1]), knn.pool(of_test[-1])
-    expected = reference.maps(of_train, of_test, *pooled, k=2, size=(24, 24), sigma=2.0)
+    expected = reference.maps(of_train, of_test, *pooled, k=2, kappa=1, size=(24, 24), sigma=2.0)
     np.testing.assert_allclose(scores.maps.numpy(), expected, rtol=1e-4, atol=1e-5)
 
 
-@pytest.mark.parametrize("k", [1, 3, 50])
-def test_equals_the_paper(k):
+@pytest.mark.parametrize(("k", "kappa"), [(1, 1), (3, 1), (50, 1), (3, 2), (2, 40), (1, 1000)])
+def test_equals_the_paper(k, kappa):
     train, test = small_pixels(6, 1), small_pixels(3, 2)
-    scores = SPADE(backbone=BACKBONE, taps=TAPS, k=k, sigma=2.0).fit(Images(train)).score(batch(test))
+    scores = SPADE(backbone=BACKBONE, taps=TAPS, k=k, kappa=kappa, sigma=2.0).fit(Images(train)).score(batch(test))
     of_train, of_test = layers(train), layers(test)
     pooled = knn.pool(of_train[-1]), knn.pool(of_test[-1])
     k = min(k, 6)
-    expected = reference.maps(of_train[:-1], of_test[:-1], *pooled, k=k, size=(24, 24), sigma=2.0)
+    expected = reference.maps(of_train[:-1], of_test[:-1], *pooled, k=k, kappa=kappa, size=(24, 24), sigma=2.0)
     np.testing.assert_allclose(scores.maps.numpy(), expected, rtol=1e-4, atol=1e-5)
     np.testing.assert_allclose(scores.images.numpy(), reference.image_scores(*pooled, k), rtol=1e-4)
+
+
+def test_a_map_does_not_fall_as_kappa_grows():
+    train, test = Images(small_pixels(6, 1)), batch(small_pixels(3, 2))
+    maps = [SPADE(backbone=BACKBONE, kappa=kappa).fit(train).score(test).maps for kappa in (1, 3, 9)]
+    assert (maps[0] <= maps[1]).all()
+    assert (maps[1] <= maps[2]).all()
 
 
 def test_a_source_without_length_gives_the_same():
@@ -74,7 +81,7 @@ def test_test_images_may_have_another_size_but_new_normal_ones_may_not():
     assert torch.equal(method.score(batch(small_pixels(2, 2))).maps, before.maps)
 
 
-@pytest.mark.parametrize(("name", "value"), [("k", 0), ("sigma", -1.0), ("storage", "float8")])
+@pytest.mark.parametrize(("name", "value"), [("k", 0), ("kappa", 0), ("sigma", -1.0), ("storage", "float8")])
 def test_bad_parameters(name, value):
     with pytest.raises(ArgumentError, match=rf"{name}: expected .*, got {value}"):
         SPADE(backbone=BACKBONE, **{name: value}).fit(Images(small_pixels(6, 1)))

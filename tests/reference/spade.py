@@ -15,18 +15,22 @@ def image_scores(train: np.ndarray, test: np.ndarray, k: int) -> np.ndarray:
     return scores(train, test, k)
 
 
-def layer_map(gallery: np.ndarray, layer: np.ndarray) -> np.ndarray:
-    """Smallest squared distance (h, w) of the vectors of (channel, h, w) to any of (image, channel, h, w)."""
+def layer_map(gallery: np.ndarray, layer: np.ndarray, kappa: int) -> np.ndarray:
+    """Mean (h, w) of the kappa smallest squared distances of the vectors of (channel, h, w) to (image, channel, h, w).
+
+    All of them where there are fewer than kappa.
+    """
     gallery, layer = gallery.astype(np.float64), layer.astype(np.float64)
     _, height, width = layer.shape
-    result = np.full((height, width), np.inf)
+    result = np.zeros((height, width))
     for i in range(height):
         for j in range(width):
+            squared = []
             for image in gallery:
                 for p in range(height):
                     for q in range(width):
-                        squared = ((image[:, p, q] - layer[:, i, j]) ** 2).sum()
-                        result[i, j] = min(result[i, j], squared)
+                        squared.append(((image[:, p, q] - layer[:, i, j]) ** 2).sum())
+            result[i, j] = np.mean(sorted(squared)[:kappa])
     return result
 
 
@@ -37,6 +41,7 @@ def maps(
     test_pooled: np.ndarray,
     *,
     k: int,
+    kappa: int,
     size: tuple[int, int],
     sigma: float,
 ) -> np.ndarray:
@@ -45,6 +50,6 @@ def maps(
     result = np.zeros((len(test_pooled), *size))
     for t in range(len(test_pooled)):
         for train, test in zip(train_layers, test_layers, strict=True):
-            result[t] += enlarge(layer_map(train[nearest[t]], test[t]), size) / len(train_layers)
+            result[t] += enlarge(layer_map(train[nearest[t]], test[t], kappa), size) / len(train_layers)
         result[t] = gaussian_filter(result[t], sigma)
     return result

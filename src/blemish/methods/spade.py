@@ -3,7 +3,7 @@ Correspondences", 2020).
 
 The image score is the mean squared distance of the pooled deepest features to those of the k nearest normal images. The
 map compares each activation vector with all activation vectors, at all positions, of these k images: per layer the
-squared distance to the nearest one (kappa = 1), enlarged bilinearly, averaged over the layers, smoothed.
+mean squared distance to the kappa nearest ones, enlarged bilinearly, averaged over the layers, smoothed.
 """
 
 from __future__ import annotations
@@ -37,6 +37,8 @@ class SPADE(GrowingMethod):
     ----------
     retrieval: the layer that, pooled, finds the nearest images; None takes the backbone's deepest.
     k: how many nearest images (the paper: 50); all of them where there are fewer.
+    kappa: how many activation vectors, the nearest ones of those images, a value of the map is the mean distance to
+        (the paper: 1).
     sigma: smoothing of the map, in pixels of the network's input (the paper: 4).
     storage: `float32`, or `float16` for half the file and memory.
     top_share: None: an image's score is that of its pooled features, as in the paper. A number: the mean of that share
@@ -47,6 +49,7 @@ class SPADE(GrowingMethod):
 
     retrieval: str | None = None
     k: int = parameter(50, at_least=1)
+    kappa: int = parameter(1, at_least=1)
     sigma: float = parameter(4.0, at_least=0)
     storage: Literal["float32", "float16"] = "float32"
     top_share: float | None = parameter(None, at_least=0, at_most=1)
@@ -119,11 +122,13 @@ class SPADE(GrowingMethod):
         return Scores(images, maps)
 
     def _distances(self, layer: Tensor, gallery: Tensor, neighbours: Tensor) -> Tensor:
-        """Squared distance of every activation vector to the nearest one of the image's neighbours: a map each."""
+        """Mean squared distance of each activation vector to the kappa nearest of the image's neighbours: maps."""
+        kappa = min(self.kappa, neighbours.shape[1] * gallery.shape[1])
         grids = []
         for vectors, images in zip(_vectors(layer), neighbours, strict=True):
             # One image at a time: no copy of the gallery, and products of bounded size.
-            grids.append(nearest_squared(vectors, (gallery[image].float() for image in images.tolist())))
+            found = nearest_squared(vectors, (gallery[image].float() for image in images.tolist()), kappa)
+            grids.append(found.mean(dim=1))
         return torch.stack(grids).reshape(-1, *layer.shape[2:])
 
     def _learned(self) -> dict[str, Tensor]:

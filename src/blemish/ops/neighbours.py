@@ -214,13 +214,14 @@ def _sorted(squared: Tensor, indices: Tensor) -> tuple[Tensor, Tensor]:
     return squared, indices.gather(1, order)
 
 
-def nearest_squared(queries: Tensor, banks: Iterable[Tensor]) -> Tensor:
-    """Squared distance of each of `(n, dimension)` queries to the nearest vector of all banks: `(n,)` float32.
+def nearest_squared(queries: Tensor, banks: Iterable[Tensor], k: int = 1) -> Tensor:
+    """Squared distances of each of `(n, dimension)` queries to the k nearest vectors of all banks: `(n, k)` float32.
 
-    The cheapest way where the neighbour itself does not matter; right up to float32 rounding of the squared norms.
+    In any order; infinity where the banks hold fewer. The cheapest way where the neighbours themselves do not matter;
+    right up to float32 rounding of the squared norms.
     """
     extended = torch.cat([queries * -2, queries.new_ones(len(queries), 1)], dim=1)
-    nearest = torch.full((len(queries),), torch.inf, device=queries.device)
+    nearest = queries.new_full((len(queries), k), torch.inf)
     products = queries.new_empty(0)  # one buffer for all: fresh memory for every product costs more than the product
     for bank in banks:
         transposed = torch.cat([bank, bank.square().sum(dim=1, keepdim=True)], dim=1).T
@@ -229,6 +230,12 @@ def nearest_squared(queries: Tensor, banks: Iterable[Tensor]) -> Tensor:
             products = queries.new_empty(min(rows, len(queries)), len(bank))
         for start in range(0, len(queries), rows):
             part = extended[start : start + rows]
-            found = torch.mm(part, transposed, out=products[: len(part)]).amin(dim=1)
-            torch.minimum(nearest[start : start + rows], found, out=nearest[start : start + rows])
-    return nearest.add_(queries.square().sum(dim=1)).clamp_(min=0)
+            found = _smallest(torch.mm(part, transposed, out=products[: len(part)]), min(k, len(bank)))
+            own = nearest[start : start + rows]
+            own.copy_(_smallest(torch.cat([own, found], dim=1), k))
+    return nearest.add_(queries.square().sum(dim=1, keepdim=True)).clamp_(min=0)
+
+
+def _smallest(values: Tensor, k: int) -> Tensor:
+    """The k smallest of each row."""
+    return values.amin(dim=1, keepdim=True) if k == 1 else values.topk(k, dim=1, largest=False, sorted=False).values
