@@ -77,7 +77,8 @@ def main() -> None:
         tuning = tunings[f"gradient {name if name in args.tune_on else args.tune_on[0]}"]
         rows[name] = ablate_ood(
             classifier, tuning.apply(Gradient()), inliers.sample(args.limit // 2, seed=2),
-            images.sample(args.limit // 2, seed=2), tuned_on=tuned_on, reading=reading,
+            images.sample(args.limit // 2, seed=2), tuned_on=tuned_on,
+            tuning=tuning, reading=reading,
         )  # fmt: skip
         file.write_text(json.dumps([asdict(row) for row in rows[name]], indent=1))
         (args.out / f"ablation-{name}.png").write_bytes(draw.ablation_plot(rows[name]))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
@@ -14,6 +16,7 @@ from blemish.images.source import from_arrays
 from blemish.ood import DETECTORS, MSP, ODIN, Energy, Ensemble, Gradient, Mahalanobis, NearestNeighbours, Outputs
 from blemish.ood.synthetic import synthetic_outliers
 from reference import metrics as naive
+from reference import ood as ood_reference
 
 READING = Reader(batch_size=7)
 
@@ -312,6 +315,35 @@ def test_ablation_rows_are_the_single_variants():
     assert rest[3].auroc == pytest.approx(naive.auroc(scores, [False] * 10 + [True] * 30), abs=5e-3)
     odin = ablate_ood(classifier, ODIN(), inliers(), outliers(), reading=READING)
     assert [row.variant for row in odin] == ["none", "T = 1000", "eps = 0.0014", "both"]
+
+
+def test_a_part_alone_has_its_own_best_parameter():
+    """The temperature of both together is not that of the temperature alone, nor is the step."""
+    grid = Grid((1.0, 3.0, 9.0, 27.0), (0.0, 0.02, 0.05))
+    values = [[0.5, 0.6, 0.7], [0.55, 0.9, 0.6], [0.58, 0.6, 0.5], [0.58, 0.6, 0.5]]
+    common = {
+        "classifier": "c",
+        "objective": "outliers",
+        "tuned_on": "t",
+        "n_inliers": 1,
+        "n_outliers": 1,
+        "digests": [],
+    }
+    tuning = Tuning(detector="Gradient", grid=grid, values=values, temperature=3.0, chosen_eps=0.02, **common)
+    wanted = ood_reference.tuned_alone({cell: values[i // 3][i % 3] for i, cell in enumerate(grid.cells())})
+    assert tuning.alone() == wanted == (9.0, 0.05)
+    classifier, detector = stripes.classifier(), tuning.apply(Gradient())
+    rows = ablate_ood(classifier, detector, inliers(), outliers(), tuning=tuning, reading=READING)
+    assert [row.variant for row in rows[:4]] == ["none", "T = 9", "eps = 0.05", "both"]
+    inside = classifier.outputs(stripes.pixels(stripes.stripes(40, 11)[0]))
+    outside = classifier.outputs(stripes.pixels(stripes.blobs(30, 12)))
+    alone = Gradient(temperature=1.0, eps=0.05)
+    scores = [*alone.score(inside), *alone.score(outside)]
+    assert rows[2].auroc == pytest.approx(naive.auroc(scores, [False] * 40 + [True] * 30), abs=3e-3)
+    other = replace(tuning, grid=Grid((3.0,), (0.02, 0.05)), values=[[0.9, 0.6]])
+    assert other.alone() == (None, None)
+    rows = ablate_ood(classifier, detector, inliers(), outliers(), tuning=other, reading=READING)
+    assert [row.variant for row in rows[:2]] == ["none", "both"]
 
 
 def test_reliability_needs_labels_and_ranks_wrong_predictions():

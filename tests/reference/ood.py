@@ -133,3 +133,14 @@ def ash(x: np.ndarray, variant: str, share: float) -> list[float]:
 def scale(x: np.ndarray, share: float) -> list[float]:
     largest = sorted(x, reverse=True)[: len(x) - round(len(x) * share / 100)]
     return [v * np.exp(sum(x) / sum(largest)) for v in x]
+
+
+def tuned_alone(values: dict[tuple[float, float], float]) -> tuple[float, float]:
+    """From values by (T, eps): the T that is best at eps = 0, the eps that is best at T = 1; the smaller of equals."""
+    best_t, best_eps = None, None
+    for (t, eps), value in sorted(values.items()):
+        if eps == 0 and (best_t is None or value > values[best_t, 0.0]):
+            best_t = t
+        if t == 1 and (best_eps is None or value > values[1.0, best_eps]):
+            best_eps = eps
+    return best_t, best_eps

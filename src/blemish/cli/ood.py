@@ -261,10 +261,17 @@ def evaluate_outliers(
             keep=scores,
         )
         gradient = next((d for name, d in chosen.items() if name.split(",")[0] == "gradient"), None)
+        of_gradient = next((tuning for tuning in tunings if tuning.detector == type(gradient).__name__), None)
         if ablate and gradient is not None:
             for images in sets.values():
                 rows += ablate_ood(
-                    classifier, _tunable(gradient), normal, images, tuned_on=_digests(tunings), reading=reader
+                    classifier,
+                    _tunable(gradient),
+                    normal,
+                    images,
+                    tuned_on=_digests(tunings),
+                    tuning=of_gradient,
+                    reading=reader,
                 )
     figures = reliability_ood(evaluation.inliers) if evaluation.inliers.labels is not None else ()
     if as_json:
@@ -364,7 +371,7 @@ def ablate(
 ) -> None:
     """Show what temperature, step and each block of the network are worth, by AUROC with its 95 % interval.
 
-    Images that were tuned on are left out.
+    Images that were tuned on are left out. With --tuned, temperature and step alone are each the best of its grid.
 
     Example: blemish ood ablate test --model resnet18 --outliers textures --detector gradient,temperature=5
     """
@@ -384,6 +391,7 @@ def ablate(
             _open(inliers, "none", limit, seed),
             _open(outliers, "none", limit, seed),
             tuned_on=_digests(tunings),
+            tuning=tunings[0] if tunings else None,
             reading=reading.reader(progress),
         )
     if as_json:

@@ -102,6 +102,19 @@ class Tuning:
             raise ArgumentError.about("detector", expected=f"{self.detector}, as tuned", got=type(detector).__name__)
         return replace(detector, temperature=self.temperature, eps=self.chosen_eps)
 
+    def alone(self) -> tuple[float | None, float | None]:
+        """The temperature that is best without a step, and the step that is best at T = 1; the smaller of equals.
+
+        None where the grid has no step of 0, or no temperature of 1.
+        """
+        by_cell = dict(zip(self.grid.cells(), (value for row in self.values for value in row), strict=True))
+        temperatures = sorted(t for t in self.grid.temperatures if (t, 0.0) in by_cell)
+        steps = sorted(eps for eps in self.grid.eps if (1.0, eps) in by_cell)
+        return (
+            max(temperatures, key=lambda t: by_cell[t, 0.0], default=None),
+            max(steps, key=lambda eps: by_cell[1.0, eps], default=None),
+        )
+
 
 def tune_ood(
     classifier: Classifier,
@@ -243,19 +256,22 @@ def ablate_ood(
     outliers: LabelledInput,
     *,
     tuned_on: frozenset[str] = frozenset(),
+    tuning: Tuning | None = None,
     reading: Reader | None = None,
 ) -> tuple[AblationRow, ...]:
     """What temperature and step are worth, and, for the gradient method, what each block of the network adds.
 
     Images with a digest in `tuned_on` are left out.
 
-    Preprocessing: none (T = 1, eps = 0), the detector's temperature only, its step only, both. Blocks: the norm over
-    the first block, the first two ..., from the input on; all of them in one backward pass.
+    Preprocessing: none (T = 1, eps = 0), a temperature only, a step only, and the detector's both. Alone, each is the
+    best by the grid of `tuning`, which need not be that of both together; without a tuning, the detector's. Blocks: the
+    norm over the first block, the first two ..., from the input on; all of them in one backward pass.
     """
+    alone = (detector.temperature, detector.eps) if tuning is None else tuning.alone()
     reading = reading or Reader()
     names, scored = list[str](), []
     for images in (inliers, outliers):
-        found, names = _score_variants(classifier, detector, open_labelled(images), reading)
+        found, names = _score_variants(classifier, detector, open_labelled(images), alone=alone, reading=reading)
         scored.append(found.without(tuned_on))
         if not len(scored[-1]):
             raise ArgumentError.about(found.name, expected="images that were not tuned on", got="none")
@@ -265,14 +281,20 @@ def ablate_ood(
 
 
 def _score_variants(
-    classifier: Classifier, detector: Tunable, images: LabelledImages, reading: Reader
+    classifier: Classifier,
+    detector: Tunable,
+    images: LabelledImages,
+    *,
+    alone: tuple[float | None, float | None],
+    reading: Reader,
 ) -> tuple[ScoredImages, list[str]]:
     """Scores of all variants, and the names of those that are blocks."""
-    variants: dict[str, Tunable] = {
-        "none": replace(detector, temperature=1.0, eps=0.0),
-        f"T = {detector.temperature:g}": replace(detector, eps=0.0),
-        f"eps = {detector.eps:g}": replace(detector, temperature=1.0),
-    }
+    temperature, eps = alone
+    variants: dict[str, Tunable] = {"none": replace(detector, temperature=1.0, eps=0.0)}
+    if temperature is not None:
+        variants[f"T = {temperature:g}"] = replace(detector, temperature=temperature, eps=0.0)
+    if eps is not None:
+        variants[f"eps = {eps:g}"] = replace(detector, temperature=1.0, eps=eps)
     scores: dict[str, Score] = {name: variant.score for name, variant in variants.items()}
     if isinstance(detector, ODIN):
         return score_images(classifier, images, scores | {"both": detector.score}, reading=reading), []

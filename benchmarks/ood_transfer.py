@@ -1,0 +1,109 @@
+"""Temperature and step that were tuned for one architecture, on the others; and each part alone with its own best.
+
+    python benchmarks/ood_data.py DATA PAIRS
+    BLEMISH_WEIGHTS=DATA/weights python benchmarks/ood_transfer.py PAIRS --out transfer
+
+The four ResNets for CIFAR-10 against Tiny-ImageNet: for the gradient method and ODIN, T and eps are tuned for each on
+`--grid-images` images of either set; every network is then scored with all four choices, the detector's defaults and
+MSP, on `--limit` other images of either set. The ablation of the gradient method is that of each network with its own
+tuning, by preprocessing: none, the best T, the best eps, both. Four metrics with deviations of 100 bootstraps. A tuning
+that lies in `--out` is not made again.
+"""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+import torch
+
+from blemish import metrics
+from blemish.datasets.labelled import LabelledImages, from_class_folders, open_labelled
+from blemish.evaluation.classifiers import Reader, joined, score_images
+from blemish.evaluation.tuning import Grid, Tunable, Tuning, tune_ood
+from blemish.ood import MSP, ODIN, Classifier, Gradient, OODDetector, open_classifier
+
+_NETWORKS = tuple(f"cifar10_resnet{depth}" for depth in (20, 32, 44, 56))
+_FIGURES = ("auroc", "fpr_at_95_tpr", "average_precision", "average_precision_normal")
+_GRID = Grid((1.0, 2.0, 5.0, 1000.0), (0.0, 0.0004, 0.001, 0.004))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("pairs", type=Path)
+    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--limit", type=int, default=400, help="images of each set to score")
+    parser.add_argument("--grid-images", type=int, default=100, help="images of each set to tune on")
+    options = parser.parse_args()
+    options.out.mkdir(parents=True, exist_ok=True)
+    torch.set_num_threads(1)
+    taken = options.limit + options.grid_images
+    normal = from_class_folders(options.pairs / "cifar10_test" / "test").sample(taken, seed=0)
+    outliers = open_labelled(options.pairs / "tiny_imagenet").sample(taken, seed=1)
+    for kind in (Gradient(), ODIN()):
+        name, tunings = type(kind).__name__.lower(), {}
+        for network in _NETWORKS:
+            file = options.out / f"{name}-{network}.json"
+            if not file.exists():  # a stopped run goes on
+                tune_ood(
+                    open_classifier(network),
+                    kind,
+                    normal,
+                    outliers,
+                    grid=_GRID,
+                    limit=options.grid_images,
+                    reading=_READING,
+                ).save(file)
+            tunings[network] = Tuning.load(file)
+            print(
+                f"{name}, {network}: T = {tunings[network].temperature:g}, eps = {tunings[network].chosen_eps:g}",
+                flush=True,
+            )
+        for network in _NETWORKS:
+            rows = variants(kind, tunings, network)
+            scored(
+                open_classifier(network), rows, (normal, outliers), tuning=tunings[network], title=f"{name}, {network}"
+            )
+
+
+_READING = Reader(batch_size=64)
+
+
+def variants(kind: Tunable, tunings: dict[str, Tuning], network: str) -> dict[str, OODDetector]:
+    """What is scored on one network, by name."""
+    temperature, eps = tunings[network].alone()
+    assert temperature is not None
+    assert eps is not None
+    rows: dict[str, OODDetector] = {
+        "msp": MSP(),
+        "defaults": kind,
+        "none": type(kind)(temperature=1.0, eps=0.0),
+        f"T alone = {temperature:g}": type(kind)(temperature=temperature, eps=0.0),
+        f"eps alone = {eps:g}": type(kind)(temperature=1.0, eps=eps),
+    }
+    return rows | {f"of {other}": tuning.apply(kind) for other, tuning in tunings.items()}
+
+
+def scored(
+    classifier: Classifier,
+    rows: dict[str, OODDetector],
+    sets: tuple[LabelledImages, LabelledImages],
+    *,
+    tuning: Tuning,
+    title: str,
+) -> None:
+    """Print four figures of each row with deviations, in percent; the tuned images are left out."""
+    functions = {name: detector.score for name, detector in rows.items()}
+    found = [score_images(classifier, images, functions, reading=_READING) for images in sets]
+    inside, outside = (part.without(frozenset(tuning.digests)) for part in found)
+    print(f"\n{title}: {len(inside)} in-distribution images, {len(outside)} outliers\n", flush=True)
+    print("| | ROC-AUC | FPR95 | PR-AUC (outlier) | PR-AUC (inlier) |\n|---|---|---|---|---|")
+    for name in rows:
+        drawn = metrics.bootstrap_ranking(*joined(inside.scores[name], outside.scores[name]), repetitions=100, seed=0)
+        means, deviations = drawn.means(), drawn.standard_errors()
+        cells = [f"{100 * means[figure]:.1f} ± {100 * deviations[figure]:.1f}" for figure in _FIGURES]
+        print(f"| {name} | {' | '.join(cells)} |", flush=True)
+
+
+if __name__ == "__main__":
+    main()
