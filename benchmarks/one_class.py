@@ -34,6 +34,7 @@ from blemish.features.memory import FeatureMemory
 from blemish.features.weights import find_weights
 from blemish.memory import available_bytes
 from blemish.methods import FeatureMethod
+from blemish.training.loop import Course
 
 # AUROC of airplane, automobile, bird, cat, deer, dog, frog, horse, ship, truck; from docs/experiments/one-class.md.
 PUBLISHED = {
@@ -82,14 +83,15 @@ def main() -> None:
         anomalous = np.array([sample.anomalous for sample in dataset.test])
         for spec, method in methods.items():
             if (label, spec) not in done:
-                found, seconds = scored(method, dataset, preprocess, features if spec in frozen else None)
+                found, seconds, course = scored(method, dataset, preprocess, features if spec in frozen else None)
                 interval = metrics.delong_interval(found, anomalous)
                 row = {"label": label, "method": spec, "auroc": metrics.auroc(found, anomalous), "fit": seconds}
-                done[label, spec] = row | {"low": interval.low, "high": interval.high, "scores": found.tolist()}
+                done[label, spec] = row | {"low": interval.low, "high": interval.high, "course": course}
+                done[label, spec]["scores"] = found.tolist()
                 write(options.json, list(done.values()))
             row = done[label, spec]
             figures = f"{row['auroc']:.4f} [{row['low']:.4f}, {row['high']:.4f}], fit {row['fit']:.0f} s"
-            print(f"{label:12} {spec:40} {figures}", flush=True)
+            print(f"{label:12} {spec:40} {figures}{row.get('course', '')}", flush=True)
     kinds = np.array(test.class_names())
     means = {
         spec: drawn_means([np.array(done[label, spec]["scores"]) for label in labels], labels, kinds, options.kind)
@@ -126,14 +128,24 @@ def read(
 
 def scored(
     method: FeatureMethod, dataset: Dataset, preprocess: Preprocess, features: FeatureMemory | None
-) -> tuple[NDArray[np.float64], float]:
-    """Scores of the test images in their order, and the seconds of the fit."""
+) -> tuple[NDArray[np.float64], float, str]:
+    """Scores of the test images in their order, the seconds of the fit, and how the terms of the loss went."""
     detector = Detector(method=method, preprocess=preprocess, calibration="none", features=features)
     start = perf_counter()
     detector.fit(dataset.train_images())
     seconds = perf_counter() - start
     parts = [found.images.double().numpy() for _, found in detector.score(dataset.test_images())]
-    return np.concatenate(parts), seconds
+    return np.concatenate(parts), seconds, went(getattr(method, "course_", None))
+
+
+def went(course: Course | None) -> str:
+    """Each term's mean over the first and the last tenth of the steps."""
+    if course is None or not course.steps:
+        return ""
+    tenth = -(-course.steps // 10)
+    first, last = (part.mean(dim=0).tolist() for part in (course.losses[:tenth], course.losses[-tenth:]))
+    terms = zip(course.terms, first, last, strict=True)
+    return f", {course.steps} steps, " + ", ".join(f"{name} {a:.4g} -> {b:.4g}" for name, a, b in terms)
 
 
 def drawn_means(

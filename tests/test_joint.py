@@ -7,7 +7,7 @@ import torch
 from blemish.datasets.labelled import open_labelled
 from blemish.errors import ArgumentError
 from blemish.images.preprocess import Preprocess
-from blemish.methods.joint import Joint, compactness, gaussian_head
+from blemish.methods.joint import Joint, gaussian_head, leave_one_out_compactness
 from blemish.training.loop import batch_of
 from contract.laws import Images, batch
 from reference import joint as reference
@@ -33,7 +33,7 @@ def reference_images():
 
 def test_compactness_equals_the_paper():
     vectors = np.random.default_rng(0).normal(size=(7, 5))
-    assert float(compactness(torch.from_numpy(vectors))) == pytest.approx(reference.compactness(vectors))
+    assert float(leave_one_out_compactness(torch.from_numpy(vectors))) == pytest.approx(reference.compactness(vectors))
 
 
 def test_a_new_head_begins_as_the_classifier_of_round_gaussians():
@@ -47,9 +47,9 @@ def test_a_new_head_begins_as_the_classifier_of_round_gaussians():
     np.testing.assert_allclose(ours - ours[:, :1], expected - expected[:, :1], rtol=1e-3, atol=1e-4)
 
 
-@pytest.mark.parametrize("head", ["new", "pretrained"])
-def test_a_step_has_the_loss_of_both_streams(head):
-    method = joint(head=head, cross_entropy=0.3).fit(Images(TRAIN))
+@pytest.mark.parametrize(("head", "normalise"), [("new", False), ("new", True), ("pretrained", False)])
+def test_a_step_has_the_loss_of_both_streams(head, normalise):
+    method = joint(head=head, compactness=0.3, normalise=normalise).fit(Images(TRAIN))
     untrained = joint(time_limit=0.0).fit(Images(TRAIN)).extractor_
     pixels, labels = reference_images()
     chosen = batch_of(9, 8, seed=1, step=0).numpy()
@@ -59,22 +59,30 @@ def test_a_step_has_the_loss_of_both_streams(head):
     else:
         linear = NET.build().head
         logits = vectors @ linear.weight.detach().numpy().T + linear.bias.detach().numpy()
-    expected = [
-        reference.compactness(pooled(untrained, TRAIN)),
-        0.3 * reference.cross_entropy(logits[chosen], labels[chosen]),
-    ]
+    expected = reference.terms(
+        pooled(untrained, TRAIN), logits[chosen], labels[chosen], weight=0.3, normalise=normalise
+    )
     assert method.course_.terms == ("compactness", "reference")
     assert method.course_.losses[0].tolist() == pytest.approx(expected, rel=1e-3)
 
 
 def test_normal_images_come_closer():
-    losses = joint(cross_entropy=0.0, rate=1.0, epochs=8).fit(Images(TRAIN)).course_.losses[:, 0]
+    losses = joint(compactness=1e4, rate=1e-4, epochs=8).fit(Images(TRAIN)).course_.losses[:, 0]
     assert losses[-1] < 0.9 * losses[0]
 
 
-def test_scores_are_distances_to_the_nearest_template():
-    method = joint().fit(Images(TRAIN))
+def test_without_compactness_the_normal_images_teach_nothing():
+    first, second = (joint(compactness=0.0, rate=0.1).fit(Images(pixels)) for pixels in (TRAIN, varied_pixels(8, 3)))
+    trained = [method.extractor_(TEST).maps[0] for method in (first, second)]
+    assert torch.equal(*trained)
+
+
+@pytest.mark.parametrize("normalise", [False, True])
+def test_scores_are_distances_to_the_nearest_template(normalise):
+    method = joint(normalise=normalise).fit(Images(TRAIN))
     normal, tested = (pooled(method.extractor_, pixels) for pixels in (TRAIN, TEST))
+    if normalise:
+        normal, tested = (v * np.sqrt(10) / np.linalg.norm(v, axis=1, keepdims=True) for v in (normal, tested))
     expected = knn_reference.scores(normal, tested, k=1)
     np.testing.assert_allclose(method.score(batch(TEST)).images.numpy(), expected, rtol=1e-3)
 

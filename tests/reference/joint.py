@@ -1,4 +1,7 @@
-"""The loss of joint optimisation from its formulas, in plain loops; shares no code with blemish."""
+"""The loss of joint optimisation, l_D + lambda l_C, from its formulas, in plain loops; shares no code with blemish.
+
+l_D is the cross-entropy of the reference images, l_C the compactness of the normal ones.
+"""
 
 from __future__ import annotations
 
@@ -17,6 +20,15 @@ def compactness(vectors: np.ndarray) -> float:
         z = vectors[i] - sum(others) / len(others)
         total += float(sum(value * value for value in z))
     return total / (n * k)
+
+
+def terms(
+    vectors: np.ndarray, logits: np.ndarray, labels: np.ndarray, *, weight: float, normalise: bool
+) -> tuple[float, float]:
+    """lambda l_C of `(n, k)` vectors, each brought to length sqrt(k) where they are normalised, and l_D."""
+    if normalise:
+        vectors = np.stack([v * math.sqrt(len(v)) / math.sqrt(sum(x * x for x in v)) for v in vectors])
+    return weight * compactness(vectors), cross_entropy(logits, labels)
 
 
 def cross_entropy(logits: np.ndarray, labels: np.ndarray) -> float:

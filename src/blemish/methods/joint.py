@@ -1,8 +1,8 @@
 """Joint optimisation, DOC: normal images close together, the classes of other images still apart (Perera, Patel,
 "Learning Deep Features for One-Class Classification", IEEE Transactions on Image Processing 2019).
 
-Two streams through the same weights: the loss is the compactness of a batch of normal images, plus lambda times the
-cross-entropy of a batch of a labelled reference set.
+Two streams through the same weights: the loss is the cross-entropy of a batch of a labelled reference set, plus lambda
+times the compactness of a batch of normal images.
 """
 
 from __future__ import annotations
@@ -40,17 +40,20 @@ class Joint(NearestMethod):
         `blemish.datasets.labelled.open_labelled` takes.
     head: `new` puts a linear layer for the classes of `reference` on the embedding, which begins as the classifier
         of equal round Gaussians; `pretrained` takes the backbone's own: `reference` must have its classes, in order.
-    cross_entropy: lambda.
+    compactness: lambda, the weight of the compactness beside the cross-entropy of the reference set (the paper: 0.1).
+    normalise: bring each embedding of d numbers to length sqrt(d) before compactness and distances; how strongly a
+        network fires says little about normality. Their squares then average 1, so that lambda keeps its meaning.
     momentum: of the gradients; 0: none.
     """
 
     name: ClassVar[str] = "joint"
 
-    epochs: int = parameter(15, at_least=1)
+    epochs: int = parameter(15, at_least=0)
     batch: int = parameter(32, at_least=2)
     reference: str | None = None
     head: Literal["new", "pretrained"] = "new"
-    cross_entropy: float = parameter(0.1, at_least=0)
+    compactness: float = parameter(0.1, at_least=0)
+    normalise: bool = False
     rate: float = parameter(5e-5, above=0)
     weight_decay: float = parameter(5e-5, at_least=0)
     momentum: float = parameter(0.0, at_least=0, below=1)
@@ -69,9 +72,10 @@ class Joint(NearestMethod):
             # Another seed than the normal images', or both would come in the same order.
             chosen = batch_of(len(others), min(self.batch, len(others)), seed=self.seed + 1, step=step)
             logits = logits_of(others.take(chosen))
+            vectors = network(pictures.draw(step, self.batch, seed=self.seed))
             return {
-                "compactness": compactness(network(pictures.draw(step, self.batch, seed=self.seed))),
-                "reference": self.cross_entropy * functional.cross_entropy(logits, labels[chosen].to(logits.device)),
+                "compactness": self.compactness * leave_one_out_compactness(self._embed(vectors)),
+                "reference": functional.cross_entropy(logits, labels[chosen].to(logits.device)),
             }
 
         sgd = SGD(rate=self.rate, momentum=self.momentum, weight_decay=self.weight_decay)
@@ -86,7 +90,10 @@ class Joint(NearestMethod):
         )
 
     def _vectors(self, features: FeatureMaps) -> Tensor:
-        return pool(features.maps[0])
+        return self._embed(pool(features.maps[0]))
+
+    def _embed(self, vectors: Tensor) -> Tensor:
+        return functional.normalize(vectors) * vectors.shape[1] ** 0.5 if self.normalise else vectors
 
     def _reference(self, pictures: Pictures) -> tuple[Pictures, Tensor]:
         """The reference images at the size of the normal ones, and their classes, `(n,)` int64."""
@@ -119,7 +126,7 @@ class Joint(NearestMethod):
         return lambda pixels: head(network(pixels))
 
 
-def compactness(vectors: Tensor) -> Tensor:
+def leave_one_out_compactness(vectors: Tensor) -> Tensor:
     """(1 / n d) sum_i z_i . z_i, z_i being vector i of `(n, d)` minus the mean of the other ones."""
     n = len(vectors)
     others = (vectors.sum(dim=0) - vectors) / (n - 1)
