@@ -176,7 +176,7 @@ def test_goes_on_from_its_checkpoint(tmp_path):
 @pytest.mark.parametrize(
     ("name", "value"),
     [
-        ("epochs", 0), ("batch", 0), ("patience", 0), ("rate", -1.0), ("validation", 0.0), ("covariance", "sparse"),
+        ("epochs", -1), ("batch", 0), ("patience", 0), ("rate", -1.0), ("validation", 0.0), ("covariance", "sparse"),
         ("families", ("blur",)), ("families", ()), ("precision", "bfloat16"), ("trained", ("d",)),
     ],
 )  # fmt: skip

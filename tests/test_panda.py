@@ -196,7 +196,7 @@ def test_more_images_than_memory_are_refused():
 @pytest.mark.parametrize(("parameters", "message"), [
     ({"stop": "late"}, r"stop: expected early, ses or ewc, got late"),
     ({"choose": "best"}, r"choose: expected last or criterion"),
-    ({"epochs": 0}, r"epochs: expected a whole number of at least 1 or None, got 0"),
+    ({"epochs": -1}, r"epochs: expected a whole number of at least 0 or None, got -1"),
     ({"batch": 0}, r"batch: expected a whole number"),
     ({"snapshot_every": 0}, r"snapshot_every: expected a whole number"),
     ({"k": 12}, r"images: expected at least k = 12 normal images, got 11"),

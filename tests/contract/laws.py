@@ -254,3 +254,17 @@ def law_failed_update_changes_nothing(make: Make) -> None:
     with pytest.raises(ArgumentError):
         method.partial_fit(Images(spoiled))  # type: ignore[attr-defined]
     assert_same(method.score(batch(TEST)), before, exactly=True)
+
+
+def law_untrained_is_where_it_begins(make: Make) -> None:
+    """For methods that train: with 0 steps, or epochs, they are what they begin with, whatever the rate."""
+    methods = [make() for _ in range(3)]
+    length = "steps" if hasattr(methods[0], "steps") else "epochs"
+    for method, changed in zip(methods, ({length: 0}, {length: 0, "rate": 10.0}, {"time_limit": 0.0}), strict=True):
+        for name, value in changed.items():
+            setattr(method, name, value)
+        method.fit(Images(TRAIN))
+    first, *others = (method.score(batch(TEST)) for method in methods)
+    assert torch.isfinite(first.images).all()
+    for other in others:
+        assert_same(first, other, exactly=True)

@@ -12,8 +12,10 @@ from contract.laws import (
     TEST,
     TRAIN,
     Images,
+    assert_same,
     batch,
     law_failed_update_changes_nothing,
+    law_untrained_is_where_it_begins,
     law_update_comes_close,
     law_update_equals_refit,
 )
@@ -69,6 +71,21 @@ def test_incremental_method_keeps(name, parameters):
 @pytest.mark.parametrize(("name", "parameters"), INCREMENTAL, ids=str)
 def test_failed_update_changes_nothing(name, parameters):
     law_failed_update_changes_nothing(maker(name, parameters))
+
+
+TRAINED = [case for case in CASES if hasattr(METHODS[case[0]], "time_limit")]
+
+
+@pytest.mark.parametrize(("name", "parameters"), TRAINED, ids=str)
+def test_method_that_trains_can_be_compared_with_itself_untrained(name, parameters):
+    law_untrained_is_where_it_begins(maker(name, parameters))
+
+
+@pytest.mark.parametrize("name", ["joint", "panda"])
+def test_neighbours_in_an_untrained_network_are_those_of_knn(name):
+    method = quick(name, epochs=0).fit(Images(TRAIN))
+    knn = METHODS["knn"](backbone=method.backbone, taps=method.tapped(), k=method.k).fit(Images(TRAIN))
+    assert_same(method.score(batch(TEST)), knn.score(batch(TEST)))
 
 
 @pytest.mark.parametrize("name", ["padim", "spade"])

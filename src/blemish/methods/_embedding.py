@@ -35,7 +35,7 @@ class EmbeddingMethod(FeatureMethod):
     ----------
     taps: the one module whose output, averaged over positions, is the embedding; None: the backbone's deepest.
     trained: names of the modules that are trained; None: the last two stages up to the tap.
-    epochs: passes over the normal images.
+    epochs: passes over the normal images; 0 leaves the network as it begins, to be compared with.
     batch: images a step.
     rate, weight_decay: of the optimiser.
     checkpoint: a file to which the state goes after each epoch; a fit that finds it there goes on with it, and ends

@@ -57,7 +57,7 @@ class DeepSVDD(EmbeddingMethod):
     name: ClassVar[str] = "deep_svdd"
     paper: ClassVar[dict[str, object]] = {"pretrain": 350}
 
-    epochs: int = parameter(150, at_least=1)
+    epochs: int = parameter(150, at_least=0)
     batch: int = parameter(200, at_least=1)
     network: Literal["lenet", "backbone"] = "lenet"
     side: int = parameter(32, at_least=8, multiple_of=8)

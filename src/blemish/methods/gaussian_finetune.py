@@ -47,7 +47,7 @@ class GaussianFinetune(FeatureMethod):
     Parameters
     ----------
     trained: names of the modules that are trained; None: all. BatchNorm keeps the statistics and weights that it has.
-    epochs: passes over the normal images at most.
+    epochs: passes over the normal images at most; 0 leaves the network as it is.
     batch: images a step.
     rate: of Adam.
     covariance: of the Gaussians: `full`, its `diagonal`, or `identity`, which makes the loss the squared distance to
@@ -65,7 +65,7 @@ class GaussianFinetune(FeatureMethod):
     reads_features: ClassVar[bool] = False
 
     trained: tuple[str, ...] | None = None
-    epochs: int = parameter(20, at_least=1)
+    epochs: int = parameter(20, at_least=0)
     batch: int = parameter(16, at_least=1)
     rate: float = parameter(1e-5, above=0)
     covariance: Literal["full", "diagonal", "identity"] = "full"

@@ -38,7 +38,7 @@ class MeanShifted(NearestMethod):
     name: ClassVar[str] = "mean_shifted"
 
     k: int = parameter(2, at_least=1)
-    epochs: int = parameter(20, at_least=1)
+    epochs: int = parameter(20, at_least=0)
     batch: int = parameter(64, at_least=1)
     temperature: float = parameter(0.25, above=0)
     angular: bool = False

@@ -44,7 +44,7 @@ class PANDA(EmbeddingMethod):
     Parameters
     ----------
     k: how many neighbours.
-    epochs: passes over the normal images; None: 15 with stop='early', 50 with the others.
+    epochs: passes over the normal images; None: 15 with stop='early', 50 with the others; 0: none, to be compared with.
     stop: `early` trains for few epochs; `ses` keeps the network every `snapshot_every` epochs, and an image's score is
         the largest of its distances to the centre, each divided by its mean over the normal images; `ewc` holds every
         parameter back by `penalty` times its Fisher information.
@@ -63,7 +63,7 @@ class PANDA(EmbeddingMethod):
     name: ClassVar[str] = "panda"
 
     k: int = parameter(2, at_least=1)
-    epochs: int | None = parameter(None, at_least=1)
+    epochs: int | None = parameter(None, at_least=0)
     stop: Literal["early", "ses", "ewc"] = "early"
     normalise: bool = False
     choose: Literal["last", "criterion"] = "last"
@@ -97,7 +97,7 @@ class PANDA(EmbeddingMethod):
             terms = {"centre": centre_loss(vectors, self.centre_)}
             return terms if penalty is None else terms | {"ewc": penalty()}
 
-        epoch, epochs = pictures.steps(self.batch), self.epochs or _EPOCHS[self.stop]
+        epoch, epochs = pictures.steps(self.batch), _EPOCHS[self.stop] if self.epochs is None else self.epochs
         watch, kept, apart = None, None, epoch * self.snapshot_every
         if self.choose == "criterion":
             shown = pictures.take(order[:held_out])
