@@ -11,6 +11,7 @@ from blemish.methods.cflow import CFlow
 from blemish.training.pictures import split_off
 from contract.laws import Images, batch, normal_pixels
 from reference import cflow as reference
+from reference import scaling as reference_scaling
 from small import BACKBONE, layers, small_pixels
 
 SMALL = {"backbone": BACKBONE, "blocks": 2, "condition": 4, "positions": 16, "steps": 4}
@@ -27,14 +28,19 @@ def blocks_of(method, layer):
 
 
 def grids(method, pixels):
-    scalings = [scaling.numpy() for scaling in method.scalings_]
+    scalings, maps_of = [scaling.numpy() for scaling in method.scalings_], layers(pixels)
+    if method.scale == "position":
+        scalings = [s.reshape(2, *m.shape[2:], -1) for s, m in zip(scalings, maps_of, strict=True)]
     return [
         reference.densities(maps, scalings[i], blocks_of(method, i), clamp=method.clamp, condition=method.condition)
-        for i, maps in enumerate(layers(pixels))
+        for i, maps in enumerate(maps_of)
     ]
 
 
-@pytest.mark.parametrize("parameters", [{}, {"combine": "likelihood", "standardise": False, "permutation": "hard"}])
+@pytest.mark.parametrize(
+    "parameters",
+    [{"scale": "position"}, {"scale": "global"}, {"combine": "likelihood", "scale": "none", "permutation": "hard"}],
+)
 def test_maps_equal_the_plain_loops(parameters):
     method = fitted(sigma=0.0, clamp=1.2, **parameters)
     test = small_pixels(2, 2)
@@ -46,10 +52,36 @@ def test_maps_equal_the_plain_loops(parameters):
     np.testing.assert_allclose(scores.images.numpy(), expected.max(axis=(1, 2)), rtol=1e-3, atol=1e-3)
 
 
+def test_the_scale_is_that_of_the_images_learned_from():
+    """A position's: mean 0, deviation about 1 there. The channel's: the same over all positions."""
+    pixels = small_pixels(6, 1)
+    train, _ = split_off(6, 0.1, seed=0)
+    for i, maps in enumerate(layers(pixels[train])):
+        mean, deviation = reference_scaling.position_moments(maps)
+        shift, factor = fitted(scale="position").scalings_[i].numpy()
+        np.testing.assert_allclose(shift, mean.reshape(len(mean), -1).T, rtol=1e-4, atol=1e-5)
+        np.testing.assert_allclose(1 / factor, deviation.reshape(len(mean), -1).T, rtol=1e-3, atol=1e-5)
+        shift, factor = fitted(scale="global").scalings_[i].numpy()
+        np.testing.assert_allclose(shift, maps.mean(axis=(0, 2, 3)), rtol=1e-4, atol=1e-5)
+        np.testing.assert_allclose(1 / factor, maps.std(axis=(0, 2, 3)), rtol=1e-3)
+
+
+def test_what_is_usual_at_a_position_is_told_from_what_is_not():
+    """Bright on the left, dark on the right: turned round, every vector is known, but not where it is."""
+    random = torch.Generator().manual_seed(0)
+    pixels = torch.linspace(1, 0, 32).expand(12, 3, 32, 32) * 0.8 + 0.1 * torch.rand(12, 3, 32, 32, generator=random)
+    scores = {}
+    for scale in ("position", "global"):
+        method = CFlow(**SMALL | {"scale": scale, "steps": 1, "condition": 4}).fit(Images(pixels))
+        normal, turned = (method.score(batch(p[:4])).images.mean() for p in (pixels, pixels.flip(3)))
+        scores[scale] = float(turned - normal)
+    assert scores["position"] > 50 * scores["global"] > 0
+
+
 @pytest.mark.parametrize("loss", ["nll", "logsigmoid"])
 def test_loss_equals_the_plain_loops(loss):
     """Of the first step; `start` has the flows as they are before it."""
-    method = CFlow(**SMALL | {"loss": loss, "standardise": False, "steps": 1, "positions": 4000, "taps": ("c",)})
+    method = CFlow(**SMALL | {"loss": loss, "scale": "none", "steps": 1, "positions": 4000, "taps": ("c",)})
     method.fit(Images(small_pixels(2, 1)))
     start = CFlow(**SMALL | {"taps": ("c",)})
     start.flows_ = start._build([10])
@@ -127,8 +159,9 @@ def test_another_size_is_refused():
 @pytest.mark.parametrize(
     ("name", "value"),
     [
-        ("steps", 0), ("rate", 0.0), ("validation", 1.0), ("sigma", -1.0), ("time_limit", -1.0), ("positions", 0),
+        ("steps", -1), ("rate", 0.0), ("validation", 1.0), ("sigma", -1.0), ("time_limit", -1.0), ("positions", 0),
         ("blocks", 0), ("clamp", 0.0), ("permutation", "none"), ("condition", 6), ("loss", "mse"), ("combine", "max"),
+        ("scale", "layer"),
     ],
 )  # fmt: skip
 def test_bad_parameters_are_refused(name, value):

@@ -14,7 +14,8 @@ from blemish.methods import students as module
 from blemish.methods.students import Students, hard_loss, regression_error_and_variance
 from blemish.training.pictures import Pictures, split_off
 from blemish.types import ImageBatch
-from contract.laws import TRAIN, Images
+from contract.laws import TRAIN, Images, batch
+from reference import scaling as scaling_reference
 from reference import students as reference
 from small import small_pixels
 from trained import TEACHERS
@@ -66,6 +67,40 @@ def test_equals_the_paper(teachers):
     scores = score(method, test)
     np.testing.assert_allclose(scores.maps.numpy(), expected, rtol=1e-3, atol=2e-3)
     np.testing.assert_allclose(scores.images.numpy(), expected.max(axis=(1, 2)), rtol=1e-3, atol=2e-3)
+
+
+@pytest.mark.parametrize("dense", [False, True])
+def test_e_and_v_are_normalised_at_each_position(teachers, dense):
+    """Between the fields of the grid their means and factors are enlarged as a map is."""
+    pixels, test, size = small_pixels(7, 1, (38, 45)), small_pixels(2, 2, (38, 45)), (38, 45)
+    scale = fit(teachers, pixels, scale="position", dense=dense).scales_[33]
+    held_out = pixels[split_off(7, 0.3, seed=5)[1]]
+    with torch.no_grad():
+        normal, tested = (scale.errors(p, dense=d).double() for p, d in ((held_out, False), (test, dense)))
+    expected = torch.zeros(2, *(size if dense else tested.shape[2:]), dtype=torch.float64)
+    for number in range(2):
+        mean, deviation = map(
+            torch.from_numpy, scaling_reference.position_moments(normal[:, number : number + 1].numpy())
+        )
+        factor = 1 / deviation
+        if dense:
+            mean, factor = (module._enlarge(part, 4, size) for part in (mean, factor))
+        expected += (tested[:, number] - mean) * factor
+    expected = expected if dense else module._enlarge(expected, 4, size)
+    with torch.no_grad():
+        np.testing.assert_allclose(scale.map(test).numpy(), expected.numpy(), rtol=1e-3, atol=2e-3)
+
+
+def test_positions_need_images_of_one_size(teachers):
+    method = fit(teachers, scale="position")
+    again = Students(scale="position")
+    again.restore(method.state())
+    test = small_pixels(2, 2, SIZE)
+    assert torch.equal(again.score(batch(test)).maps, method.score(batch(test)).maps)
+    with pytest.raises(
+        ArgumentError, match=r"images: expected preprocessed images of the fit's size, \(9, 9\) fields of p = 33"
+    ):
+        again.score(batch(small_pixels(2, 2, (50, 60))))
 
 
 def test_scores_of_several_patches_are_averaged(teachers):
@@ -265,6 +300,7 @@ def test_foreign_teachers_are_refused(teachers, tmp_path):
     ({"steps": 2.5}, "steps: expected a whole number"),
     ({"grid": 0}, "grid: expected"),
     ({"hard": 0}, r"hard: expected a number in \(0, 1\], got 0"),
+    ({"scale": "none"}, "scale: expected position or global, got none"),
     ({"validation": 1.0}, r"validation: expected a number in \(0, 1\), got 1.0"),
     ({"rate": -1.0}, "rate: expected a number above 0"),
     ({"time_limit": -1}, "time_limit: expected a number of at least 0 or None, got -1"),

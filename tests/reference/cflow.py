@@ -19,14 +19,18 @@ def loss(vectors, codes, blocks, clamp, *, logsigmoid):
 
 
 def densities(maps, scaling, blocks, *, clamp, condition):
-    """(n, h, w) log-density per channel of maps (n, d, h, w); scaling is what to subtract and to multiply with."""
+    """(n, h, w) log-density per channel of maps (n, d, h, w).
+
+    scaling is what to subtract and to multiply with: (d,) for all positions, or (h, w, d).
+    """
+    shift, factor = (np.broadcast_to(part, (*maps.shape[2:], maps.shape[1])) for part in scaling)
     n, d, h, w = maps.shape
     codes = flows.position_code(h, w, condition)
     grid = np.empty((n, h, w))
     for i in range(n):
         for y in range(h):
             for x in range(w):
-                vector = (maps[i, :, y, x] - scaling[0]) * scaling[1]
+                vector = (maps[i, :, y, x] - shift[y, x]) * factor[y, x]
                 grid[i, y, x] = flows.log_density(vector, codes[y, x], blocks, clamp) / d
     return grid
 

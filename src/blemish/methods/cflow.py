@@ -22,6 +22,7 @@ from ..errors import ArgumentError
 from ..features.backbones import Backbone
 from ..ops.flows import ConditionalFlow, position_code
 from ..ops.maps import enlarge_and_smooth
+from ..ops.scaling import position_moments
 from ..parameters import parameter
 from ..tensors import below, check_tensors
 from ..training.loop import Adam, Cosine, Recipe, Watch, generator
@@ -44,7 +45,7 @@ class CFlow(MapMethod, FrozenMethod):
 
     Parameters
     ----------
-    steps: training steps; each draws `positions` vectors of every layer.
+    steps: training steps; each draws `positions` vectors of every layer. 0: the flows as they begin.
     positions: vectors a layer and step (the paper: 256).
     rate: of Adam at the end of the warm-up; it falls along a cosine to a thousandth. The paper's suits hundreds of
         passes over all vectors; a run of some hundred steps gets hardly anywhere with it.
@@ -52,8 +53,8 @@ class CFlow(MapMethod, FrozenMethod):
     permutation: between blocks, fixed and random: `soft`, an orthogonal matrix, or `hard`.
     condition: length of the position codes, a multiple of 4.
     loss: `nll`, -log p / C; or the paper's `logsigmoid`, -log sigmoid(log p / C), which leaves likely vectors alone.
-    standardise: bring each channel to mean 0 and deviation 1 on the training images first. The flows would learn that
-        anyhow, but slowly.
+    scale: bring each channel to mean 0 and deviation 1 on the training images first: at each `position`, or `global`,
+        over all of them; `none` leaves it (the paper). With `position`, scores are of the vectors so scaled.
     combine: `standardised` adds up (m - log p / C) / s of the layers, m and s being mean and deviation on the held-out
         images; `likelihood` is the paper's number of layers - sum of exp(log p / C - M), but M is the maximum on the
         held-out images, not on the test images.
@@ -65,10 +66,10 @@ class CFlow(MapMethod, FrozenMethod):
 
     name: ClassVar[str] = "cflow"
     paper: ClassVar[dict[str, object]] = {
-        "rate": 2e-4, "loss": "logsigmoid", "standardise": False, "combine": "likelihood", "sigma": 0.0,
+        "rate": 2e-4, "loss": "logsigmoid", "scale": "none", "combine": "likelihood", "sigma": 0.0,
     }  # fmt: skip
 
-    steps: int = parameter(2000, at_least=1)
+    steps: int = parameter(2000, at_least=0)
     positions: int = parameter(256, at_least=1)
     rate: float = parameter(3e-3, above=0)
     blocks: int = parameter(8, at_least=1)
@@ -76,7 +77,7 @@ class CFlow(MapMethod, FrozenMethod):
     permutation: Literal["soft", "hard"] = "soft"
     condition: int = parameter(128, at_least=4, multiple_of=4)
     loss: Literal["nll", "logsigmoid"] = "nll"
-    standardise: bool = True
+    scale: Literal["position", "global", "none"] = "global"
     combine: Literal["standardised", "likelihood"] = "standardised"
     validation: float = parameter(0.1, above=0, below=1)
     sigma: float = parameter(4.0, at_least=0)
@@ -106,7 +107,7 @@ class CFlow(MapMethod, FrozenMethod):
 
         def log_density(i: int, images: Tensor, count: int, random: torch.Generator) -> Tensor:
             vectors, position = _draw(layers[i], images, count, random)
-            return self._log_density(i, vectors, codes[i][position])
+            return self._log_density(i, vectors, codes[i], position)
 
         def objective(step: int) -> dict[str, Tensor]:
             terms = {}
@@ -162,7 +163,8 @@ class CFlow(MapMethod, FrozenMethod):
     def _relearn(self, learned: dict[str, Tensor]) -> None:
         layers = range(len(self.extractor_.taps))
         own = {name: value for name, value in learned.items() if not name.startswith("flow.")}
-        scalings = {f"scaling.{i}": f"float32 2 channels{i}" for i in layers}
+        each = "positions{0} channels{0}" if self.scale == "position" else "channels{0}"
+        scalings = {f"scaling.{i}": f"float32 2 {each.format(i)}" for i in layers}
         sizes = check_tensors(own, scalings | {"normal": f"float32 {len(layers)} 3", "image_size": "int64 2"})
         for i in layers:
             # The flow is made before its tensors are given to it, and takes as much memory as these two say.
@@ -171,7 +173,7 @@ class CFlow(MapMethod, FrozenMethod):
             condition, mixings = f"float32 {self.blocks} {self.condition} width", f"float32 {self.blocks} {c} {c}"
             check_tensors(first, {"of_condition": condition, "mixings": mixings})
         self.scalings_ = [learned[f"scaling.{i}"] for i in layers]
-        self.flows_ = self._build([scaling.shape[1] for scaling in self.scalings_]).requires_grad_(False)
+        self.flows_ = self._build([scaling.shape[-1] for scaling in self.scalings_]).requires_grad_(False)
         self.flows_.load_state_dict(below(learned, "flow."))
         self.normal_ = learned["normal"]
         height, width = learned["image_size"].tolist()
@@ -195,14 +197,17 @@ class CFlow(MapMethod, FrozenMethod):
         return self.blocks * (width * (kept + self.condition + 2 * (channels - kept)) + channels**2)
 
     def _scaling(self, layer: Tensor, train: Tensor) -> Tensor:
-        """What to subtract from each channel, and to multiply with: `(2, channels)`."""
+        """What to subtract from each channel, and to multiply with: `(2, channels)`, or `(2, positions, channels)`."""
         channels = layer.shape[1]
-        if not self.standardise:
+        if self.scale == "none":
             return torch.stack([layer.new_zeros(channels), layer.new_ones(channels)])
-        means = torch.stack([layer[i].double().mean(dim=(1, 2)) for i in train])
-        squares = torch.stack([layer[i].double().square().mean(dim=(1, 2)) for i in train])
-        mean = means.mean(dim=0)
-        deviation = (squares.mean(dim=0) - mean.square()).clamp_min(0).sqrt()
+        if self.scale == "position":
+            mean, deviation = (m.flatten(1).mT for m in position_moments(layer[i : i + 1] for i in train.tolist()))
+        else:
+            means = torch.stack([layer[i].double().mean(dim=(1, 2)) for i in train])
+            squares = torch.stack([layer[i].double().square().mean(dim=(1, 2)) for i in train])
+            mean = means.mean(dim=0)
+            deviation = (squares.mean(dim=0) - mean.square()).clamp_min(0).sqrt()
         # A channel that hardly ever fires would turn a small change into a giant one.
         deviation = deviation.clamp_min(max(0.01 * float(deviation.mean()), 1e-12))
         return torch.stack([mean, 1 / deviation]).float()
@@ -210,19 +215,19 @@ class CFlow(MapMethod, FrozenMethod):
     def _code(self, maps: Tensor) -> Tensor:
         return position_code(maps.shape[2], maps.shape[3], self.condition).to(maps.device)
 
-    def _log_density(self, number: int, vectors: Tensor, code: Tensor) -> Tensor:
-        """Log-density of `(..., channels)` vectors under the flow of a layer, per channel."""
-        shift, factor = self.scalings_[number]
-        flow = self.flows_[number]
+    def _log_density(self, number: int, vectors: Tensor, code: Tensor, at: Tensor | slice) -> Tensor:
+        """Log-density per channel of `(..., n, channels)` vectors of a layer, which are scaled, at n positions."""
+        scaling, flow = self.scalings_[number], self.flows_[number]
+        shift, factor = scaling[:, at] if self.scale == "position" else scaling
         assert isinstance(flow, ConditionalFlow)
-        return flow.log_density((vectors - shift) * factor, code) / vectors.shape[-1]
+        return flow.log_density((vectors - shift) * factor, code[at]) / vectors.shape[-1]
 
     def _density_map(self, number: int, maps: Tensor) -> Tensor:
         """Log-density per channel at each position: `(batch, h, w)` from `(batch, channels, h, w)`."""
         code, vectors = self._code(maps), maps.flatten(2).mT
         positions = max(1, _AT_ONCE // len(maps))
-        parts = zip(vectors.split(positions, dim=1), code.split(positions), strict=True)  # type: ignore[no-untyped-call]
-        densities = torch.cat([self._log_density(number, some, at) for some, at in parts], dim=1)
+        parts = [slice(start, start + positions) for start in range(0, len(code), positions)]
+        densities = torch.cat([self._log_density(number, vectors[:, at], code, at) for at in parts], dim=1)
         return densities.reshape(len(maps), *maps.shape[2:])
 
     def _figures(self, number: int, maps: Tensor) -> Tensor:

@@ -20,6 +20,7 @@ from .. import persist
 from ..device import find_device
 from ..errors import ArgumentError
 from ..features.descriptors import DIMENSION, PATCHES, PatchDescriptor, find_descriptor
+from ..ops.scaling import position_moments
 from ..parameters import parameter
 from ..tensors import below
 from ..training.loop import Adam, Cosine, Recipe, generator
@@ -48,11 +49,13 @@ class Students(MapMethod, Method):
         of the time.
     fast: one student, trained on its largest errors, no predictive variance, and maps that are not dense.
     hard: with `fast`, the share of the squared errors of a step, the largest ones, that are trained on.
-    steps: of the training. At each of them all students learn from one image.
+    steps: of the training. At each of them all students learn from one image. 0: students as they begin.
     grid: side of the square of descriptors that a student learns from at a step; of neighbouring fields, p = 17, 1,
         p = 33, 4, and p = 65, 8 pixels apart.
     rate, weight_decay: of Adam; the rate falls to 0 along half a cosine.
     validation: share of the normal images that are not learned from; e and v are normalised by what they are there.
+    scale: whether mean and deviation of e and v are taken at each `position`, which asks for images of one size, or
+        `global`, over all of them (the paper).
     checkpoint: file to go on from after a kill; written every 500 steps.
     time_limit: seconds of training after which it ends with what there is.
     seed: for everything random.
@@ -67,11 +70,12 @@ class Students(MapMethod, Method):
     dense: bool = True
     fast: bool = False
     hard: float = parameter(0.05, above=0, at_most=1)
-    steps: int = parameter(2000, at_least=1)
+    steps: int = parameter(2000, at_least=0)
     grid: int = parameter(16, at_least=1)
     rate: float = parameter(1e-3, above=0)
     weight_decay: float = parameter(1e-5, at_least=0)
     validation: float = parameter(0.1, above=0, below=1)
+    scale: Literal["position", "global"] = "global"
     checkpoint: str | None = parameter(None, role="place")
     time_limit: float | None = parameter(None, at_least=0, role="place")
     seed: int = parameter(0, option=True)
@@ -91,7 +95,7 @@ class Students(MapMethod, Method):
             scale.rescale([scale.crop(pixels, self._random(i, scale)) for i, pixels in enumerate(some.batches(1))])
         self._train(scales, learned)
         for scale in scales.values():
-            scale.fit_errors(held_out.batches(1))
+            scale.fit_errors(held_out.batches(1), by_position=self.scale == "position")
         self.scales_ = scales
         return self
 
@@ -121,6 +125,7 @@ class Students(MapMethod, Method):
         for p in self.patches:
             own = below(state, f"{p}.")
             scales[p] = self._scale(PatchDescriptor(p, width=float(own["width"])))
+            scales[p].error_mean, scales[p].error_factor = own["error_mean"], own["error_factor"]  # of any size
             scales[p].load_state_dict(own)
         self.scales_ = scales
 
@@ -213,14 +218,15 @@ class _Scale(nn.Module):
             student.rescale(crops)
 
     @torch.no_grad()
-    def fit_errors(self, images: Iterable[Tensor]) -> None:
+    def fit_errors(self, images: Iterable[Tensor], *, by_position: bool) -> None:
         """Take mean and deviation of e and v over these images, of students as precise as a model file keeps them.
 
         Over fields `stride` pixels apart: those between have nearly the same, and take most of the time.
         """
         for weights in self.students.requires_grad_(False).parameters():
             weights.copy_(weights.half())
-        self.error_mean, self.error_factor = _normalisation(self.errors(image, dense=False) for image in images)
+        errors = (self.errors(image, dense=False) for image in images)
+        self.error_mean, self.error_factor = _by_position(errors) if by_position else _normalisation(errors)
 
     def crop(self, pixels: Tensor, random: torch.Generator) -> Tensor:
         """Cut a part out of one mirrored image, anywhere, that holds `grid` x `grid` fields, or all there are."""
@@ -249,9 +255,22 @@ class _Scale(nn.Module):
 
     def map(self, pixels: Tensor) -> Tensor:
         """(e - e_mu) / e_sigma + (v - v_mu) / v_sigma, `(batch, height, width)` at the size of the images."""
-        grid = ((self.errors(pixels, dense=self.dense) - self.error_mean) * self.error_factor).sum(dim=1)
-        height, width = pixels.shape[2:]
-        return grid if self.dense else _enlarge(grid, self.teacher.stride, (height, width))
+        size = (pixels.shape[2], pixels.shape[3])
+        normal = torch.stack([self.error_mean, self.error_factor])
+        if normal.shape[2:] != (1, 1):  # of each position
+            grid = tuple((side - 1 - (self.teacher.stride - 1) // 2) // self.teacher.stride + 1 for side in size)
+            if normal.shape[2:] != grid:
+                raise ArgumentError.about(
+                    "images",
+                    expected=f"preprocessed images of the fit's size, {tuple(normal.shape[2:])} fields of p = "
+                    f"{self.teacher.patch} with scale='position'",
+                    got=f"size {size}, {grid} fields",
+                    instead="Use one Preprocess for all images, or scale='global'.",
+                )
+            if self.dense:
+                normal = torch.stack([_enlarge(part, self.teacher.stride, size) for part in normal])
+        errors = ((self.errors(pixels, dense=self.dense) - normal[0]) * normal[1]).sum(dim=1)
+        return errors if self.dense else _enlarge(errors, self.teacher.stride, size)
 
     def _strips_of_errors(self, image: Tensor, dense: bool) -> Iterator[Tensor]:
         for _, _, strip in self.teacher.strips(image, dense=dense):
@@ -277,6 +296,12 @@ def _normalisation(parts: Iterable[Tensor]) -> tuple[Tensor, Tensor]:
     deviation = (squares / count - mean.square()).clamp_min(0).sqrt()
     factor = torch.where(deviation > 1e-6 * deviation.max(), 1 / deviation, 0)
     return mean.float()[:, None, None], factor.float()[:, None, None]
+
+
+def _by_position(parts: Iterable[Tensor]) -> tuple[Tensor, Tensor]:
+    """The same at each position: `(channel, h, w)`."""
+    mean, deviation = position_moments(parts)
+    return mean, torch.where(deviation > 0, 1 / deviation, 0)
 
 
 def _enlarge(grid: Tensor, factor: int, size: Size) -> Tensor:
