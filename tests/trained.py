@@ -111,4 +111,4 @@ def quick(name, **parameters):
 
 
 def reads_features(name):
-    return issubclass(METHODS[name], FeatureMethod) and METHODS[name].reads_features
+    return issubclass(METHODS[name], FeatureMethod) and METHODS[name]().reads_features

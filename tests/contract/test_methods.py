@@ -32,6 +32,7 @@ VARIANTS = {
     "patchcore": [
         {"patches": "unfold", "dimensions": 20, "reweight": 3, "ratio": 0.2},
         {"storage": "int8", "ratio": 0.2, "top_share": 0.1},
+        {"turns": 3, "ratio": 0.2},
     ],
     "spade": [{"k": 3, "storage": "float16", "top_share": 0.02}],
     "ocsvm": [{"approximation": "fourier"}, {"kernel": "poly"}],

@@ -190,7 +190,7 @@ def _quick_methods() -> tuple[str, ...]:
     return tuple(
         name
         for name, method in METHODS.items()
-        if issubclass(method, FeatureMethod) and method.reads_features and not hasattr(method, "checkpoint")
+        if issubclass(method, FeatureMethod) and method().reads_features and not hasattr(method, "checkpoint")
     )
 
 

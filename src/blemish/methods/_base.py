@@ -20,6 +20,7 @@ from typing import Any, ClassVar, Protocol, TypeVar, runtime_checkable
 import torch
 from torch import Tensor
 
+from ..augment.turns import turned
 from ..device import find_device
 from ..errors import ArgumentError, NotEnoughMemoryError, NotFittedError
 from ..features.backbones import Backbone, find_backbone
@@ -88,6 +89,22 @@ class MapMethod:
         return mean_of_highest(maps, self.top_share)
 
 
+@dataclass(kw_only=True)
+class TurnedMethod:
+    """What methods share that learn patches wherever they lie, so also from turned images.
+
+    Parameters
+    ----------
+    turns: each normal image is learned in so many directions, turned by equal angles; 1: as it is. For few images of
+        parts that turn. It must read the images itself: maps made before are of one direction.
+    """
+
+    turns: int = parameter(1, at_least=1, at_most=360)
+
+    def _turns(self) -> int | None:
+        return self.turns
+
+
 @runtime_checkable
 class Incremental(Protocol):
     """A method that can learn more normal images, or another model's, without starting again."""
@@ -135,9 +152,6 @@ class FeatureMethod(Method):
         A fit that would need more is refused before it begins.
     """
 
-    reads_features: ClassVar[bool] = True
-    """Whether the feature maps that a batch may bring will do; a method that trains the network needs the pixels."""
-
     backbone: str | Backbone = parameter("compact", option=True)
     weights: str | Path | None = parameter(None, role="place", option=True)
     taps: tuple[str, ...] | None = parameter(None, option=True)
@@ -145,6 +159,11 @@ class FeatureMethod(Method):
     device: str = parameter("auto", role="place", option=True)
     precision: Precision = "float32"
     memory_gb: float | None = parameter(None, above=0, role="place", option=True)
+
+    @property
+    def reads_features(self) -> bool:
+        """Whether the feature maps that a batch may bring will do; else it needs the pixels."""
+        return self._directions() == 1
 
     def fit(self: _F, images: ImageBatches) -> _F:
         """Learn from normal images; forgets earlier fits."""
@@ -171,7 +190,7 @@ class FeatureMethod(Method):
     def plan(self, first: FeatureMaps, images: int) -> FitPlan:
         """What a fit on so many images will need, `first` being the maps of some of them."""
         self.check()
-        return self._plan(first, images)
+        return self._plan(first, images * self._directions())
 
     def state(self) -> dict[str, Tensor]:
         """The backbone's folded parameters and input scaling (`backbone.*`, `input.*`), and what the method learned."""
@@ -189,6 +208,9 @@ class FeatureMethod(Method):
         self._check_state(state)
         self.extractor_ = self._extractor(folded=below(state, "backbone."))
         self._relearn({k: v.to(device) for k, v in state.items() if not k.startswith(("backbone.", "input."))})
+
+    def _turns(self) -> int | None:
+        """Hook: in how many directions each image is learned, where in more than its own."""
 
     def _check_state(self, state: dict[str, Tensor]) -> None:
         """Hook: refuse a state before a network is built for it."""
@@ -225,6 +247,9 @@ class FeatureMethod(Method):
     @abstractmethod
     def _relearn(self, learned: dict[str, Tensor]) -> None:
         """Hook: take back what `_learned` handed out."""
+
+    def _directions(self) -> int:
+        return self._turns() or 1
 
     def _row(self) -> Backbone:
         return self._own_row() or find_backbone(self.backbone)
@@ -265,7 +290,7 @@ class FeatureMethod(Method):
         check_batch(batch)
         if batch.features is not None and not self.reads_features:
             raise ArgumentError.about(
-                "features", expected=f"none with {self.name}, which trains its own network", got="maps of another one"
+                "features", expected=f"none: {self.name} reads the pixels itself", got="maps that are there already"
             )
 
     def _maps(self, batch: ImageBatch) -> FeatureMaps:
@@ -312,7 +337,7 @@ class FrozenMethod(FeatureMethod):
 
     def _fit(self, images: ImageBatches) -> None:
         self.extractor_ = self._extractor(self._initial_weights())
-        expected, start = announced(images), perf_counter()
+        expected, start = self._coming(images), perf_counter()
         features = self._features(images)
         first = next(features, None)
         if first is None:
@@ -321,8 +346,16 @@ class FrozenMethod(FeatureMethod):
             self._announce(self._plan(first, expected), expected, (perf_counter() - start) / len(first.maps[0]))
         self._learn(chain([first], features), expected=expected)
 
+    def _coming(self, images: ImageBatches) -> int | None:
+        expected = announced(images)
+        return None if expected is None else expected * self._directions()
+
     def _features(self, images: ImageBatches) -> Iterator[FeatureMaps]:
-        return (self._maps(batch) for batch in self._checked(images))
+        directions = self._directions()
+        for batch in self._checked(images):
+            yield self._maps(batch)
+            for i in range(1, directions):
+                yield self._seen(turned(batch.pixels, 360 * i / directions))
 
 
 def announced(images: ImageBatches) -> int | None:
@@ -341,7 +374,7 @@ class GrowingMethod(FrozenMethod):
         """Learn from further normal images; on an unfitted method, `fit`."""
         if not hasattr(self, "extractor_"):
             return self.fit(images)
-        expected, start = announced(images), perf_counter()
+        expected, start = self._coming(images), perf_counter()
         features = self._features(images)
         first = next(features, None)
         if first is None:

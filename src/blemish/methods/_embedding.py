@@ -10,7 +10,6 @@ from __future__ import annotations
 from abc import abstractmethod
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -43,7 +42,7 @@ class EmbeddingMethod(FeatureMethod):
     time_limit: seconds after which the training ends with what is there; None: never.
     """
 
-    reads_features: ClassVar[bool] = False
+    reads_features = False
 
     taps: tuple[str] | None = parameter(None, option=True)
     trained: tuple[str, ...] | None = None

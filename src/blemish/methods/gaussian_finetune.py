@@ -62,7 +62,7 @@ class GaussianFinetune(FeatureMethod):
     """
 
     name: ClassVar[str] = "gaussian_finetune"
-    reads_features: ClassVar[bool] = False
+    reads_features = False
 
     trained: tuple[str, ...] | None = None
     epochs: int = parameter(20, at_least=0)

@@ -27,7 +27,7 @@ from ..ops.neighbours import Exact, Index, IndexFactory, Storage, recall
 from ..parameters import parameter
 from ..tensors import check_tensors
 from ..types import FeatureMaps, Scores
-from ._base import FitPlan, GrowingMethod, MapMethod
+from ._base import FitPlan, GrowingMethod, MapMethod, TurnedMethod
 
 _log = logging.getLogger("blemish")
 _ERROR_PATCHES = 2048
@@ -39,7 +39,7 @@ _BYTES = {"float32": 4, "float16": 2, "int8": 1}
 
 
 @dataclass(kw_only=True)
-class PatchCore(MapMethod, GrowingMethod):
+class PatchCore(MapMethod, TurnedMethod, GrowingMethod):
     """Distance to a coreset of normal patches, wherever they lie. The most accurate of the untrained methods.
 
     Parameters

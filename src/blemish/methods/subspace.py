@@ -29,11 +29,11 @@ from ..ops.patch_sums import PatchSums
 from ..parameters import parameter
 from ..tensors import check_tensors
 from ..types import FeatureMaps, Scores
-from ._base import FitPlan, GrowingMethod, MapMethod
+from ._base import FitPlan, GrowingMethod, MapMethod, TurnedMethod
 
 
 @dataclass(kw_only=True)
-class Subspace(MapMethod, GrowingMethod):
+class Subspace(MapMethod, TurnedMethod, GrowingMethod):
     """Residual outside the principal subspace of normal patches, wherever they lie. Tiny, exact; from one image on.
 
     Parameters
