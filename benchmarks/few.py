@@ -11,6 +11,7 @@ image goes through the backbone once. `--limit` takes a seeded choice of so many
 from __future__ import annotations
 
 import argparse
+from collections.abc import Iterable
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,7 @@ from figures import make_method
 from numpy.typing import NDArray
 
 from blemish import Batches, Preprocess, metrics, open_dataset
+from blemish.augment.turns import turned
 from blemish.errors import ArgumentError
 from blemish.features.backbones import find_backbone
 from blemish.features.extract import Extractor, build_extractor
@@ -57,15 +59,16 @@ def main() -> None:
             sorted(random.permutation(len(samples))[: options.limit].tolist())
             for samples in (dataset.train, dataset.test)
         )
-        normal = read(extractor, dataset.train_images().subset(pool), preprocess)
-        tested = read(extractor, dataset.test_images().subset(test), preprocess)
+        normal = Pictures(extractor, dataset.train_images().subset(pool), preprocess)
+        tested = Pictures(extractor, dataset.test_images().subset(test), preprocess).learned(range(len(test)))
         samples = [dataset.test[i] for i in test]
         anomalous = np.array([sample.anomalous for sample in samples])
         masks = [None if s.mask is None else preprocess.mask(decode_mask(s.mask)) for s in samples]
         with_place = options.maps and all(m is not None for m, bad in zip(masks, anomalous, strict=True) if bad)
         for draw, count, spec in product(range(options.draws), options.images, methods):
             order = np.random.default_rng([1, draw]).permutation(len(normal))
-            learned = [normal[i] for i in (order if count == "all" else order[: int(count)])]
+            chosen = (order if count == "all" else order[: int(count)]).tolist()
+            learned = normal.learned(chosen, turns=getattr(methods[spec], "turns", 1))
             figures = measure(methods[spec], extractor.taps, learned, tested, anomalous, masks if with_place else None)
             place = {"data": path.name, "method": spec, "images": count, "draw": draw}
             rows.append(place | dict(zip(FIGURES, figures, strict=True)))
@@ -76,13 +79,26 @@ def main() -> None:
             print(f"| {path.name} | `{spec}` | {figure} | {' | '.join(cells)} |", flush=True)
 
 
-def read(extractor: Extractor, source: ImageSource, preprocess: Preprocess) -> list[FeatureMaps]:
-    """The maps of each image by itself."""
-    found = []
-    for batch in Batches(source, preprocess):
-        maps = extractor(batch.pixels)
-        found += [FeatureMaps(tuple(m[i : i + 1] for m in maps.maps), maps.image_size) for i in range(len(batch))]
-    return found
+class Pictures:
+    """Images, and the maps of each by itself, in any direction; made when they are asked for, and once."""
+
+    def __init__(self, extractor: Extractor, source: ImageSource, preprocess: Preprocess) -> None:
+        self._extractor = extractor
+        self._pixels = [pixels[None] for batch in Batches(source, preprocess) for pixels in batch.pixels]
+        self._maps: dict[tuple[int, float], FeatureMaps] = {}
+
+    def __len__(self) -> int:
+        return len(self._pixels)
+
+    def learned(self, indices: Iterable[int], *, turns: int = 1) -> list[FeatureMaps]:
+        """What is learned from these images in so many directions."""
+        return [self._seen(index, 360 * k / turns) for index in indices for k in range(turns)]
+
+    def _seen(self, index: int, degrees: float) -> FeatureMaps:
+        if (index, degrees) not in self._maps:
+            pixels = self._pixels[index]
+            self._maps[index, degrees] = self._extractor(turned(pixels, degrees) if degrees else pixels)
+        return self._maps[index, degrees]
 
 
 def measure(  # noqa: PLR0917

@@ -54,7 +54,7 @@ MODELS: dict[str, tuple[str, dict[str, Any]]] = {
     "knn": ("knn", {"backbone": "filters"}),
     "spade": ("spade", {"backbone": "filters", "storage": "float16"}),
     "gaussian": ("gaussian", {"backbone": "filters"}),
-    "subspace": ("subspace", {"backbone": "filters"}),
+    "subspace": ("subspace", {"backbone": "filters", "turns": 3}),
     "svdd": ("svdd", {"backbone": "filters", "approximation": "nystroem", "components": 8}),
     "ocsvm": ("ocsvm", {"backbone": "filters", "approximation": "fourier", "components": 8, "pca": 0.9}),
     "cflow": ("cflow", {"backbone": "filters", "blocks": 2, "condition": 4, "positions": 16, "steps": 2}),

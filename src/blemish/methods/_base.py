@@ -95,8 +95,8 @@ class TurnedMethod:
 
     Parameters
     ----------
-    turns: each normal image is learned in so many directions, turned by equal angles; 1: as it is. For few images of
-        parts that turn. It must read the images itself: maps made before are of one direction.
+    turns: directions in which each normal image is learned, turned by equal angles, mirrored beyond its edge; 1: as it
+        is. For few images of parts that turn.
     """
 
     turns: int = parameter(1, at_least=1, at_most=360)
