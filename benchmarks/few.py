@@ -23,7 +23,6 @@ from figures import make_method
 from numpy.typing import NDArray
 
 from blemish import Batches, Preprocess, metrics, open_dataset
-from blemish.augment.turns import turned
 from blemish.errors import ArgumentError
 from blemish.features.backbones import find_backbone
 from blemish.features.extract import Extractor, build_extractor
@@ -31,6 +30,7 @@ from blemish.features.weights import find_weights
 from blemish.images.decode import decode_mask
 from blemish.images.source import ImageSource
 from blemish.methods import FeatureMethod
+from blemish.ops.turns import turned
 from blemish.types import FeatureMaps
 
 FIGURES = ("image_auroc", "au_pro_30")

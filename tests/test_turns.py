@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 import torch
 
-from blemish.augment.turns import turned
 from blemish.errors import ArgumentError
 from blemish.methods import PatchCore, Subspace
+from blemish.ops.turns import turned
 from contract.laws import Images, batch
 from reference.turns import turn
 from small import BACKBONE, small_pixels

@@ -20,7 +20,6 @@ from typing import Any, ClassVar, Protocol, TypeVar, runtime_checkable
 import torch
 from torch import Tensor
 
-from ..augment.turns import turned
 from ..device import find_device
 from ..errors import ArgumentError, NotEnoughMemoryError, NotFittedError
 from ..features.backbones import Backbone, find_backbone
@@ -28,6 +27,7 @@ from ..features.extract import Extractor, Precision, build_extractor
 from ..features.weights import StateDict, find_weights
 from ..memory import available_bytes, resident_bytes
 from ..ops.maps import mean_of_highest
+from ..ops.turns import turned
 from ..parameters import Parameterised, check_parameters, parameter
 from ..tensors import below
 from ..types import FeatureMaps, ImageBatch, ImageBatches, Scores
