@@ -33,6 +33,13 @@ def test_turns_learn_each_image_in_so_many_directions(kind):
     torch.testing.assert_close(own.score(test).images, given.score(test).images, rtol=1e-3, atol=0)
 
 
+def test_every_direction_is_planned_for():
+    method = Subspace(backbone=BACKBONE, turns=4).fit(Images(small_pixels(2, 1)))
+    first = method.extractor_(small_pixels(2, 1))
+    assert method.plan(first, 3) == Subspace(backbone=BACKBONE).plan(first, 12)
+    assert float(method.sums_.count) == 2 * 4 * 36
+
+
 def test_maps_of_one_direction_do_not_stand_for_others():
     one = batch(small_pixels(2, 1))
     maps = Subspace(backbone=BACKBONE).fit(Images(small_pixels(2, 1))).extractor_(one.pixels).maps
