@@ -60,6 +60,21 @@ def test_equals_the_paper(patches, reweight):
         np.testing.assert_allclose(scores.maps[i].numpy(), reference.anomaly_map(grid, (24, 24), 2.0), rtol=1e-4)
 
 
+@pytest.mark.parametrize("patches", ["average", "single"])
+def test_patches_of_length_one_in_a_bank_of_all_are_cosine_distances(patches):
+    """AnomalyDINO's score: the mean of the highest 1 % of the cosine distances to the nearest normal patch."""
+    train, test = small_pixels(3, 1), small_pixels(2, 2)
+    settings = {"normalise": True, "squared": True, "top_share": 0.2}
+    method = PatchCore(backbone=BACKBONE, patches=patches, ratio=1.0, **settings).fit(Images(train))
+    scores = method.score(batch(test)).images
+
+    embed = reference.average_patches if patches == "average" else reference.single_patches
+    bank, queries = embed(layers(train, TAPS)), embed(layers(test, TAPS))
+    for found, query in zip(scores, queries, strict=True):
+        distances = sorted(reference.cosine_distances(bank.reshape(-1, bank.shape[2]), query), reverse=True)
+        assert float(found) == pytest.approx(2 * np.mean(distances[: round(0.2 * len(distances))]), rel=1e-3)
+
+
 def test_published_code_scores_squared_distances_and_begins_with_random_patches():
     train, test = Images(small_pixels(6, 1)), batch(small_pixels(3, 2))
     plain = PatchCore(backbone=BACKBONE, patches="unfold", dimensions=12, ratio=1.0).fit(train).score(test)

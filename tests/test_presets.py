@@ -76,7 +76,7 @@ def test_dino_reads_the_last_tokens_of_a_transformer_on_its_own_grid():
         dynamic_img_size=True,
     )  # fmt: skip
     row = replace(BACKBONES["timm:vit_small_patch14_dinov2"], build=build, trace_size=56)
-    detector = Detector.preset("dino").set_params(method__backbone=row, method__weights="random", calibration="none")
+    detector = Detector.preset("dino").set_params(method__backbone=row, method__weights="random")
     detector.set_params(preprocess=Preprocess("auto:56"))
     random = np.random.default_rng(0)
     images = [random.integers(0, 255, (40, 80, 3), dtype=np.uint8) for _ in range(2)]

@@ -62,7 +62,10 @@ class Preset:
         }
 
 
-_DINO = {"backbone": "timm:vit_small_patch14_dinov2", "taps": ("norm",)}
+_DINO = {
+    "backbone": "timm:vit_small_patch14_dinov2", "taps": ("norm",), "patches": "single", "normalise": True,
+    "squared": True, "ratio": 1.0, "top_share": 0.01,
+}  # fmt: skip
 
 PRESETS = {
     "default": Preset("production: every pixel, in the images' own aspect ratio"),
@@ -72,9 +75,7 @@ PRESETS = {
     "fast": Preset("the least time an image", parameters={"taps": ("stage16",)}, preprocess=Preprocess("auto:192")),
     "accurate": Preset("the best maps, for more time", "patchcore", {}, Preprocess("auto:320")),
     "few": Preset("1 to 16 normal images", "patchcore", {"ratio": 1.0}, calibration="none"),
-    "dino": Preset(
-        "the recipe of AnomalyDINO", "patchcore", _DINO | {"ratio": 1.0, "top_share": 0.01}, Preprocess("auto:448")
-    ),
+    "dino": Preset("the recipe of AnomalyDINO, few images", "patchcore", _DINO, Preprocess("auto:448"), "none"),
 }
 
 

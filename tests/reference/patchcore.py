@@ -41,6 +41,27 @@ def average_patches(layers: list[np.ndarray]) -> np.ndarray:
     return np.stack(result)
 
 
+def single_patches(layers: list[np.ndarray]) -> np.ndarray:
+    """(image, h * w, sum of channels) on the first layer's grid, no neighbours."""
+    n, _, height, width = layers[0].shape
+    result = []
+    for image in range(n):
+        grids = [enlarge(layer[image].transpose(1, 2, 0), (height, width)) for layer in layers]
+        result.append(np.concatenate(grids, axis=2).reshape(height * width, -1))
+    return np.stack(result)
+
+
+def cosine_distances(bank: np.ndarray, patches: np.ndarray) -> list[float]:
+    """1 - cos of each patch to the bank vector that is nearest by it."""
+    found = []
+    for patch in patches:
+        best = 2.0
+        for vector in bank:
+            best = min(best, 1 - patch @ vector / np.sqrt((patch @ patch) * (vector @ vector)))
+        found.append(best)
+    return found
+
+
 def official_patches(layers: list[np.ndarray], d_layer: int, d_out: int) -> np.ndarray:
     """Preset "paper": (image, h * w, d_out), pooled 3x3 windows on the first layer's grid."""
     n, _, height, width = layers[0].shape

@@ -90,8 +90,13 @@ def averaged(features: FeatureMaps) -> FeatureMaps:
 
 def average_patches(features: FeatureMaps) -> Tensor:
     """Average 3 x 3 neighbours, enlarge to the first map bilinearly, concatenate: `(batch, position, channels)`."""
+    return single_patches(averaged(features))
+
+
+def single_patches(features: FeatureMaps) -> Tensor:
+    """Enlarge all maps to the first one bilinearly and concatenate: `(batch, position, channels)`."""
     size = tuple(features.maps[0].shape[2:])
-    return _flat(torch.cat([_enlarged(m, size) for m in averaged(features).maps], dim=1))
+    return _flat(torch.cat([_enlarged(m, size) for m in features.maps], dim=1))
 
 
 def unfolded_patches(features: FeatureMaps, kernels: Sequence[tuple[int, Tensor]], dimension: int) -> Tensor:

@@ -17,10 +17,11 @@ from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor
+from torch.nn.functional import normalize
 
 from ..errors import ArgumentError, ModelFileError
 from ..features.backbones import Backbone
-from ..features.patches import average_patches, gaussian_projection, unfolded_patches, unfolding_kernels
+from ..features.patches import average_patches, gaussian_projection, single_patches, unfolded_patches, unfolding_kernels
 from ..ops.coreset import CoresetStream, reducing_capacity
 from ..ops.maps import enlarge_and_smooth
 from ..ops.neighbours import Exact, Index, IndexFactory, Storage, recall
@@ -44,9 +45,10 @@ class PatchCore(MapMethod, TurnedMethod, GrowingMethod):
 
     Parameters
     ----------
-    patches: `average` of the 3 x 3 neighbours, layers concatenated; or `unfold`, the published code's embedding of
-        `dimensions` numbers.
+    patches: `average` of the 3 x 3 neighbours, layers concatenated; `single` positions, likewise; or `unfold`, the
+        published code's embedding of `dimensions` numbers.
     dimensions: of an embedding with `unfold` (the paper: 1024).
+    normalise: scale each patch's vector to length 1; the square of a distance is then twice the cosine distance.
     ratio: share of all patches to keep (the paper: 0.25, 0.1 or 0.01).
     count: keep so many patches instead.
     radius: keep no more once every patch lies this near to a kept one, in the projected space; 0: no such limit.
@@ -66,8 +68,9 @@ class PatchCore(MapMethod, TurnedMethod, GrowingMethod):
     paper: ClassVar[dict[str, object]] = {"patches": "unfold", "ratio": 0.1, "starts": 10, "squared": True}
     exact_update: ClassVar[bool] = False
 
-    patches: Literal["average", "unfold"] = "average"
+    patches: Literal["average", "single", "unfold"] = "average"
     dimensions: int = parameter(1024, at_least=1)
+    normalise: bool = False
     ratio: float = parameter(0.01, above=0, at_most=1)
     count: int | None = parameter(None, at_least=1)
     radius: float = parameter(0.0, at_least=0)
@@ -89,7 +92,7 @@ class PatchCore(MapMethod, TurnedMethod, GrowingMethod):
 
     def _absorb(self, other: PatchCore) -> None:
         """Choose the bank again, from both reserves; `radius_` bounds how near it is to all that either has seen."""
-        for name in ("channels_", "patches", "dimensions", "projection", "seed"):
+        for name in ("channels_", "patches", "dimensions", "normalise", "projection", "seed"):
             if getattr(self, name) != getattr(other, name):
                 raise ArgumentError.about(
                     "other", expected=f"a PatchCore with {name} {getattr(self, name)}", got=getattr(other, name)
@@ -258,7 +261,7 @@ class PatchCore(MapMethod, TurnedMethod, GrowingMethod):
             raise ModelFileError.about("tensor seen", expected=f"at least {len(self.bank_)}", got=int(learned["seen"]))
 
     def _dimension(self, channels: Sequence[int]) -> int:
-        return sum(channels) if self.patches == "average" else self.dimensions
+        return self.dimensions if self.patches == "unfold" else sum(channels)
 
     def _prepare(self) -> None:
         """Make what follows from the parameters and the channels of the taps."""
@@ -271,9 +274,11 @@ class PatchCore(MapMethod, TurnedMethod, GrowingMethod):
         self._matrix = gaussian_projection(d, self.projection, seed=self.seed).to(device) if self.projection else None
 
     def _embed(self, features: FeatureMaps) -> Tensor:
-        if self.patches == "average":
-            return average_patches(features)
-        return unfolded_patches(features, self._kernels, self.dimensions)
+        if self.patches == "unfold":
+            patches = unfolded_patches(features, self._kernels, self.dimensions)
+        else:
+            patches = average_patches(features) if self.patches == "average" else single_patches(features)
+        return normalize(patches, dim=2) if self.normalise else patches
 
     def _project(self, patches: Tensor) -> Tensor:
         return patches if self._matrix is None else patches @ self._matrix
