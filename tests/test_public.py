@@ -20,8 +20,8 @@ def run(code):
 def test_public_names():
     assert set(blemish.__all__) == {
         "Backbone", "Batches", "BlemishError", "Calibration", "DETECTORS", "Decision", "Detector", "ImageBatch",
-        "ImageSource", "METHODS", "Preprocess", "Scores", "custom_backbone", "evaluate", "from_arrays", "from_folder",
-        "from_manifest", "from_paths", "open_dataset", "write_report",
+        "ImageSource", "METHODS", "Preprocess", "Scores", "choose", "custom_backbone", "evaluate", "from_arrays",
+        "from_folder", "from_manifest", "from_paths", "open_dataset", "write_report",
         *(found.__name__ for found in (*METHODS.values(), *DETECTORS.values())),
     }  # fmt: skip
     assert dir(blemish) == blemish.__all__ == sorted(set(blemish.__all__))

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from .calibrate import Calibration as Calibration
+    from .choosing.choose import choose as choose
     from .datasets.layouts import open_dataset as open_dataset
     from .detector import Detector as Detector
     from .errors import BlemishError as BlemishError
@@ -43,6 +44,7 @@ _HOMES = {
     "ImageSource": "images.source",
     "Preprocess": "images.preprocess",
     "Scores": "types",
+    "choose": "choosing.choose",
     "custom_backbone": "features.backbones",
     "evaluate": "evaluation.detector",
     "from_arrays": "images.source",

@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from math import isfinite, prod
 from pathlib import Path
 from typing import Any, Literal
 
 from . import model_file, persist
 from .calibrate import Calibration, calibrate, images_needed, require_differences, require_images, with_margin
-from .datasets.layouts import OneClass, open_dataset
+from .choosing.auto import Auto
+from .choosing.candidates import Candidate
+from .choosing.choose import Choice, compare
+from .datasets.layouts import normal_images
 from .device import find_device
 from .errors import (
     ArgumentError,
@@ -33,7 +36,6 @@ from .images.source import (
     OnError,
     Reporting,
     Skipped,
-    as_source,
     sources,
 )  # fmt: skip
 from .images.tiling import Tiles, Tiling
@@ -59,7 +61,8 @@ class Detector(Parameterised):
 
     Parameters
     ----------
-    method: the normality model, or its name (`blemish list methods`), which takes its defaults and `seed`.
+    method: the normality model, or its name (`blemish list methods`), which takes its defaults and `seed`; `auto`, or
+        an `Auto`: the one that these normal images choose (docs/choose.md).
     preprocess: `Preprocess`, or the name of a preset, for its own: `default` (the images' own aspect ratio at the area
         of 256 x 256, nothing cropped), `paper` (256, crop 224).
     tile: side, or (height, width), in pixels of the tiles in which a large preprocessed image is learned and scored;
@@ -90,7 +93,7 @@ class Detector(Parameterised):
     ((64, 64), False)
     """
 
-    method: Method | str = "padim"
+    method: Method | Auto | str = "padim"
     preprocess: Preprocess | str = "default"
     tile: int | tuple[int, int] | None = parameter(None, at_least=1)
     overlap: int | None = parameter(None, at_least=0)
@@ -116,6 +119,8 @@ class Detector(Parameterised):
     """Digests (`images.digest.pixel_digest`) of the pictures that the method learned from."""
     calibrated_on_: frozenset[int] = field(default=frozenset(), init=False, repr=False)
     """Digests of the held-out pictures."""
+    chosen_: str = field(default="", init=False, repr=False)
+    """Why `auto` took this method; empty for a method that was named."""
     _settled: Preprocess | None = field(default=None, init=False, repr=False, compare=False)
     _named: Method | None = field(default=None, init=False, repr=False, compare=False)
 
@@ -136,10 +141,13 @@ class Detector(Parameterised):
 
     @property
     def method_(self) -> Method:
-        """The method as an object: `method` itself, or what its name stands for."""
-        if not isinstance(self.method, str):
+        """The method as an object: `method` itself, what its name stands for, or what `fit` has chosen."""
+        if isinstance(self.method, Method):
             return self.method
         if self._named is None:
+            if self._auto is not None:
+                raise NotFittedError("A detector with method='auto' has no method before it is fitted. Call fit first.")
+            assert isinstance(self.method, str)
             kind = find_method(self.method)
             self._named = kind(**{} if self.seed is None or "seed" not in parameters_of(kind) else {"seed": self.seed})
         return self._named
@@ -179,19 +187,18 @@ class Detector(Parameterised):
         """
         self.check()
         self.calibration_, self.images_, self._named, self._settled = None, 0, None, None
-        self.learned_ = self.calibrated_on_ = frozenset()
-        source = self._normal_images(images)
+        self.learned_, self.calibrated_on_, self.chosen_ = frozenset(), frozenset(), ""
+        source = normal_images(images, max_pixels=self.max_pixels)
         kept = source.without(exclude)
         self.excluded_ = len(source) - len(kept)
         train, held_out = self._split(kept)
-        method = self.method_
-        multiple = find_backbone(method.backbone).multiple if isinstance(method, FeatureMethod) else 16
-        self._settled = settle(self._preset, train, multiple=multiple, levels=self.features is None)
-        self._check_size()
+        self._settle(train)
         if held_out is not None and self.on_error == "skip":
             self._require_readable(held_out)
         train, digests = with_digests(train)
+        known = None if self._auto is None else self._choose(self._auto, train, progress)
         batches = self._batches(train, learn=True)
+        batches = batches if known is None else replace(batches, features=known)
         self.method_.fit(self._tiled(Reporting(batches, "fit", progress)))
         self.images_ = len(train) - len(batches.skipped)
         self.learned_ = frozenset(digests.values())
@@ -199,6 +206,28 @@ class Detector(Parameterised):
         if held_out is not None:
             self._calibrate(held_out, progress)
         return self
+
+    def choose(
+        self,
+        images: ImageInput,
+        candidates: Sequence[Candidate] | None = None,
+        *,
+        exclude: Collection[str] = (),
+        progress: Progress | None = None,
+    ) -> Choice:
+        """Rank methods on the normal images of which `fit` would learn, and pick one; nothing is fitted in the end.
+
+        `candidates` are those of the table where None, with the detector's preprocessing. The images that `fit` would
+        hold out for its threshold, with the same settings, are not looked at. Raises what `choosing.choose` raises.
+        """
+        self.check()
+        self._settled = None
+        train, _ = self._split(normal_images(images, max_pixels=self.max_pixels).without(exclude))
+        self._settle(train)
+        auto = self._auto or Auto()
+        rows = auto.candidates(self.preprocessing, seed=self._seed) if candidates is None else candidates
+        groups = self._grouped(train).groups
+        return compare(self._whole(train), rows, groups=groups, seed=self._seed, progress=progress)[0]
 
     def recalibrate(self, false_alarm_rate: float) -> Detector:
         """Choose another false-alarm rate; the held-out scores are at hand, so nothing is fitted again.
@@ -227,9 +256,13 @@ class Detector(Parameterised):
             raise ArgumentError.about(
                 "method", expected=f"one that can be updated ({able})", got=method.name, instead="Fit again."
             )
-        source = self._normal_images(images)
+        source = normal_images(images, max_pixels=self.max_pixels)
         _require_any(len(source))
-        fresh = None if held_out is None else without_copies(self._grouped(self._normal_images(held_out)), of=source)
+        fresh = (
+            None
+            if held_out is None
+            else without_copies(self._grouped(normal_images(held_out, max_pixels=self.max_pixels)), of=source)
+        )
         if fresh is not None:
             self._require(fresh.groups)
         source, digests = with_digests(source)
@@ -327,7 +360,7 @@ class Detector(Parameterised):
                 about, complete=complete, device=device, backbone=backbone, make_index=make_index
             )
             detector = cls(method=method, **model_file.read_settings(cls, about.detector, complete=complete))
-            detector.images_, detector.excluded_ = about.images, about.excluded
+            detector.images_, detector.excluded_, detector.chosen_ = about.images, about.excluded, about.chosen
             detector.check()
             seen = {name: tensor for name, tensor in tensors.items() if not name.startswith("method.")}
             detector.learned_, detector.calibrated_on_, detector.calibration_ = model_file.read_seen(
@@ -358,6 +391,26 @@ class Detector(Parameterised):
             return self.held_out
         needed = images_needed(self.false_alarm_rate) / (max(groups) + 1)
         return needed if 0.2 < needed <= 0.5 else 0.2
+
+    def _choose(self, auto: Auto, train: ImageSource, progress: Progress | None) -> FeatureMemory | None:
+        """Name the method, by images that are not held out; gives their feature maps where they were read."""
+        comparable = self.tile is None and self.features is None
+        self._named, self.chosen_, known = auto.choose(
+            self._whole(train), self._grouped(train).groups, comparable=comparable, seed=self._seed, progress=progress
+        )
+        _log.info("chosen: %s", self.chosen_)
+        return known
+
+    def _settle(self, train: ImageSource) -> None:
+        """Find in the images what the preprocessing leaves open."""
+        backbone = getattr(self._auto or self.method_, "backbone", None)
+        multiple = 16 if backbone is None else find_backbone(backbone).multiple
+        self._settled = settle(self._preset, train, multiple=multiple, levels=self.features is None)
+        self._check_size()
+
+    def _whole(self, source: ImageSource) -> Batches:
+        """Images to be learned from, in one piece and from their files."""
+        return Batches(source, self.preprocessing, self.batch_size, self.workers, self.on_error, refuse_constant=True)
 
     def _grouped(self, source: ImageSource) -> Grouped:
         return Grouped(source, find_groups(source, source.paths(), self.group_by))
@@ -394,12 +447,6 @@ class Detector(Parameterised):
         readable = (name for batch in self._batches(held_out.source, learn=True) for name in batch.names)
         self._require(held_out.of(readable))
 
-    def _normal_images(self, images: ImageInput) -> ImageSource:
-        """A folder in a known layout gives its normal training images, never its test images or masks."""
-        if isinstance(images, str | Path) and (Path(images).is_dir() or OneClass.spelled(images)):
-            return open_dataset(images).train_images(max_pixels=self.max_pixels)
-        return as_source(images, max_pixels=self.max_pixels)
-
     def _batches(self, source: ImageSource, *, learn: bool = False) -> Batches:
         batch_size = self.batch_size if self.tile is None else 1  # a large image is a batch of tiles by itself
         if self.features is not None:
@@ -423,8 +470,12 @@ class Detector(Parameterised):
             )
 
     @property
+    def _auto(self) -> Auto | None:
+        return Auto() if self.method == "auto" else self.method if isinstance(self.method, Auto) else None
+
+    @property
     def _seed(self) -> int:
-        return int(getattr(self.method_, "seed", 0)) if self.seed is None else self.seed
+        return int(getattr(self._auto or self.method_, "seed", 0)) if self.seed is None else self.seed
 
     @property
     def _tiling(self) -> Tiling | None:
@@ -471,6 +522,7 @@ class Detector(Parameterised):
                 "seed": self._seed,
             },
             "versions": model_file.versions(),
+            **({"chosen": self.chosen_} if self.chosen_ else {}),
         }
 
 

@@ -44,6 +44,7 @@ class ModelManifest:
     excluded: how many normal images a fit was told to leave out.
     detector: the detector's own parameters of the role `model`.
     versions: of Python and the packages that wrote the file.
+    chosen: why `auto` took the method; empty where it was named.
     digests: of what was learned, by name.
     sums: over what was learned, by name.
     left_out: about scores of normal images by models that were fitted without them.
@@ -56,6 +57,7 @@ class ModelManifest:
     excluded: int = parameter(0, at_least=0)
     detector: dict[str, Any]
     versions: dict[str, str]
+    chosen: str = ""
     digests: dict[str, Any] | None = None
     sums: dict[str, Any] | None = None
     left_out: dict[str, Any] | None = None

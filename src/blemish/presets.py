@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+from .choosing.auto import Auto
 from .errors import ArgumentError
 from .images.preprocess import Preprocess
 from .methods import Method
@@ -29,9 +30,10 @@ class Preset:
     is_paper: bool = False
     """Whether a method takes the parameters of its paper; then, as without any, it may be another one than `method`."""
 
-    def choose(self, method: str | None = None) -> tuple[type[Method], dict[str, Any]]:
+    def choose(self, method: str | None = None) -> tuple[type[Method] | type[Auto], dict[str, Any]]:
         """The class of a method, or of the preset's own, and the parameters that the preset gives it."""
-        kind = find_method(self.method if method is None else method)
+        name = self.method if method is None else method
+        kind = Auto if name == Auto.name else find_method(name)
         if self.parameters and kind.name != self.method:
             raise ArgumentError.about("method", expected=f"{self.method} with this preset", got=kind.name)
         return kind, dict(kind.paper if self.is_paper else self.parameters)

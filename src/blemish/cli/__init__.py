@@ -8,7 +8,7 @@ import typer
 from typer.core import TyperGroup
 
 from ..errors import BlemishError
-from . import detector, distil, inspect, ood, study, upgrade
+from . import choose, detector, distil, inspect, ood, study, upgrade
 from .console import notes_on_stderr
 
 
@@ -38,6 +38,7 @@ app = typer.Typer(
 for name, command in (
     ("demo", detector.demo),
     ("inspect", inspect.inspect),
+    ("choose", choose.choose),
     ("fit", detector.fit),
     ("update", detector.update),
     ("upgrade", upgrade.upgrade),

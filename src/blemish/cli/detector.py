@@ -96,7 +96,7 @@ def fit(
     masks: MasksOption = None,
     out: Annotated[Path, typer.Option(help="Model file to write.")] = Path("model.blemish"),
     method: Annotated[
-        str | None, typer.Option(help="See `blemish list methods`. Default: the preset's; padim.")
+        str | None, typer.Option(help="See `blemish list methods`; or auto: let the images choose. Default: padim.")
     ] = None,
     backbone: Annotated[
         str | None,

@@ -15,9 +15,9 @@ from pathlib import Path
 from typing import Literal, NamedTuple
 
 from ..errors import ArgumentError, DatasetError
-from ..images.decode import Picture
+from ..images.decode import MAX_PIXELS, Picture
 from ..images.listing import list_folder
-from ..images.source import ImageSource
+from ..images.source import ImageInput, ImageSource, as_source
 from . import readers
 from .dataset import Dataset as Dataset
 from .dataset import Sample as Sample
@@ -65,6 +65,13 @@ def open_dataset(
             "Known layouts: " + "; ".join(f"{row.name} ({row.description})" for row in LAYOUTS)
         )
     return dataset
+
+
+def normal_images(images: ImageInput, *, max_pixels: int = MAX_PIXELS) -> ImageSource:
+    """Images to learn from: of a folder in a known layout its normal training images, never test images or masks."""
+    if isinstance(images, str | Path) and (Path(images).is_dir() or OneClass.spelled(images)):
+        return open_dataset(images).train_images(max_pixels=max_pixels)
+    return as_source(images, max_pixels=max_pixels)
 
 
 def open_to_judge(root: str | Path) -> Dataset:

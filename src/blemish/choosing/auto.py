@@ -1,0 +1,76 @@
+"""`auto`: the method of a detector that is chosen by its own normal images, when it is fitted."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, ClassVar
+
+from ..features.backbones import Backbone
+from ..features.memory import FeatureMemory
+from ..images.groups import join_groups
+from ..images.preprocess import Preprocess
+from ..images.source import Batches
+from ..methods import FeatureMethod
+from ..methods.patchcore import PatchCore
+from ..parameters import Parameterised, check_parameters, parameter
+from ..progress import Progress
+from .candidates import Candidate, candidates
+from .choose import FEWEST, compare
+
+MOST = 400
+"""Images on which the candidates are compared at most; what more there are come to the one that is picked."""
+
+
+@dataclass(kw_only=True)
+class Auto(Parameterised):
+    """Takes the method that tells small drawn changes best on these images; PatchCore where they are too few.
+
+    Parameters
+    ----------
+    backbone: of all candidates: name of a row (`blemish list backbones`), `timm:NAME`, or a `Backbone`.
+    weights: file of pretrained weights; None looks in `$BLEMISH_WEIGHTS`, then in the hub; `random` draws them by the
+        seed.
+    seed: for everything random.
+    device: `auto` (CUDA where there is one), `cpu`, `cuda`, `cuda:1`, ...
+    memory_gb: what the whole program may hold on a CPU, in 10^9 bytes; None: nine tenths of what is there.
+    """
+
+    name: ClassVar[str] = "auto"
+    paper: ClassVar[dict[str, object]] = {}
+
+    backbone: str | Backbone = parameter("compact", option=True)
+    weights: str | Path | None = parameter(None, role="place", option=True)
+    seed: int = parameter(0, option=True)
+    device: str = parameter("auto", role="place", option=True)
+    memory_gb: float | None = parameter(None, above=0, role="place", option=True)
+
+    def choose(
+        self, batches: Batches, groups: Sequence[int], *, comparable: bool, seed: int, progress: Progress | None
+    ) -> tuple[FeatureMethod, str, FeatureMemory | None]:
+        """Give a method to be fitted, the reason in one line, and the images' feature maps where all were read.
+
+        `comparable`: whether the images come as they are, and not in tiles or as features of one network.
+        """
+        check_parameters(self)
+        if not comparable or len(set(groups)) < FEWEST:
+            why = f"fewer than {FEWEST} images to choose by" if comparable else "tiles and given features do not choose"
+            return PatchCore(**self._of_all(seed)), f"patchcore: {why}", None
+        some, numbers = batches.source, list(groups)
+        if len(some) > MOST:
+            drawn = sorted(random.Random(seed).sample(range(len(some)), MOST))
+            some, numbers = some.subset(drawn), join_groups([groups[i] for i in drawn])
+        rows = self.candidates(batches.preprocess, seed=seed)
+        choice, features = compare(
+            replace(batches, source=some, skipped=[]), rows, groups=numbers, seed=seed, progress=progress
+        )
+        return choice.picked.method, choice.reason, features if len(some) == len(batches.source) else None
+
+    def candidates(self, preprocess: Preprocess, *, seed: int) -> list[Candidate]:
+        """Those of the table."""
+        return candidates(**self._of_all(seed), preprocess=preprocess)
+
+    def _of_all(self, seed: int) -> dict[str, Any]:
+        return self.get_params(deep=False) | {"seed": seed}

@@ -1,0 +1,136 @@
+"""`auto`: the method that the normal images choose, as if it had been named."""
+
+from __future__ import annotations
+
+import logging
+
+import numpy as np
+import pytest
+from PIL import Image
+from typer.testing import CliRunner
+
+from blemish import Detector, PatchCore, Preprocess
+from blemish.choosing import auto as home
+from blemish.choosing import candidates
+from blemish.choosing.auto import Auto
+from blemish.cli import app
+from blemish.errors import ArgumentError, NotFittedError
+from blemish.features.extract import Extractor
+from blemish.images.digest import pixel_digest
+from test_choose import PICTURES
+
+SMALL = Preprocess(32)
+
+
+def make(**settings):
+    return Detector(**{"method": "auto", "preprocess": SMALL, "false_alarm_rate": 0.2} | settings)
+
+
+@pytest.fixture(autouse=True)
+def few_rows(monkeypatch):
+    """Four of the table, to save time."""
+    quick = [
+        row for row in candidates.ROWS if row.kind.name != "patchcore" and (row.layers or row.kind.name != "padim")
+    ]
+    monkeypatch.setattr(candidates, "ROWS", quick)
+
+
+@pytest.fixture
+def choices(monkeypatch):
+    """Every choice that is made."""
+    found, compare = [], home.compare
+
+    def watched(*args, **settings):
+        found.append(compare(*args, **settings))
+        return found[-1]
+
+    monkeypatch.setattr(home, "compare", watched)
+    return found
+
+
+def scores(detector):
+    return [decision.score for decision in detector.predict(PICTURES)]
+
+
+@pytest.mark.parametrize("seed", [0, 5])
+def test_the_detector_is_that_of_the_chosen_name_and_who_chose_sets_no_threshold(choices, seed):
+    detector = make(seed=seed).fit(PICTURES)
+    ((choice, _),) = choices
+    assert type(detector.method_) is type(choice.picked.method)
+    assert detector.chosen_ == choice.reason
+    named = make(method=type(detector.method_)(**detector.method_.get_params(deep=False)), seed=seed).fit(PICTURES)
+    assert scores(named) == scores(detector)
+    assert named.calibration_.threshold == detector.calibration_.threshold
+    assert (detector.images_, detector.method_.seed) == (32, seed)
+    chose = {pixel_digest(PICTURES[int(name.split()[-1])]) for name in choice.held_out}
+    assert len(chose) == len(choice.held_out) == 8
+    assert chose < detector.learned_
+    assert len(detector.calibrated_on_) == 8
+    assert not chose & detector.calibrated_on_
+
+
+def test_every_image_goes_through_the_network_once_beside_its_changed_copies(choices, monkeypatch):
+    seen, call = [], Extractor.__call__
+    monkeypatch.setattr(Extractor, "__call__", lambda self, pixels: seen.append(len(pixels)) or call(self, pixels))
+    make(calibration="none").fit(PICTURES)
+    assert sum(seen) == len(PICTURES) + choices[0][0].changed
+
+
+def test_beyond_so_many_images_some_of_them_choose_and_all_are_learned(choices, monkeypatch):
+    monkeypatch.setattr(home, "MOST", 30)
+    detector = make(calibration="none").fit(PICTURES)
+    choice, _ = choices[0]
+    assert choice.learned + len(choice.held_out) == 30
+    assert detector.images_ == len(detector.learned_) == 40
+
+
+@pytest.mark.parametrize(("count", "more"), [(19, {}), (40, {"tile": 32, "preprocess": Preprocess(64)})])
+def test_where_nothing_can_be_compared_it_is_patchcore(choices, caplog, count, more):
+    with caplog.at_level(logging.INFO, "blemish"):
+        detector = make(calibration="none", seed=3, **more).fit(PICTURES[:count])
+    assert not choices
+    assert detector.method_ == PatchCore(seed=3)
+    assert "chosen: patchcore: " in caplog.text
+
+
+def test_what_it_takes_and_why_is_said_and_kept(caplog, tmp_path):
+    with caplog.at_level(logging.INFO, "blemish"):
+        detector = make().fit(PICTURES)
+    first = next(line for line in caplog.messages if "largest" in line)
+    assert first.startswith("choosing among 4 candidates on 32 images: feature maps ")
+    assert f"chosen: {detector.chosen_}" in caplog.messages
+    detector.save(tmp_path / "m.blemish")
+    loaded = Detector.load(tmp_path / "m.blemish")
+    assert loaded.chosen_ == detector.chosen_
+    assert type(loaded.method_) is type(detector.method_)
+    np.testing.assert_array_equal(scores(loaded), scores(detector))
+    assert not Detector(method="knn", preprocess=SMALL, calibration="none").fit(PICTURES[:5]).chosen_
+
+
+def test_an_unfitted_one_has_no_method():
+    with pytest.raises(NotFittedError, match="has no method before it is fitted"):
+        make().method_  # noqa: B018
+    with pytest.raises(NotFittedError):
+        make().update(PICTURES)
+    with pytest.raises(ArgumentError, match="memory_gb: expected a number above 0"):
+        make(method=Auto(memory_gb=0.0)).fit(PICTURES)
+
+
+def test_unreadable_files_are_skipped_once(tmp_path):
+    for number, pixels in enumerate(PICTURES):
+        Image.fromarray(pixels).save(tmp_path / f"{number:02}.png")
+    (tmp_path / "05.png").write_bytes(b"no picture")
+    detector = make(on_error="skip", calibration="none").fit(tmp_path)
+    assert detector.images_ == 39
+    assert [name for name, _ in detector.skipped_] == [str(tmp_path / "05.png")]
+
+
+def test_the_command_line(tmp_path):
+    for number, pixels in enumerate(PICTURES):
+        Image.fromarray(pixels).save(tmp_path / f"{number}.png")
+    fit = ["fit", str(tmp_path), "--method", "auto", "--resize", "32", "--out", str(tmp_path / "m.blemish")]
+    done = CliRunner().invoke(app, [*fit, "--false-alarm-rate", "0.2"])
+    assert done.exit_code == 0, done.output
+    assert "chosen: " in done.stderr
+    wrong = CliRunner().invoke(app, [*fit, "--taps", "stride8"])
+    assert "--method: expected an option that auto knows" in wrong.stderr
