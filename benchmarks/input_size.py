@@ -2,12 +2,14 @@
 
     python benchmarks/input_size.py strips --data mvtec_ad/screw mpdd/metal_plate --json strips.json
     python benchmarks/input_size.py shapes --data mtd --json shapes.json
+    python benchmarks/input_size.py long --json long.json
     python benchmarks/input_size.py areas --data mvtec_ad/screw mtd mvtec_ad/bottle mpdd/metal_plate --json areas.json
 
 `strips`: strips of 1 : 2.5 and 2.5 : 1, as a square and in their own aspect. `shapes`: pictures of many shapes,
 stretched, or fitted inside a margin that is neither learned nor scored. `areas`: inputs of 192 to 384 pixels squared.
-DATA is in the MVTec layout; `strips` and `shapes` draw further products. PaDiM and PatchCore read the same features of
-the built-in backbone; figures are on the original pixels. Times are processor seconds, as a ratio to the first.
+`long`: strips of 1 : 8 in inputs of several aspects. DATA is in the MVTec layout; `strips` and `shapes` draw further
+products. PaDiM and PatchCore read the same features of the built-in backbone; figures are on the original pixels. Times
+are processor seconds, as a ratio to the first.
 """
 
 from __future__ import annotations
@@ -108,7 +110,7 @@ def draw_strips(
             middle = int(rows.mean()) - int(rng.integers(high // 4, high - high // 4))
             top = min(max(middle, 0), wide - high)
         inside = drawn.mask[top : top + high]
-        if kind and inside.sum() < 0.6 * drawn.mask.sum():
+        if kind and inside.sum() < min(0.6, high / 160) * drawn.mask.sum():
             return None
         picture = Image.fromarray(drawn.pixels[top : top + high])
         return Part(picture, kind is not None, inside if kind else None)
@@ -339,6 +341,8 @@ def candidates(job: str, found: Set) -> dict[str, Placing]:
     own = own_size(found.train)
     if job == "areas":
         return {str(side): Stretched(own_size(found.train, side=side)) for side in (192, 256, 320, 384)}
+    if job == "long":
+        return {str(size): Stretched(size) for size in ((256, 256), (176, 368), (128, 512), (96, 720))}
     if job == "strips":
         return {"square": Stretched((256, 256)), "own": Stretched(own)}
     return {"square": Stretched((256, 256)), "own, stretched": Stretched(own), "own, fitted": Fitted(own)}
@@ -354,12 +358,15 @@ def sets(job: str, folders: list[Path], drawn: list[str]) -> Iterator[Set]:
     if job == "areas":
         return
     for product in drawn:
-        yield draw_strips(product) if job == "strips" else draw_shapes(product)
+        if job == "long":
+            yield draw_strips(product, high=50)
+        else:
+            yield draw_strips(product) if job == "strips" else draw_shapes(product)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("job", choices=("strips", "shapes", "areas"))
+    parser.add_argument("job", choices=("strips", "shapes", "long", "areas"))
     parser.add_argument("--data", type=Path, nargs="*", default=[])
     parser.add_argument("--drawn", nargs="*", default=None)
     parser.add_argument("--json", type=Path)
