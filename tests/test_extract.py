@@ -360,9 +360,10 @@ def test_part_that_is_used_without_a_call_stays():
         build_extractor(row, weights=weights)
 
 
-@pytest.mark.parametrize(
-    "name", ["filters", "resnet18", "mobilenet_v2", "timm:vit_tiny_patch16_224", "timm:swin_tiny_patch4_window7_224"]
-)
+SWIN = pytest.param("timm:swin_tiny_patch4_window7_224", marks=pytest.mark.heavy)
+
+
+@pytest.mark.parametrize("name", ["filters", "resnet18", "mobilenet_v2", "timm:vit_tiny_patch16_224", SWIN])
 def test_bfloat16_is_near_and_half_the_size(name):
     row = find_backbone(name)
     weights = randomised(row.build()).state_dict()
