@@ -7,6 +7,7 @@ import torch
 from blemish import Detector
 from blemish.edges.faiss import Faiss, index_from_name
 from blemish.errors import ArgumentError, ModelFileError
+from blemish.images.preprocess import Preprocess
 from blemish.methods import KNN, PatchCore
 from blemish.ops.neighbours import Exact, midpoints
 from contract.laws import Images, batch, normal_pixels
@@ -57,8 +58,9 @@ def test_cells_with_too_few_vectors_are_made_up_for():
 def test_a_method_with_an_index_saves_loads_and_grows(method, tmp_path):
     images = list(normal_pixels(24, 0).permute(0, 2, 3, 1).numpy())
     options = {"ratio": 0.5} if method is PatchCore else {"normalise": True}
-    detector = Detector(method=method(backbone="filters", index=Faiss("flat"), **options), calibration="none")
-    exact = Detector(method=method(backbone="filters", **options), calibration="none").fit(images[:20])
+    small = {"preprocess": Preprocess(64), "calibration": "none"}
+    detector = Detector(method=method(backbone="filters", index=Faiss("flat"), **options), **small)
+    exact = Detector(method=method(backbone="filters", **options), **small).fit(images[:20])
     detector.fit(images[:20]).save(tmp_path / "m.blemish")
     score = [decision.score for decision in detector.predict(images[20:])]
     assert score == pytest.approx([decision.score for decision in exact.predict(images[20:])], rel=1e-4)
