@@ -35,7 +35,8 @@ def dataset(tmp_path_factory):
 @pytest.fixture(scope="module")
 def model(dataset, tmp_path_factory):
     path = tmp_path_factory.mktemp("model") / "m.blemish"
-    result = run("fit", dataset, "--backbone", "filters", "--false-alarm-rate", 0.2, "--out", path, "--json")
+    small = ("--backbone", "filters", "--resize", 64, "--false-alarm-rate", 0.2)
+    result = run("fit", dataset, *small, "--out", path, "--json")
     printed = json.loads(result.stdout)
     assert (printed["images"], printed["held_out"]) == (24, 6)
     assert printed["model_bytes"] == path.stat().st_size
@@ -221,7 +222,8 @@ def test_fit_of_a_bank_in_tiles_with_an_index(dataset, tmp_path):
 
 def test_image_level_methods_evaluate_predict_and_report(dataset, tmp_path):
     path = tmp_path / "m.blemish"
-    run("fit", dataset, "--method", "gaussian", "--backbone", "filters", "--false-alarm-rate", 0.2, "--out", path)
+    small = ("--backbone", "filters", "--resize", 64, "--false-alarm-rate", 0.2)
+    run("fit", dataset, "--method", "gaussian", *small, "--out", path)
     figures = json.loads(run("evaluate", path, dataset, "--json", "--report", tmp_path / "r.html").stdout)
     assert figures["pixel_auroc"] is None
     assert 0 <= figures["image_auroc"] <= 1
