@@ -57,7 +57,7 @@ def demo(
     *,
     out: Annotated[Path, typer.Option(help="Folder for images, model and report.")] = Path("demo"),
     product: Annotated[
-        str, typer.Option(help="weave, brushed, leather, terrazzo, washer, capsule or board.")
+        str, typer.Option(help="weave, brushed, leather, terrazzo, washer, capsule, board or cork.")
     ] = "board",
     images: Annotated[int, typer.Option(min=95, help="Normal images to draw for learning.")] = 120,
     seed: Annotated[int, typer.Option(help="Another seed draws other parts.")] = 0,

@@ -1,6 +1,6 @@
 """Drawn products with defects: pictures and pixel masks without a download.
 
-Seven products, drawn from scratch for every seed, in changing light and slightly out of place, as a camera over a
+Eight products, drawn from scratch for every seed, in changing light and slightly out of place, as a camera over a
 conveyor belt sees them; seven kinds of defects on each. A picture with a defect equals the picture of the same seed
 without one, outside the mask.
 
@@ -9,7 +9,7 @@ without one, outside the mask.
 | `weave` | canvas of two threads | `washer` | stamped steel ring |
 | `brushed` | brushed steel | `capsule` | two-coloured, printed |
 | `leather` | grained hide | `board` | circuit board with parts |
-| `terrazzo` | stone chips in cement | | |
+| `terrazzo` | stone chips in cement | `cork` | printed stopper before black, where only the sensor's noise varies |
 
 | defect | |
 |---|---|
@@ -481,6 +481,41 @@ def _board(rng: Generator, frame: Frame) -> Surface:
     )
 
 
+def _cork(rng: Generator, frame: Frame) -> Surface:
+    """Natural cork with a brand, before a black ground: each is another one, and around it nothing but noise varies."""
+    cy, cx = 128 + rng.uniform(-4, 4, 2)
+    tilt = rng.normal(0, 0.03)
+    v, u = turned(frame, angle=tilt, centre=(cy, cx))
+    half, radius = 66 + rng.normal(0, 0.8), 40 + rng.normal(0, 0.5)
+    whole = rectangle(u, v, half=(radius, half), soft=0.8)
+    bent = np.arcsin(np.clip(u / radius, -1, 1))  # around the axis
+    round_ = np.sqrt(np.clip(1 - (u / radius) ** 2, 0.04, 1))
+    side = frame.side
+    patches = 0.10 * noise(rng, side, rows=7, columns=7) + 0.07 * noise(rng, side, rows=30, columns=30)
+    _, gap, number = cells(rng, v / 2.2, 24 * bent, pitch=5.0)
+    deep = np.where(rng.random(number.max() + 1) < 0.5, rng.uniform(0.05, 0.3, number.max() + 1), 0.0)
+    pores = deep[number] * smoothstep(gap, low=0.25, high=0.6)
+    hue = 1 + rng.normal(0, 0.04, 3)
+    bare = np.array([0.62, 0.47, 0.32]) * hue * ((1 + patches) * (0.35 + 0.7 * round_))[:, :, None]
+    plain = bare * (1 - pores)[:, :, None]
+    slip = rng.normal(0, 1.5, 2)
+    ink, letters = lettering(v, u, at=(slip[0] - 9, slip[1] - 22), height=13)
+    # The camera's gain follows the light, so that the noise of one picture is not that of the next.
+    speckle = 0.05 * np.exp(rng.normal(0, 0.8)) * rng.standard_normal((*v.shape, 3))
+    ground = 0.12 * (1 + speckle)
+    cos, sin = np.cos(tilt), np.sin(tilt)
+    return Surface(
+        colour=mix(ground, plain * (1 - 0.6 * ink)[:, :, None], whole),
+        relief=-0.8 * pores * whole,
+        bare_colour=mix(ground, plain, whole),
+        bare_relief=-0.8 * pores * whole,
+        under=np.ones((*v.shape, 3)) * np.array([0.30, 0.20, 0.12]),
+        body=whole > 0.5,
+        busy=0.14,
+        parts=np.array([(cy + cos * a + sin * b, cx + cos * b - sin * a, 8.0) for a, b in letters]),
+    )
+
+
 _KINDS: dict[str, tuple[tuple[float, float], float, tuple[float, float, float]]] = {
     "chip": ((17, 17), 0, (0.13, 0.13, 0.14)),
     "driver": ((11, 18), 0, (0.14, 0.14, 0.15)),
@@ -551,5 +586,6 @@ PRODUCTS: dict[str, Product] = {
     "washer": _washer,
     "capsule": _capsule,
     "board": _board,
+    "cork": _cork,
 }
 """Name of a product, and the function that draws its surface."""

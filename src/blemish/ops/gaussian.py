@@ -1,7 +1,8 @@
 """Gaussians at many positions at once: streaming moments, and whitening factors for the Mahalanobis distance.
 
-With the mean m and the sample covariance S of n vectors of dimension d, the regularised covariance is C = S + eps I and
-the distance of x is sqrt((x - m)^T C^-1 (x - m)). C^-1 is kept as a factor W, in the smaller of two exact forms:
+With the mean m and the sample covariance S of n vectors of dimension d, the regularised covariance is C = S + eps I,
+with an eps for each position, and the distance of x is sqrt((x - m)^T C^-1 (x - m)). C^-1 is kept as a factor W, in the
+smaller of two exact forms:
 
 - n > d, dense: C = L L^T (Cholesky) and W = L^-T, upper triangular d x d; distance^2 = |z^T W|^2 for z = x - m.
 - n <= d, low rank (Woodbury): S = V^T diag(s) V with n - 1 orthonormal rows V, from the eigenvectors of the small
@@ -67,7 +68,7 @@ class Moments:
                 covariance = w.mT @ (w * gaussian.spectrum[part, :, None])
             else:
                 lower = torch.linalg.solve_triangular(w.mT, eye.expand_as(w), upper=False)
-                covariance = lower @ lower.mT - gaussian.eps * eye
+                covariance = lower @ lower.mT - gaussian.eps[part, None, None] * eye
             moments._scatter[part] = covariance * (gaussian.count - 1)
         return moments
 
@@ -129,10 +130,24 @@ class Moments:
             raise ArgumentError.about("count", expected="at least 2 vectors", got=self.count)
         return self._scatter / (self.count - 1)
 
-    def whiten(self, eps: float) -> Gaussian:
-        """Turn the moments into a Gaussian with covariance S + eps I. The moments are used up."""
+    def variances(self) -> Tensor:
+        """Trace of the sample covariance over d, `(position,)` float64: how much a vector varies there."""
+        if self._scatter is None and self._used == self.count:  # the rows are all there is: make no scatter of them
+            rows = self._rows[:, : self.count]
+            parts = _chunks(len(rows), self.count * self.dimension * 16)
+            return torch.cat([rows[part].double().var(dim=1).mean(dim=1) for part in parts])
+        self._fold()
+        assert self._scatter is not None
+        return self._scatter.diagonal(dim1=1, dim2=2).mean(dim=1) / (self.count - 1)
+
+    def whiten(self, eps: float | Tensor) -> Gaussian:
+        """Turn the moments into a Gaussian with covariance S + eps I. The moments are used up.
+
+        `eps` is one number, or `(position,)` float64.
+        """
         if self.count < 2:
             raise ArgumentError.about("count", expected="at least 2 vectors", got=self.count)
+        eps = torch.as_tensor(eps, dtype=torch.float64, device=self._mean.device).expand(len(self._mean))
         if self._scatter is None and self._used == self.count:
             return self._whiten_rows(eps)
         self._fold()
@@ -166,18 +181,18 @@ class Moments:
         target.baddbmm_(difference[:, :, None], difference[:, None, :], alpha=old * new / (old + new))
         self._mean[part] += difference * (new / (old + new))
 
-    def _whiten_scatter(self, eps: float) -> Gaussian:
+    def _whiten_scatter(self, eps: Tensor) -> Gaussian:
         assert self._scatter is not None
         positions, dimension = self._mean.shape
         factor = torch.empty(positions, dimension, dimension, dtype=torch.float32, device=self._mean.device)
         eye = torch.eye(dimension, dtype=torch.float64, device=self._mean.device)
         for part in _chunks(positions, dimension * dimension * 24):
-            covariance = self._scatter[part] / (self.count - 1) + eps * eye
+            covariance = self._scatter[part] / (self.count - 1) + eps[part, None, None] * eye
             factor[part] = _inverse_cholesky(covariance, eye).mT.float()
         self._scatter = None
         return Gaussian(self.count, self._mean, factor, eps)
 
-    def _whiten_rows(self, eps: float) -> Gaussian:
+    def _whiten_rows(self, eps: Tensor) -> Gaussian:
         positions, _, dimension = self._rows.shape
         n = self.count
         spectrum = torch.empty(positions, n - 1, dtype=torch.float64, device=self._rows.device)
@@ -206,7 +221,8 @@ class Gaussian:
     """`(position, dimension)` float64."""
     factor: Tensor
     """W above: `(position, d, d)` upper triangular or `(position, count - 1, d)` orthonormal; float32 or float16."""
-    eps: float
+    eps: Tensor
+    """`(position,)` float64."""
     spectrum: Tensor | None = None
     """s above, `(position, count - 1)` float64; None says that the factor is the dense form."""
 
@@ -223,8 +239,9 @@ class Gaussian:
             else:
                 coordinates = z @ factor.mT
                 outside = torch.baddbmm(z, coordinates, factor, alpha=-1).square_().sum(dim=2)
-                weights = (self.spectrum[part] + self.eps).reciprocal_().to(z.dtype)
-                squared = outside.div_(self.eps) + (coordinates.square_() @ weights[:, :, None])[:, :, 0]
+                eps = self.eps[part, None]
+                weights = (self.spectrum[part] + eps).reciprocal_().to(z.dtype)
+                squared = outside.div_(eps.to(z.dtype)) + (coordinates.square_() @ weights[:, :, None])[:, :, 0]
             result[part] = squared.sqrt_()
         return result.mT
 
@@ -239,8 +256,9 @@ class Gaussian:
             if self.spectrum is None:
                 z = torch.linalg.solve_triangular(w.mT, noise, upper=False)
             else:
-                z = (noise - w.mT @ (w @ noise)) * self.eps**0.5
-                z += w.mT @ (noise[:, :rank] * (self.spectrum[part, :, None] + self.eps).sqrt())
+                eps = self.eps[part, None, None]
+                z = (noise - w.mT @ (w @ noise)) * eps.sqrt()
+                z += w.mT @ (noise[:, :rank] * (self.spectrum[part, :, None] + eps).sqrt())
             drawn[part] = (mean + z[:, :, 0]).float()
         return drawn[None]
 
