@@ -154,7 +154,7 @@ def distances(
     above, below = (1 - 2 / d) * square + trace**2, (n + 1 - 2 / d) * (square - trace**2 / d)
     share = (above / below.clamp_min(1e-300)).clamp(0, 1)
     typical = own.mean(), own.median(), share.mean()
-    lower = torch.linalg.cholesky(pooled + 1e-9 * own.mean() * torch.eye(d, dtype=torch.float64))
+    lower = torch.linalg.cholesky(pooled + 1e-3 * own.mean() * torch.eye(d, dtype=torch.float64))
     whiten = torch.linalg.solve_triangular(lower, torch.eye(d, dtype=torch.float64), upper=False).T
     result = torch.empty(len(candidates), len(test), positions)
     for part in chunks:

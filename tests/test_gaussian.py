@@ -26,35 +26,52 @@ def moments_of(parts, d=D, expected=None):
     return moments
 
 
-def reference_distances(train, test, eps=EPS):
+def a_target(d=D):
+    random = torch.Generator().manual_seed(9)
+    mix = torch.randn(d, d, generator=random, dtype=torch.float64)
+    return mix @ mix.T / d + 0.1 * torch.eye(d, dtype=torch.float64)
+
+
+TARGETS = pytest.mark.parametrize("target", [None, a_target], ids=["identity", "target"])
+
+
+def made(target, d=D):
+    return None if target is None else target(d)
+
+
+def reference_distances(train, test, eps=EPS, target=None):
     """The definition, position by position, in float64."""
+    target = np.eye(train.shape[2]) if target is None else target.numpy()
     result = np.empty(test.shape[:2])
     for p in range(train.shape[1]):
         x = train[:, p].double().numpy()
         covariance = np.zeros((x.shape[1], x.shape[1]))
         for row in x:
             covariance += np.outer(row - x.mean(axis=0), row - x.mean(axis=0)) / (len(x) - 1)
-        inverse = np.linalg.inv(covariance + eps * np.eye(x.shape[1]))
+        inverse = np.linalg.inv(covariance + eps * target)
         for k in range(len(test)):
             z = test[k, p].double().numpy() - x.mean(axis=0)
             result[k, p] = np.sqrt(z @ inverse @ z)
     return result
 
 
+@TARGETS
 @pytest.mark.parametrize("n", [2, 5, 6, 7, 40])
-def test_distances_equal_the_definition(n):
+def test_distances_equal_the_definition(n, target):
     train, test = vectors(n, 0), vectors(4, 1)
-    fitted = moments_of([train], expected=n).whiten(EPS)
+    fitted = moments_of([train], expected=n).whiten(EPS, made(target))
     assert (fitted.spectrum is None) == (n > D)
     # Training vectors too: there the short form of Woodbury's identity loses its digits.
     both = torch.cat([test, train])
-    np.testing.assert_allclose(fitted.distances(both).numpy(), reference_distances(train, both), rtol=2e-5)
+    expected = reference_distances(train, both, target=made(target))
+    np.testing.assert_allclose(fitted.distances(both).numpy(), expected, rtol=3e-5)
 
 
-def test_low_rank_equals_dense_where_both_apply():
+@TARGETS
+def test_low_rank_equals_dense_where_both_apply(target):
     train = vectors(20, 0, d=30)
-    low = moments_of([train], d=30, expected=20).whiten(EPS)
-    dense = moments_of([train], d=30, expected=4).whiten(EPS)  # a small buffer forces the scatter
+    low = moments_of([train], d=30, expected=20).whiten(EPS, made(target, 30))
+    dense = moments_of([train], d=30, expected=4).whiten(EPS, made(target, 30))  # a small buffer forces the scatter
     assert low.spectrum is not None
     assert dense.spectrum is None
     assert low.factor.shape == (POSITIONS, 19, 30)
@@ -94,19 +111,31 @@ def test_merge_equals_one_pass(n, m):
 
 
 @pytest.mark.parametrize("n", [4, 30], ids=["low rank", "dense"])
-def test_moments_come_back_from_the_factor(n):
+def test_the_pooled_covariance_is_the_mean_over_positions(n):
+    train = vectors(n, 2)
+    rows = train.double().numpy()
+    expected = np.mean([np.cov(rows[:, p].T) for p in range(POSITIONS)], axis=0)
+    moments = moments_of([train], expected=n)
+    np.testing.assert_allclose(moments.pooled().numpy(), expected, rtol=1e-9, atol=1e-12)
+    assert (moments._scatter is None) == (n < D)  # few rows make no scatter
+
+
+@TARGETS
+@pytest.mark.parametrize("n", [4, 30], ids=["low rank", "dense"])
+def test_moments_come_back_from_the_factor(n, target):
     train = vectors(n, 5)
     whole = moments_of([train], expected=n)
     mean, covariance = whole.mean().clone(), whole.covariance()
-    back = Moments.from_factor(moments_of([train], expected=n).whiten(EPS), expected=3)
+    back = Moments.from_factor(moments_of([train], expected=n).whiten(EPS, made(target)), expected=3)
     assert back.count == n
     torch.testing.assert_close(back.mean(), mean, rtol=1e-10, atol=1e-10)
     torch.testing.assert_close(back.covariance(), covariance, rtol=1e-5, atol=1e-5)
 
 
-def test_few_rows_stay_in_the_low_rank_form_after_an_update():
+@TARGETS
+def test_few_rows_stay_in_the_low_rank_form_after_an_update(target):
     train = vectors(8, 5, d=30)
-    moments = Moments.from_factor(moments_of([train[:5]], d=30, expected=5).whiten(EPS), expected=3)
+    moments = Moments.from_factor(moments_of([train[:5]], d=30, expected=5).whiten(EPS, made(target, 30)), expected=3)
     moments.update(train[5:])
     updated = moments.whiten(EPS)
     assert updated.spectrum is not None
@@ -122,8 +151,10 @@ def test_chunks_do_not_matter(monkeypatch):
     torch.testing.assert_close(moments_of([train]).whiten(EPS).distances(test), whole, rtol=1e-6, atol=0)
 
 
-def test_sample_has_the_gaussians_moments():
-    fitted = moments_of([vectors(40, 8)]).whiten(EPS)
+@TARGETS
+@pytest.mark.parametrize("n", [4, 40], ids=["low rank", "dense"])
+def test_sample_has_the_gaussians_moments(n, target):
+    fitted = moments_of([vectors(n, 8)], expected=n).whiten(EPS, made(target))
     squared = torch.stack([fitted.distances(fitted.sample(seed=s))[0].square() for s in range(400)])
     # The squared Mahalanobis distance of a draw is chi-squared with d degrees of freedom.
     assert abs(float(squared.mean()) - D) < 0.4

@@ -21,7 +21,7 @@ def test_equals_the_paper(n_train):
 
     dims = reference.random_dimensions(24, 12, seed=7)
     grids = reference.distances(
-        reference.embeddings(layers(train), dims), reference.embeddings(layers(test), dims), eps=0.01
+        reference.embeddings(layers(train), dims), reference.embeddings(layers(test), dims), 0.01 * np.eye(12)
     )
     expected = reference.maps(grids, 24, sigma=2.0)
     scores = method.score(batch(test))
@@ -34,18 +34,21 @@ def test_no_reduction_keeps_all_channels():
     method = PaDiM(backbone=BACKBONE, reduction="none", dimensions=5, sigma=0.0, eps=0.01).fit(Images(train))
     all_dims = list(range(24))
     grids = reference.distances(
-        reference.embeddings(layers(train), all_dims), reference.embeddings(layers(test), all_dims), eps=0.01
+        reference.embeddings(layers(train), all_dims), reference.embeddings(layers(test), all_dims), 0.01 * np.eye(24)
     )
     np.testing.assert_allclose(method.score(batch(test)).maps.numpy(), reference.maps(grids, 24, 0.0), rtol=1e-4)
 
 
-def test_orthogonal_projection_equals_projecting_the_full_embedding():
-    train, test = small_pixels(30, 1), small_pixels(2, 2)
-    method = PaDiM(backbone=BACKBONE, reduction="orthogonal", dimensions=9, sigma=0.0, eps=0.01).fit(Images(train))
+@pytest.mark.parametrize("eps", [None, 0.01], ids=["by the data", "absolute"])
+@pytest.mark.parametrize("n_train", [6, 30], ids=["low rank", "dense"])
+def test_orthogonal_projection_equals_projecting_the_full_embedding(n_train, eps):
+    train, test = small_pixels(n_train, 1), small_pixels(2, 2)
+    method = PaDiM(backbone=BACKBONE, dimensions=9, sigma=0.0, eps=eps).fit(Images(train))
     matrix = method.projection_.double().numpy()
     np.testing.assert_allclose(matrix.T @ matrix, np.eye(9), atol=1e-6)
     project = [np.concatenate([aligned(layer) for layer in layers(p)], axis=3) @ matrix for p in (train, test)]
-    grids = reference.distances(*project, eps=0.01)
+    added = 0.3 * reference.typical(project[0]) if eps is None else eps * np.eye(9)
+    grids = reference.distances(*project, added)
     np.testing.assert_allclose(method.score(batch(test)).maps.numpy(), reference.maps(grids, 24, 0.0), rtol=1e-4)
 
 
@@ -81,7 +84,7 @@ def test_seed_chooses_the_channels():
     [
         ({"dimensions": 0}, "dimensions: expected a whole number of at least 1 or None, got 0"),
         ({"dimensions": 50.5}, "dimensions: expected a whole number of at least 1 or None, got 50.5"),
-        ({"eps": 0.0}, "eps: expected a number above 0, got 0.0"),
+        ({"eps": 0.0}, "eps: expected a number above 0 or None, got 0.0"),
         ({"reduction": "pca"}, "reduction: expected random, orthogonal or none, got pca"),
         ({"storage": "int8"}, "storage: expected float32 or float16, got int8"),
         ({"sigma": -1.0}, "sigma: expected a number of at least 0"),

@@ -28,17 +28,34 @@ def random_dimensions(total: int, d: int, seed: int) -> list[int]:
     return random.Random(seed).sample(range(total), d)
 
 
-def distances(train: np.ndarray, test: np.ndarray, eps: float) -> np.ndarray:
-    """Equations 1 and 2: (image, row, column)."""
-    n, height, width, d = train.shape
+def covariance(vectors: np.ndarray) -> np.ndarray:
+    """Sample covariance of (image, dimension)."""
+    n, d = vectors.shape
+    mean = vectors.mean(axis=0)
+    result = np.zeros((d, d))
+    for k in range(n):
+        result += np.outer(vectors[k] - mean, vectors[k] - mean) / (n - 1)
+    return result
+
+
+def typical(train: np.ndarray) -> np.ndarray:
+    """Mean of the covariances over all positions, and a thousandth of its mean variance in every direction."""
+    _, height, width, d = train.shape
+    result = np.zeros((d, d))
+    for i in range(height):
+        for j in range(width):
+            result += covariance(train[:, i, j]) / (height * width)
+    return result + 0.001 * np.trace(result) / d * np.eye(d)
+
+
+def distances(train: np.ndarray, test: np.ndarray, added: np.ndarray) -> np.ndarray:
+    """Equations 1 and 2: (image, row, column); `added` to the covariance of each position."""
+    _, height, width, _ = train.shape
     result = np.empty(test.shape[:3])
     for i in range(height):
         for j in range(width):
             mean = train[:, i, j].mean(axis=0)
-            covariance = np.zeros((d, d))
-            for k in range(n):
-                covariance += np.outer(train[k, i, j] - mean, train[k, i, j] - mean) / (n - 1)
-            inverse = np.linalg.inv(covariance + eps * np.eye(d))
+            inverse = np.linalg.inv(covariance(train[:, i, j]) + added)
             for k in range(len(test)):
                 z = test[k, i, j] - mean
                 result[k, i, j] = np.sqrt(z @ inverse @ z)

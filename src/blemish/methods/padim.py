@@ -4,7 +4,7 @@ Feature maps are aligned to the largest (by nearest neighbour; for a projection 
 dimensions are kept. For every position (i, j) the normal images give a mean and a covariance; the anomaly map is the
 Mahalanobis distance (eq. 2)
 
-    M(x_ij) = sqrt((x_ij - mu_ij)^T Sigma_ij^-1 (x_ij - mu_ij)),   Sigma_ij = sample covariance + eps I   (eq. 1),
+    M(x_ij) = sqrt((x_ij - mu_ij)^T Sigma_ij^-1 (x_ij - mu_ij)),   Sigma_ij = sample covariance + eps_ij I   (eq. 1),
 
 enlarged bilinearly, smoothed with a Gaussian, and the image score is its maximum.
 """
@@ -30,6 +30,12 @@ from ..types import FeatureMaps, Scores
 from ._base import FitPlan, GrowingMethod, MapMethod
 
 
+_SHARE = 0.3
+"""Of the pooled covariance, added to every position's: chosen without defects (docs/experiments/padim.md)."""
+_RIDGE = 1e-3
+"""Of the typical variance, for directions in which nothing varies anywhere."""
+
+
 @dataclass(kw_only=True)
 class PaDiM(MapMethod, GrowingMethod):
     """Patch distribution modelling. For parts that always lie in the same place; small, fast, exact.
@@ -39,7 +45,8 @@ class PaDiM(MapMethod, GrowingMethod):
     dimensions: embedding dimensions to keep; None takes the backbone's recommendation.
     reduction: `random` channels (the paper's R_d), a random semi-`orthogonal` projection of all channels,
         aligned bilinearly, which depends less on the seed, or `none` (all channels).
-    eps: added to the diagonal of every covariance (the paper: 0.01).
+    eps: added to the diagonal of every covariance (the paper: 0.01). None adds to each position's covariance a share of
+        their mean over all positions instead, which fits any backbone and part.
     sigma: smoothing of the map, in pixels of the network's input (the paper: 4).
     storage: `float32`, or `float16` for half the file and memory; `storage_error_` then holds the measured error.
     """
@@ -49,7 +56,7 @@ class PaDiM(MapMethod, GrowingMethod):
 
     dimensions: int | None = parameter(None, at_least=1)
     reduction: Literal["random", "orthogonal", "none"] = "orthogonal"
-    eps: float = parameter(0.001, above=0)
+    eps: float | None = parameter(None, above=0)
     sigma: float = parameter(4.0, at_least=0)
     storage: Literal["float32", "float16"] = "float32"
 
@@ -134,6 +141,8 @@ class PaDiM(MapMethod, GrowingMethod):
         }
         if gaussian.spectrum is not None:
             learned["spectrum"] = gaussian.spectrum
+        if gaussian.target is not None:
+            learned["target"] = gaussian.target
         return learned | self._embedding()
 
     def _embedding(self) -> dict[str, Tensor]:
@@ -158,7 +167,8 @@ class PaDiM(MapMethod, GrowingMethod):
         mean, factor, spectrum = learned["mean"], learned["factor"], learned.get("spectrum")
         if spectrum is None:
             factor = _full_square(factor, mean.shape[1])
-        self.gaussian_ = Gaussian(int(learned["count"]), mean, factor, self.eps, spectrum)
+        count, eps = int(learned["count"]), _SHARE if self.eps is None else self.eps
+        self.gaussian_ = Gaussian(count, mean, factor, eps, spectrum, learned.get("target"))
 
     def _check_learned(self, learned: dict[str, Tensor]) -> None:
         """Refuse, before anything is made of them, tensors that do not go together."""
@@ -170,6 +180,8 @@ class PaDiM(MapMethod, GrowingMethod):
         }
         if not dense:
             patterns["spectrum"] = "float64|float32 positions rank"
+        if self.eps is None:
+            patterns["target"] = "float64 d d"
         if self.reduction == "orthogonal":
             patterns["projection?"] = "float32 channels d"
         if self.reduction == "random":
@@ -184,6 +196,8 @@ class PaDiM(MapMethod, GrowingMethod):
             )
         if int(learned["count"]) < 2 or int(learned["image_size"].min()) < 1:
             raise ModelFileError("tensors count, image_size: expected at least 2 images of at least 1 pixel.")
+        if self.eps is None and bool(torch.linalg.cholesky_ex(learned["target"]).info):
+            raise ModelFileError("tensor target: expected a positive definite matrix.")
         if "channels_of_map" in learned and int(learned["channels_of_map"].min()) < 0:
             raise ModelFileError("tensor channels_of_map: below 0.")
 
@@ -209,7 +223,9 @@ class PaDiM(MapMethod, GrowingMethod):
         return concatenate(features, self.channels_)
 
     def _finish(self, moments: Moments) -> None:
-        self.gaussian_, self.storage_error_ = moments.whiten(self.eps), 0.0
+        target = None if self.eps is not None else _target(moments)
+        self.gaussian_ = moments.whiten(_SHARE if self.eps is None else self.eps, target)
+        self.storage_error_ = 0.0
         if self.storage == "float16":
             self.gaussian_, self.storage_error_ = self.gaussian_.stored_as(torch.float16)
 
@@ -221,6 +237,20 @@ class PaDiM(MapMethod, GrowingMethod):
                 got=f"size {features.image_size}",
                 instead="PaDiM has one Gaussian a position; use one Preprocess for all images.",
             )
+
+
+def _target(moments: Moments) -> Tensor:
+    """What is added where `eps` is None, but for the factor."""
+    pooled = moments.pooled()
+    typical = pooled.trace() / len(pooled)
+    if not float(typical) > 0:
+        raise ArgumentError.about(
+            "images",
+            expected="normal images that differ from each other",
+            got=f"{moments.count} alike",
+            instead="Give other images, or eps.",
+        )
+    return pooled + _RIDGE * typical * torch.eye(len(pooled), dtype=pooled.dtype, device=pooled.device)
 
 
 def _pair(tensor: Tensor) -> tuple[int, int]:

@@ -1,12 +1,13 @@
 """Gaussians at many positions at once: streaming moments, and whitening factors for the Mahalanobis distance.
 
-With the mean m and the sample covariance S of n vectors of dimension d, the regularised covariance is C = S + eps I,
-with an eps for each position, and the distance of x is sqrt((x - m)^T C^-1 (x - m)). C^-1 is kept as a factor W, in the
-smaller of two exact forms:
+With the mean m and the sample covariance S of n vectors of dimension d, the regularised covariance is C = S + eps T and
+the distance of x is sqrt((x - m)^T C^-1 (x - m)). T, the target, is one positive definite matrix for all positions: I
+where nothing else is said. C^-1 is kept as a factor W, in the smaller of two exact forms:
 
 - n > d, dense: C = L L^T (Cholesky) and W = L^-T, upper triangular d x d; distance^2 = |z^T W|^2 for z = x - m.
-- n <= d, low rank (Woodbury): S = V^T diag(s) V with n - 1 orthonormal rows V, from the eigenvectors of the small
-  n x n Gram matrix; W = V, and with u = V z, distance^2 = |z - V^T u|^2 / eps + sum_i u_i^2 / (s_i + eps).
+- n <= d, low rank (Woodbury), in coordinates A z where the target is I (T = L L^T, A = L^-1): there S is V^T diag(s) V
+  with n - 1 orthonormal rows V, from the eigenvectors of the small n x n Gram matrix; W = V, and with z for A z and
+  u = V z, distance^2 = |z - V^T u|^2 / eps + sum_i u_i^2 / (s_i + eps).
   The shorter (|z|^2 - |A^-1 X z|^2) / eps is the same in exact arithmetic but loses digits where z lies in the span.
 """
 
@@ -14,6 +15,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from functools import cached_property
 
 import torch
 from scipy.linalg import helmert
@@ -62,13 +64,15 @@ class Moments:
             positions, dimension, dimension, dtype=torch.float64, device=gaussian.factor.device
         )
         eye = torch.eye(dimension, dtype=torch.float64, device=gaussian.factor.device)
+        added = gaussian.eps * (eye if gaussian.target is None else gaussian.target)
         for part in _chunks(positions, dimension * dimension * 24):
             w = gaussian.factor[part].double()
             if gaussian.spectrum is not None:
+                w = gaussian.back(w)
                 covariance = w.mT @ (w * gaussian.spectrum[part, :, None])
             else:
                 lower = torch.linalg.solve_triangular(w.mT, eye.expand_as(w), upper=False)
-                covariance = lower @ lower.mT - gaussian.eps[part, None, None] * eye
+                covariance = lower @ lower.mT - added
             moments._scatter[part] = covariance * (gaussian.count - 1)
         return moments
 
@@ -82,7 +86,7 @@ class Moments:
         spread = torch.from_numpy(helmert(n).T).to(gaussian.factor.device)
         for part in _chunks(positions, (n + rank) * dimension * 16):
             rows = gaussian.factor[part].double() * (spectrum[part] * (n - 1)).sqrt()[:, :, None]
-            moments._rows[part, :n] = (spread @ rows + gaussian.mean[part][:, None]).float()
+            moments._rows[part, :n] = (spread @ gaussian.back(rows) + gaussian.mean[part][:, None]).float()
         moments.count = moments._used = n
         return moments
 
@@ -130,29 +134,38 @@ class Moments:
             raise ArgumentError.about("count", expected="at least 2 vectors", got=self.count)
         return self._scatter / (self.count - 1)
 
-    def variances(self) -> Tensor:
-        """Trace of the sample covariance over d, `(position,)` float64: how much a vector varies there."""
-        if self._scatter is None and self._used == self.count:  # the rows are all there is: make no scatter of them
-            rows = self._rows[:, : self.count]
-            parts = _chunks(len(rows), self.count * self.dimension * 16)
-            return torch.cat([rows[part].double().var(dim=1).mean(dim=1) for part in parts])
-        self._fold()
-        assert self._scatter is not None
-        return self._scatter.diagonal(dim1=1, dim2=2).mean(dim=1) / (self.count - 1)
+    def pooled(self) -> Tensor:
+        """Mean over the positions of their sample covariances, `(dimension, dimension)` float64."""
+        if self.count < 2:
+            raise ArgumentError.about("count", expected="at least 2 vectors", got=self.count)
+        positions, d = self._mean.shape
+        total = torch.zeros(d, d, dtype=torch.float64, device=self._mean.device)
+        if self._only_rows():  # all positions' rows in one product, and no scatter
+            for part in _chunks(positions, self.count * d * 16):
+                rows = self._rows[part, : self.count].double()
+                rows = (rows - rows.mean(dim=1, keepdim=True)).flatten(0, 1)
+                total.addmm_(rows.T, rows)
+        else:
+            self._fold()
+            assert self._scatter is not None
+            total += self._scatter.sum(dim=0)
+        return total / (positions * (self.count - 1))
 
-    def whiten(self, eps: float | Tensor) -> Gaussian:
-        """Turn the moments into a Gaussian with covariance S + eps I. The moments are used up.
+    def whiten(self, eps: float, target: Tensor | None = None) -> Gaussian:
+        """Turn the moments into a Gaussian with covariance S + eps T. The moments are used up.
 
-        `eps` is one number, or `(position,)` float64.
+        `target` is T, `(dimension, dimension)` float64; None: I.
         """
         if self.count < 2:
             raise ArgumentError.about("count", expected="at least 2 vectors", got=self.count)
-        eps = torch.as_tensor(eps, dtype=torch.float64, device=self._mean.device).expand(len(self._mean))
-        if self._scatter is None and self._used == self.count:
-            return self._whiten_rows(eps)
+        if self._only_rows():
+            return self._whiten_rows(eps, target)
         self._fold()
         self._rows = self._rows[:, :0].clone()  # free the buffer: the factor needs the room
-        return self._whiten_scatter(eps)
+        return self._whiten_scatter(eps, target)
+
+    def _only_rows(self) -> bool:
+        return self._scatter is None and self._used == self.count
 
     def _fold(self) -> None:
         if self._used == 0:
@@ -181,25 +194,28 @@ class Moments:
         target.baddbmm_(difference[:, :, None], difference[:, None, :], alpha=old * new / (old + new))
         self._mean[part] += difference * (new / (old + new))
 
-    def _whiten_scatter(self, eps: Tensor) -> Gaussian:
+    def _whiten_scatter(self, eps: float, target: Tensor | None) -> Gaussian:
         assert self._scatter is not None
         positions, dimension = self._mean.shape
         factor = torch.empty(positions, dimension, dimension, dtype=torch.float32, device=self._mean.device)
         eye = torch.eye(dimension, dtype=torch.float64, device=self._mean.device)
+        added = eps * (eye if target is None else target)
         for part in _chunks(positions, dimension * dimension * 24):
-            covariance = self._scatter[part] / (self.count - 1) + eps[part, None, None] * eye
-            factor[part] = _inverse_cholesky(covariance, eye).mT.float()
+            covariance = self._scatter[part] / (self.count - 1) + added
+            factor[part] = _inverse_cholesky(covariance).mT.float()
         self._scatter = None
-        return Gaussian(self.count, self._mean, factor, eps)
+        return Gaussian(self.count, self._mean, factor, eps, target=target)
 
-    def _whiten_rows(self, eps: Tensor) -> Gaussian:
+    def _whiten_rows(self, eps: float, target: Tensor | None) -> Gaussian:
         positions, _, dimension = self._rows.shape
-        n = self.count
+        n, axes = self.count, None if target is None else _inverse_cholesky(target)
         spectrum = torch.empty(positions, n - 1, dtype=torch.float64, device=self._rows.device)
         for part in _chunks(positions, n * (2 * dimension + 2 * n) * 8):
             rows = self._rows[part, :n].double()
             self._mean[part] = rows.mean(dim=1)
             rows -= self._mean[part][:, None]
+            if axes is not None:
+                rows = rows @ axes.T
             values, vectors = torch.linalg.eigh(rows @ rows.mT)
             # The rows sum to zero, so the smallest eigenvalue is zero; so are those of repeated images.
             values, vectors = values[:, 1:], vectors[:, :, 1:]
@@ -208,7 +224,7 @@ class Moments:
             self._rows[part, : n - 1] = ((vectors * scale[:, None]).mT @ rows).float()
             spectrum[part] = torch.where(real, values, 0) / (n - 1)
         # A view: copying would hold the largest tensor of a fit twice.
-        return Gaussian(n, self._mean, self._rows[:, : n - 1], eps, spectrum)
+        return Gaussian(n, self._mean, self._rows[:, : n - 1], eps, spectrum, target)
 
 
 @dataclass(frozen=True)
@@ -221,10 +237,20 @@ class Gaussian:
     """`(position, dimension)` float64."""
     factor: Tensor
     """W above: `(position, d, d)` upper triangular or `(position, count - 1, d)` orthonormal; float32 or float16."""
-    eps: Tensor
-    """`(position,)` float64."""
+    eps: float
     spectrum: Tensor | None = None
     """s above, `(position, count - 1)` float64; None says that the factor is the dense form."""
+    target: Tensor | None = None
+    """T above, `(dimension, dimension)` float64; None: I."""
+
+    @cached_property
+    def _axes(self) -> Tensor | None:
+        """A above."""
+        return None if self.target is None else _inverse_cholesky(self.target)
+
+    def back(self, rows: Tensor) -> Tensor:
+        """Vectors `(..., dimension)` of the low-rank form's coordinates, in those of the data."""
+        return rows if self.target is None else rows @ torch.linalg.cholesky(self.target).T
 
     def distances(self, vectors: Tensor) -> Tensor:
         """Mahalanobis distance of `(batch, position, dimension)` float32 vectors: `(batch, position)` float32."""
@@ -237,11 +263,12 @@ class Gaussian:
             if self.spectrum is None:
                 squared = (z @ factor).square_().sum(dim=2)
             else:
+                if self._axes is not None:
+                    z = z @ self._axes.T.to(z.dtype)
                 coordinates = z @ factor.mT
                 outside = torch.baddbmm(z, coordinates, factor, alpha=-1).square_().sum(dim=2)
-                eps = self.eps[part, None]
-                weights = (self.spectrum[part] + eps).reciprocal_().to(z.dtype)
-                squared = outside.div_(eps.to(z.dtype)) + (coordinates.square_() @ weights[:, :, None])[:, :, 0]
+                weights = (self.spectrum[part] + self.eps).reciprocal_().to(z.dtype)
+                squared = outside.div_(self.eps) + (coordinates.square_() @ weights[:, :, None])[:, :, 0]
             result[part] = squared.sqrt_()
         return result.mT
 
@@ -256,9 +283,9 @@ class Gaussian:
             if self.spectrum is None:
                 z = torch.linalg.solve_triangular(w.mT, noise, upper=False)
             else:
-                eps = self.eps[part, None, None]
-                z = (noise - w.mT @ (w @ noise)) * eps.sqrt()
-                z += w.mT @ (noise[:, :rank] * (self.spectrum[part, :, None] + eps).sqrt())
+                z = (noise - w.mT @ (w @ noise)) * self.eps**0.5
+                z += w.mT @ (noise[:, :rank] * (self.spectrum[part, :, None] + self.eps).sqrt())
+                z = self.back(z.mT).mT
             drawn[part] = (mean + z[:, :, 0]).float()
         return drawn[None]
 
@@ -268,12 +295,16 @@ class Gaussian:
         The error is measured at one typical vector a position (`sample`).
         """
         stored = replace(self, factor=self.factor.to(dtype))
+        if not bool(torch.isfinite(stored.factor).all()):
+            raise ArgumentError.about(
+                "storage", expected="a precision that holds the model", got=dtype, instead="Take float32."
+            )
         typical = self.sample(seed=0)
         exact = self.distances(typical)
         return stored, float(((stored.distances(typical) - exact).abs() / exact).max())
 
 
-def _inverse_cholesky(covariance: Tensor, eye: Tensor) -> Tensor:
+def _inverse_cholesky(covariance: Tensor) -> Tensor:
     lower, info = torch.linalg.cholesky_ex(covariance)
     if bool((info != 0).any()):
         raise ArgumentError.about(
@@ -282,6 +313,7 @@ def _inverse_cholesky(covariance: Tensor, eye: Tensor) -> Tensor:
             got=f"{int((info != 0).sum())} positions that are not",
             instead="Use a larger one, such as 0.01.",
         )
+    eye = torch.eye(lower.shape[-1], dtype=lower.dtype, device=lower.device)
     inverse: Tensor = torch.linalg.solve_triangular(lower, eye.expand_as(lower), upper=False)
     return inverse
 
