@@ -123,6 +123,7 @@ TENSORS = {
     "too few scores": ("calibration.scores", lambda t: t[:1], "false_alarm_rate 0.2 needs at least 4"),
     "scores of another shape": ("calibration.scores", lambda t: t[None], r"calibration.scores: expected float64 \(k\)"),
     "an overflow": ("method.factor", lambda t: torch.full_like(t, 3e38), "gives NaN or infinity for a black image"),
+    "a target that is no covariance": ("method.target", lambda t: -t, "tensor target: expected a positive definite"),
     "no mean": ("method.mean", None, "tensor mean: missing"),
 }
 
@@ -204,6 +205,19 @@ def test_a_file_of_another_version_may_lack_what_is_new(tmp_path, padim):
     manifest["versions"]["blemish"] = "0.0.1"
     persist.save(tmp_path / "m", tensors, manifest)
     assert Detector.load(tmp_path / "m").method_.sigma == 4.0
+
+
+@pytest.mark.parametrize("images", [12, 4], ids=["dense", "low rank"])
+def test_a_file_from_before_eps_followed_the_data_scores_as_it_did(tmp_path, images):
+    row = custom_backbone(Net(), taps=("a", "b"), trace_size=24, name="net")
+    detector = Detector(method=PaDiM(backbone=row, dimensions=6, eps=0.001), preprocess=SMALL, calibration="none")
+    detector.fit(IMAGES[:images]).save(tmp_path / "m")
+    tensors, manifest = persist.load(tmp_path / "m")
+    assert manifest["parameters"]["eps"] == 0.001
+    assert "method.target" not in tensors
+    loaded = Detector.load(tmp_path / "m", backbone=row)
+    np.testing.assert_array_equal(loaded.method_.gaussian_.factor, detector.method_.gaussian_.factor)
+    assert [d.score for d in loaded.predict(IMAGES[:3])] == [d.score for d in detector.predict(IMAGES[:3])]
 
 
 @pytest.mark.parametrize("section", ["digests", "sums", "left_out", "runtime"])

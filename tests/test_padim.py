@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import torch
 
+from blemish.datasets.synthetic import draw
 from blemish.errors import ArgumentError
 from blemish.features.backbones import custom_backbone
 from blemish.methods import PaDiM
@@ -55,6 +56,67 @@ def test_orthogonal_projection_equals_projecting_the_full_embedding(n_train, eps
 def aligned(layer):
     """Bilinear, as we align for a projection; the paper aligns by nearest neighbour."""
     return np.stack([enlarge(grid, (12, 12)) for grid in layer.transpose(0, 2, 3, 1).astype(float)])
+
+
+class Louder(Net):
+    """The same features in another unit."""
+
+    def __init__(self, unit):
+        super().__init__()
+        for layer in (self.a, self.b, self.c):
+            layer.bias.data.zero_()
+        self.a.weight.data *= unit
+
+
+@pytest.mark.parametrize("n_train", [6, 30], ids=["low rank", "dense"])
+def test_the_unit_of_the_features_does_not_matter(n_train):
+    train, test = small_pixels(n_train, 1), small_pixels(4, 2)
+    maps = []
+    for unit in (1, 2048):
+        row = custom_backbone(Louder(unit), taps=("a", "b", "c"), trace_size=24)
+        maps.append(PaDiM(backbone=row, dimensions=9).fit(Images(train)).score(batch(test)).maps)
+    torch.testing.assert_close(maps[1], maps[0], rtol=1e-4, atol=0)
+
+
+@pytest.mark.parametrize("sizes", [(3, 3), (20, 14), (5, 29)], ids=["low rank", "dense", "low rank to dense"])
+def test_parts_give_the_model_of_the_whole(sizes):
+    train, test = small_pixels(sum(sizes), 1), batch(small_pixels(4, 2))
+    first, second = train.split(list(sizes))
+    whole, updated, left, right = (PaDiM(backbone=BACKBONE, dimensions=9) for _ in range(4))
+    expected = whole.fit(Images(train)).score(test).maps
+    updated.fit(Images(first)).partial_fit(Images(second))
+    torch.testing.assert_close(updated.score(test).maps, expected, rtol=2e-4, atol=0)
+    left.fit(Images(first)).merge(right.fit(Images(second)))
+    torch.testing.assert_close(left.score(test).maps, expected, rtol=2e-4, atol=0)
+
+
+def test_noise_on_a_constant_ground_does_not_outshine_the_part():
+    def pixels(samples):
+        stacked = np.stack([sample.pixels for sample in samples])
+        return torch.from_numpy(stacked).permute(0, 3, 1, 2).float() / 255
+
+    train = pixels([draw("cork", seed=seed, size=64) for seed in range(40)])
+    defective = batch(pixels([draw("cork", seed=seed, defect="scratch", size=64) for seed in range(100, 108)]))
+
+    def on_the_part(eps):
+        maps = PaDiM(backbone="filters", dimensions=30, eps=eps).fit(Images(train)).score(defective).maps
+        at = maps.flatten(1).argmax(dim=1)
+        rows, columns = (at // 64 - 31.5).abs(), (at % 64 - 31.5).abs()
+        return int(((rows < 20) & (columns < 14)).sum())
+
+    assert on_the_part(None) == 8
+    assert on_the_part(1e-5) <= 6  # small beside the variance of the part, as a number may be anywhere
+
+
+def test_nothing_varies():
+    with pytest.raises(ArgumentError, match="images: expected normal images that differ from each other, got 3 alike"):
+        PaDiM(backbone=BACKBONE, dimensions=9).fit(Images(small_pixels(1, 0).repeat(3, 1, 1, 1)))
+
+
+def test_half_precision_refuses_what_it_cannot_hold():
+    row = custom_backbone(Louder(1e-6), taps=("a", "b", "c"), trace_size=24)
+    with pytest.raises(ArgumentError, match=r"storage: expected a precision that holds the model, got float16. Take"):
+        PaDiM(backbone=row, dimensions=9, storage="float16").fit(Images(small_pixels(30, 0)))
 
 
 def test_half_precision_reports_the_error_that_it_makes():

@@ -73,7 +73,7 @@ def test_keys_do_not_depend_on_the_process():
 
 
 def test_the_same_combination_comes_once():
-    same = ("padim", "padim,eps=0.001", "padim,reduction=orthogonal", "padim,sigma=4", "padim,sigma=4.0")
+    same = ("padim", "padim,eps=none", "padim,reduction=orthogonal", "padim,sigma=4", "padim,sigma=4.0")
     assert len(plan(methods=same, data=("/data/a", "/data/../data/a"), seeds=(0, 0)).cells()) == 1
 
 
@@ -206,7 +206,7 @@ def test_a_missing_file_is_named(tmp_path):
         ("padin", "method: expected one of cflow, .*, got padin"),
         ("padim,dimension=5", "method padim: expected a parameter out of .*dimensions.*, preset, got dimension"),
         ("padim,dimensions", "methods padim: expected KEY=VALUE, got dimensions"),
-        ("padim,eps=abc", "method padim, eps: expected a number above 0, got abc"),
+        ("padim,eps=abc", "method padim, eps: expected a number above 0 or None, got abc"),
         ("padim,seed=3", "method padim: expected a parameter out of .*, got seed"),
         ("padim,preset=own", "method padim, preset: expected default or paper, got own"),
     ],

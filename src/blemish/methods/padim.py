@@ -180,12 +180,12 @@ class PaDiM(MapMethod, GrowingMethod):
         }
         if not dense:
             patterns["spectrum"] = "float64|float32 positions rank"
-        if self.eps is None:
-            patterns["target"] = "float64 d d"
         if self.reduction == "orthogonal":
             patterns["projection?"] = "float32 channels d"
         if self.reduction == "random":
             patterns |= {"channels?": "int64 d", "channels_of_map?": "int64 maps"}
+        if self.eps is None:
+            patterns["target"] = "float64 d d"
         sizes = check_tensors(learned, patterns)
         d, (height, width) = sizes["d"], learned["grid"].tolist()
         if dense and sizes["triangle"] != d * (d + 1) // 2:
@@ -243,7 +243,7 @@ def _target(moments: Moments) -> Tensor:
     """What is added where `eps` is None, but for the factor."""
     pooled = moments.pooled()
     typical = pooled.trace() / len(pooled)
-    if not float(typical) > 0:
+    if not float(typical) > 1e-10 * float(moments.mean().square().mean()):  # less may be rounding
         raise ArgumentError.about(
             "images",
             expected="normal images that differ from each other",

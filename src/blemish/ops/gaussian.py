@@ -124,6 +124,8 @@ class Moments:
 
     def mean(self) -> Tensor:
         """`(position, dimension)` float64."""
+        if self._only_rows():
+            return self._rows[:, : self.count].mean(dim=1, dtype=torch.float64)
         self._fold()
         return self._mean
 
@@ -297,7 +299,10 @@ class Gaussian:
         stored = replace(self, factor=self.factor.to(dtype))
         if not bool(torch.isfinite(stored.factor).all()):
             raise ArgumentError.about(
-                "storage", expected="a precision that holds the model", got=dtype, instead="Take float32."
+                "storage",
+                expected="a precision that holds the model",
+                got=str(dtype).removeprefix("torch."),
+                instead="Take float32.",
             )
         typical = self.sample(seed=0)
         exact = self.distances(typical)
