@@ -1,13 +1,13 @@
 """What PaDiM adds to its covariances: all candidates on many sets, on features that are extracted once.
 
     python benchmarks/padim_regularisation.py extract CACHE --data mvtec_ad/screw mtd --drawn 0 1
-    python benchmarks/padim_regularisation.py compare CACHE drawn-cork-0 changed-screw --side 128 --json choice.json
-    python benchmarks/padim_regularisation.py compare CACHE screw --only abs=0.001 pooled=0.1 --images 20 50 100 0 --draws 10
+    python benchmarks/padim_regularisation.py compare CACHE drawn-cork-0 changed-screw --side 64 --step 2
+    python benchmarks/padim_regularisation.py compare CACHE screw --only abs=0.001 pooled=0.3 --images 20 50 100 0
 
-`extract` writes the embeddings of PaDiM's default parameters for `compact` and `resnet18` (weights from $BLEMISH_WEIGHTS):
-of each data set `NAME` (MVTec layout), of `changed-NAME`, whose test images are held-out normal ones and the same after
-small changes, and of the drawn products, `drawn-PRODUCT-SEED`. 1.6 MB an image and backbone.
-`compare` measures on the network's pixels (or a coarser map: --side). The table of candidates: docs/experiments/padim.md.
+`extract` writes the embeddings of PaDiM's default parameters for `compact` and `resnet18` (weights from
+$BLEMISH_WEIGHTS): of each data set `NAME` (MVTec layout), of `changed-NAME`, whose test images are held-out normal ones
+and the same after small changes, and of the drawn products, `drawn-PRODUCT-SEED`. 1.6 MB an image and backbone.
+`compare` measures on the network's pixels (or a coarser map: --side). Candidates: docs/experiments/padim.md.
 """
 
 from __future__ import annotations
@@ -57,24 +57,25 @@ def spelled(candidate: tuple[str, tuple[float, ...]]) -> str:
 # --- embeddings
 
 
-def extract(cache: Path, folders: list[Path], seeds: list[int], products: list[str], every: int) -> None:
+def extract(options: argparse.Namespace) -> None:
+    cache: Path = options.cache
     methods = {backbone: PaDiM(backbone=backbone) for backbone in BACKBONES}
     for method in methods.values():
         method.extractor_ = method._extractor(method._initial_weights())
         method._choose_dimensions([m.shape[1] for m in method.extractor_(torch.zeros(1, 3, SIZE, SIZE)).maps])
-    for folder in folders:
+    for folder in options.data:
         name = folder.name
         if not (cache / name / "done").exists():
-            keep(cache / name, methods, *pixels_of(some(open_dataset(folder), every)))
+            keep(cache / name, methods, *pixels_of(some(open_dataset(folder), options.every)))
         if not (cache / f"changed-{name}" / "done").exists():
-            train = some(open_dataset(folder), every).train_images()
+            train = some(open_dataset(folder), options.every).train_images()
             chosen = np.random.default_rng(0).permutation(len(train))[: min(HELD_OUT, len(train) // 4)]
             keep(cache / f"changed-{name}", methods, None, *changed(train.subset(chosen)))
             for backbone in methods:
                 whole = np.load(cache / name / f"{backbone}-train.npy", mmap_mode="r")
                 np.save(cache / f"changed-{name}" / f"{backbone}-train.npy", np.delete(whole, chosen, axis=0))
-    for seed in seeds:
-        for product in products:
+    for seed in options.drawn:
+        for product in options.products:
             place = cache / f"drawn-{product}-{seed}"
             if not (place / "done").exists():
                 with tempfile.TemporaryDirectory() as folder:
@@ -108,10 +109,12 @@ def changed(source: Any) -> tuple[Iterator[Tensor], list[bool], list[Any]]:
         parts.append(plain + share * (whole - plain))
         labels += [True] * len(plain)
         masks += list(((whole - plain).abs().amax(dim=1) > 4 / 255).numpy())
-    return (part for some in parts for part in some.split(8)), labels, masks
+    return (pixels for part in parts for pixels in part.split(8)), labels, masks
 
 
-def keep(place: Path, methods: dict[str, PaDiM], train: Any, test: Any, labels: list[bool], masks: list[Any]) -> None:
+def keep(  # noqa: PLR0917
+    place: Path, methods: dict[str, PaDiM], train: Any, test: Any, labels: list[bool], masks: list[Any]
+) -> None:
     place.mkdir(parents=True, exist_ok=True)
     for part, batches in (("train", train), ("test", test)) if train else (("test", test),):
         rows: dict[str, list[Tensor]] = {backbone: [] for backbone in methods}
@@ -265,7 +268,7 @@ def main() -> None:
     options = parser.parse_args()
     torch.set_grad_enabled(False)
     if options.command == "extract":
-        extract(options.cache, options.data, options.drawn, options.products, options.every)
+        extract(options)
     else:
         compare(options)
 

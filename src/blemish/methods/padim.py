@@ -4,9 +4,12 @@ Feature maps are aligned to the largest (by nearest neighbour; for a projection 
 dimensions are kept. For every position (i, j) the normal images give a mean and a covariance; the anomaly map is the
 Mahalanobis distance (eq. 2)
 
-    M(x_ij) = sqrt((x_ij - mu_ij)^T Sigma_ij^-1 (x_ij - mu_ij)),   Sigma_ij = sample covariance + eps_ij I   (eq. 1),
+    M(x_ij) = sqrt((x_ij - mu_ij)^T Sigma_ij^-1 (x_ij - mu_ij)),   Sigma_ij = S_ij + eps I   (eq. 1),
 
-enlarged bilinearly, smoothed with a Gaussian, and the image score is its maximum.
+with S_ij the sample covariance, enlarged bilinearly, smoothed with a Gaussian, and the image score is its maximum. What
+is added to S_ij here, unless `eps` is given, is 0.3 T: T is the mean of S_ij over all positions, plus a thousandth of
+its mean variance in every direction. It follows the unit of the features, and a position where hardly anything varies
+is not more sensitive to noise than the others by more than that.
 """
 
 from __future__ import annotations
@@ -28,7 +31,6 @@ from ..parameters import parameter
 from ..tensors import check_tensors
 from ..types import FeatureMaps, Scores
 from ._base import FitPlan, GrowingMethod, MapMethod
-
 
 _SHARE = 0.3
 """Of the pooled covariance, added to every position's: chosen without defects (docs/experiments/padim.md)."""
