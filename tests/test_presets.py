@@ -85,7 +85,7 @@ def test_dino_reads_the_last_tokens_of_a_transformer_on_its_own_grid():
     method = detector.method_
     (maps,) = method.extractor_(torch.zeros(1, 3, 42, 84)).maps
     assert maps.shape == (1, 24, 3, 6)  # without the class token and the registers
-    assert len(method.bank_) == 2 * 3 * 6  # every patch
+    assert len(method.bank_) == 8 * 2 * 3 * 6  # every patch, in eight directions
     decisions = list(detector.predict(images))
     assert max(decision.score for decision in decisions) < 1e-2  # learned
     assert decisions[0].map.shape == (40, 80)

@@ -66,7 +66,7 @@ class Preset:
 
 _DINO = {
     "backbone": "timm:vit_small_patch14_dinov2", "taps": ("norm",), "patches": "single", "normalise": True,
-    "squared": True, "ratio": 1.0, "top_share": 0.01,
+    "squared": True, "ratio": 1.0, "top_share": 0.01, "turns": 8,
 }  # fmt: skip
 
 PRESETS = {
