@@ -78,9 +78,9 @@ def test_auto_is_the_median_of_upright_sizes_read_without_decoding(tmp_path):
     source = replace(from_folder(tmp_path), _load=None)
     assert settle(Preprocess("auto"), source, multiple=16, levels=False).size == (160, 400)
     paths = as_source(sorted(map(str, tmp_path.iterdir())))
-    assert settle(Preprocess("auto"), paths.subset([2]), multiple=16).size == (128, 512)
+    assert settle(Preprocess("auto"), paths.subset([2]), multiple=16).size == (96, 704)
     (tmp_path / "cut short.png").write_bytes((tmp_path / "2.png").read_bytes()[:60])
-    assert settle(Preprocess("auto"), as_source([str(tmp_path / "cut short.png")]), multiple=16).size == (128, 512)
+    assert settle(Preprocess("auto"), as_source([str(tmp_path / "cut short.png")]), multiple=16).size == (96, 704)
     late = (tmp_path / "0.png").read_bytes()  # EXIF behind the pixels turns it on its side
     chunk = b"eXIf" + exif.tobytes()[6:]
     end = len(chunk[4:]).to_bytes(4, "big") + chunk + zlib.crc32(chunk).to_bytes(4, "big") + late[-12:]
@@ -96,8 +96,8 @@ def test_long_strips_are_bounded_and_unreadable_sizes_passed_over(tmp_path, capl
     assert settle(Preprocess("auto"), from_folder(tmp_path), multiple=16, levels=False).size == (256, 256)
     assert not caplog.messages
     Image.new("L", (1600, 120)).save(tmp_path / "strip.png")
-    assert settle(Preprocess("auto"), from_folder(tmp_path), multiple=16).size == (128, 512)
-    assert "aspect ratio is 1 : 13.3; the network's input gets 1 : 4" in caplog.text
+    assert settle(Preprocess("auto"), from_folder(tmp_path), multiple=16).size == (96, 720)
+    assert "aspect ratio is 1 : 13.3; the network's input gets 1 : 8" in caplog.text
 
 
 def test_paper_preset_is_torchvisions_resize_and_centre_crop():

@@ -25,8 +25,8 @@ from .decode import Picture, brightest, extent, levels_of
 MAX_SIDE = 8192
 """The largest side of a network's input."""
 
-MOST_ASPECT = 4.0
-"""The largest proportion of the sides that `auto` takes: with the area of 256 x 256, the shorter one is 128 then."""
+MOST_ASPECT = 8.0
+"""The largest proportion of the sides that `auto` takes: with the area of 256 x 256, the shorter one is 96 then."""
 
 _AUTO = re.compile(r"auto(?::([0-9]{1,5}))?")
 """What is to be found in the images of a fit, and the side of the square whose area it shall have."""
