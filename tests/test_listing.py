@@ -4,17 +4,20 @@ from __future__ import annotations
 
 import os
 import socket
+from collections import Counter
 
 import pytest
+from PIL import Image
 
-from blemish.datasets.labelled import find_classes
+from blemish.datasets.labelled import find_classes, open_labelled, open_parts
 from blemish.datasets.layouts import open_dataset
 from blemish.datasets.taken import take
-from blemish.errors import DatasetError, ImageError
+from blemish.errors import ArgumentError, DatasetError, ImageError
 from blemish.images import listing
 from blemish.images.decode import decode
 from blemish.images.listing import image_files, list_folder, subfolders
 from blemish.images.source import as_source, from_folder, from_manifest
+from fuzz import folders
 
 posix = pytest.mark.skipif(os.name != "posix", reason="links, pipes and sockets of POSIX")
 
@@ -156,3 +159,39 @@ def test_a_damaged_table_of_visa_is_named(folder, table, message):
     (folder / "split_csv" / "1cls.csv").write_bytes(table)
     with pytest.raises(DatasetError, match=rf"1cls\.csv: {message}"):
         open_dataset(folder / "candle")
+
+
+@pytest.mark.parametrize("number", ["9" * 5000, "9" * 30, "-1", "1.0", ""])
+def test_a_class_number_that_is_none_is_named(tmp_path, number):
+    (tmp_path / "a.csv").write_text(f"0.png,{number}\n")
+    with pytest.raises(DatasetError, match=r"a\.csv: expected lines `path,class number`"):
+        open_labelled(tmp_path / "a.csv")
+
+
+@pytest.mark.parametrize(
+    ("names", "message"), [(b"gr\xf6n\n", "cannot be read as a UTF-8 text file"), (b"cat\n", "expected 3 names of")]
+)
+def test_the_names_of_cifar_classes_are_checked(tmp_path, names, message):
+    for file in ("data_batch_1.bin", "test_batch.bin"):
+        (tmp_path / file).write_bytes(b"\2" + bytes(3072))
+    (tmp_path / "batches.meta.txt").write_bytes(names)
+    with pytest.raises(DatasetError, match=rf"batches\.meta\.txt: {message}"):
+        open_parts(tmp_path)
+
+
+@pytest.mark.parametrize("masks", ["bad", ".", "bad/inner"])
+def test_no_image_is_its_own_mask_nor_that_of_another(tmp_path, masks):
+    for name in ("good/0.png", "good/1.png", "bad/0.png", "bad/inner/0.png"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        Image.new("L", (8, 8)).save(tmp_path / name)
+    said = {"normal": ["good"], "anomalous": ["bad", "bad/inner"] if masks == "bad/inner" else ["bad"]}
+    with pytest.raises(ArgumentError, match="masks: expected a sub-folder without the images"):
+        open_dataset(tmp_path, **said, masks=masks)
+
+
+def test_some_hundred_odd_folders_do_no_harm():
+    outcomes = list(folders.fuzz(300, seed=1))
+    assert [wrong for _, wrong in outcomes if wrong and "took" not in wrong] == []
+    counts = sum((found for found, _ in outcomes), Counter())
+    assert counts["to learn: value"] > 50  # else the changes would be too coarse
+    assert counts["to learn: refused"] > 50

@@ -1,14 +1,27 @@
-"""Files come into being whole, or not at all: the one place that replaces a file."""
+"""Files come into being whole, or not at all: the one place that replaces a file.
+
+Whatever the system says against it becomes an `OutputError` that names the file.
+"""
 
 from __future__ import annotations
 
 import os
 import stat
+import sys
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from .errors import OutputError
+
+_IS_WINDOWS = sys.platform == "win32"
+_WAITS = (0.05, 0.1, 0.2, 0.4, 0.8)
+"""Seconds between tries to replace a file that another program has open, such as a scanner: Windows forbids that."""
+_OLD_SECONDS = 3600.0
+"""Age from which on a temporary file is left over, where one cannot ask whether its process lives."""
+_DEVICES = frozenset({"aux", "con", "nul", "prn", *(f"{port}{i}" for port in ("com", "lpt") for i in range(1, 10))})
+"""Names that Windows takes for a device in every folder, whatever the ending."""
 
 
 def check_output(path: str | Path) -> Path:
@@ -17,9 +30,7 @@ def check_output(path: str | Path) -> Path:
     An existing file must be a regular one: a device, a pipe or a folder is never replaced. What a link leads to is
     written, the link stays.
     """
-    text = str(path)
-    if not text or "\0" in text:
-        raise OutputError.about("path", expected="the name of a file", got=repr(text))
+    _check_name(path, "a file")
     target = Path(os.path.realpath(path))
     if not target.parent.is_dir():
         raise OutputError(f"{path}: expected a file in an existing folder, {target.parent} is none. Make it first.")
@@ -37,27 +48,45 @@ def check_output(path: str | Path) -> Path:
     return target
 
 
+def make_folder(path: str | Path) -> Path:
+    """Make a folder, and those above it, where they are missing. Raises `OutputError`."""
+    _check_name(path, "a folder")
+    with naming(path):
+        Path(path).mkdir(parents=True, exist_ok=True)
+    return Path(path)
+
+
 @contextmanager
-def whole_file(path: str | Path) -> Iterator[Path]:
+def naming(path: str | Path) -> Iterator[None]:
+    """Name the file in what the system says against writing it. Raises `OutputError`."""
+    try:
+        yield
+    except OutputError:
+        raise
+    except OSError as error:
+        raise _unwritable(path, error) from error
+
+
+@contextmanager
+def whole_file(path: str | Path, *, durable: bool = True) -> Iterator[Path]:
     """Give a new, empty file beside `path` to write to; at the end it takes that one's place in one step.
 
-    An error, a kill or a full disk leaves the old file as it was. Raises `OutputError`.
+    An error, a kill or a full disk leaves the old file as it was; so does a power failure, where it is `durable`, which
+    takes the disk some milliseconds. Raises `OutputError`.
     """
     target = check_output(path)
     _sweep(target)
     temporary = target.with_name(f".{target.name}.{os.getpid()}.tmp")
     try:
-        temporary.touch()
-        mode = target.stat().st_mode if target.exists() else temporary.stat().st_mode
-        yield temporary
-        temporary.chmod(stat.S_IMODE(mode))  # some writers make files that only the owner can read
-        with temporary.open("rb+") as written:
-            os.fsync(written.fileno())  # the new name must not reach the disk before the content
-        os.replace(temporary, target)
-    except OutputError:
-        raise
-    except OSError as error:
-        raise _unwritable(path, error) from error
+        with naming(path):
+            temporary.touch()
+            mode = target.stat().st_mode if target.exists() else temporary.stat().st_mode
+            yield temporary
+            temporary.chmod(stat.S_IMODE(mode))  # some writers make files that only the owner can read
+            if durable:
+                with temporary.open("rb+") as written:
+                    os.fsync(written.fileno())  # the new name must not reach the disk before the content
+            _replace(temporary, target)
     finally:
         with suppress(OSError):
             temporary.unlink(missing_ok=True)
@@ -70,13 +99,53 @@ def write_whole(path: str | Path, content: str | bytes) -> None:
         file.write_bytes(data)
 
 
+def _check_name(path: str | Path, kind: str) -> None:
+    """Refuse a name that no file can have, or that Windows takes for something else."""
+    text = str(path)
+    try:
+        is_name = bool(text) and "\0" not in text and bool(os.fsencode(text))
+    except UnicodeEncodeError:
+        is_name = False
+    if not is_name:
+        raise OutputError.about("path", expected=f"the name of {kind}", got=repr(text))
+    reason = _reason_against(Path(text).name) if _IS_WINDOWS else None
+    if reason is not None:
+        raise OutputError(f"{path}: {reason} on Windows. Choose another name.")
+
+
+def _replace(temporary: Path, target: Path) -> None:
+    for wait in _WAITS:
+        try:
+            os.replace(temporary, target)
+            return
+        except PermissionError:
+            if not _IS_WINDOWS:
+                raise
+            time.sleep(wait)
+    os.replace(temporary, target)
+
+
+def _reason_against(name: str) -> str | None:
+    """Why Windows would make something else than a file of this name, without a word.
+
+    >>> [_reason_against(name) for name in ("model.blemish", "con.html", "a:b", "end.")]
+    [None, 'con is a device', 'a name with a colon is a part of another file', 'a name cannot end in a dot or blank']
+    """
+    stem = name.partition(".")[0].rstrip().casefold()
+    if stem in _DEVICES:
+        return f"{stem} is a device"
+    if ":" in name:
+        return "a name with a colon is a part of another file"
+    return "a name cannot end in a dot or blank" if name.endswith((".", " ")) else None
+
+
 def _sweep(target: Path) -> None:
     """Remove what killed processes of this machine left of earlier tries."""
     prefix = f".{target.name}."
     for leftover in target.parent.glob(f"{_literal(prefix)}*.tmp"):
         pid = leftover.name.removeprefix(prefix).removesuffix(".tmp")
-        if pid.isdecimal() and not _is_alive(int(pid)):
-            with suppress(OSError):
+        with suppress(OSError):
+            if pid.isdecimal() and not _is_in_use(leftover, int(pid)):
                 leftover.unlink()
 
 
@@ -85,9 +154,9 @@ def _literal(name: str) -> str:
     return "".join(f"[{letter}]" if letter in "*?[" else letter for letter in name)
 
 
-def _is_alive(pid: int) -> bool:
-    if os.name != "posix":
-        return True  # there, asking is killing
+def _is_in_use(leftover: Path, pid: int) -> bool:
+    if _IS_WINDOWS:  # there, asking is killing
+        return time.time() - leftover.stat().st_mtime < _OLD_SECONDS
     try:
         os.kill(pid, 0)
     except ProcessLookupError:
@@ -97,5 +166,5 @@ def _is_alive(pid: int) -> bool:
     return True
 
 
-def _unwritable(path: str | Path, error: OSError) -> OutputError:
-    return OutputError(f"{path}: cannot be written ({error.strerror or error}).")
+def _unwritable(path: str | Path, error: Exception) -> OutputError:
+    return OutputError(f"{path}: cannot be written ({getattr(error, 'strerror', None) or error}).")

@@ -53,6 +53,14 @@ def available_bytes() -> int | None:
     return min(limits, default=None)
 
 
+def is_shortage(error: BaseException) -> bool:
+    """Whether an error says that memory, or a thread's share of it, could not be had; torch has no type for it."""
+    words = ("can't allocate memory", "not enough memory", "out of memory", "can't start new thread", "bad_alloc")
+    return isinstance(error, MemoryError) or (
+        isinstance(error, RuntimeError) and any(word in str(error) for word in words)
+    )
+
+
 def _read(path: str) -> str:
     try:
         return Path(path).read_text(encoding="ascii")

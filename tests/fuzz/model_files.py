@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import argparse
 import copy
+import functools
 import json
 import math
 import random
@@ -36,7 +37,7 @@ import numpy as np
 import torch
 from safetensors.torch import save_file
 
-from blemish import persist
+from blemish import detector, persist
 from blemish.detector import Detector
 from blemish.errors import BlemishError, MissingPackageError, ModelFileError
 from blemish.features import extract
@@ -84,12 +85,12 @@ def make_models(names: tuple[str, ...], folder: Path) -> list[Sound]:
     for number, name in enumerate(names):
         kind, parameters = MODELS[name]
         tile = 32 if number % 4 == 1 and kind not in ("padim", "cflow") else None
-        detector = Detector(
+        made = Detector(
             method=METHODS[kind](**parameters), preprocess=Preprocess((SIDE, SIDE)), false_alarm_rate=0.2,
             calibration="none" if number % 3 == 2 else "split", tile=tile,
         )  # fmt: skip
         path = folder / f"{name}.blemish"
-        detector.fit(images).save(path)
+        made.fit(images).save(path)
         tensors, manifest = persist.load(path)
         found.append(Sound(name, path.read_bytes(), tensors, manifest, judge(path)))
     return found
@@ -164,7 +165,7 @@ def mutate_manifest(sound: Sound, draw: random.Random, path: Path) -> str:
             del holder[last]
         elif what == "add" and isinstance(holder, dict):
             known = ("x", "format", "digests", "weights", "checkpoint", "device", "method", "index", "workers", "taps")
-            holder[draw.choice(known)] = draw.choice(EXTREMES)
+            holder[draw.choice(known)] = copy.deepcopy(draw.choice(EXTREMES))
         elif what == "deep":
             deep, holder[last] = True, "@deep@"
         elif what == "copy":
@@ -172,22 +173,27 @@ def mutate_manifest(sound: Sound, draw: random.Random, path: Path) -> str:
         elif what == "tiny change" and type(holder[last]) in (int, float):
             holder[last] = holder[last] + draw.choice((-1, 1, 0.5))
         else:
-            holder[last] = draw.choice(EXTREMES)
+            holder[last] = copy.deepcopy(draw.choice(EXTREMES))  # or a later mutant would have what was put into it
             shown = f"={holder[last]!r:.60}"
         done.append(f"{what} {'.'.join(map(str, (*way, last)))}{shown}")
-    write(path, sound.tensors, manifest, depth=draw.choice((5, 20, 999, 100_000)) if deep else 0)
+    text = with_digest(sound.tensors, manifest)
+    depth = draw.choice((5, 20, 999, 100_000)) if deep else 0
+    text = text.replace('"@deep@"', "[" * depth + "]" * depth).replace('"@long@"', "9" * 5000)
+    # The tensors are as they were, so that only the header is written anew: this is most of the time otherwise.
+    end = 8 + int.from_bytes(sound.content[:8], "little")
+    header = json.dumps(json.loads(sound.content[8:end]) | {"__metadata__": {"blemish": text}}).encode()
+    path.write_bytes(len(header).to_bytes(8, "little") + header + sound.content[end:])
     return "; ".join(done)
 
 
-def write(path: Path, tensors: dict[str, torch.Tensor], manifest: dict[str, Any], *, depth: int = 0) -> None:
-    """Write a model file as `persist.save` does, whatever is in it."""
+def with_digest(tensors: dict[str, torch.Tensor], manifest: dict[str, Any]) -> str:
+    """A manifest as `persist.save` writes it, whatever is in it."""
     manifest = {key: value for key, value in manifest.items() if key != "digest"}
     try:
         manifest["digest"] = persist._content_digest(tensors, json.loads(json.dumps(manifest)))
     except (ValueError, UnicodeError):
         manifest["digest"] = "none: it has numbers that JSON has not"
-    text = json.dumps(manifest).replace('"@deep@"', "[" * depth + "]" * depth).replace('"@long@"', "9" * 5000)
-    save_file(tensors, path, metadata={"blemish": text})
+    return json.dumps(manifest)
 
 
 def mutate_tensors(sound: Sound, draw: random.Random, path: Path) -> str:
@@ -206,7 +212,7 @@ def mutate_tensors(sound: Sound, draw: random.Random, path: Path) -> str:
         elif what == "remove":
             del tensors[name]
         done.append(f"{what} {name} {tuple(old.shape)}")
-    write(path, tensors, sound.manifest)
+    save_file(tensors, path, metadata={"blemish": with_digest(tensors, sound.manifest)})
     return "; ".join(done)
 
 
@@ -273,7 +279,7 @@ class Fault(Exception):
 def outcome(path: Path, sound: Sound, kind: str) -> str:
     """What became of a mutant; raises `Fault`."""
     try:
-        detector = Detector.load(path, device="cpu")
+        loaded = Detector.load(path, device="cpu")
     except MissingPackageError:
         return "refused"
     except ModelFileError as error:
@@ -284,7 +290,7 @@ def outcome(path: Path, sound: Sound, kind: str) -> str:
         return "refused"
     image = np.random.default_rng(1).integers(0, 256, (1, SIDE + 3, SIDE - 3, 3), dtype=np.uint8)
     try:
-        said = [(decision.score, decision.p_value) for decision in detector.predict(image)]
+        said = [(decision.score, decision.p_value) for decision in loaded.predict(image)]
     except BlemishError as error:
         if kind == "bytes":
             raise Fault("loaded, though it is damaged") from error
@@ -310,8 +316,12 @@ def bounded(path: Path, sound: Sound, kind: str, limits: Limits) -> tuple[str, f
 
 
 def remember_structures() -> None:
-    """Read each network's structure once: it takes most of the time of a load, and depends on nothing in a mutant."""
+    """Read each network's structure once: it takes most of the time of a load, and depends on nothing in a mutant.
+
+    Nor do the versions of packages.
+    """
     read, known = extract._read_structure, {}
+    detector.version = functools.cache(detector.version)
 
     def remembered(module: Any, taps: tuple[str, ...], backbone: Any) -> Any:
         key = backbone.name, backbone.trace_size, taps

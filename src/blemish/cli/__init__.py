@@ -8,6 +8,7 @@ import typer
 from typer.core import TyperGroup
 
 from ..errors import BlemishError
+from ..memory import is_shortage
 from . import choose, detector, distil, inspect, ood, study, upgrade
 from .console import notes_on_stderr
 
@@ -23,6 +24,13 @@ class _Group(TyperGroup):
             raise
         except (BlemishError, OSError) as error:
             typer.echo(f"error: {error}", err=True)
+            raise typer.Exit(1) from None
+        except (MemoryError, RuntimeError) as error:
+            if not is_shortage(error):
+                raise
+            typer.echo(
+                f"error: not enough memory ({str(error).splitlines()[0] if str(error) else 'none left'}).", err=True
+            )
             raise typer.Exit(1) from None
 
 

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 
 from ..errors import ArgumentError, ImageError
-from ..files import check_output
+from ..files import check_output, make_folder, naming
 from ..parameters import parameters_of, read_texts, split_settings
 from .console import Speaker, facts, print_evaluation, print_fit, print_rows
 from .options import (
@@ -71,12 +71,17 @@ def demo(
     from ..report.evaluation import write_report
 
     say = Speaker()
+    make_folder(out)
+    for name in ("demo.blemish", "report.html"):
+        check_output(out / name)
     say.line(f"drawing a synthetic {product} line in {out / 'data'} ...")
     folder = out / "data" / f"{product}-{images}-{seed}"
     if not folder.exists():  # the same name means the same pictures
         unfinished = folder.with_name(f".{folder.name}.part")
         shutil.rmtree(unfinished, ignore_errors=True)
-        write_dataset(unfinished, product=product, seed=seed, n_train=images).rename(folder)
+        write_dataset(unfinished, product=product, seed=seed, n_train=images)
+        with naming(folder):
+            unfinished.rename(folder)
     dataset = open_dataset(folder)
     detector = Detector(seed=seed)
     with say.progress() as progress:

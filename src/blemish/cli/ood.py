@@ -5,15 +5,15 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import IO, TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
 from ..errors import ArgumentError
-from ..files import check_output
+from ..files import check_output, whole_file
 from ..parameters import read_texts, split_spec
 from .console import Speaker, print_rows
 from .options import (
@@ -115,7 +115,9 @@ def score(
     *,
     model: ModelOption,
     detector: Annotated[str, typer.Option(help="One detector, perhaps with parameters.")] = "gradient",
-    out: Annotated[Path | None, typer.Option(help="File for the JSON lines; default: stdout.")] = None,
+    out: Annotated[
+        Path | None, typer.Option(help="File for the JSON lines, written when all are known; default: stdout.")
+    ] = None,
     calibration: Annotated[
         Path | None, typer.Option(help="In-distribution images held out for p-values: each line then has one.")
     ] = None,
@@ -189,8 +191,15 @@ def _score_rows(part: ScoredImages, name: str, held_out: ScoredImages | None) ->
 
 @contextmanager
 def _lines(out: Path | None) -> Iterator[Callable[[list[dict[str, Any]]], None]]:
-    """Write JSON lines, each batch as soon as it is known."""
-    with nullcontext(sys.stdout) if out is None else out.open("w", encoding="utf-8") as file:
+    """Write JSON lines: each batch as soon as it is known, or, into a file, all of them in one step at the end.
+
+    So a run that is stopped leaves the file of an earlier one as it was.
+    """
+    with ExitStack() as stack:
+        if out is None:
+            file: IO[str] = sys.stdout
+        else:
+            file = stack.enter_context(stack.enter_context(whole_file(out)).open("w", encoding="utf-8"))
 
         def write(rows: list[dict[str, Any]]) -> None:
             file.writelines(json.dumps(row) + "\n" for row in rows)
@@ -329,7 +338,7 @@ def tune(
     classifier = network.open(model)
     given = {
         "temperatures": temperatures and read_option("--temperatures", tuple[float, ...], temperatures, above=0),
-        "eps": eps and read_option("--eps", tuple[float, ...], eps, at_least=0),
+        "eps": eps and read_option("--eps", tuple[float, ...], eps, at_least=0, at_most=10),
     }
     grid = Grid(**{name: values for name, values in given.items() if values})
     with say.progress() as progress:

@@ -7,11 +7,12 @@ import json
 import os
 import sys
 from collections.abc import Iterable, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any, Literal
 
 from ..errors import OutputError
-from ..files import check_output, write_whole
+from ..files import check_output, make_folder, naming, whole_file, write_whole
 
 if TYPE_CHECKING:
     from ..images.source import Skipped
@@ -34,7 +35,7 @@ class ResultWriter:
         if out is not None:
             if out.exists() and not out.is_dir():
                 raise OutputError(f"{out}: expected a folder for the results, got a file. Choose another name.")
-            out.mkdir(parents=True, exist_ok=True)
+            make_folder(out)
             check_output(out / "results.jsonl")
             self._kept = {row["image"]: row for row in _rows(out / "results.jsonl") if self._still_holds(row)}
 
@@ -43,12 +44,14 @@ class ResultWriter:
             path = self._out / "results.jsonl"
             write_whole(path, "".join(json.dumps(row) + "\n" for row in self._kept.values()))
             self._maps = {row["heatmap"] for row in self._kept.values() if "heatmap" in row}
-            self._lines = path.open("a", encoding="utf-8")
+            with naming(path):
+                self._lines = path.open("a", encoding="utf-8")
         return self
 
     def __exit__(self, *_error: object) -> None:
         if self._out is not None:
-            self._lines.close()
+            with suppress(OSError):  # of what could not be written before, which was said
+                self._lines.close()
 
     def left(self, paths: Sequence[Path]) -> list[Path]:
         """Those of the images that have no line yet; lines of other images are dropped."""
@@ -89,8 +92,9 @@ class ResultWriter:
         )
 
     def _write_line(self, row: dict[str, Any]) -> None:
-        self._lines.write(json.dumps(row) + "\n")
-        self._lines.flush()
+        with naming(self._lines.name):
+            self._lines.write(json.dumps(row) + "\n")
+            self._lines.flush()
 
     def _write_map(self, out: Path, decision: Decision) -> str:
         import numpy as np
@@ -105,11 +109,12 @@ class ResultWriter:
             path = path.with_name(f"{image.stem}-{number}{path.suffix}")
             number += 1
         self._maps.add(path.as_posix())
-        (out / path).parent.mkdir(parents=True, exist_ok=True)
-        if self._heatmaps == "npy":
-            np.save(out / path, decision.map)
-        else:
-            write_heatmap(out / path, decision.map, threshold=decision.threshold)
+        make_folder((out / path).parent)
+        with whole_file(out / path, durable=False) as temporary, temporary.open("wb") as file:
+            if self._heatmaps == "npy":
+                np.save(file, decision.map)
+            else:
+                write_heatmap(file, decision.map, threshold=decision.threshold)
         return path.as_posix()
 
 

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 
 from ..errors import ArgumentError
-from ..files import write_whole
+from ..files import make_folder, write_whole
 from .console import Speaker, print_rows
 from .options import read_option, read_resize
 from .progress import ProgressView, duration
@@ -143,7 +143,7 @@ def report(
         rows = store.rows()
         if not rows:
             raise ArgumentError.about(str(file), expected="at least one cell", got="an empty study")
-        out.mkdir(parents=True, exist_ok=True)
+        make_folder(out)
         store.write_csv(out / "study.csv")
     summary = write_study_report(out, rows)
     if as_json:

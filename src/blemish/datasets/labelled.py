@@ -225,9 +225,15 @@ def _from_cifar(paths: Sequence[Path]) -> LabelledImages:
     if not records:
         raise DatasetError("CIFAR-10: expected data_batch_1.bin ... data_batch_5.bin beside test_batch.bin, got none.")
     names = paths[0].with_name("batches.meta.txt")
-    classes = tuple(names.read_text(encoding="utf-8").split()) if names.is_file() else ()
+    try:
+        classes = tuple(names.read_text(encoding="utf-8").split()) if names.is_file() else ()
+    except (OSError, UnicodeDecodeError) as error:
+        raise DatasetError(f"{names}: cannot be read as a UTF-8 text file ({error}).") from error
+    numbers = np.concatenate([part[:, 0] for part in records.values()])
+    if classes and len(numbers) and numbers.max() >= len(classes):
+        raise DatasetError.about(str(names), expected=f"{numbers.max() + 1} names of classes", got=len(classes))
     images = {name: part[:, 1:].reshape(-1, 3, 32, 32).transpose(0, 2, 3, 1) for name, part in records.items()}
-    return _packed(images, np.concatenate([part[:, 0] for part in records.values()]), classes)
+    return _packed(images, numbers, classes)
 
 
 def _packed(
@@ -292,8 +298,8 @@ def _from_csv(path: Path, max_pixels: int) -> LabelledImages:
         raise DatasetError(f"{path}: cannot be read as a UTF-8 text file ({error}).") from error
     labels: dict[str, int] = {}
     for row in rows:
-        if len(row) != 2 or not row[1].strip().isdecimal():
-            raise DatasetError.about(str(path), expected="lines `path,class number`", got=",".join(row))
+        if len(row) != 2 or not row[1].strip().isdecimal() or len(row[1].strip()) > 9:
+            raise DatasetError.about(str(path), expected="lines `path,class number`", got=",".join(row)[:120])
         labels[str(path.parent / row[0])] = int(row[1])
     return LabelledImages(from_paths(labels, max_pixels=max_pixels), labels, path.stem)
 

@@ -198,6 +198,9 @@ def read_as_said(root: Path, normal: Sequence[str], anomalous: Sequence[str], ma
             test += [Sample(path, "good", anomalous=False) for path in found]
         else:
             learn += found
+    images = {*learn, *(sample.path for sample in test)}
+    if any(sample.mask in images or sample.path.parent == sample.mask for sample in test):
+        raise ArgumentError.about("masks", expected="a sub-folder without the images", got=masks)
     if {*learn} & {sample.path for sample in test}:
         raise ArgumentError.about("normal", expected="other sub-folders than anomalous", got=", ".join(normal))
     if not learn:

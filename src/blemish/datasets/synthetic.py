@@ -41,6 +41,7 @@ from PIL import Image
 from scipy import ndimage
 
 from ..errors import ArgumentError
+from ..files import make_folder, naming
 from ._defects import (
     DEFECTS,
     SMALLEST,
@@ -127,7 +128,7 @@ def write_dataset(
     _check_number("size", size, 64, 1024)
     for name, count in (("n_train", n_train), ("n_test_normal", n_test_normal), ("n_per_defect", n_per_defect)):
         _check_number(name, count, 0, 100_000)
-    folder.mkdir(parents=True, exist_ok=True)
+    make_folder(folder)
     part = 1_000_000 * int(seed)
     plan: list[tuple[str, str | None, int]] = [("train/good", None, n_train), ("test/good", None, n_test_normal)]
     for place, defect, count in plan + [(f"test/{kind}", kind, n_per_defect) for kind in DEFECTS]:
@@ -141,8 +142,9 @@ def write_dataset(
 
 
 def _save(pixels: NDArray[np.uint8], path: Path) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    Image.fromarray(pixels).save(path, compress_level=2)  # sensor noise does not compress anyway
+    make_folder(path.parent)
+    with naming(path):
+        Image.fromarray(pixels).save(path, compress_level=2)  # sensor noise does not compress anyway
 
 
 def _check(name: str, value: object, names: Iterable[str], *, instead: str = "") -> None:

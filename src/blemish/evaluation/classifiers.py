@@ -24,7 +24,7 @@ from torch import Tensor
 from .. import metrics
 from ..datasets.labelled import LabelledImages, LabelledInput, open_labelled
 from ..errors import ArgumentError, DatasetError
-from ..files import whole_file
+from ..files import make_folder, whole_file
 from ..images.source import Batches, OnError, Skipped
 from ..ood import Classifier, OODDetector, Outputs
 from ..persist import digest
@@ -186,7 +186,7 @@ class ScoreStore:
             except (OSError, EOFError, ValueError, KeyError, BadZipFile) as error:
                 raise DatasetError(f"{path}: kept scores that cannot be read ({error}). Delete the file.") from error
         found = score_images(classifier, images, scores, reading=reading)
-        self.folder.mkdir(parents=True, exist_ok=True)
+        make_folder(self.folder)
         _write_scored(path, found)
         return found
 

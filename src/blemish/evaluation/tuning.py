@@ -37,7 +37,7 @@ class Grid:
     temperatures: tuple[float, ...] = parameter(
         (1.0, 2.0, 5.0, 10.0, 20.0, 50.0, 100.0, 200.0, 500.0, 1000.0), above=0, least=1
     )
-    eps: tuple[float, ...] = parameter(tuple(round(0.0002 * i, 4) for i in range(21)), at_least=0, least=1)
+    eps: tuple[float, ...] = parameter(tuple(round(0.0002 * i, 4) for i in range(21)), at_least=0, at_most=10, least=1)
 
     def __post_init__(self) -> None:
         check_parameters(self)

@@ -58,7 +58,7 @@ class PaDiM(MapMethod, GrowingMethod):
 
     dimensions: int | None = parameter(None, at_least=1)
     reduction: Literal["random", "orthogonal", "none"] = "orthogonal"
-    eps: float | None = parameter(None, above=0)
+    eps: float | None = parameter(None, above=0, at_most=1e6)
     sigma: float = parameter(4.0, at_least=0)
     storage: Literal["float32", "float16"] = "float32"
 

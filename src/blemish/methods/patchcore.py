@@ -126,6 +126,8 @@ class PatchCore(MapMethod, TurnedMethod, GrowingMethod):
         positions = first.maps[0].shape[2] * first.maps[0].shape[3]
         d = self.dimensions if self.patches == "unfold" else sum(m.shape[1] for m in first.maps)
         total = images * positions
+        if self.count is not None and self.count > total:
+            raise ArgumentError.about("count", expected=f"at most {total}, the patches of the images", got=self.count)
         kept = self._wanted(total)
         self._factory().check(d, kept)
         # Merge and reduce keeps a part of the buffer for new patches, and the rest must hold the bank.

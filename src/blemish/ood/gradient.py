@@ -43,7 +43,7 @@ class Gradient(OODDetector):
     needs: ClassVar[frozenset[Need]] = frozenset({"network"})
 
     temperature: float = parameter(2.0, above=0)
-    eps: float = parameter(0.001, at_least=0)
+    eps: float = parameter(0.001, at_least=0, at_most=10)
     unit: Unit = "pixel"
     label: Label = "perturbed"
     parameters: tuple[str, ...] | None = None

@@ -36,7 +36,7 @@ class ODIN(OODDetector):
     needs: ClassVar[frozenset[Need]] = frozenset({"network"})
 
     temperature: float = parameter(1000.0, above=0)
-    eps: float = parameter(0.0014, at_least=0)
+    eps: float = parameter(0.0014, at_least=0, at_most=10)
     unit: Unit = "pixel"
 
     def _score(self, outputs: Outputs) -> Floats:

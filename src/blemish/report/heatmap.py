@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from functools import lru_cache
 from pathlib import Path
+from typing import IO
 
 import matplotlib
 import numpy as np
@@ -15,7 +16,7 @@ UNSEEN = 255
 """Palette index of pixels that preprocessing cropped away."""
 
 
-def write_heatmap(path: Path, map: NDArray[np.float32], *, threshold: float | None) -> None:
+def write_heatmap(file: str | Path | IO[bytes], map: NDArray[np.float32], *, threshold: float | None) -> None:
     """Write a `(height, width)` anomaly map as a palette PNG, in which what is brighter than the middle is anomalous.
 
     score = low + index / 254 (high - low), up to the rounding to 255 steps, with the ends of `scale_of`. The file holds
@@ -32,7 +33,7 @@ def write_heatmap(path: Path, map: NDArray[np.float32], *, threshold: float | No
     ends = PngInfo()
     ends.add_text("low", repr(low))
     ends.add_text("high", repr(high))
-    image.save(path, compress_level=1, pnginfo=ends)
+    image.save(file, "PNG", compress_level=1, pnginfo=ends)
 
 
 def scale_of(map: NDArray[np.float32], *, threshold: float | None) -> tuple[float, float]:

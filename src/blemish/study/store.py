@@ -9,15 +9,15 @@ from __future__ import annotations
 import csv
 import json
 import sqlite3
-from collections.abc import Iterable, Mapping
-from contextlib import closing
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import closing, contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from ..errors import ArgumentError
-from ..files import whole_file
+from ..errors import ArgumentError, OutputError
+from ..files import make_folder, naming, whole_file
 from ..metrics.table import TABLE
 from .plan import Cell
 
@@ -72,14 +72,16 @@ class Store:
 
     def __init__(self, path: str | Path) -> None:
         self.path = Path(path)
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        self._file = sqlite3.connect(self.path, isolation_level=None, timeout=60)
+        make_folder(self.path.parent)
+        with self._blaming_the_disk():
+            self._file = sqlite3.connect(self.path, isolation_level=None, timeout=60)
         try:
-            self._open()
+            with self._blaming_the_disk():
+                self._open()
         except sqlite3.DatabaseError as error:
             self._file.close()
             raise ArgumentError.about(str(self.path), expected="a study file", got=f"another one ({error})") from None
-        except ArgumentError:
+        except BaseException:
             self._file.close()
             raise
 
@@ -111,18 +113,39 @@ class Store:
     ) -> None:
         self._file.close()
 
+    @contextmanager
+    def _blaming_the_disk(self) -> Iterator[None]:
+        """A full disk, a folder that cannot be written, a lock: not the file's fault. Raises `OutputError`."""
+        with naming(self.path):
+            try:
+                yield
+            except sqlite3.OperationalError as error:
+                raise OutputError(f"{self.path}: cannot be read or written ({error}).") from error
+
+    @contextmanager
+    def _transaction(self) -> Iterator[None]:
+        """All or nothing, on disk when it ends."""
+        with self._blaming_the_disk():
+            self._file.execute("BEGIN IMMEDIATE")
+            try:
+                yield
+                self._file.execute("COMMIT")
+            finally:
+                if self._file.in_transaction:
+                    self._file.execute("ROLLBACK")
+
     def add(self, cells: Iterable[Cell]) -> None:
         """Give every cell its row, waiting; cells that have one keep it."""
         rows = [_identity(cell) for cell in cells]
         names = ", ".join(rows[0]) if rows else ""
-        with _Transaction(self._file):
+        with self._transaction():
             for row in rows:
                 marks = ", ".join("?" * len(row))
                 self._file.execute(f"INSERT OR IGNORE INTO cells ({names}) VALUES ({marks})", tuple(row.values()))
 
     def retry(self, cells: Iterable[Cell]) -> None:
         """Let failed cells wait again."""
-        with _Transaction(self._file):
+        with self._transaction():
             for cell in cells:
                 self._file.execute(
                     "UPDATE cells SET status = 'waiting', reason = NULL, trace = NULL "
@@ -133,7 +156,7 @@ class Store:
     def record(self, key: str, values: Mapping[str, Any]) -> None:
         """Fill in a cell's row in one step; `status` among the values says what it has become."""
         settings = ", ".join(f"{name} = ?" for name in values)
-        with _Transaction(self._file):
+        with self._transaction():
             self._file.execute(
                 f"UPDATE cells SET {settings} WHERE key = ? AND status != 'finished'",
                 (*(_stored(value) for value in values.values()), key),
@@ -141,12 +164,14 @@ class Store:
 
     def status(self, cells: Iterable[Cell]) -> dict[str, str]:
         """`waiting`, `finished` or `failed`, by key."""
-        found = dict(self._file.execute("SELECT key, status FROM cells"))
+        with self._blaming_the_disk():
+            found = dict(self._file.execute("SELECT key, status FROM cells"))
         return {cell.key: found[cell.key] for cell in cells}
 
     def rows(self) -> list[dict[str, Any]]:
         """All rows, in the order in which they were added."""
-        with closing(self._file.execute(f"SELECT {', '.join(COLUMNS)} FROM cells ORDER BY rowid")) as found:
+        everything = f"SELECT {', '.join(COLUMNS)} FROM cells ORDER BY rowid"
+        with self._blaming_the_disk(), closing(self._file.execute(everything)) as found:
             return [dict(zip(COLUMNS, row, strict=True)) for row in found]
 
     def write_csv(self, path: str | Path) -> None:
@@ -155,21 +180,6 @@ class Store:
             writer = csv.DictWriter(file, COLUMNS)
             writer.writeheader()
             writer.writerows(self.rows())
-
-
-class _Transaction:
-    """All or nothing, on disk when it ends."""
-
-    def __init__(self, file: sqlite3.Connection) -> None:
-        self._file = file
-
-    def __enter__(self) -> None:
-        self._file.execute("BEGIN IMMEDIATE")
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self._file.execute("COMMIT" if kind is None else "ROLLBACK")
 
 
 def _identity(cell: Cell) -> dict[str, Any]:

@@ -1,0 +1,184 @@
+"""One small call of every command, and what it writes: for tests that attack all of them.
+
+The commands come from the app itself; `test_faults.py` fails where one has no row here.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+import sqlite3
+from collections.abc import Callable, Iterator
+from contextlib import closing
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import typer
+from PIL import Image
+from safetensors.torch import load as load_tensors
+
+import stripes
+import studies
+from blemish import persist
+from blemish.cli import app
+from blemish.datasets.synthetic import write_dataset
+from blemish.detector import Detector
+from blemish.images.preprocess import Preprocess
+from blemish.methods import PaDiM
+from blemish.study.run import run_study
+from blemish.study.store import Store
+from test_persist import write_format_2
+
+
+@dataclass(frozen=True)
+class Call:
+    """How to call a command; `{data}` and the like are places of `prepare`, `{out}` an empty folder."""
+
+    arguments: str
+    writes: str = ""
+    """Patterns of the files in `{out}` that are there when it is done."""
+    stops_with: str = ""
+    """Patterns of what a stopped run may leave for the next one to go on with."""
+    begins_with: str = ""
+    """A file of `prepare` that lies in `{out}` before."""
+
+
+_STUDY = "--methods padim,knn --backbones filters --resize 32 --held-out 0.25 --false-alarm-rate 0.25 --no-intervals"
+_TAUGHT = "--steps 4 --checkpoint-every 1 --workers 1 --set batch=4 --set image_side=32 --set held_out=0.2"
+_COMPACT = "--set widths=[8,8,8] --set blocks=[1,1,0] --set stem=4 --set side=32 --set warmup=1"
+_STRIPES = "--model stripes:factory"
+_SQLITE = "study.sqlite*"
+
+CALLS = {
+    "demo": Call(
+        "--out {out} --images 95", "demo.blemish report.html data", "data data/.*.part", begins_with="data"
+    ),
+    "inspect": Call("{data} --report {out}/i.html --out {out}/list.txt --workers 1", "i.html list.txt"),
+    "fit": Call("{data} --backbone filters --resize 32 --false-alarm-rate 0.2 --out {out}/m.blemish", "m.blemish"),
+    "update": Call(
+        "{out}/model.blemish {more} --held-out {held_out}", "model.blemish", begins_with="model.blemish"
+    ),
+    "upgrade": Call("{out}/old.blemish", "old.blemish", begins_with="old.blemish"),
+    "predict": Call(
+        "{model} {data} --out {out}/r --heatmaps npy", "r/results.jsonl r/heatmaps", "r r/results.jsonl r/heatmaps"
+    ),
+    "evaluate": Call("{model} {data} --report {out}/e.html", "e.html"),
+    "list": Call("methods"),
+    "study": Call(
+        f"{{data}} {_STUDY} --out {{out}}/s", "s/study.sqlite s/study.csv s/plan.toml",
+        f"s s/{_SQLITE} s/plan.toml s/study.csv",
+    ),
+    "report": Call("{study} --out {out}/p", "p/report.html p/report.md p/study.csv", "p p/study.csv p/report.html"),
+    "ood score": Call(f"{{test}} {_STRIPES} --detector msp --out {{out}}/lines.jsonl", "lines.jsonl"),
+    "ood evaluate": Call(
+        f"{{test}} {_STRIPES} --outliers {{blobs}} --detectors msp --repetitions 2 --scores {{out}}/kept "
+        "--report {out}/o.html", "kept o.html", "kept",
+    ),
+    "ood tune": Call(
+        f"{{test}} {_STRIPES} --detector odin --temperatures 1,2 --eps 0,0.001 --outliers {{blobs}} "
+        "--out {out}/t.json --report {out}/o.html", "t.json o.html", "t.json",
+    ),
+    "ood ablate": Call(f"{{test}} {_STRIPES} --outliers {{blobs}} --detector odin --report {{out}}/o.html", "o.html"),
+    "ood reliability": Call(
+        f"{{test}} {_STRIPES} --detectors msp --bin-size 9 --report {{out}}/o.html", "o.html"
+    ),
+    "distil descriptor": Call(
+        f"{{data}}/train --patch 17 --backbone filters {_TAUGHT} --set width=0.1 --set teacher_side=32 "
+        "--set zoom=[1,1] --out {out}/d.safetensors", "d.safetensors d.json", "d.safetensors d.safetensors.checkpoint",
+    ),
+    "distil backbone": Call(
+        f"{{data}}/train --teacher filters {_TAUGHT} {_COMPACT} --out {{out}}/c.safetensors", "c.safetensors c.json",
+        "c.safetensors c.safetensors.checkpoint",
+    ),
+}  # fmt: skip
+
+
+def commands() -> Iterator[tuple[str, Callable[..., Any]]]:
+    """Every command of the app: its name, such as `ood tune`, and its function."""
+    yield from _below(app, ())
+
+
+def _below(group: typer.Typer, names: tuple[str, ...]) -> Iterator[tuple[str, Callable[..., Any]]]:
+    for row in group.registered_commands:
+        assert row.callback is not None
+        yield " ".join([*names, row.name or row.callback.__name__.replace("_", "-")]), row.callback
+    for inner in group.registered_groups:
+        assert inner.typer_instance is not None
+        yield from _below(inner.typer_instance, (*names, str(inner.name)))
+
+
+def prepare(folder: Path) -> dict[str, Path]:
+    """Make small inputs for all calls; gives their places by name."""
+    data, more = folder / "data", folder / "more"
+    write_dataset(data, product="washer", n_train=20, n_test_normal=2, n_per_defect=1, size=64)
+    for place, seed in ((more, 1), (folder / "held_out", 2)):
+        drawn = write_dataset(
+            folder / f"drawn{seed}", product="washer", seed=seed, n_train=6, n_test_normal=0, n_per_defect=0, size=64
+        )
+        shutil.copytree(drawn / "train" / "good", place)
+    detector = Detector(method=PaDiM(backbone="filters"), preprocess=Preprocess(32), false_alarm_rate=0.2)
+    detector.fit(data).save(folder / "model.blemish")
+    tensors, manifest = persist.load(folder / "model.blemish")
+    about = {key: value for key, value in manifest.items() if key not in ("format", "digest")}
+    write_format_2(folder / "old.blemish", tensors, about)
+    plan = studies.plan(folder, data=(str(data),), resize=32)
+    with Store(folder / "study" / "study.sqlite") as store:
+        run_study(plan, store, executor=studies.Inline())
+    images, labels = stripes.stripes(30, 11)
+    for number, (image, label) in enumerate(zip(images, labels, strict=True)):
+        path = folder / "test" / str(label) / f"{number}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(image).save(path)
+    np.savez(folder / "blobs.npz", images=stripes.blobs(20, 12))
+    # The demo draws its pictures once; these are smaller ones, and enough for its threshold.
+    drawn = shutil.copytree(data, folder / "drawn" / "board-95-0")
+    for number, noise in enumerate(np.random.default_rng(0).integers(0, 256, (75, 16, 16), dtype=np.uint8)):
+        Image.fromarray(noise).save(drawn / "train" / "good" / f"more{number}.png")
+    stripes.factory()
+    return {path.name.partition(".")[0]: path for path in folder.iterdir()}
+
+
+def begin(call: Call, places: dict[str, Path], out: Path) -> list[str]:
+    """Make the folder `out` for a call; gives the arguments."""
+    out.mkdir()
+    if call.begins_with == "data":
+        shutil.copytree(places["drawn"], out / "data")
+    elif call.begins_with:
+        shutil.copy(places[call.begins_with.partition(".")[0]], out / call.begins_with)
+    return call.arguments.format(out=out, **places).split()
+
+
+def files_in(folder: Path) -> set[str]:
+    """Names of all files below a folder."""
+    return {path.relative_to(folder).as_posix() for path in folder.rglob("*") if not path.is_dir()}
+
+
+def check_whole(path: Path) -> None:
+    """Raise where a file is torn."""
+    if path.name.startswith("study.sqlite"):
+        with closing(sqlite3.connect(path.with_name("study.sqlite"))) as file:
+            assert file.execute("PRAGMA integrity_check").fetchone() == ("ok",)
+    elif path.suffix in (".png", ".npy", ".npz"):
+        Image.open(path).load() if path.suffix == ".png" else np.load(path)
+    elif path.suffix in (".blemish", ".checkpoint") or path.name == "d.safetensors":
+        persist.load(path)
+    else:
+        _CHECKS[path.suffix](path.read_bytes())
+
+
+def _check_end(end: bytes) -> Callable[[bytes], None]:
+    def check(content: bytes) -> None:
+        assert content.rstrip(b" ").endswith(end)
+
+    return check
+
+
+_CHECKS: dict[str, Callable[[bytes], object]] = {
+    ".safetensors": load_tensors,
+    ".json": json.loads,
+    ".jsonl": lambda content: [json.loads(line) for line in content.splitlines()],
+    ".html": _check_end(b"</html>\n"),
+    **{suffix: _check_end(b"\n") for suffix in (".md", ".csv", ".toml", ".txt")},
+}

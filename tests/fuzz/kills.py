@@ -1,0 +1,246 @@
+"""Commands as real processes that are killed, or find no room: nothing torn, nothing left, and a second run completes.
+
+    python tests/fuzz/kills.py --count 50 --seed 0 --only fit --only predict
+
+Each command of `tests/calls.py` that writes is started and stopped again and again, in processes that are forked from
+this one, so that nothing is loaded twice. The kinds of ends, by turns:
+
+- `killed`: SIGKILL at a random moment of its time.
+- `at a write`: SIGKILL just before one of the files that it makes or replaces, each of them in turn.
+- `full disk`: no file may grow beyond a random size (RLIMIT_FSIZE).
+- `no permission`: another user's folder.
+- `little memory`: some further megabytes (RLIMIT_AS); with none, Python itself waits for ever for a thread's begin.
+- `slow disk`: killed while each file that it makes takes a while.
+
+After a kill, or an error of one line, every file must be whole and be one that may be there; then the same command
+runs undisturbed, must end with 0, and leave what it should and nothing else.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import random
+import resource
+import shutil
+import signal
+import sys
+import tempfile
+import time
+import traceback
+import warnings
+from collections import Counter
+from collections.abc import Callable
+from fnmatch import fnmatch
+from pathlib import Path
+
+import torch
+from typer.testing import CliRunner
+
+sys.path.insert(0, str(Path(__file__).parents[1]))  # for what the tests share
+
+import studies
+from blemish.cli import app
+from blemish.images.preprocess import PRESETS, Preprocess
+from blemish.study.run import LocalExecutor
+from calls import CALLS, Call, begin, check_whole, files_in, prepare
+from faults import WriteFault, watching
+
+KINDS = ("killed", "at a write", "full disk", "no permission", "little memory", "slow disk")
+NOBODY = 65534
+MOST_SECONDS = 300.0
+
+
+class Fault(Exception):
+    """What must not happen."""
+
+
+def fork(run: Callable[[], None], log: Path) -> int:
+    """Run in a process of its own, which writes to `log`; gives its number."""
+    pid = os.fork()
+    if pid:
+        return pid
+    status = 99
+    try:
+        output = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
+        os.dup2(output, 1)
+        os.dup2(output, 2)
+        sys.stdout, sys.stderr = open(1, "w", closefd=False), open(2, "w", closefd=False)  # noqa: SIM115
+        os.setpgid(0, 0)
+        run()
+        status = 0
+    except SystemExit as end:
+        status = end.code if isinstance(end.code, int) else 98
+    except BaseException:
+        traceback.print_exc()
+    finally:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(status)
+
+
+def wait(pid: int, seconds: float) -> int | None:
+    """Exit status, negative for a signal; killed after so many seconds."""
+    end = time.monotonic() + seconds
+    while time.monotonic() < end:
+        done, status = os.waitpid(pid, os.WNOHANG)
+        if done:
+            return os.waitstatus_to_exitcode(status)
+        time.sleep(0.001)
+    try:
+        os.killpg(pid, signal.SIGKILL)
+    except ProcessLookupError:  # it has not come so far
+        os.kill(pid, signal.SIGKILL)
+    return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+
+
+def fits(name: str, patterns: str) -> bool:
+    """Whether one of the patterns, between blanks, is that of a file or of a folder above it."""
+    return any(fnmatch(name, pattern) or fnmatch(name, f"{pattern}/*") for pattern in patterns.split())
+
+
+class Attack:
+    """One command, its undisturbed run, and what is done to it."""
+
+    def __init__(self, name: str, places: dict[str, Path], folder: Path) -> None:
+        self.name, self.call, self.places = name, CALLS[name], places
+        self.out, self.log = folder / "out", folder / "log"
+        # In this process, so that those that are forked have all modules.
+        self._begin()
+        with watching(watch := WriteFault(self.out)):
+            done = CliRunner().invoke(app, [*self.name.split(), *self.arguments])
+        if done.exit_code:
+            raise Fault(f"{name} does not even run undisturbed: {done.output[-2000:]} {done.exception!r}")
+        self._begin()
+        start = time.monotonic()
+        status = wait(fork(self._run, self.log), MOST_SECONDS)
+        self.seconds, self.writes = time.monotonic() - start, watch.count
+        if status != 0:
+            raise Fault(f"{name} does not run in a fork: {self.log.read_text()[-2000:]}")
+        self._check_complete()
+
+    def _begin(self) -> None:
+        shutil.rmtree(self.out, ignore_errors=True)
+        self.arguments = begin(self.call, self.places, self.out)
+        self._before = files_in(self.out)
+
+    def _run(self) -> None:
+        app([*self.name.split(), *self.arguments], prog_name="blemish")
+
+    def stop(self, kind: str, draw: random.Random, number: int) -> str:
+        """Stop a run in one way, check what it left, and run it again; says how it was, and raises `Fault`."""
+        self._begin()
+        seconds = MOST_SECONDS
+        room, at = draw.choice((0, 100, 5000, 20_000)), number % max(1, self.writes)
+        megabytes, pause = draw.choice((5, 20, 60, 150)), draw.uniform(0, 0.05)
+        if kind in ("killed", "slow disk"):
+            seconds = draw.uniform(0, 1.1 * self.seconds) + (pause * self.writes if kind == "slow disk" else 0)
+
+        def run() -> None:
+            watch = WriteFault(self.out)
+            if kind == "at a write":
+                watch = WriteFault(self.out, at, lambda _: os.kill(os.getpid(), signal.SIGKILL))
+            elif kind == "slow disk":
+                watch = WriteFault(self.out, -1, lambda _: time.sleep(pause))
+            elif kind == "full disk":
+                resource.setrlimit(resource.RLIMIT_FSIZE, (room, room))
+            elif kind == "little memory":
+                held = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
+                resource.setrlimit(resource.RLIMIT_AS, (held + megabytes * 1_000_000,) * 2)
+            elif kind == "no permission":
+                os.setgid(NOBODY)
+                os.setuid(NOBODY)
+            with watching(watch):
+                self._run()
+
+        how = self._how(wait(fork(run, self.log), seconds), kind)
+        self._check_left()
+        status = wait(fork(self._run, self.log), MOST_SECONDS)
+        if status != 0:
+            raise Fault(f"a second run ended with {status}: {self.log.read_text()[-2000:]}")
+        self._check_complete()
+        return how
+
+    def _how(self, status: int | None, kind: str) -> str:
+        """How a run ended; raises `Fault` where it may not end so."""
+        said = self.log.read_text(errors="replace")
+        if kind in ("killed", "at a write", "slow disk"):
+            ends = {0: "ended", -signal.SIGKILL: "killed"}
+        else:
+            ends = {0: "ended", 1: "refused"}
+        # On a full disk, what it says is cut as well.
+        is_said = kind == "full disk" or status != 1 or (said.splitlines() or [""])[-1].startswith("error: ")
+        if status not in ends or not is_said:
+            raise Fault(f"ended with {status}: {said[-2000:]}")
+        return ends[status]
+
+    def _check_left(self) -> None:
+        """Whole files only, and temporary ones, which the next run removes."""
+        row: Call = self.call
+        for path in files_in(self.out) - self._before:
+            is_temporary = path.rpartition("/")[2].startswith(".") and path.endswith(".tmp")
+            if not is_temporary and not fits(path, f"{row.writes} {row.stops_with}"):
+                raise Fault(f"left {path}")
+        for path in files_in(self.out):
+            if not path.endswith((".tmp", ".jsonl")) and "/." not in f"/{path}":  # a torn last line is passed over
+                self._check_whole(path)
+
+    def _check_complete(self) -> None:
+        found = files_in(self.out)
+        for path in found:
+            if not fits(path, self.call.writes):
+                raise Fault(f"left behind after a second run: {path}")
+            self._check_whole(path)
+        for pattern in self.call.writes.split():
+            if not any(fits(path, pattern) for path in found):
+                raise Fault(f"not there after a second run: {pattern}")
+
+    def _check_whole(self, path: str) -> None:
+        try:
+            check_whole(self.out / path)
+        except Exception as error:
+            raise Fault(f"torn: {path}: {error!r}") from error
+
+
+def main() -> int:
+    """Parse, run, and exit with 1 where there is a fault."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--count", type=int, default=50, help="kills, and other ends, of each command")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--only", action="append", choices=[name for name, call in CALLS.items() if call.writes])
+    parser.add_argument("--kind", action="append", choices=KINDS)
+    parser.add_argument("--spawn", action="store_true", help="a study in processes of its own, as for a user; slow")
+    given = parser.parse_args()
+    torch.set_num_threads(1)
+    warnings.simplefilter("ignore")
+    PRESETS["default"] = Preprocess(32)  # else the demo takes long
+    if not given.spawn:
+        LocalExecutor.run = lambda self, group: studies.Inline().run(group)  # type: ignore[method-assign]
+    names = given.only or [name for name, call in CALLS.items() if call.writes]
+    kinds = [kind for kind in given.kind or KINDS if kind != "no permission" or os.geteuid() == 0]
+    faults = 0
+    with tempfile.TemporaryDirectory() as made:
+        folder = Path(made)
+        folder.chmod(0o755)
+        (folder / "in").mkdir()
+        places = prepare(folder / "in")
+        (folder / "work").mkdir()
+        for name in names:
+            attack, counts, start = Attack(name, places, folder / "work"), Counter[str](), time.monotonic()
+            for number in range(given.count):
+                draw = random.Random(f"{given.seed} {name} {number}")
+                kind = kinds[number % len(kinds)]
+                try:
+                    how = attack.stop(kind, draw, number // len(kinds))
+                except Fault as fault:
+                    how, faults = "FAULT", faults + 1
+                    print(f"FAULT {given.seed} {name} {number}: {kind}\n    {fault}", flush=True)
+                counts[f"{kind}: {how}"] += 1
+            found = ", ".join(f"{how} {times}" for how, times in sorted(counts.items()))
+            print(f"{name}: {found} ({time.monotonic() - start:.0f} s)", flush=True)
+    print(f"{given.count * len(names)} stops of {len(names)} commands, {faults} faults")
+    return min(1, faults)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
