@@ -5,12 +5,14 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
 
+from blemish import files
 from blemish.errors import BlemishError, OutputError
-from blemish.files import check_output, whole_file, write_whole
+from blemish.files import check_output, make_folder, whole_file, write_whole
 
 posix = pytest.mark.skipif(os.name != "posix", reason="links, pipes and devices are made as on Unix")
 
@@ -114,3 +116,62 @@ def test_the_rights_of_the_old_file_stay_and_a_new_one_follows_the_umask(tmp_pat
 def test_the_error_is_an_oserror_too():
     assert issubclass(OutputError, OSError)
     assert issubclass(OutputError, BlemishError)
+
+
+class TestWindows:
+    """What differs there, simulated: an open file cannot be replaced, and some names are none."""
+
+    @pytest.fixture(autouse=True)
+    def windows(self, monkeypatch):
+        monkeypatch.setattr(files, "_IS_WINDOWS", True)
+        monkeypatch.setattr(files, "_WAITS", (0, 0))
+
+    @pytest.mark.parametrize("refusals", [1, 2, 3])
+    def test_a_file_that_is_open_elsewhere_is_replaced_a_moment_later(self, tmp_path, monkeypatch, refusals):
+        replace, tried = os.replace, []
+
+        def busy(old, new):
+            tried.append(new)
+            if len(tried) <= refusals:
+                raise PermissionError(13, "The process cannot access the file")
+            replace(old, new)
+
+        monkeypatch.setattr(os, "replace", busy)
+        (tmp_path / "m").write_bytes(b"old")
+        if refusals < 3:
+            write_whole(tmp_path / "m", b"new")
+        else:
+            with pytest.raises(OutputError, match=r"m: cannot be written \(The process cannot access the file\)"):
+                write_whole(tmp_path / "m", b"new")
+        assert (tmp_path / "m").read_bytes() == (b"new" if refusals < 3 else b"old")
+        assert os.listdir(tmp_path) == ["m"]
+
+    @pytest.mark.parametrize(
+        ("name", "reason"),
+        [("con", "con is a device"), ("NUL.blemish", "nul is a device"), ("a:b", "a colon"), ("m.", "a dot or blank")],
+    )
+    def test_names_that_would_be_something_else_are_refused(self, tmp_path, name, reason):
+        with pytest.raises(OutputError, match=reason):
+            check_output(tmp_path / name)
+        assert check_output(tmp_path / "console.blemish").name == "console.blemish"
+
+    def test_only_old_temporary_files_are_swept_away(self, tmp_path):
+        for pid, age in ((1, 2 * files._OLD_SECONDS), (2, 0)):
+            (tmp_path / f".m.{pid}.tmp").touch()
+            now = time.time() - age
+            os.utime(tmp_path / f".m.{pid}.tmp", (now, now))
+        write_whole(tmp_path / "m", b"x")
+        assert sorted(os.listdir(tmp_path)) == [".m.2.tmp", "m"]
+
+
+@pytest.mark.parametrize("path", ["", "a\0b", "\ud800"])
+def test_what_is_no_name_of_a_folder_or_file_is_refused(path):
+    for use in (make_folder, check_output):
+        with pytest.raises(OutputError, match="expected the name of a f"):
+            use(path)
+
+
+def test_a_folder_that_cannot_be_made_is_named(tmp_path):
+    (tmp_path / "file").touch()
+    with pytest.raises(OutputError, match=r"file/below: cannot be written \(Not a directory\)|cannot be written"):
+        make_folder(tmp_path / "file" / "below")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +16,9 @@ from typer.testing import CliRunner
 from blemish import Detector, PaDiM, PatchCore, Preprocess, custom_backbone, persist
 from blemish.cli import app
 from blemish.errors import ArgumentError, ModelFileError
+from blemish.features.backbones import BACKBONES, find_backbone
 from blemish.methods import CFlow, GaussianAD, OneClassSVM, Students
+from blemish.methods._base import _input_scaling
 from test_padim import Net
 from test_persist import write_format_2
 
@@ -266,3 +269,23 @@ def test_a_hundred_mutants_do_no_harm():
     run = subprocess.run([sys.executable, str(script), *arguments], capture_output=True, text=True, check=False)
     assert run.returncode == 0, run.stdout + run.stderr
     assert "120 mutants, 0 faults" in run.stdout
+
+
+@pytest.mark.parametrize("case", ["of another network", "too few"])
+def test_a_large_network_is_not_built_for_a_small_file(tmp_path, padim, monkeypatch, case):
+    tensors, manifest = padim[0], copy.deepcopy(padim[1])
+    manifest["parameters"] |= {"backbone": "vgg19", "taps": ["features"]}
+    rest = {name: tensor for name, tensor in tensors.items() if "backbone." not in name}
+    rest["method.backbone.features.0.weight"] = torch.zeros(64, 3, *((3, 3) if case == "too few" else (5, 5)))
+    row = find_backbone("vgg19")
+    tensors = rest | {f"method.{name}": value for name, value in _input_scaling(row).items()}
+    built = []
+
+    def build():
+        built.append(torch.get_default_device().type)
+        return row.build()
+
+    monkeypatch.setitem(BACKBONES, "vgg19", replace(row, build=build))
+    message = "of the tapped modules are there" if case == "too few" else "is none of its parameters"
+    refuse(tmp_path / "m", tensors, manifest, f"the stored parameters do not fit the network.*{message}")
+    assert built == ["meta"]

@@ -1,11 +1,11 @@
-"""Odd command lines through the whole command line: no traceback, no hang; a result, or one line that says what is wrong.
+"""Odd command lines through all commands: no traceback, no hang; a result, or one line that says what is wrong.
 
     python tests/fuzz/commands.py --count 10000 --seed 0 --processes 200
 
 Each begins as the call of `tests/calls.py`, or as nothing, and gets options and values out of the commands' own
-signatures: right ones, ends of their ranges, other types, and texts that are meant badly. They run in this process; as
-many as `--processes` says run as real ones. What a user may ask for that rightly takes long, or reaches for the network,
-is not drawn: many steps, a Ray cluster, a network of the table whose weights are not here.
+signatures: right ones, ends of their ranges, other types, and texts that are meant badly. They run in this process; the
+first `--processes` as real ones. What a user may ask for that rightly takes long, or reaches for the network, is not
+drawn: many steps, a Ray cluster, a network of the table whose weights are not here.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ import os
 import random
 import resource
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
@@ -25,6 +26,7 @@ import typing
 import warnings
 from collections import Counter
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal
 
@@ -44,6 +46,7 @@ from blemish.parameters import parameters_of
 from blemish.study.run import LocalExecutor
 from calls import CALLS, begin, commands, prepare
 
+MOST_WAITING = 20.0  # by the clock
 MOST_SECONDS = 2.0  # of this process, so that a busy machine finds nothing; for what is no work that was asked for
 LONG = ("steps", "epochs", "repetitions", "images", "every", "pretrain", "warm_up", "batches", "ray", "blocks")
 """What may rightly take long."""
@@ -52,8 +55,8 @@ WHOLE = ("0", "1", "-1", "2", "3", "16", "17", "31", "64", "1000", "99999999", s
 NUMBERS = (*WHOLE, "0.5", "-0.5", "1e-300", "1e308", "-1e308", "nan", "inf", "-inf", "1e999", "0x10", "1_000", "5e-324")
 TEXTS = (
     "", " ", "x", "none", "auto", "random", "exact", "faiss:ivf0", "faiss:flat", "faiss:", "custom:x", "timm:x", "cpu",
-    "cuda:99", "meta", "\u00b2", "\u0663", "\u00e9", "\udcff", "\x1b[31m", "a\nb", "%s%n", "{x}", "[1,2]", "[", "(((((a", "=",
-    "a=b", ",", ",,", "+", "1,2", "16x16", "0x0", "16x", "x16", "99999x99999", "a" * 5000, "--help", "-", "--",
+    "cuda:9", "meta", "\u00b2", "\u0663", "\u00e9", "\udcff", "\x1b[31m", "a\nb", "%s%n", "{x}", "[1,2]", "[", "(((((a",
+    "=", "a=b", ",", ",,", "+", "1,2", "16x16", "0x0", "16x", "x16", "99999x99999", "a" * 5000, "--help", "-", "--",
     "../../etc/passwd", "level1", "level3,level1", "level1,level1", "good", "folders", "1 2", "(.*)", "(.*", "(?P<a>.)",
 )  # fmt: skip
 FAST = {
@@ -155,6 +158,32 @@ class Fault(Exception):
     """What must not happen."""
 
 
+class Hang(BaseException):
+    """Something waits, and may do so for ever."""
+
+
+@contextmanager
+def limited() -> Iterator[None]:
+    """End what waits for what never comes, such as the other end of a pipe, where the system can."""
+
+    used = time.process_time()
+
+    def ring(*_: object) -> None:
+        nonlocal used
+        before, used = used, time.process_time()
+        if used - before < 0.02:  # it does nothing; on a busy machine, what works has done something by now
+            raise Hang
+
+    if hasattr(signal, "setitimer"):
+        signal.signal(signal.SIGALRM, ring)
+        signal.setitimer(signal.ITIMER_REAL, MOST_WAITING, MOST_WAITING)
+    try:
+        yield
+    finally:
+        if hasattr(signal, "setitimer"):
+            signal.setitimer(signal.ITIMER_REAL, 0)
+
+
 def judge(status: int, error: BaseException | None, said: str) -> str:
     """What came of a command line; raises `Fault`."""
     if error is not None and not isinstance(error, SystemExit):
@@ -172,7 +201,11 @@ def judge(status: int, error: BaseException | None, said: str) -> str:
 def in_process(words: list[str]) -> str:
     """Run a command line here; raises `Fault`."""
     start = time.process_time()
-    done = CliRunner().invoke(blemish.cli.app, words)
+    try:
+        with limited():
+            done = CliRunner().invoke(blemish.cli.app, words)
+    except Hang as hang:
+        raise Fault(f"waits: {''.join(traceback.format_tb(hang.__traceback__)[-4:])}") from hang
     seconds = time.process_time() - start
     how = judge(done.exit_code, done.exception, done.output)
     if seconds > MOST_SECONDS and how != "done":

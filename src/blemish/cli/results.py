@@ -43,7 +43,7 @@ class ResultWriter:
         if self._out is not None:
             path = self._out / "results.jsonl"
             write_whole(path, "".join(json.dumps(row) + "\n" for row in self._kept.values()))
-            self._maps = {row["heatmap"] for row in self._kept.values() if "heatmap" in row}
+            self._maps = {row["heatmap"].casefold() for row in self._kept.values() if "heatmap" in row}
             with naming(path):
                 self._lines = path.open("a", encoding="utf-8")
         return self
@@ -105,10 +105,11 @@ class ResultWriter:
         image = Path(decision.name)
         path = Path("heatmaps", image.resolve().parent.name, f"{image.stem}.{self._heatmaps}")
         number = 2
-        while path.as_posix() in self._maps:  # the same file name in two folders of the same name
+        # The same file name in two folders of the same name; on some systems letter case makes no difference.
+        while path.as_posix().casefold() in self._maps:
             path = path.with_name(f"{image.stem}-{number}{path.suffix}")
             number += 1
-        self._maps.add(path.as_posix())
+        self._maps.add(path.as_posix().casefold())
         make_folder((out / path).parent)
         with whole_file(out / path, durable=False) as temporary, temporary.open("wb") as file:
             if self._heatmaps == "npy":

@@ -141,8 +141,10 @@ def build_extractor(
     if precision not in PRECISIONS:
         raise ArgumentError.about("precision", expected=" or ".join(PRECISIONS), got=precision)
     with torch.inference_mode(False), torch.no_grad():  # the structure is read from tensors' version counters
-        module = backbone.build().eval().requires_grad_(False)
         chosen = tuple(taps) if taps else backbone.taps
+        if folded is not None:
+            _check_folded(backbone, chosen, folded)
+        module = backbone.build().eval().requires_grad_(False)
         _check_taps(module, chosen, backbone)
         structure = _read_structure(module, chosen, backbone)
         if weights is not None:
@@ -378,14 +380,43 @@ def _load_needed(module: nn.Module, weights: StateDict, structure: _Structure, b
     module.load_state_dict(of_this_version(module, {name: weights[name] for name in needed}), strict=False)
 
 
+def _check_folded(backbone: Backbone, taps: Sequence[str], folded: StateDict) -> None:
+    """Refuse stored parameters of another network before this one is built, which may take gigabytes.
+
+    Names and shapes are compared with a network on the meta device, which has no parameters. Most of what lies in the
+    tapped modules must be there: then the network is not much larger than the file. Where a network cannot be built so,
+    or is small and part of blemish, the comparison after the build must do.
+    """
+    if backbone.source in ("", "built in"):
+        return
+    try:
+        with torch.device("meta"):
+            module = backbone.build()
+    except Exception:  # its own code may ask for values
+        return
+    own, names = module.state_dict(), {name for name, _ in module.named_modules()}
+    for name, tensor in folded.items():
+        folds_in = name.endswith(".bias") and name.removesuffix(".bias") in names  # a BatchNorm gives one
+        if not folds_in and (name not in own or own[name].shape != tensor.shape):
+            raise _not_its_own(backbone, f"{name} {tuple(tensor.shape)} is none of its parameters")
+    tapped = {name: p.numel() for name, p in own.items() if name.startswith(tuple(f"{tap}." for tap in taps))}
+    there = sum(size for name, size in tapped.items() if name in folded)
+    if 2 * there < sum(tapped.values()):
+        raise _not_its_own(backbone, f"{there} of {sum(tapped.values())} numbers of the tapped modules are there")
+
+
 def _load_folded(module: nn.Module, folded: StateDict, backbone: Backbone) -> None:
     try:
         module.load_state_dict(of_this_version(module, folded), strict=True)
     except RuntimeError as error:
-        raise WeightsError(
-            f"backbone {backbone.name}: the stored parameters do not fit the network that this installation builds "
-            f"({error}). Install the package versions named in the model file, or fit again."
-        ) from error
+        raise _not_its_own(backbone, str(error)) from error
+
+
+def _not_its_own(backbone: Backbone, reason: str) -> WeightsError:
+    return WeightsError(
+        f"backbone {backbone.name}: the stored parameters do not fit the network that this installation builds "
+        f"({reason}). Install the package versions named in the model file, or fit again."
+    )
 
 
 def of_this_version(module: nn.Module, state: StateDict) -> StateDict:

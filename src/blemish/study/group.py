@@ -9,6 +9,7 @@ import traceback
 from collections.abc import Generator, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from datetime import datetime, timezone
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -275,11 +276,16 @@ def _digest_of_files(dataset: Dataset) -> str:
     for part, paths in (("train", dataset.train), ("test", [sample.path for sample in dataset.test])):
         for path in paths:
             size = path.stat().st_size if dataset.packed is None else 0
-            found.update(f"{part} {os.path.relpath(path, dataset.root)} {size}\n".encode())
+            found.update(f"{part} {_below(dataset.root, path)} {size}\n".encode())
     for sample in dataset.test:
         if sample.mask is not None:
-            found.update(f"mask {os.path.relpath(sample.mask, dataset.root)} {sample.mask.stat().st_size}\n".encode())
+            found.update(f"mask {_below(dataset.root, sample.mask)} {sample.mask.stat().st_size}\n".encode())
     return found.hexdigest()
+
+
+def _below(root: Path, path: Path) -> str:
+    """The same on every system: a study may move from one to another."""
+    return Path(os.path.relpath(path, root)).as_posix()
 
 
 def _now() -> str:

@@ -1,0 +1,72 @@
+"""The most memory that each command holds: real processes, on drawn images.
+
+    python benchmarks/peak_memory.py --images 100 --weights resnet18.pth
+
+`--images` pictures of 256 x 256 pixels to learn from, 76 to test on; the default settings, but for steps and
+repetitions. Prints a table, beside what Python and torch hold with nothing done. `--weights` are those of torchvision's
+resnet18, for the classifier of `ood` and as a teacher; without them these commands are left out.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+import tempfile
+from pathlib import Path
+
+from blemish.datasets.synthetic import write_dataset
+
+CALLS = {
+    "list methods": "list methods",
+    "inspect": "inspect {data} --report {out}/i.html",
+    "fit (padim)": "fit {data} --out {out}/m.blemish",
+    "fit (patchcore)": "fit {data} --method patchcore --out {out}/p.blemish",
+    "fit (1000 x 1000, tiles)": "fit {data} --resize 1000 --tile 256 --false-alarm-rate 0.2 --out {out}/t.blemish",
+    "update": "update {out}/m.blemish {data} --out {out}/u.blemish",
+    "predict": "predict {out}/m.blemish {data} --out {out}/r",
+    "evaluate": "evaluate {out}/m.blemish {data} --report {out}/e.html",
+    "study (its parent)": "study {data} --methods padim,knn --out {out}/s",
+    "report": "report {out}/s",
+    "ood score": "ood score {data}/test --model resnet18 --weights {weights} --out {out}/lines.jsonl",
+    "ood evaluate": "ood evaluate {data}/train --model resnet18 --weights {weights} --outliers {data}/test "
+    "--detectors msp --report {out}/o.html",
+    "ood tune": "ood tune {data}/train --model resnet18 --weights {weights} --outliers {data}/test --limit 20 "
+    "--temperatures 1,2 --eps 0,0.001 --out {out}/t.json",
+    "distil backbone": "distil backbone {data}/train --teacher resnet18 --weights {weights} --steps 2 "
+    "--out {out}/c.safetensors",
+    "distil descriptor": "distil descriptor {data}/train --backbone resnet18 --weights {weights} --steps 2 "
+    "--out {out}/d.safetensors",
+}
+
+
+def peak_of(words: list[str]) -> float:
+    """Run a command; gives its peak in megabytes."""
+    pid = os.posix_spawn(sys.executable, [sys.executable, *words], os.environ, file_actions=_SILENT)
+    _, status, usage = os.wait4(pid, 0)
+    if status:
+        raise SystemExit(f"{' '.join(words)} ended with {os.waitstatus_to_exitcode(status)}")
+    return usage.ru_maxrss / (1 << 20 if sys.platform == "darwin" else 1 << 10)
+
+
+_SILENT = [(os.POSIX_SPAWN_OPEN, stream, os.devnull, os.O_WRONLY, 0) for stream in (1, 2)]
+
+
+def main() -> None:
+    """Measure one command after the other; later ones need the files of earlier ones."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--images", type=int, default=100)
+    parser.add_argument("--weights", type=Path)
+    given = parser.parse_args()
+    with tempfile.TemporaryDirectory() as made:
+        data = write_dataset(Path(made, "data"), product="washer", n_train=given.images)
+        print(f"| command | peak MB |\n|---|---|\n| `import torch` alone | {peak_of(['-c', 'import torch']):.0f} |")
+        for name, text in CALLS.items():
+            if "{weights}" in text and given.weights is None:
+                continue
+            words = text.format(data=data, out=made, weights=given.weights).split()
+            print(f"| `{name}` | {peak_of(['-m', 'blemish', *words]):.0f} |", flush=True)
+
+
+if __name__ == "__main__":
+    main()

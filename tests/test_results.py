@@ -1,0 +1,64 @@
+"""What `blemish predict --out` writes, without a model: names of heat maps, and a disk that fills up on the way."""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+
+import numpy as np
+import pytest
+
+from blemish.__main__ import main
+from blemish.cli.results import ResultWriter
+from blemish.errors import OutputError
+from blemish.types import Decision
+from faults import WriteFault, failing, watching
+
+
+@pytest.fixture
+def model(tmp_path):
+    (tmp_path / "m").write_bytes(b"a model")
+    return tmp_path / "m"
+
+
+def decision(path):
+    return Decision(str(path), 1.0, np.zeros((4, 4), np.float32), None, None, None)
+
+
+def test_heat_maps_of_folders_that_differ_in_letter_case_have_other_names(tmp_path, model):
+    writer = ResultWriter(tmp_path / "out", "npy", model=model)
+    with writer:
+        for name in ("a/part/0.png", "b/PART/0.png", "c/part/0.png"):
+            writer.write(decision(tmp_path / name))
+    rows = [json.loads(line) for line in (tmp_path / "out" / "results.jsonl").read_text().splitlines()]
+    found = [row["heatmap"] for row in rows]
+    assert found == ["heatmaps/part/0.npy", "heatmaps/PART/0-2.npy", "heatmaps/part/0-3.npy"]
+    assert all((tmp_path / "out" / name).is_file() for name in found)
+
+
+def test_a_heat_map_is_whole_or_not_there(tmp_path, model):
+    out = tmp_path / "out"
+    with ResultWriter(out, "npy", model=model) as writer:
+        with watching(WriteFault(out / "heatmaps", 3, failing(28))), pytest.raises(OutputError, match=r"0\.npy"):
+            writer.write(decision(tmp_path / "a" / "0.png"))
+        assert os.listdir(out / "heatmaps" / "a") == []
+        writer.write(decision(tmp_path / "a" / "0.png"))
+    assert os.listdir(out / "heatmaps" / "a") == ["0.npy"]
+
+
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="the system has no full device")
+def test_a_line_that_does_not_fit_is_an_error_of_its_file(tmp_path, model):
+    with ResultWriter(tmp_path / "out", "none", model=model) as writer:
+        writer._lines.close()
+        writer._lines = open("/dev/full", "a", encoding="utf-8")  # noqa: SIM115
+        with pytest.raises(OutputError, match=r"/dev/full: cannot be written \(No space left on device\)"):
+            writer.write(decision(tmp_path / "0.png"))
+
+
+def test_a_name_that_the_terminal_cannot_show_is_no_error(monkeypatch):
+    shown = io.BytesIO()
+    monkeypatch.setattr("sys.stdout", io.TextIOWrapper(shown, encoding="ascii"))
+    monkeypatch.setattr("blemish.cli.app", lambda **_: print("gr\u00fcn-\udcff", flush=True))
+    main()
+    assert shown.getvalue().rstrip() == rb"gr\xfcn-\udcff"
