@@ -39,12 +39,14 @@ def test_heat_maps_of_folders_that_differ_in_letter_case_have_other_names(tmp_pa
 
 def test_a_heat_map_is_whole_or_not_there(tmp_path, model):
     out = tmp_path / "out"
-    with ResultWriter(out, "npy", model=model) as writer:
-        with watching(WriteFault(out / "heatmaps", 3, failing(28))), pytest.raises(OutputError, match=r"0\.npy"):
-            writer.write(decision(tmp_path / "a" / "0.png"))
-        assert os.listdir(out / "heatmaps" / "a") == []
+    with (
+        pytest.raises(OutputError, match=r"0\.npy: cannot be written \(No space left on device\)"),
+        ResultWriter(out, "npy", model=model) as writer,
+        watching(WriteFault(out / "heatmaps", 3, failing(28))),
+    ):
         writer.write(decision(tmp_path / "a" / "0.png"))
-    assert os.listdir(out / "heatmaps" / "a") == ["0.npy"]
+    assert os.listdir(out / "heatmaps" / "a") == []
+    assert (out / "results.jsonl").read_bytes() == b""
 
 
 @pytest.mark.skipif(not os.path.exists("/dev/full"), reason="the system has no full device")

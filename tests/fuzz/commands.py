@@ -39,10 +39,11 @@ sys.path.insert(0, str(Path(__file__).parents[1]))  # for what the tests share
 import blemish.cli
 import studies
 from blemish.errors import BlemishError
-from blemish.images.preprocess import PRESETS, Preprocess
+from blemish.images.preprocess import Preprocess
 from blemish.methods import METHODS
 from blemish.ood import DETECTORS
 from blemish.parameters import parameters_of
+from blemish.presets import PRESETS, Preset
 from blemish.study.run import LocalExecutor
 from calls import CALLS, begin, commands, prepare
 
@@ -278,7 +279,7 @@ def main() -> int:
     parser.add_argument("--processes", type=int, default=0, help="so many of them run as real processes")
     given = parser.parse_args()
     torch.set_num_threads(1)
-    PRESETS["default"] = Preprocess(16)  # else what is left out takes long
+    PRESETS["default"] = Preset("small", preprocess=Preprocess(16))  # else what is left out takes long
     LocalExecutor.run = lambda self, group: studies.Inline().run(group)  # type: ignore[method-assign]
     blemish.cli.OSError = BlemishError  # type: ignore[attr-defined]  # an error of the system is not one of our own
     root = str(Path(__file__).parents[1])

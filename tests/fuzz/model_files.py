@@ -37,7 +37,7 @@ import numpy as np
 import torch
 from safetensors.torch import save_file
 
-from blemish import detector, persist
+from blemish import model_file, persist
 from blemish.detector import Detector
 from blemish.errors import BlemishError, MissingPackageError, ModelFileError
 from blemish.features import extract
@@ -321,7 +321,7 @@ def remember_structures() -> None:
     Nor do the versions of packages.
     """
     read, known = extract._read_structure, {}
-    detector.version = functools.cache(detector.version)
+    model_file.version = functools.cache(model_file.version)
 
     def remembered(module: Any, taps: tuple[str, ...], backbone: Any) -> Any:
         key = backbone.name, backbone.trace_size, taps
