@@ -2,6 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 COUNT ?= 2000
+KILLS ?= 12
 SEED ?= 0
 
 .PHONY: demo test test-all fuzz lint clean
@@ -15,8 +16,10 @@ test: lint  ## Lint, types, layers, then all tests, on all cores
 test-all: lint  ## The same, and the largest backbones and data sets
 	$(BIN)/python -m pytest -m ""
 
-fuzz: .venv/ready  ## Damaged and malicious files, for as long as COUNT says: make fuzz COUNT=20000 SEED=1
-	for script in tests/fuzz/*.py; do $(BIN)/python $$script --count $(COUNT) --seed $(SEED) || exit 1; done
+fuzz: .venv/ready  ## Malicious files, folders, command lines, kills; as long as you like: make fuzz COUNT=20000 KILLS=50 SEED=1
+	for target in decode model_files folders commands; do \
+		OMP_NUM_THREADS=1 $(BIN)/python tests/fuzz/$$target.py --count $(COUNT) --seed $(SEED) || exit 1; done
+	OMP_NUM_THREADS=1 $(BIN)/python tests/fuzz/kills.py --count $(KILLS) --seed $(SEED)
 
 lint: .venv/ready
 	$(BIN)/ruff check src tests benchmarks docs
