@@ -39,7 +39,7 @@ FIGURES = ("image_auroc", "au_pro_30")
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("data", type=Path, nargs="+")
-    parser.add_argument("--methods", nargs="+", default=["subspace", "patchcore", "patchcore,ratio=1", "padim"])
+    parser.add_argument("--methods", nargs="+", default=["subspace", "padim", "patchcore,count=300"])
     parser.add_argument("--backbone", default="compact")
     parser.add_argument("--images", nargs="+", default=["1", "2", "4", "8", "16"], help="how many, or all")
     parser.add_argument("--draws", type=int, default=10)
