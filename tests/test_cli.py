@@ -261,7 +261,7 @@ def test_a_fit_that_needs_too_much_memory_is_refused(dataset, tmp_path):
         (["--index", "exact"], "--method: expected an option that padim knows"),
         (["--set", "memory_gb=4"], "Use --memory"),
         (["--preset", "huge"], "preset: expected one of default, paper"),
-        (["--preset", "few", "--method", "knn"], "method: expected patchcore with this preset, got knn"),
+        (["--preset", "few", "--method", "knn"], "method: expected subspace with this preset, got knn"),
         (["--tile", "512"], "tile: expected at most the preprocessed image's 256 pixels"),
     ],
 )

@@ -48,7 +48,7 @@ def test_presets_take_another_method_only_where_none_is_theirs():
     assert Detector.preset("default") == Detector()
     assert Detector.preset("paper", method="patchcore").method == PatchCore(**PatchCore.paper)
     assert Detector.preset("paper").method == PaDiM(**PaDiM.paper)
-    with pytest.raises(ArgumentError, match="method: expected patchcore with this preset, got knn"):
+    with pytest.raises(ArgumentError, match="method: expected subspace with this preset, got knn"):
         Detector.preset("few", method="knn")
     with pytest.raises(ArgumentError, match=r"preset: expected one of default, paper, .*, got best"):
         Detector.preset("best")

@@ -131,7 +131,7 @@ class Detector(Parameterised):
         `method` is another one by name, where the preset leaves it open. Raises `ArgumentError`.
 
         >>> Detector.preset("few").method
-        PatchCore(..., ratio=1.0, ...)
+        Subspace(..., turns=8, ...)
         """
         chosen = find_preset(name)
         kind, parameters = chosen.choose(method)

@@ -76,7 +76,7 @@ PRESETS = {
     ),
     "fast": Preset("the least time an image", parameters={"taps": ("stage16",)}, preprocess=Preprocess("auto:192")),
     "accurate": Preset("the best maps, for more time", "patchcore", {}, Preprocess("auto:320")),
-    "few": Preset("1 to 16 normal images", "patchcore", {"ratio": 1.0}, calibration="none"),
+    "few": Preset("1 to 16 normal images", "subspace", {"turns": 8}, calibration="none"),
     "dino": Preset("the recipe of AnomalyDINO, few images", "patchcore", _DINO, Preprocess("auto:448"), "none"),
 }
 
