@@ -66,7 +66,7 @@ CALLS = {
     ),
     "evaluate": Call("{model} {data} --report {out}/e.html", "e.html"),
     "list": Call("methods"),
-    "choose": Call("{data} --backbone filters --resize 32 --false-alarm-rate 0.2 --workers 1"),
+    "choose": Call("{drawn}/board-95-0 --backbone filters --resize 32 --false-alarm-rate 0.2 --workers 1"),
     "study": Call(
         f"{{data}} {_STUDY} --out {{out}}/s", "s/study.sqlite s/study.csv s/plan.toml",
         f"s s/{_SQLITE} s/plan.toml s/study.csv",
