@@ -218,6 +218,8 @@ def mutate_tensors(sound: Sound, draw: random.Random, path: Path) -> str:
 
 def _filled(value: float) -> Callable[[torch.Tensor, random.Random], torch.Tensor]:
     def change(tensor: torch.Tensor, draw: random.Random) -> torch.Tensor:
+        if tensor.dtype == torch.bool:  # made so by another change
+            return ~tensor
         limits = torch.finfo(tensor.dtype) if tensor.is_floating_point() else torch.iinfo(tensor.dtype)
         given = value
         if not tensor.is_floating_point():
