@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+import re
 import tempfile
 
 import numpy as np
 import pytest
 import torch
-from PIL import Image
+from PIL import Image, ImageOps
 
 from blemish import Detector, PaDiM, Preprocess, persist
 from blemish.datasets.layouts import open_dataset
 from blemish.errors import ArgumentError, DatasetError, ImageError, ModelFileError
 from blemish.evaluation.detector import Masks, evaluate
 from blemish.images.source import as_source
+from blemish.inspection.masks import suspicious_masks
 from blemish.report.heatmap import UNSEEN, write_heatmap
 
 SIZE = 32
@@ -217,10 +219,42 @@ def test_masks_whose_shape_does_not_tell_are_noted(tmp_path, caplog, width, how)
     detector = make(calibration="none", preprocess=Preprocess((32, width))).fit([good(i, 32, width) for i in range(20)])
     evaluate(detector, write(tmp_path / "a", height=32, width=width, how=how, masks=False))
     (note,) = caplog.messages
-    assert note.startswith("EXIF turns 2 pictures")
+    assert re.search(r"hole/0_mask\.png: EXIF turns its image, and no shape tells .*\(2 such masks\)$", note)
     caplog.clear()
     evaluate(detector, write(tmp_path / "b", height=32, width=width, how=how, masks=True))
     assert not caplog.messages
+
+
+@pytest.mark.parametrize("how", [5, 6, 7, 8])
+@pytest.mark.parametrize("scale", [1, 2])
+def test_masks_of_the_stored_pixels_are_turned_with_their_pictures(tmp_path, caplog, how, scale):
+    dataset = write(tmp_path, height=32, width=48, how=how, masks=False)
+    sample = next(sample for sample in dataset.test if sample.mask)
+    with Image.open(sample.mask) as stored:
+        larger = stored.resize((48 * scale, 32 * scale), Image.Resampling.NEAREST)
+    larger.save(sample.mask)
+    detector = make(calibration="none", preprocess=Preprocess(48)).fit(
+        [np.rot90(good(100 + i, 32, 48)) for i in range(20)]
+    )
+    evaluation = evaluate(detector, dataset)
+    assert re.search(r"drawn on the stored pixels; turned .*\(2 such masks\)$", caplog.messages[0])
+    upright = np.asarray(ImageOps.exif_transpose(Image.open(sample.path)))
+    mask = Masks().of(sample, upright.shape[:2])
+    assert mask.shape == (48 * scale, 32 * scale)
+    assert (upright[mask[::scale, ::scale]] == 0).all()  # the defect was drawn in black
+    assert evaluation.figures.pixel_auroc > 0.9
+    (remark,) = {remark for _, remark in suspicious_masks([sample], {str(sample.path): (48, 32)})}
+    assert remark == "drawn on the stored pixels of an image that EXIF turns; it is turned with it"
+
+
+def test_a_nearly_square_mask_is_told_by_its_exact_size(tmp_path):
+    sample = write(tmp_path, height=100, width=101, how=6, masks=False).test[-1]
+    masks = Masks()
+    assert masks.drawn_as_stored(sample, (101, 100)) is True
+    Image.new("L", (100, 101)).save(sample.mask)
+    assert Masks().drawn_as_stored(sample, (101, 100)) is False
+    Image.new("L", (200, 200)).save(sample.mask)
+    assert Masks().drawn_as_stored(sample, (101, 100)) is None
 
 
 def test_one_limit_of_pixels_for_images_masks_and_the_report(tmp_path, monkeypatch):
@@ -237,7 +271,7 @@ def test_one_limit_of_pixels_for_images_masks_and_the_report(tmp_path, monkeypat
         )
     assert "no longer be read" not in page.read_text(encoding="utf-8")
     with pytest.raises(ImageError, match="the limit is 9 "):
-        Masks(max_pixels=9)[dataset.test[-1].mask]
+        Masks(max_pixels=9).of(dataset.test[-1], (32, 48))
     detector.max_pixels = 1000
     with pytest.raises(ImageError, match="the limit is 1,000"):
         evaluate(detector, dataset)

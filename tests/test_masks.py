@@ -154,7 +154,7 @@ def test_a_mask_on_its_side_says_so(tmp_path):
     dataset = write(tmp_path, [np.zeros((48, 20), np.uint8)], image_shape=(48, 48))
     for path in (tmp_path / "test/hole").iterdir():
         saved(path, GREY[:20])
-    with pytest.raises(DatasetError, match=r"got \(48, 20\)\. The image is turned by its EXIF tag, or the mask lies"):
+    with pytest.raises(DatasetError, match=r"got \(48, 20\)\. The mask lies on its side"):
         look_at_masks(dataset.test, Masks())
 
 

@@ -22,7 +22,6 @@ from .. import metrics
 from ..datasets.layouts import Dataset, Sample
 from ..detector import Detector
 from ..errors import ArgumentError, DatasetError
-from ..images.decode import orientation
 from ..images.digest import with_digests
 from ..images.preprocess import Preprocess
 from ..images.source import Skipped
@@ -30,7 +29,7 @@ from ..metrics.table import TABLE, Figures, Metric, Outcome
 from ..progress import Progress
 from ..types import Decision, Size
 from .masks import Masks as Masks
-from .masks import look_at_masks, require_shape
+from .masks import look_at_masks
 
 _log = logging.getLogger(__name__)
 
@@ -119,7 +118,6 @@ def evaluate(
     where: PixelSpace = pixels or ("original" if preprocess.crop is None else "network")
     pairs = None
     if maps is not None and _have_masks(records):
-        _warn_of_turned(records)
         pairs = _Pairs(records, maps, preprocess, where, masks)
     outcome = Outcome(
         scores=np.array([record.decision.score for record in records], dtype=np.float64),
@@ -197,9 +195,7 @@ class _Pairs:
 
     def __iter__(self) -> Iterator[metrics.Pair]:
         for record, map in zip(self._records, self._maps, strict=True):
-            mask = None if record.sample.mask is None else self._masks[record.sample.mask]
-            if mask is not None:
-                require_shape(record.sample, record.size, (mask.shape[0], mask.shape[1]))
+            mask = self._masks.of(record.sample, record.size)
             if self._where == "network":
                 yield map, None if mask is None else self._placed(record, mask)
                 continue
@@ -210,9 +206,10 @@ class _Pairs:
         """Whether the crop left normal and marked pixels; no figure of pixels can be computed without."""
         normal = marked = False
         for record in self._records:
-            mask = None if record.sample.mask is None else self._placed(record, self._masks[record.sample.mask])
-            normal |= mask is None or not mask.all()
-            marked |= mask is not None and bool(mask.any())
+            mask = self._masks.of(record.sample, record.size)
+            placed = None if mask is None else self._placed(record, mask)
+            normal |= placed is None or not placed.all()
+            marked |= placed is not None and bool(placed.any())
             if normal and marked:
                 return True
         return False
@@ -239,27 +236,6 @@ def _at_size(mask: NDArray[np.bool_], size: Size) -> NDArray[np.bool_]:
         return mask
     resized = Image.fromarray(mask.astype(np.uint8)).resize((size[1], size[0]), Image.Resampling.NEAREST)
     return np.asarray(resized).astype(bool)
-
-
-def _warn_of_turned(records: Sequence[Record]) -> None:
-    """Say so where EXIF turns pictures and the shape does not tell whether their masks were drawn before or after."""
-    doubtful = [record for record in records if _is_doubtful(record)]
-    if doubtful:
-        _log.warning(
-            "EXIF turns %d pictures, and the shapes of their masks do not tell whether these were drawn on the turned "
-            "or on the stored pixels. They are taken as turned. Compare %s with %s.",
-            len(doubtful),
-            doubtful[0].sample.path,
-            doubtful[0].sample.mask,
-        )
-
-
-def _is_doubtful(record: Record) -> bool:
-    if record.sample.mask is None:
-        return False
-    how = orientation(record.sample.path)
-    keeps_shape = how in (2, 3, 4) or (how > 4 and record.size[0] == record.size[1])
-    return keeps_shape and orientation(record.sample.mask) != how
 
 
 def _kinds(records: Sequence[Record], outcome: Outcome) -> Iterator[KindFigures]:

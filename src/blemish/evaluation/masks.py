@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from ..datasets.dataset import Sample
 from ..errors import DatasetError
 from ..images.decode import MAX_PIXELS, read_mask, upright_size
+from ..images.upright import as_turned, drawn_as_stored, have_one_shape
 from ..types import Size
 
 
@@ -32,15 +33,37 @@ class Masks:
         self._max_pixels = max_pixels
         self._kept: dict[Path, _Kept] = {}
 
-    def __getitem__(self, path: Path) -> NDArray[np.bool_]:
-        kept = self._read(path)
+    def of(self, sample: Sample, size: Size) -> NDArray[np.bool_] | None:
+        """The mask of an image of this size, as EXIF turns the image; None where it has none.
+
+        Raises `DatasetError` where the mask has another shape.
+        """
+        if sample.mask is None:
+            return None
+        kept = self._read(sample.mask)
+        is_turned = self.drawn_as_stored(sample, size)
         count = kept.shape[0] * kept.shape[1]
         bits = np.unpackbits(np.frombuffer(zlib.decompress(kept.bits), np.uint8), count=count)
-        return bits.reshape(kept.shape).view(np.bool_)
+        mask = bits.reshape(kept.shape).view(np.bool_)
+        return as_turned(mask, sample.path) if is_turned else mask
 
-    def shape(self, path: Path) -> Size:
-        """Height and width of a mask."""
-        return self._read(path).shape
+    def drawn_as_stored(self, sample: Sample, size: Size) -> bool | None:
+        """Whether a mask has to be turned with its image of this size; None where that cannot be told.
+
+        Raises `DatasetError` where the mask has another shape.
+        """
+        assert sample.mask is not None
+        shape = self._read(sample.mask).shape
+        is_turned = drawn_as_stored(sample.mask, shape, sample.path, size)
+        if not is_turned and not have_one_shape(shape, size):
+            lies = have_one_shape((shape[1], shape[0]), size)
+            raise DatasetError.about(
+                f"{sample.mask}",
+                expected=f"the shape of its image, {size}",
+                got=f"{shape}",
+                instead="The mask lies on its side." if lies else "",
+            )
+        return is_turned
 
     def share(self, path: Path) -> float:
         """Share of a mask's pixels that are marked."""
@@ -65,10 +88,8 @@ def look_at_masks(samples: Sequence[Sample], masks: Masks) -> tuple[str, ...]:
     Raises `DatasetError` where a mask has another shape than its image, and `ImageError` where it cannot be read.
     """
     marked = [(sample, sample.mask) for sample in samples if sample.mask is not None]
-    for sample, mask in marked:
-        size = upright_size(sample.path)
-        if size is not None:
-            require_shape(sample, size, masks.shape(mask))
+    sizes = ((sample, mask, upright_size(sample.path)) for sample, mask in marked)
+    turned = [(mask, masks.drawn_as_stored(sample, size)) for sample, mask, size in sizes if size is not None]
     of_defects = [mask for sample, mask in marked if sample.anomalous]
     large = [mask for mask in of_defects if masks.share(mask) > 0.5]
     notes = (
@@ -78,23 +99,17 @@ def look_at_masks(samples: Sequence[Sample], masks: Masks) -> tuple[str, ...]:
             "marked over more than half of its picture: are black and white exchanged?",
         ),
         _note([m for s, m in marked if not s.anomalous and masks.share(m) > 0], "a defect marked on a normal image"),
+        _note(
+            [m for m, is_turned in turned if is_turned], "drawn on the stored pixels; turned as EXIF turns its image"
+        ),
+        _note(
+            [m for m, is_turned in turned if is_turned is None],
+            "EXIF turns its image, and no shape tells whether the mask was drawn before or after; taken as drawn "
+            "after. Compare the two",
+        ),
         _note([m for _, m in marked if masks.is_soft(m)], "soft: what is above half of its highest level is anomalous"),
     )
     return tuple(note for note in notes if note)
-
-
-def require_shape(sample: Sample, size: Size, mask: Size) -> None:
-    """Refuse a mask of another shape than its image, `(height, width)` both; another scale is fine."""
-    height, width = size
-    # Data sets are passed on with images and masks at different scales; another shape is a mistake.
-    if abs(mask[0] / mask[1] - height / width) > 0.02 * height / width:
-        is_turned = abs(mask[1] / mask[0] - height / width) <= 0.02 * height / width
-        raise DatasetError.about(
-            f"{sample.mask}",
-            expected=f"the shape of its image, {size}",
-            got=f"{mask}",
-            instead="The image is turned by its EXIF tag, or the mask lies on its side." if is_turned else "",
-        )
 
 
 def _note(paths: Iterable[Path], what: str) -> str:

@@ -11,6 +11,7 @@ from ..datasets.layouts import Sample
 from ..errors import ImageError
 from ..images.decode import decode
 from ..images.source import Skipped
+from ..images.upright import drawn_as_stored, have_one_shape
 from ..types import Size
 
 
@@ -40,5 +41,15 @@ def _remarks(mask: Path, sample: Sample, size: Size | None) -> Iterator[str]:
         yield f"soft: {between:.2%} of its pixels are neither black nor white"
     if highest and marked.mean() > 0.5 and all(marked[i, j] for i in (0, -1) for j in (0, -1)):
         yield f"inverted, it seems: {marked.mean():.0%} is marked, all corners among it"
-    if size is not None and abs(levels.shape[0] * size[1] / (levels.shape[1] * size[0]) - 1) > 0.02:
-        yield f"of another shape ({levels.shape[0]} x {levels.shape[1]}) than its image ({size[0]} x {size[1]})"
+    if size is not None:
+        yield from _remarks_on_shape(mask, (levels.shape[0], levels.shape[1]), sample.path, size)
+
+
+def _remarks_on_shape(mask: Path, shape: Size, image: Path, size: Size) -> Iterator[str]:
+    is_turned = drawn_as_stored(mask, shape, image, size)
+    if is_turned is None:
+        yield "EXIF turns its image, and no shape tells whether it was drawn before or after"
+    if is_turned:
+        yield "drawn on the stored pixels of an image that EXIF turns; it is turned with it"
+    elif not have_one_shape(shape, size):
+        yield f"of another shape ({shape[0]} x {shape[1]}) than its image ({size[0]} x {size[1]})"

@@ -22,7 +22,8 @@ from scipy import ndimage
 from .. import metrics
 from ..errors import ImageError
 from ..evaluation.detector import Evaluation
-from ..images.decode import MAX_PIXELS, as_image, decode, decode_mask
+from ..evaluation.masks import Masks
+from ..images.decode import MAX_PIXELS, as_image, decode
 from ..images.preprocess import Preprocess
 from ..types import Size
 
@@ -96,11 +97,10 @@ def tile(evaluation: Evaluation, index: int, *, scale: Scale | None, side: int =
         return Tile(None, None, "The image file can no longer be read.")
     size: Size = (photo.height, photo.width)
     mask, remark = None, ""
-    if record.sample.mask is not None:
-        try:
-            mask = decode_mask(record.sample.mask, max_pixels=limit)
-        except ImageError:
-            remark = "The mask file can no longer be read."
+    try:
+        mask = Masks(max_pixels=limit).of(record.sample, record.size)
+    except ImageError:
+        remark = "The mask file can no longer be read."
     map = _map(evaluation, index, size)
     if map is None and mask is None:
         return Tile(photo, None, remark)
