@@ -253,3 +253,14 @@ def test_a_lone_anomaly_among_many_needs_enough_held_out_images():
 def test_bad_input_of_certificates_and_tests_is_named(call, message):
     with pytest.raises(ArgumentError, match=message):
         call()
+
+
+@pytest.mark.parametrize(
+    ("total", "says"),
+    [(80, r"Hold out a larger share, 0\.24 \(held_out=, --held-out\), give more"), (10, r"Give at least 38 .* half of")],
+)
+def test_too_few_images_say_which_share_would_do(total, says):
+    with pytest.raises(CalibrationError, match=rf"there are 2 of {total}\. {says}"):
+        require_images(2, 0.05, total=total)
+    require_images(round(0.24 * 80), 0.05, total=80)
+    require_images(38 // 2, 0.05, total=38)

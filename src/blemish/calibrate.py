@@ -173,16 +173,34 @@ def images_needed(false_alarm_rate: float) -> int:
     return n
 
 
-def require_images(held_out: int, false_alarm_rate: float, *, of: str = "normal images") -> None:
-    """Raise `CalibrationError` where `held_out` images, or groups `of` images, cannot support the rate."""
+def require_images(
+    held_out: int, false_alarm_rate: float, *, of: str = "normal images", total: int | None = None
+) -> None:
+    """Raise `CalibrationError` where `held_out` images, or groups `of` images, cannot support the rate.
+
+    `total` is how many there are to be learned from and held out; then the error names a share that would do.
+
+    >>> require_images(16, 0.05, total=80)
+    Traceback (most recent call last):
+    blemish.errors.CalibrationError: ... Hold out a larger share, 0.24 (held_out=, --held-out), ...
+    """
     needed = images_needed(false_alarm_rate)
-    if held_out < needed:
-        lowest = f"{1 / (held_out + 1):.3g}" if held_out else "none"
-        raise CalibrationError(
-            f"false_alarm_rate {false_alarm_rate:g} needs at least {needed} held-out {of}, there are "
-            f"{held_out}. Give more {of}, hold out a larger share, accept a higher rate (lowest possible "
-            f"here: {lowest}), or switch the calibration off."
-        )
+    if held_out >= needed:
+        return
+    ways = [f"give more {of}"]
+    if total is not None and 2 * needed <= total:
+        ways.insert(0, f"hold out a larger share, {math.ceil(100 * needed / total) / 100:.2g} (held_out=, --held-out)")
+    elif total is not None:
+        ways = [f"give at least {2 * needed} {of}, and hold out half of them (held_out=, --held-out)"]
+    if held_out:
+        ways.append(f"accept a higher rate, {1 / (held_out + 1):.3g} at least (false_alarm_rate=, --false-alarm-rate)")
+    ways.append("switch the calibration off (calibration='none', --calibration none)")
+    listed = ", ".join(ways[:-1]) + f", or {ways[-1]}."
+    there = f"{held_out}" if total is None else f"{held_out} of {total}"
+    raise CalibrationError(
+        f"false_alarm_rate {false_alarm_rate:g} needs at least {needed} held-out {of}, there are {there}. "
+        f"{listed[0].upper()}{listed[1:]}"
+    )
 
 
 def certified_false_alarm_rate(held_out: int, rank: int, *, confidence: float = 0.95) -> float:

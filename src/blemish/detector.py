@@ -383,7 +383,7 @@ class Detector(Parameterised):
         grouped = self._grouped(source)
         train, held_out = hold_out(grouped.groups, self._share_to_hold_out(grouped.groups), seed=self._seed)
         chosen = grouped.subset(held_out)
-        self._require(chosen.groups)
+        self._require(chosen.groups, total=len(set(grouped.groups)))
         return source.subset(train), chosen
 
     def _share_to_hold_out(self, groups: Sequence[int]) -> float:
@@ -415,12 +415,12 @@ class Detector(Parameterised):
     def _grouped(self, source: ImageSource) -> Grouped:
         return Grouped(source, find_groups(source, source.paths(), self.group_by))
 
-    def _require(self, groups: Sequence[int]) -> None:
+    def _require(self, groups: Sequence[int], *, total: int | None = None) -> None:
         """Refuse too few groups, which are images where none belong together."""
         count = len(set(groups))
         alone = count == len(groups) and self.group_by is None
         of = "normal images" if alone else "groups of normal images"
-        require_images(count, self.false_alarm_rate, of=of)
+        require_images(count, self.false_alarm_rate, of=of, total=total)
 
     def _calibrate(self, held_out: Grouped, progress: Progress | None) -> None:
         source, digests = with_digests(held_out.source)
