@@ -257,7 +257,10 @@ def test_bad_input_of_certificates_and_tests_is_named(call, message):
 
 @pytest.mark.parametrize(
     ("total", "says"),
-    [(80, r"Hold out a larger share, 0\.24 \(held_out=, --held-out\), give more"), (10, r"Give at least 38 .* half of")],
+    [
+        (80, r"Hold out a larger share, 0\.24 \(held_out=, --held-out\), give more"),
+        (10, r"Give at least 38 .* half of"),
+    ],
 )
 def test_too_few_images_say_which_share_would_do(total, says):
     with pytest.raises(CalibrationError, match=rf"there are 2 of {total}\. {says}"):

@@ -9,12 +9,15 @@ from math import isfinite, prod
 from pathlib import Path
 from typing import Any, Literal
 
+import numpy as np
+
 from . import model_file, persist
 from .calibrate import Calibration, calibrate, images_needed, require_differences, require_images, with_margin
 from .choosing.auto import Auto
 from .choosing.candidates import Candidate
 from .choosing.choose import Choice, compare
 from .datasets.layouts import normal_images
+from .datasets.region import Region
 from .device import find_device
 from .errors import (
     ArgumentError,
@@ -37,8 +40,9 @@ from .images.source import (
     Reporting,
     Skipped,
     sources,
+    within,
 )  # fmt: skip
-from .images.tiling import Tiles, Tiling
+from .images.tiling import Tiles, Tiling, scored_inside
 from .methods import FeatureMethod, Incremental, Method
 from .methods.registry import METHODS, find_method
 from .ops.neighbours import IndexFactory
@@ -81,6 +85,8 @@ class Detector(Parameterised):
     batch_size: images a forward pass.
     workers: decoding threads.
     on_error: at an unreadable file, `raise` an error, or `skip` it and count it.
+    roi: where to look: a file of a mask (white is looked at), a JSON file of polygons, a folder with a mask for each
+        picture, or an array. What is outside is neither learned nor scored, and no pixel of it reaches a score.
     max_pixels: a file that claims more is refused, as a guard against decompression bombs.
     features: feature maps of all images that will come, made with the method's backbone and weights: they are read
         instead of the images. Not part of a model file.
@@ -105,6 +111,7 @@ class Detector(Parameterised):
     workers: int = parameter(2, at_least=1, role="place")
     on_error: OnError = parameter("raise", role="place")
     group_by: GroupBy | None = parameter(None, role="place")
+    roi: Region | str | Path | np.ndarray[Any, Any] | None = parameter(None, role="place")
     max_pixels: int = parameter(MAX_PIXELS, at_least=1, role="place")
     features: FeatureMemory | None = field(default=None, repr=False, metadata={"role": "place"})
 
@@ -122,6 +129,8 @@ class Detector(Parameterised):
     chosen_: str = field(default="", init=False, repr=False)
     """Why `auto` took this method; empty for a method that was named."""
     _settled: Preprocess | None = field(default=None, init=False, repr=False, compare=False)
+    region_: Region | None = field(default=None, init=False, repr=False, compare=False)
+    """The region of interest of the latest fit, which a model file keeps."""
     _named: Method | None = field(default=None, init=False, repr=False, compare=False)
 
     @classmethod
@@ -157,6 +166,8 @@ class Detector(Parameterised):
         check_parameters(self)
         if isinstance(self.group_by, str):
             read_pattern(self.group_by)
+        if self.roi is not None and self.features is not None:
+            raise ArgumentError.about("roi", expected="None with the features of whole images", got=self.roi)
         if self.overlap is not None and self.tile is None:
             raise ArgumentError.about("overlap", expected="None without tiles", got=self.overlap, instead="Give tile.")
         if not isinstance(self.preprocessing.resize, str):
@@ -188,6 +199,7 @@ class Detector(Parameterised):
         self.check()
         self.calibration_, self.images_, self._named, self._settled = None, 0, None, None
         self.learned_, self.calibrated_on_, self.chosen_ = frozenset(), frozenset(), ""
+        self.region_ = None if self.roi is None else Region.read(self.roi, max_pixels=self.max_pixels)
         source = normal_images(images, max_pixels=self.max_pixels)
         kept = source.without(exclude)
         self.excluded_ = len(source) - len(kept)
@@ -291,7 +303,8 @@ class Detector(Parameterised):
             maps = None if scores.maps is None else scores.maps.cpu()
             p_values = [None] * len(batch) if scores.p_values is None else scores.p_values.tolist()
             for i, (name, size, score) in enumerate(zip(batch.names, batch.sizes, scores.images.tolist(), strict=True)):
-                map = None if maps is None else preprocess.to_original(maps[i], size)
+                region = None if batch.inside is None else batch.inside[i]
+                map = None if maps is None else preprocess.to_original(maps[i], size, region)
                 yield self.decide(name, score, map, p_values[i])
 
     def score(
@@ -335,6 +348,7 @@ class Detector(Parameterised):
             raise NotFittedError("Detector.save needs a fitted detector. Call fit(normal_images) first.")
         tensors = {f"method.{name}": tensor for name, tensor in self.method_.state().items()}
         seen = model_file.write_seen(self.learned_, self.calibrated_on_, self.calibration_)
+        seen |= {} if self.region_ is None else self.region_.state()
         persist.save(path, tensors | seen, self.manifest())
 
     @classmethod
@@ -363,6 +377,8 @@ class Detector(Parameterised):
             detector.images_, detector.excluded_, detector.chosen_ = about.images, about.excluded, about.chosen
             detector.check()
             seen = {name: tensor for name, tensor in tensors.items() if not name.startswith("method.")}
+            region = {name: seen.pop(name) for name in [name for name in seen if name.startswith("region.")]}
+            detector.region_ = Region.restore(region) if region else None
             detector.learned_, detector.calibrated_on_, detector.calibration_ = model_file.read_seen(
                 seen, false_alarm_rate=detector.false_alarm_rate
             )
@@ -405,12 +421,17 @@ class Detector(Parameterised):
         """Find in the images what the preprocessing leaves open."""
         backbone = getattr(self._auto or self.method_, "backbone", None)
         multiple = 16 if backbone is None else find_backbone(backbone).multiple
-        self._settled = settle(self._preset, train, multiple=multiple, levels=self.features is None)
+        self._settled = settle(
+            self._preset, within(train, self.region_), multiple=multiple, levels=self.features is None
+        )
         self._check_size()
 
     def _whole(self, source: ImageSource) -> Batches:
         """Images to be learned from, in one piece and from their files."""
-        return Batches(source, self.preprocessing, self.batch_size, self.workers, self.on_error, refuse_constant=True)
+        return Batches(
+            source, self.preprocessing, self.batch_size, self.workers, self.on_error,
+            refuse_constant=True, region=self._region,
+        )  # fmt: skip
 
     def _grouped(self, source: ImageSource) -> Grouped:
         return Grouped(source, find_groups(source, source.paths(), self.group_by))
@@ -453,7 +474,7 @@ class Detector(Parameterised):
             self._require_own(self.features)
         return Batches(
             source, self.preprocessing, batch_size, self.workers, self.on_error,
-            features=self.features, refuse_constant=learn,
+            features=self.features, refuse_constant=learn, region=self._region,
         )  # fmt: skip
 
     def _require_own(self, features: FeatureMemory) -> None:
@@ -472,6 +493,13 @@ class Detector(Parameterised):
     @property
     def _auto(self) -> Auto | None:
         return Auto() if self.method == "auto" else self.method if isinstance(self.method, Auto) else None
+
+    @property
+    def _region(self) -> Region | None:
+        """Where to look; the folder of regions for each picture may have been given anew since the fit."""
+        if self.region_ is None or self.region_.is_one or self.roi is None:
+            return self.region_
+        return Region.read(self.roi, max_pixels=self.max_pixels)
 
     @property
     def _seed(self) -> int:
@@ -493,7 +521,8 @@ class Detector(Parameterised):
         if tiling is None:
             return self.method_.score(batch)
         size = (batch.pixels.shape[2], batch.pixels.shape[3])
-        return tiling.join([self.method_.score(tiles) for tiles in tiling.cut(batch, at_once=self.batch_size)], size)
+        cut = tiling.cut(batch, at_once=self.batch_size)
+        return tiling.join([scored_inside(self.method_.score(tiles), tiles) for tiles in cut], size)
 
     @property
     def preprocessing(self) -> Preprocess:

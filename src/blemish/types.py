@@ -32,6 +32,8 @@ class ImageBatch:
     """Original `(height, width)` of each image, after EXIF orientation."""
     features: Mapping[str, Tensor] | None = None
     """Feature maps of the images by tap, each `(batch, channels, h, w)` float32, where they are known already."""
+    inside: Tensor | None = None
+    """`(batch, height, width)` bool, the region of interest: nothing else is learned or scored. None: all."""
 
     def __len__(self) -> int:
         return len(self.names)
@@ -54,6 +56,8 @@ class FeatureMaps:
     """Each `(batch, channels, h, w)` float32."""
     image_size: Size
     """`(height, width)` of the pixels that went in."""
+    inside: Tensor | None = None
+    """`(batch, height, width)` bool at that size, the region of interest; None: all."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -78,6 +78,9 @@ def facts(detector: Detector) -> dict[str, str]:
     found["Input"] = f"resize {size['resize']}" + (f", centre crop {size['crop']}" if size["crop"] else ", no crop")
     if settings["tile"]:
         found["Input"] += f", tiles of {settings['tile']}"
+    if detector.region_ is not None:
+        mask = detector.region_.mask
+        found["Region of interest"] = "one for each image" if mask is None else f"{mask.mean():.1%} of each image"
     found["Versions"] = ", ".join(f"{name} {number}" for name, number in manifest["versions"].items())
     return found
 

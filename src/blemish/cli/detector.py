@@ -50,6 +50,10 @@ MasksOption = Annotated[
     str | None,
     typer.Option("--masks", metavar="SUB", help="Sub-folder of masks, SUB/KIND/IMAGE.png."),
 ]
+RoiOption = Annotated[
+    Path | None,
+    typer.Option("--roi", metavar="FOLDER", help="Regions for each image, where the model was fitted with such ones."),
+]
 ModelArgument = Annotated[Path, typer.Argument(help="Model file written by `blemish fit`.")]
 
 
@@ -145,6 +149,10 @@ def fit(
             metavar="PATTERN", help="Keep bursts or parts together: a regular expression whose first group names them."
         ),
     ] = None,
+    roi: Annotated[
+        Path | None,
+        typer.Option(help="Where to look: a mask (white), a JSON file of polygons, or a folder with a mask an image."),
+    ] = None,
     exclude: Annotated[
         Path | None, typer.Option(help="Text file of images that are not normal, such as `blemish inspect --out`'s.")
     ] = None,
@@ -187,6 +195,7 @@ def fit(
         workers=workers,
         on_error=on_error,
         group_by=group_by,
+        roi=roi,
     )
     detector.max_pixels = max_pixels or detector.max_pixels
     source, taken = _normal_source(
@@ -208,6 +217,7 @@ def update(
     held_out: Annotated[Path | None, typer.Option(help="Folder of normal images for a new threshold.")] = None,
     out: Annotated[Path | None, typer.Option(help="Where to write; default: replace the model.")] = None,
     memory: MemoryOption = None,
+    roi: RoiOption = None,
     device: DeviceOption = "auto",
     on_error: ErrorOption = "raise",
     as_json: JsonOption = False,
@@ -216,7 +226,7 @@ def update(
     say = Speaker()
     check_output(out or model)
     start = time.perf_counter()
-    detector = _load(model, device)
+    detector = _load(model, device, roi)
     detector.on_error = on_error
     if memory is not None:
         parameters_of(type(detector.method_))["memory_gb"].check(memory, of="--memory: ")
@@ -239,6 +249,7 @@ def predict(
     heatmaps: Annotated[
         Literal["png", "npy", "none"], typer.Option(help="With --out. png: the threshold is the middle of the scale.")
     ] = "png",
+    roi: RoiOption = None,
     device: DeviceOption = "auto",
     batch_size: BatchOption = 16,
     workers: WorkersOption = 2,
@@ -251,8 +262,10 @@ def predict(
 
     An unreadable file gives a line with "error" and does not stop the run; --on-error raise stops there instead.
     """
+    from ..images.source import from_paths
+
     say = Speaker()
-    detector = _load(model, device)
+    detector = _load(model, device, roi)
     detector.batch_size, detector.workers, detector.on_error = batch_size, workers, on_error
     detector.max_pixels = max_pixels or detector.max_pixels
     paths = [path for path in _image_paths(images, say) if out is None or out.resolve() not in path.resolve().parents]
@@ -261,7 +274,8 @@ def predict(
     if len(left) < len(paths):
         say.line(f"{len(paths) - len(left)} of {len(paths)} images were judged by an earlier run; their lines stay.")
     with writer, say.progress() as progress:
-        for decision in detector.predict(left, progress=progress) if left else ():
+        source = replace(from_paths(left, max_pixels=detector.max_pixels), root=_root(images))
+        for decision in detector.predict(source, progress=progress) if left else ():
             writer.write(decision)
         writer.write_skipped(detector.skipped_)
     say.skipped(detector)
@@ -285,6 +299,7 @@ def evaluate_model(
     allow_overlap: Annotated[
         bool, typer.Option("--allow-overlap", help="Go on at test images that were learned from, and mark the figures.")
     ] = False,
+    roi: RoiOption = None,
     device: DeviceOption = "auto",
     batch_size: BatchOption = 16,
     workers: WorkersOption = 2,
@@ -303,7 +318,7 @@ def evaluate_model(
     dataset = open_dataset(data, normal=normal or (), anomalous=anomalous or (), masks=masks)
     taken = take(dataset)
     say.lines(taken.lines())
-    detector = _load(model, device)
+    detector = _load(model, device, roi)
     detector.batch_size, detector.workers, detector.on_error = batch_size, workers, on_error
     detector.max_pixels = max_pixels or detector.max_pixels
     with say.progress() as progress:
@@ -394,11 +409,16 @@ def _backbones(*, short: bool) -> list[dict[str, object]]:
     return rows
 
 
-def _load(model: Path, device: str) -> Any:
+def _load(model: Path, device: str, roi: Path | None = None) -> Any:
     from ..detector import Detector
     from ..edges.faiss import index_from_name
 
-    return Detector.load(model, device=device, make_index=index_from_name)
+    detector = Detector.load(model, device=device, make_index=index_from_name)
+    if roi is not None and (detector.region_ is None or detector.region_.is_one):
+        kept = "no region" if detector.region_ is None else "its own"
+        raise ArgumentError.about("--roi", expected=f"none, as the model has {kept}", got=roi)
+    detector.roi = roi
+    return detector
 
 
 def _normal_source(
@@ -423,6 +443,11 @@ def _normal_source(
     source = as_source(data, max_pixels=max_pixels)
     say.line(f"{data}: {len(source)} images, normal, to learn from")
     return source, {"root": str(data), "images": len(source)}
+
+
+def _root(images: list[Path]) -> Path | None:
+    """The folder below which images have their paths."""
+    return images[0] if len(images) == 1 and images[0].is_dir() else None
 
 
 def _image_paths(images: list[Path], say: Speaker) -> list[Path]:

@@ -78,6 +78,8 @@ class Evaluation:
     """What is suspicious about the masks."""
     maps: NDArray[np.float32] | None
     """`(records, height, width)` at the size of the network's input; None for image-level methods."""
+    inside: NDArray[np.bool_] | None = None
+    """`(records, height, width)` at that size: the region of interest; None: all of it."""
     overlap: tuple[str, ...] = ()
     """Names of test images that the model had seen when it was fitted: no figure holds that counts them."""
 
@@ -85,7 +87,13 @@ class Evaluation:
         """The anomaly map of one record on its original pixels, `(height, width)`; None for image-level methods."""
         if self.maps is None:
             return None
-        return self.preprocess.to_original(torch.from_numpy(self.maps[index]), self.records[index].size)
+        return self.place(index, self.records[index].size)
+
+    def place(self, index: int, size: Size) -> NDArray[np.float32]:
+        """The map of one record at any size; NaN where nobody looked."""
+        assert self.maps is not None
+        region = None if self.inside is None else torch.from_numpy(self.inside[index])
+        return self.preprocess.to_original(torch.from_numpy(self.maps[index]), size, region)
 
 
 def evaluate(
@@ -113,12 +121,12 @@ def evaluate(
     notes = look_at_masks(dataset.test, masks)
     for note in notes:
         _log.warning("%s", note)
-    records, maps, overlap, seconds = _score(detector, dataset, allow_overlap, progress)
+    records, maps, inside, overlap, seconds = _score(detector, dataset, allow_overlap, progress)
     preprocess = detector.preprocessing
     where: PixelSpace = pixels or ("original" if preprocess.crop is None else "network")
     pairs = None
     if maps is not None and _have_masks(records):
-        pairs = _Pairs(records, maps, preprocess, where, masks)
+        pairs = _Pairs(records, maps, inside, preprocess, where, masks)
     outcome = Outcome(
         scores=np.array([record.decision.score for record in records], dtype=np.float64),
         anomalous=np.array([record.sample.anomalous for record in records], dtype=bool),
@@ -136,6 +144,7 @@ def evaluate(
         preprocess=preprocess,
         notes=notes,
         maps=maps,
+        inside=inside,
         overlap=overlap,
     )
 
@@ -155,10 +164,11 @@ def _have_masks(records: Sequence[Record]) -> bool:
 
 def _score(
     detector: Detector, dataset: Dataset, allow_overlap: bool, progress: Progress | None
-) -> tuple[tuple[Record, ...], NDArray[np.float32] | None, tuple[str, ...], float]:
+) -> tuple[tuple[Record, ...], NDArray[np.float32] | None, NDArray[np.bool_] | None, tuple[str, ...], float]:
     by_name = {str(sample.path): sample for sample in dataset.test}
     records: list[Record] = []
     maps: list[NDArray[np.float32]] = []
+    inside: list[NDArray[np.bool_]] = []
     seen = detector.learned_ | detector.calibrated_on_
     source, digests = with_digests(dataset.test_images(max_pixels=detector.max_pixels))
     overlap: list[str] = []
@@ -175,8 +185,16 @@ def _score(
             records.append(Record(by_name[name], detector.decide(name, score), size))
         if scores.maps is not None:
             maps.append(scores.maps.cpu().numpy())
+        if batch.inside is not None:
+            inside.append(batch.inside.numpy())
     seconds = time.perf_counter() - start
-    return tuple(records), np.concatenate(maps) if maps else None, tuple(overlap), seconds
+    return (
+        tuple(records),
+        np.concatenate(maps) if maps else None,
+        np.concatenate(inside) if inside else None,
+        tuple(overlap),
+        seconds,
+    )
 
 
 class _Pairs:
@@ -186,42 +204,56 @@ class _Pairs:
         self,
         records: Sequence[Record],
         maps: NDArray[np.float32],
+        inside: NDArray[np.bool_] | None,
         preprocess: Preprocess,
         where: PixelSpace,
         masks: Masks,
     ) -> None:
-        self._records, self._maps, self._preprocess = records, maps, preprocess
-        self._where, self._masks = where, masks
+        self._records, self._maps, self._inside = records, maps, inside
+        self._preprocess, self._where, self._masks = preprocess, where, masks
 
     def __iter__(self) -> Iterator[metrics.Pair]:
-        for record, map in zip(self._records, self._maps, strict=True):
-            mask = self._masks.of(record.sample, record.size)
-            if self._where == "network":
-                yield map, None if mask is None else self._placed(record, mask)
-                continue
-            placed = self._preprocess.to_original(torch.from_numpy(map), record.size)
-            yield placed[self._seen(record.size)], None if mask is None else self._placed(record, mask)
+        for index, (record, map) in enumerate(zip(self._records, self._maps, strict=True)):
+            placed = map
+            if self._where == "original":
+                placed = self._preprocess.to_original(torch.from_numpy(map), record.size)[self._seen(record.size)]
+            outside = self._outside(index)
+            yield placed if outside is None else np.ma.MaskedArray(placed, outside), self._mask(record)
 
     def have_both_kinds(self) -> bool:
-        """Whether the crop left normal and marked pixels; no figure of pixels can be computed without."""
+        """Whether crop and region left normal and marked pixels; no figure of pixels can be computed without."""
         normal = marked = False
-        for record in self._records:
-            mask = self._masks.of(record.sample, record.size)
-            placed = None if mask is None else self._placed(record, mask)
-            normal |= placed is None or not placed.all()
-            marked |= placed is not None and bool(placed.any())
+        for index, record in enumerate(self._records):
+            mask, outside = self._mask(record), self._outside(index)
+            kept = mask if mask is None or outside is None else mask[~outside]
+            normal |= kept is None or not kept.all()
+            marked |= kept is not None and bool(kept.any())
             if normal and marked:
                 return True
         return False
 
-    def _placed(self, record: Record, mask: NDArray[np.bool_]) -> NDArray[np.bool_]:
+    def subset(self, indices: NDArray[np.intp]) -> _Pairs:
+        records = [self._records[i] for i in indices]
+        inside = None if self._inside is None else self._inside[indices]
+        return _Pairs(records, self._maps[indices], inside, self._preprocess, self._where, self._masks)
+
+    def _mask(self, record: Record) -> NDArray[np.bool_] | None:
+        mask = self._masks.of(record.sample, record.size)
+        if mask is None:
+            return None
         if self._where == "network":
             return self._preprocess.mask(mask)
         return _at_size(mask, record.size)[self._seen(record.size)]
 
-    def subset(self, indices: NDArray[np.intp]) -> _Pairs:
-        records = [self._records[i] for i in indices]
-        return _Pairs(records, self._maps[indices], self._preprocess, self._where, self._masks)
+    def _outside(self, index: int) -> NDArray[np.bool_] | None:
+        """What is not in the region of interest, where the pairs meet."""
+        if self._inside is None:
+            return None
+        inside: NDArray[np.bool_] = self._inside[index]
+        if self._where == "original":
+            size = self._records[index].size
+            inside = self._preprocess.inside(torch.from_numpy(inside), size)[self._seen(size)]
+        return ~inside
 
     def _seen(self, size: Size) -> tuple[slice, slice]:
         """The rectangle of original pixels that the crop looked at."""

@@ -51,6 +51,13 @@ def project(features: FeatureMaps, matrix: Tensor, *, size: tuple[int, int] | No
     return embedded
 
 
+def cells_inside(features: FeatureMaps, size: Sequence[int]) -> Tensor | None:
+    """Which positions of a grid of this `(h, w)` have a pixel in the region of interest: `(batch, h, w)`; None: all."""
+    if features.inside is None:
+        return None
+    return functional.adaptive_max_pool2d(features.inside[:, None].float(), (size[0], size[1]))[:, 0] > 0
+
+
 def random_channels(channels: Sequence[int], d: int, *, seed: int) -> tuple[Tensor, ...]:
     """Choose `d` of all channels at random (R_d of the PaDiM paper): an index tensor a map.
 

@@ -131,6 +131,12 @@ class Preprocess:
         bands = [self._placed(Image.fromarray(np.ascontiguousarray(picture[:, :, i]))) for i in range(3)]
         return torch.from_numpy(np.stack(bands)).div_(white).clamp_(0, 1)
 
+    def middle(self, picture: Picture) -> float:
+        """The value of a decoded picture that is half-way between black and white."""
+        levels = levels_of(picture)
+        of_camera = levels is not None and isinstance(self.white_level, int | float)
+        return 127.5 * self.white_level / levels if of_camera else 127.5  # type: ignore[operator]
+
     def _white(self, picture: Picture) -> float:
         """What value of a decoded picture is white; 255 where all its levels are used."""
         levels = levels_of(picture)
@@ -168,8 +174,17 @@ class Preprocess:
         image = Image.fromarray(mask.astype(np.uint8)).resize((width, height), Image.Resampling.NEAREST)
         return np.array(image if self.crop is None else image.crop(self._box(height, width))).astype(bool)
 
-    def to_original(self, map: Tensor, size: Size) -> NDArray[np.float32]:
-        """Put one `(height, width)` map back on an image of original `size`; NaN where the crop never looked."""
+    def to_original(self, map: Tensor, size: Size, region: Tensor | None = None) -> NDArray[np.float32]:
+        """Put one `(height, width)` map back on an image of original `size`; NaN where the crop never looked.
+
+        And outside a region of interest, bool of the map's shape.
+        """
+        placed = self._to_original(map, size)
+        if region is not None:
+            placed[~self.inside(region, size)] = np.nan
+        return placed
+
+    def _to_original(self, map: Tensor, size: Size) -> NDArray[np.float32]:
         height, width = self._resized(size)
         if self.crop is None:
             return _enlarged(map, size)
@@ -185,6 +200,11 @@ class Preprocess:
         across = _centres(columns.start, columns.stop, width / size[1]) - left
         result[rows, columns] = _read_between(_read_between(map, down).T, across).T.cpu().numpy()
         return result
+
+    def inside(self, region: Tensor, size: Size) -> NDArray[np.bool_]:
+        """A region `(height, width)` bool of the network's input on an image of original `size`."""
+        found: NDArray[np.bool_] = self._to_original(region.float(), size) > 0.5  # False where that is NaN
+        return found
 
     def visible(self, size: Size) -> NDArray[np.bool_]:
         """Say for each pixel of an image of original `size` whether its centre lies inside the crop."""

@@ -6,12 +6,14 @@ import random
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from itertools import islice
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from PIL import Image
 
 from ..errors import ArgumentError, DatasetError, ImageError
@@ -236,6 +238,10 @@ def _from_one_path(path: Path, max_pixels: int) -> ImageSource:
     return from_paths([path], max_pixels=max_pixels)
 
 
+_Read = tuple[Size, torch.Tensor, torch.Tensor | None]
+"""Size, pixels, and where to look."""
+
+
 class KnownFeatures(Protocol):
     """Feature maps of images that were made before, such as `features.memory.FeatureMemory`."""
 
@@ -246,6 +252,41 @@ class KnownFeatures(Protocol):
 
     def batch(self, names: Sequence[str]) -> ImageBatch:
         """Images by name, with their maps."""
+
+
+class RegionOfInterest(Protocol):
+    """Where to look in a picture, such as `datasets.region.Region`."""
+
+    def of(self, path: str, size: Size) -> NDArray[np.bool_]:
+        """The region of the picture with this path, at its size."""
+
+
+def within(source: ImageSource, region: RegionOfInterest | None) -> ImageSource:
+    """The same pictures, black outside their regions."""
+    if region is None:
+        return source
+    paths = source.paths()
+
+    def load(index: int) -> Picture:
+        picture = source.load(index)
+        return _filled(picture, region.of(paths[index], extent(picture)), 0)
+
+    return replace(source, _load=load)
+
+
+def _filled(picture: Picture, inside: NDArray[np.bool_], value: float) -> Picture:
+    pixels = np.array(picture)
+    pixels[~inside] = value
+    if isinstance(picture, np.ndarray):
+        return pixels
+    image = Image.fromarray(pixels)
+    image.info |= picture.info
+    return image
+
+
+def _is_constant_within(picture: Picture, inside: NDArray[np.bool_]) -> bool:
+    pixels = np.asarray(picture)[inside]
+    return bool((pixels == pixels[:1]).all())
 
 
 @dataclass(frozen=True)
@@ -267,6 +308,8 @@ class Batches:
     features: KnownFeatures | None = None
     refuse_constant: bool = False
     """Whether a picture of a single colour is a bad file: nothing can be learned from it."""
+    region: RegionOfInterest | None = None
+    """Where to look: what is outside becomes mid-grey before anything looks at the picture."""
 
     def __post_init__(self) -> None:
         if self.batch_size < 1:
@@ -289,10 +332,12 @@ class Batches:
             return
         images = self._images()
         while chunk := list(islice(images, self.batch_size)):
-            names, sizes, pixels = zip(*chunk, strict=True)
-            yield ImageBatch(torch.stack(pixels), names, sizes)
+            names, sizes, pixels, inside = zip(*chunk, strict=True)
+            yield ImageBatch(
+                torch.stack(pixels), names, sizes, inside=None if self.region is None else torch.stack(inside)
+            )
 
-    def _images(self) -> Iterator[tuple[str, Size, torch.Tensor]]:
+    def _images(self) -> Iterator[tuple[str, Size, torch.Tensor, torch.Tensor | None]]:
         for name, image in zip(self.source.names, self._prefetched(), strict=True):
             try:
                 yield name, *image.result()
@@ -316,7 +361,7 @@ class Batches:
             raise error
         self.skipped.append((name, str(error)))
 
-    def _prefetched(self) -> Iterator[Future[tuple[Size, torch.Tensor]]]:
+    def _prefetched(self) -> Iterator[Future[_Read]]:
         with ThreadPoolExecutor(max(1, self.workers), thread_name_prefix="blemish-decode") as pool:
             indices = iter(range(len(self.source)))
             waiting = [pool.submit(self._read, i) for i in islice(indices, 2 * self.batch_size)]
@@ -328,14 +373,27 @@ class Batches:
                 for future in waiting:
                     future.cancel()
 
-    def _read(self, index: int) -> tuple[Size, torch.Tensor]:
+    @cached_property
+    def _paths(self) -> list[str]:
+        return self.source.paths()
+
+    def _read(self, index: int) -> _Read:
         picture, name = self.source.load(index), self.source.names[index]
-        if self.refuse_constant and is_constant(picture):
+        size, inside = extent(picture), None
+        if self.region is not None:
+            inside = self.region.of(self._paths[index], size)
+        if self.refuse_constant and (is_constant(picture) if inside is None else _is_constant_within(picture, inside)):
             raise ImageError(f"{name}: all its pixels have one colour, so there is nothing to learn. Leave it out.")
         try:
-            return extent(picture), self.preprocess.pixels(picture)
+            if inside is None:
+                return size, self.preprocess.pixels(picture), None
+            pixels = self.preprocess.pixels(_filled(picture, inside, self.preprocess.middle(picture)))
         except ImageError as error:  # which knows no name
             raise ImageError(f"{name}: {error}") from None
+        kept = self.preprocess.mask(inside)
+        if not kept.any():
+            raise DatasetError(f"{name}: nothing of its region of interest is left at the network's input.")
+        return size, pixels, torch.from_numpy(kept)
 
 
 class Reporting:

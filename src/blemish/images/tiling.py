@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from itertools import compress
 
 import torch
 from torch import Tensor
@@ -47,7 +48,10 @@ class Tiling:
             part = tiles[start : start + at_once]
             pixels = [batch.pixels[i, :, y : y + down, x : x + across] for i, (y, x) in part]
             names = tuple(f"{batch.names[i]} [{y}:{y + down}, {x}:{x + across}]" for i, (y, x) in part)
-            yield ImageBatch(torch.stack(pixels), names, (self.tile,) * len(part))
+            inside = None
+            if batch.inside is not None:
+                inside = torch.stack([batch.inside[i, y : y + down, x : x + across] for i, (y, x) in part])
+            yield ImageBatch(torch.stack(pixels), names, (self.tile,) * len(part), inside=inside)
 
     def join(self, parts: list[Scores], size: Size) -> Scores:
         """The scores of whole images of this `(height, width)` from those of their tiles, in the order of `cut`."""
@@ -89,6 +93,27 @@ class Tiling:
         return [round(i * (length - side) / max(1, count - 1)) for i in range(count)]
 
 
+def scored_inside(scores: Scores, tiles: ImageBatch) -> Scores:
+    """The scores of tiles; of those without a pixel in the region of interest none that could count."""
+    if tiles.inside is None:
+        return scores
+    outside = ~tiles.inside.flatten(1).any(dim=1).to(scores.images.device)
+    p_values = None if scores.p_values is None else scores.p_values.masked_fill(outside, 1)
+    return replace(scores, images=scores.images.masked_fill(outside, -torch.inf), p_values=p_values)
+
+
+def _with_something_inside(batch: ImageBatch) -> Iterator[ImageBatch]:
+    """Those images that have a pixel in the region of interest."""
+    if batch.inside is None:
+        yield batch
+        return
+    kept = batch.inside.flatten(1).any(dim=1)
+    if kept.any():
+        which = kept.tolist()
+        names, sizes = tuple(compress(batch.names, which)), tuple(compress(batch.sizes, which))
+        yield ImageBatch(batch.pixels[kept], names, sizes, inside=batch.inside[kept])
+
+
 class Tiles:
     """The tiles of all images of one `size`, as batches of their own."""
 
@@ -101,4 +126,5 @@ class Tiles:
 
     def __iter__(self) -> Iterator[ImageBatch]:
         for batch in self._batches:
-            yield from self._tiling.cut(batch, at_once=self._at_once)
+            for tiles in self._tiling.cut(batch, at_once=self._at_once):
+                yield from _with_something_inside(tiles)

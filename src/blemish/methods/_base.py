@@ -11,7 +11,7 @@ from __future__ import annotations
 import logging
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence, Sized
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import chain
 from pathlib import Path
 from time import perf_counter
@@ -84,9 +84,9 @@ class MapMethod:
 
     top_share: float = parameter(0.0, at_least=0, at_most=1)
 
-    def _image_scores(self, maps: Tensor) -> Tensor:
-        """`(batch, h, w)` to `(batch,)`."""
-        return mean_of_highest(maps, self.top_share)
+    def _image_scores(self, maps: Tensor, inside: Tensor | None) -> Tensor:
+        """`(batch, h, w)` to `(batch,)`; of the positions `inside` alone, where given."""
+        return mean_of_highest(maps, self.top_share, inside)
 
 
 @dataclass(kw_only=True)
@@ -297,7 +297,8 @@ class FeatureMethod(Method):
         """The feature maps that a batch brings, or else the networks'."""
         extractor, given = self.extractor_, batch.features
         if given is None:
-            return self._seen(batch.pixels)
+            inside = None if batch.inside is None else batch.inside.to(extractor.device)
+            return replace(self._seen(batch.pixels), inside=inside)
         if not given.keys() >= set(extractor.taps):
             raise ArgumentError.about("features", expected=f"maps of {', '.join(extractor.taps)}", got=", ".join(given))
         size = (batch.pixels.shape[2], batch.pixels.shape[3])

@@ -20,6 +20,7 @@ from torch.nn import functional
 from .. import persist
 from ..errors import ArgumentError
 from ..features.backbones import Backbone
+from ..features.patches import cells_inside
 from ..ops.flows import ConditionalFlow, position_code
 from ..ops.maps import enlarge_and_smooth
 from ..ops.scaling import position_moments
@@ -152,8 +153,9 @@ class CFlow(MapMethod, FrozenMethod):
             grid = self._density_map(i, m)
             mean, deviation, most = self.normal_[i]
             likely = (grid - most).exp() - 1 if self.combine == "likelihood" else (grid - mean) / deviation
-            total = total - enlarge_and_smooth(likely, features.image_size, sigma=self.sigma)
-        return Scores(self._image_scores(total), total)
+            inside = cells_inside(features, grid.shape[1:])
+            total = total - enlarge_and_smooth(likely, features.image_size, sigma=self.sigma, inside=inside)
+        return Scores(self._image_scores(total, features.inside), total)
 
     def _learned(self) -> dict[str, Tensor]:
         learned = {f"flow.{name}": value for name, value in self.flows_.state_dict().items()}

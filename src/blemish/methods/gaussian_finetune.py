@@ -23,7 +23,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from ..augment.defects import FAMILIES, FamilyName
 from ..errors import ArgumentError
 from ..features.backbones import Backbone
-from ..features.patches import pool
+from ..features.patches import cells_inside, pool
 from ..ops.maps import enlarge_and_smooth
 from ..ops.separation import separation
 from ..ops.shrinkage import ShrinkageSums
@@ -147,7 +147,8 @@ class GaussianFinetune(FeatureMethod):
         maps = torch.zeros((), device=features.maps[0].device)
         for m, whitening in zip(features.maps, self.positions_, strict=True):
             grid = _squared_distance(m.permute(0, 2, 3, 1), whitening).sqrt()
-            maps = maps + enlarge_and_smooth(grid, features.image_size, sigma=self.sigma)
+            inside = cells_inside(features, grid.shape[1:])
+            maps = maps + enlarge_and_smooth(grid, features.image_size, sigma=self.sigma, inside=inside)
         assert isinstance(images, Tensor)
         return Scores(images, maps)
 

@@ -24,7 +24,7 @@ from torch import Tensor
 
 from ..errors import ArgumentError, ModelFileError
 from ..features.backbones import Backbone, find_backbone
-from ..features.patches import concatenate, project, random_channels, semi_orthogonal
+from ..features.patches import cells_inside, concatenate, project, random_channels, semi_orthogonal
 from ..ops.gaussian import Gaussian, Moments
 from ..ops.maps import enlarge_and_smooth
 from ..parameters import parameter
@@ -127,9 +127,10 @@ class PaDiM(MapMethod, GrowingMethod):
 
     def _score(self, features: FeatureMaps) -> Scores:
         self._check_size(features)
-        distances = self.gaussian_.distances(self._embed(features))
-        maps = enlarge_and_smooth(distances.reshape(-1, *self.grid_), self.image_size_, sigma=self.sigma)
-        return Scores(self._image_scores(maps), maps)
+        distances = self.gaussian_.distances(self._embed(features)).reshape(-1, *self.grid_)
+        inside = cells_inside(features, self.grid_)
+        maps = enlarge_and_smooth(distances, self.image_size_, sigma=self.sigma, inside=inside)
+        return Scores(self._image_scores(maps, features.inside), maps)
 
     def _learned(self) -> dict[str, Tensor]:
         gaussian, d = self.gaussian_, self.gaussian_.mean.shape[1]

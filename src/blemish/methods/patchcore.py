@@ -21,7 +21,14 @@ from torch.nn.functional import normalize
 
 from ..errors import ArgumentError, ModelFileError
 from ..features.backbones import Backbone
-from ..features.patches import average_patches, gaussian_projection, single_patches, unfolded_patches, unfolding_kernels
+from ..features.patches import (
+    average_patches,
+    cells_inside,
+    gaussian_projection,
+    single_patches,
+    unfolded_patches,
+    unfolding_kernels,
+)
 from ..ops.coreset import CoresetStream, reducing_capacity
 from ..ops.maps import enlarge_and_smooth
 from ..ops.neighbours import Exact, Index, IndexFactory, Storage, recall
@@ -167,7 +174,9 @@ class PatchCore(MapMethod, TurnedMethod, GrowingMethod):
             stream.add_coreset(*old)
         seen = self.seen_
         for maps in chain([first], features):
-            patches = self._embed(maps).flatten(0, 1)
+            patches, cells = self._embed(maps).flatten(0, 1), cells_inside(maps, maps.maps[0].shape[2:])
+            if cells is not None:  # or what fills the outside would be normal anywhere
+                patches = patches[cells.flatten()]
             stream.add(patches)
             seen += len(patches)
         self._finish(stream, seen)
@@ -204,10 +213,12 @@ class PatchCore(MapMethod, TurnedMethod, GrowingMethod):
         squared, nearest = self.bank_.search(patches.flatten(0, 1), 1)
         distances = squared if self.squared else squared.sqrt()
         grid = distances.reshape(-1, *size)
-        maps = enlarge_and_smooth(grid, features.image_size, sigma=self.sigma)
-        scores = self._image_scores(grid)
+        cells = cells_inside(features, size)
+        maps = enlarge_and_smooth(grid, features.image_size, sigma=self.sigma, inside=cells)
+        scores = self._image_scores(grid, cells)
         if self.reweight:
-            worst = grid.flatten(1).argmax(dim=1)
+            within = grid if cells is None else grid.masked_fill(~cells, -torch.inf)
+            worst = within.flatten(1).argmax(dim=1)
             image = torch.arange(len(worst), device=worst.device)
             scores = scores * self._weights(patches[image, worst], nearest.reshape(len(worst), -1)[image, worst])
         return Scores(scores, maps)

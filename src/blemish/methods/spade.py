@@ -18,7 +18,7 @@ from torch import Tensor
 
 from ..errors import ArgumentError, ModelFileError
 from ..features.backbones import Backbone, find_backbone
-from ..features.patches import pool
+from ..features.patches import cells_inside, pool
 from ..ops.maps import enlarge_and_smooth, mean_of_highest
 from ..ops.neighbours import Exact, nearest_squared
 from ..parameters import parameter
@@ -114,11 +114,18 @@ class SPADE(GrowingMethod):
         squared, neighbours = Exact().build(self.pooled_).search(self._pooled(features), k)
         layers = self._layers(features)
         maps: Tensor = sum(
-            enlarge_and_smooth(self._distances(layer, gallery, neighbours), features.image_size, sigma=self.sigma)
+            enlarge_and_smooth(
+                self._distances(layer, gallery, neighbours),
+                features.image_size,
+                sigma=self.sigma,
+                inside=cells_inside(features, layer.shape[2:]),
+            )
             for layer, gallery in zip(layers, self.gallery_, strict=True)
         )  # type: ignore[assignment]
         maps = maps / len(layers)
-        images = squared.mean(dim=1) if self.top_share is None else mean_of_highest(maps, self.top_share)
+        images = (
+            squared.mean(dim=1) if self.top_share is None else mean_of_highest(maps, self.top_share, features.inside)
+        )
         return Scores(images, maps)
 
     def _distances(self, layer: Tensor, gallery: Tensor, neighbours: Tensor) -> Tensor:
@@ -156,11 +163,24 @@ class SPADE(GrowingMethod):
 
     def _embed(self, features: FeatureMaps) -> tuple[Tensor, list[Tensor]]:
         dtype = torch.float16 if self.storage == "float16" else torch.float32
-        return self._pooled(features), [_vectors(layer).to(dtype) for layer in self._layers(features)]
+        layers = (
+            _kept(_vectors(layer), cells_inside(features, layer.shape[2:])).to(dtype)
+            for layer in self._layers(features)
+        )
+        return self._pooled(features), list(layers)
 
 
 def _vectors(layer: Tensor) -> Tensor:
     return layer.permute(0, 2, 3, 1).flatten(1, 2)
+
+
+def _kept(vectors: Tensor, cells: Tensor | None) -> Tensor:
+    """The gallery has as many vectors an image as ever: in place of one from outside the region, one from inside."""
+    if cells is None:
+        return vectors
+    inside = cells.flatten(1)
+    first = vectors[torch.arange(len(vectors)), inside.int().argmax(dim=1)]
+    return torch.where(inside[:, :, None], vectors, first[:, None])
 
 
 def _check_shapes(gallery: list[Tensor], new: list[Tensor]) -> None:

@@ -105,7 +105,7 @@ class Students(MapMethod, Method):
         _checked(batch)
         with torch.inference_mode():
             maps = torch.stack([scale.map(batch.pixels) for scale in self.scales_.values()]).mean(dim=0)
-        return Scores(self._image_scores(maps), maps)
+        return Scores(self._image_scores(maps, None if batch.inside is None else batch.inside.to(maps.device)), maps)
 
     def state(self) -> dict[str, Tensor]:
         """Teachers and students in half precision, and what normalises targets and errors, below the patch's side."""

@@ -26,7 +26,8 @@ _Floats = NDArray[np.floating[Any]]
 Pair = tuple[_Floats, NDArray[np.bool_] | NDArray[np.uint8] | None]
 """An anomaly map `(height, width)` float32 or float64 and its ground truth, or None for a normal image.
 
-The ground truth has the shape of the map, bool or uint8; non-zero = anomalous. Sizes may differ between images.
+The ground truth has the shape of the map, bool or uint8; non-zero = anomalous. Sizes may differ between images. Of a
+`numpy.ma.MaskedArray`, what is masked out counts as neither: it was not judged.
 """
 
 _BLOCK = 2**18  # pixels handled at once: their temporaries stay in a core's cache
@@ -73,8 +74,9 @@ def pixel_curve(pairs: Iterable[Pair], *, chunk_pixels: int | None = None, max_b
     bins = _plan(found.keys, min(max_bins, max(2**16, found.n_pixels // 2)))
     levels = _levels(found, bins)
     counter = _Counter(levels, bins, found.n_pixels, chunk_pixels or max(2**23, 4 * levels.scores.size))
-    for scores, mask in _images(pairs):
-        counter.add(scores.ravel() if mask is None else scores[~mask])
+    for scores, mask, judged in _images(pairs):
+        normal = judged if mask is None else ~mask if judged is None else judged & ~mask
+        counter.add(scores.ravel() if normal is None else scores[normal])
     below, up_to = counter.totals(found.n_normal_pixels)
     return _curve(levels, below, up_to, found)
 
@@ -157,8 +159,8 @@ def _collect(pairs: Iterable[Pair]) -> _Found:
     scores: list[_Floats] = []
     weights: list[NDArray[np.float64]] = []
     n_regions, n_pixels, dtype = 0, 0, np.dtype(np.float32)
-    for values, mask in _images(pairs):
-        n_pixels += values.size
+    for values, mask, judged in _images(pairs):
+        n_pixels += values.size if judged is None else int(judged.sum())
         dtype = np.promote_types(dtype, values.dtype)
         if mask is not None:
             region, sizes = _regions(mask)
@@ -185,28 +187,36 @@ def _regions(mask: NDArray[np.bool_]) -> tuple[NDArray[np.intp], NDArray[np.intp
     return region, np.bincount(region)
 
 
-def _images(pairs: Iterable[Pair]) -> Iterator[tuple[_Floats, NDArray[np.bool_] | None]]:
-    """Check each pair; a mask without an anomalous pixel becomes None."""
+def _images(
+    pairs: Iterable[Pair],
+) -> Iterator[tuple[_Floats, NDArray[np.bool_] | None, NDArray[np.bool_] | None]]:
+    """Check each pair: scores, a mask of the judged anomalous pixels, None where there are none, and what was judged.
+
+    The last is None where all of it was.
+    """
     for index, pair in enumerate(pairs):
         if not isinstance(pair, tuple | list) or len(pair) != 2:
             raise ArgumentError.about(f"pairs[{index}]", expected="a pair (map, mask or None)", got=pair)
-        scores = _checked_map(pair[0], f"map of pairs[{index}]")
+        scores, judged = _checked_map(pair[0], f"map of pairs[{index}]")
         mask = None if pair[1] is None else _checked_mask(pair[1], scores.shape, f"mask of pairs[{index}]")
-        yield scores, mask if mask is not None and mask.any() else None
+        if mask is not None and judged is not None:
+            mask = mask & judged
+        yield scores, mask if mask is not None and mask.any() else None, judged
 
 
-def _checked_map(given: _Floats, name: str) -> _Floats:
+def _checked_map(given: _Floats, name: str) -> tuple[_Floats, NDArray[np.bool_] | None]:
+    judged = ~np.ma.getmaskarray(given) if isinstance(given, np.ma.MaskedArray) else None
     scores = np.asarray(given)
     if scores.ndim != 2 or scores.size == 0 or scores.dtype not in (np.float32, np.float64):
         raise ArgumentError.about(name, expected="a float32 or float64 array (height, width)", got=scores)
-    if not np.isfinite(scores).all():
+    if not np.isfinite(scores if judged is None else scores[judged]).all():
         raise ArgumentError.about(
             name,
             expected="finite scores",
             got="NaN or infinity",
-            instead="Cut map and mask to the pixels that were scored.",
+            instead="Cut map and mask to the pixels that were scored, or mask out the others.",
         )
-    return scores
+    return scores, judged
 
 
 def _checked_mask(given: NDArray[np.bool_] | NDArray[np.uint8], shape: tuple[int, ...], name: str) -> NDArray[np.bool_]:

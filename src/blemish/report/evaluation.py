@@ -252,12 +252,18 @@ def _legend(evaluation: Evaluation, scale: draw.Scale | None) -> Legend:
     marks, keys = [], []
     if any(record.sample.mask is not None for record in evaluation.records):
         keys.append(("outline", "ground truth: the defect as marked in the data set"))
+    if evaluation.inside is not None:
+        keys.append(("region", "region of interest"))
     if scale is not None:
         marks = [(scale.low, "usual"), (scale.threshold, "threshold"), (scale.high, "and above")]
         if scale.threshold is not None:
             keys.append(("above", "above the threshold: what made the image anomalous"))
-        if evaluation.preprocess.crop is not None:
-            keys.append(("blind", "cropped away: the detector did not look here"))
+        blind = [
+            *(["cropped away"] if evaluation.preprocess.crop is not None else ()),
+            *(["outside the region of interest"] if evaluation.inside is not None else ()),
+        ]
+        if blind:
+            keys.append(("blind", f"{' or '.join(blind)}: the detector did not look here"))
     strip = None if scale is None else data_uri("webp", draw.scale_strip())
     return Legend(strip, [(f"{number:.4g}", name) for number, name in marks if number is not None], keys)
 

@@ -24,7 +24,6 @@ from ..errors import ImageError
 from ..evaluation.detector import Evaluation
 from ..evaluation.masks import Masks
 from ..images.decode import MAX_PIXELS, as_image, decode
-from ..images.preprocess import Preprocess
 from ..types import Size
 
 if TYPE_CHECKING:
@@ -33,6 +32,8 @@ if TYPE_CHECKING:
 NORMAL, ANOMALOUS, INK, FAINT = "#2f6fab", "#d4572a", "#22272e", "#8b949e"
 OUTLINE = (0, 229, 255)
 """RGB of the ground-truth contour: a hue that the heat map does not use."""
+REGION = (255, 255, 255)
+"""RGB of the contour of the region of interest."""
 COLOURS = "inferno"
 """Perceptually uniform, and readable with every kind of colour blindness."""
 SIDE = 320
@@ -76,8 +77,9 @@ def scale_of(evaluation: Evaluation) -> Scale | None:
     if maps is None or not len(maps):
         return None
     chosen = [i for i, record in enumerate(evaluation.records) if not record.sample.anomalous] or range(len(maps))
-    low = float(np.median(maps[chosen[:: max(1, len(chosen) // 64)], ::4, ::4]))
-    peaks = maps.max(axis=(1, 2))
+    some, inside = chosen[:: max(1, len(chosen) // 64)], evaluation.inside
+    low = float(np.median(maps[some, ::4, ::4] if inside is None else maps[some][inside[some]]))
+    peaks = maps.max(axis=(1, 2), initial=-np.inf, where=True if inside is None else inside)
     scores = np.array([record.decision.score for record in evaluation.records])
     threshold = evaluation.figures.threshold if np.allclose(peaks, scores, rtol=1e-4) else None
     strong = float(np.quantile(peaks, 0.95))
@@ -102,9 +104,12 @@ def tile(evaluation: Evaluation, index: int, *, scale: Scale | None, side: int =
     except ImageError:
         remark = "The mask file can no longer be read."
     map = _map(evaluation, index, size)
-    if map is None and mask is None:
+    if map is None and mask is None and evaluation.inside is None:
         return Tile(photo, None, remark)
     heat = photo if map is None or scale is None else overlay(photo, map, scale=scale)
+    if evaluation.inside is not None:
+        region = evaluation.preprocess.inside(torch.from_numpy(evaluation.inside[index]), size)
+        heat = outline(heat, region, colour=REGION)
     return Tile(photo, heat if mask is None else outline(heat, mask), remark)
 
 
@@ -124,7 +129,7 @@ def overlay(photo: Image.Image, map: NDArray[np.floating], *, scale: Scale) -> I
     return Image.fromarray(np.round(mixed).astype(np.uint8))
 
 
-def outline(photo: Image.Image, mask: NDArray[np.bool_]) -> Image.Image:
+def outline(photo: Image.Image, mask: NDArray[np.bool_], *, colour: tuple[int, int, int] = OUTLINE) -> Image.Image:
     """Draw the contour of a `(height, width)` mask of any scale around, not on, the masked pixels of an RGB image."""
     width, height = photo.size
     fitted = Image.fromarray(mask.astype(np.uint8) * 255).resize((2 * width, 2 * height), Image.Resampling.BOX)
@@ -134,9 +139,9 @@ def outline(photo: Image.Image, mask: NDArray[np.bool_]) -> Image.Image:
     distance = ndimage.distance_transform_edt(~inside)
     pixels = np.asarray(photo, dtype=np.float64)
     # Drawn at twice the size and averaged, so that the line is smooth; a dark rim makes it show on bright images.
-    for reach, colour, strength in ((6.0, (0, 0, 0), 0.45), (3.5, OUTLINE, 1.0)):
+    for reach, ink, strength in ((6.0, (0, 0, 0), 0.45), (3.5, colour, 1.0)):
         line = ((distance > 0) & (distance <= reach)).reshape(height, 2, width, 2).mean(axis=(1, 3))[..., None]
-        pixels = pixels * (1 - strength * line) + np.array(colour) * strength * line
+        pixels = pixels * (1 - strength * line) + np.array(ink) * strength * line
     return Image.fromarray(np.round(pixels).astype(np.uint8))
 
 
@@ -214,8 +219,7 @@ def _map(evaluation: Evaluation, index: int, size: Size) -> NDArray[np.float32] 
     """Place the map of one record straight on a tile, without the detour over many millions of original pixels."""
     if evaluation.maps is None:
         return None
-    preprocess: Preprocess = evaluation.preprocess
-    return preprocess.to_original(torch.from_numpy(evaluation.maps[index]), size)
+    return evaluation.place(index, size)
 
 
 def _colours(values: NDArray[np.float64]) -> NDArray[np.float64]:
