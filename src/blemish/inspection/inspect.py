@@ -94,7 +94,7 @@ def inspect_dataset(
     train, unreadable, vectors = _read_train(dataset.train_images(), device, workers, progress)
     test, bad = _read_test(dataset.test_images(), workers, progress)
     sizes = {picture.name: picture.size for picture in test}
-    masks = [(_below(root, mask), remark) for mask, remark in suspicious_masks(dataset.test, sizes)]
+    masks = [(_below(root, mask), remark) for mask, remark in suspicious_masks(dataset.test, sizes, workers=workers)]
     sides = [_named(root, pictures) for pictures in (train, test)]
     pictures = [*sides[0], *sides[1]]
     identical = find_identical(pictures)
