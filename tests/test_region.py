@@ -10,7 +10,7 @@ import torch
 from PIL import Image
 from typer.testing import CliRunner
 
-from blemish import KNN, SPADE, Detector, PaDiM, PatchCore, Preprocess
+from blemish import KNN, SPADE, Detector, PaDiM, PatchCore, Preprocess, Subspace
 from blemish.cli import app
 from blemish.cli.console import facts
 from blemish.datasets.layouts import open_dataset
@@ -57,6 +57,7 @@ METHODS = {
     "padim, share": lambda: PaDiM(backbone="filters", dimensions=8, top_share=0.02),
     "patchcore": lambda: PatchCore(backbone="filters", ratio=0.1, reweight=3),
     "spade": lambda: SPADE(backbone="filters", k=3, top_share=0.0),
+    "subspace": lambda: Subspace(backbone="filters", variance=0.9),
     "knn": lambda: KNN(backbone="filters"),
 }
 

@@ -23,7 +23,7 @@ from torch import Tensor
 
 from ..errors import ArgumentError, ModelFileError
 from ..features.backbones import Backbone
-from ..features.patches import averaged, project
+from ..features.patches import average_patches, averaged, cells_inside, project
 from ..ops.maps import enlarge_and_smooth
 from ..ops.patch_sums import PatchSums
 from ..parameters import parameter
@@ -82,8 +82,9 @@ class Subspace(MapMethod, TurnedMethod, GrowingMethod):
 
     def _score(self, features: FeatureMaps) -> Scores:
         grid = self._residuals(features)
-        maps = enlarge_and_smooth(grid, features.image_size, sigma=self.sigma)
-        return Scores(self._image_scores(maps), maps)
+        inside = cells_inside(features, grid.shape[1:])
+        maps = enlarge_and_smooth(grid, features.image_size, sigma=self.sigma, inside=inside)
+        return Scores(self._image_scores(maps, features.inside), maps)
 
     def _residuals(self, features: FeatureMaps) -> Tensor:
         """|U^T z|^2 at every position, `(batch, h, w)`; U is applied before layers are enlarged, which is the same."""
@@ -139,5 +140,10 @@ class Subspace(MapMethod, TurnedMethod, GrowingMethod):
 def _added(sums: PatchSums, features: Iterator[FeatureMaps]) -> PatchSums:
     for maps in features:
         height, width = maps.maps[0].shape[2:]
-        sums.update(averaged(maps).maps, (height, width))
+        cells = cells_inside(maps, (height, width))
+        if cells is None:
+            sums.update(averaged(maps).maps, (height, width))
+        else:  # patches from outside the region would make what fills it normal anywhere
+            rows = average_patches(maps).flatten(0, 1)[cells.flatten()].double()
+            sums.merge(PatchSums(torch.tensor(len(rows)).to(rows), rows.sum(dim=0), rows.T @ rows))
     return sums
