@@ -9,6 +9,9 @@ from typer.testing import CliRunner
 
 import stripes
 from blemish.cli import app
+from blemish.cli.ood import NetworkOptions
+from blemish.datasets.labelled import open_labelled
+from blemish.evaluation.classifiers import Reader
 
 MODEL = ("--model", "stripes:factory")
 
@@ -219,3 +222,15 @@ def test_reliability(data, tmp_path):
     assert [row["detector"] for row in content["reliability"]] == ["msp", "energy"]
     assert content["reliability"][0]["aurc"] == 0.0
     assert "class labels" in run("reliability", data / "test", *MODEL, "--labels", "none", status=1).stderr
+
+
+def test_the_white_level_of_a_camera_reaches_the_classifier(tmp_path, caplog):
+    for i in range(2):
+        Image.fromarray(np.full((16, 16), 600 + i, np.uint16)).save(tmp_path / f"{i}.png")
+    images = open_labelled(tmp_path)
+    for level, note in ((None, "say white_level=1023"), (1023.0, "")):
+        caplog.clear()
+        classifier = NetworkOptions(white_level=level).open("stripes:factory")
+        (batch,) = Reader().batches(classifier, images, "reading")
+        assert float(batch.pixels.max()) == pytest.approx(601 / (level or 65535), rel=1e-4)
+        assert (note in caplog.text) if note else not caplog.messages

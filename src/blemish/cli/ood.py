@@ -6,7 +6,7 @@ import json
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Annotated, Any, Literal
 
@@ -71,6 +71,9 @@ class NetworkOptions:
         None
     )
     crop: Annotated[int | None, typer.Option(help="Centre crop after --resize.")] = None
+    white_level: Annotated[
+        float | None, typer.Option(min=1, max=65535, help="White in 16-bit files: 1023 for 10 bits. Default: 65535.")
+    ] = None
     device: DeviceOption = "cpu"
 
     def open(self, model: str, members: Sequence[str] | None = None) -> Classifier:
@@ -81,9 +84,12 @@ class NetworkOptions:
         if self.crop is not None and self.resize is None:
             raise ArgumentError.about("--crop", expected="--resize as well", got="none")
         preprocess = None if self.resize is None else Preprocess(self.resize, self.crop)
-        return open_classifier(
+        found = open_classifier(
             model, weights=self.weights, preprocess=preprocess, members=members or (), device=self.device
         )
+        if self.white_level is not None:
+            found.preprocess = replace(found.preprocess, white_level=self.white_level)
+        return found
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -151,12 +151,18 @@ def open_parts(path: str | Path) -> tuple[LabelledImages, LabelledImages | None]
     return from_class_folders(path), None
 
 
+def find_packed_classes(path: str | Path) -> list[str]:
+    """Names of the classes of a folder whose images are packed in few files, as `open_parts` reads; none of others."""
+    packed = _packed_parts(Path(path))
+    return [] if packed is None else sorted(set(packed[0].class_names()))
+
+
 def find_classes(path: str | Path) -> list[str]:
     """Names of the classes that `open_parts` would find, without listing the images of class folders."""
     path = Path(path)
-    packed = _packed_parts(path)
-    if packed is not None:
-        return sorted(set(packed[0].class_names()))
+    packed = find_packed_classes(path)
+    if packed:
+        return packed
     folder = path / "train" if (path / "train").is_dir() and (path / "test").is_dir() else path
     if not folder.is_dir():
         raise DatasetError.about(str(path), expected="a labelled image set", got="nothing there")

@@ -22,7 +22,7 @@ from . import readers
 from .dataset import Dataset as Dataset
 from .dataset import Sample as Sample
 from .folders import find_folders
-from .labelled import LabelledInput, find_classes, open_labelled, open_parts
+from .labelled import LabelledInput, find_classes, find_packed_classes, open_labelled, open_parts
 from .readers import FolderPatterns
 
 
@@ -100,7 +100,17 @@ def open_to_judge(root: str | Path) -> Dataset:
     return replace(dataset, train=(), test=test)
 
 
+_ARCHIVES = (".7z", ".bz2", ".tar", ".tgz", ".xz", ".zip", ".zst")
+
+
 def _what_is_there(root: Path) -> str:
+    packed = find_packed_classes(root) if root.is_dir() else ()
+    if packed:
+        example = f"{root}:one-class={packed[0]}"
+        return f"There are images of {len(packed)} classes in packed files: say which is normal, {example}. "
+    archives = [path.name for path in sorted(root.iterdir()) if path.suffix in _ARCHIVES] if root.is_dir() else []
+    if archives:
+        return f"Archives are not read: unpack {', '.join(archives[:3])}. "
     passed_over = list_folder(root).passed_over if root.is_dir() else ()
     if not passed_over:
         return ""

@@ -25,6 +25,7 @@ from .. import metrics
 from ..datasets.labelled import LabelledImages, LabelledInput, open_labelled
 from ..errors import ArgumentError, DatasetError
 from ..files import make_folder, whole_file
+from ..images.settle import warn_of_dark
 from ..images.source import Batches, OnError, Skipped
 from ..ood import Classifier, OODDetector, Outputs
 from ..persist import digest
@@ -53,6 +54,8 @@ class Reader:
 
     def batches(self, classifier: Classifier, images: LabelledImages, stage: str) -> Iterator[ImageBatch]:
         """Preprocessed batches, with progress; skipped files are logged."""
+        if classifier.preprocess.white_level is None:
+            warn_of_dark(images.source)
         batches = Batches(images.source, classifier.preprocess, self.batch_size, self.workers, self.on_error)
         done = 0
         for batch in batches:

@@ -34,7 +34,7 @@ def settle(preprocess: Preprocess, images: ImageSource, *, multiple: int, levels
     if levels and found.white_level == "auto":
         return replace(found, white_level=_find_white_level(images))
     if levels and found.white_level is None:
-        _warn_of_dark(images)
+        warn_of_dark(images)
     return found
 
 
@@ -65,7 +65,7 @@ def _find_white_level(images: ImageSource) -> int | None:
     return white
 
 
-def _warn_of_dark(images: ImageSource) -> None:
+def warn_of_dark(images: ImageSource) -> None:
     """Warn where the first images are so dark that the white level is likely not the file's own."""
     found = _highest_level(images)
     if found is not None and found[0] < found[1] / 4:

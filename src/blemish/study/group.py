@@ -25,7 +25,7 @@ from ..features.extract import Extractor, build_extractor
 from ..features.memory import FeatureMemory
 from ..features.weights import StateDict, find_weights
 from ..images.preprocess import Preprocess
-from ..images.settle import settle
+from ..images.settle import settle, warn_of_dark
 from ..images.source import Batches
 from ..memory import available_bytes, forget_peak, peak_since
 from ..methods import FeatureMethod, Method
@@ -92,6 +92,7 @@ def _read(group: Group, settings: WorkerSettings) -> Generator[Message, None, _S
     backbone, weights = _backbone(first)
     extractor = shared_extractor(group, backbone, weights, settings)
     preprocess = prepared(dataset, first, backbone)
+    warn_of_dark(dataset.train_images())
     features = FeatureMemory(
         backbone=backbone.name,
         precision=_precision(first),
