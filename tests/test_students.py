@@ -12,6 +12,7 @@ from blemish.features import descriptors
 from blemish.features.descriptors import find_descriptor
 from blemish.methods import students as module
 from blemish.methods.students import Students, hard_loss, regression_error_and_variance
+from blemish.presets import find_preset
 from blemish.training.pictures import Pictures, split_off
 from blemish.types import ImageBatch
 from contract.laws import TRAIN, Images, batch
@@ -29,7 +30,7 @@ def teachers():
 
 
 def fit(teachers, pixels=None, **parameters):
-    given = {"steps": 3, "validation": 0.3, "seed": 5} | parameters
+    given = {"steps": 3, "validation": 0.3, "seed": 5, "scale": "global"} | parameters
     return Students(weights=teachers, **given).fit(Images(small_pixels(7, 1, SIZE) if pixels is None else pixels))
 
 
@@ -72,9 +73,9 @@ def test_equals_the_paper(teachers):
 @pytest.mark.parametrize("dense", [False, True])
 def test_e_and_v_are_normalised_at_each_position(teachers, dense):
     """Between the fields of the grid their means and factors are enlarged as a map is."""
-    pixels, test, size = small_pixels(7, 1, (38, 45)), small_pixels(2, 2, (38, 45)), (38, 45)
-    scale = fit(teachers, pixels, scale="position", dense=dense).scales_[33]
-    held_out = pixels[split_off(7, 0.3, seed=5)[1]]
+    pixels, test, size = small_pixels(20, 1, (38, 45)), small_pixels(2, 2, (38, 45)), (38, 45)
+    scale = fit(teachers, pixels, scale="position", validation=0.5, dense=dense).scales_[33]
+    held_out = pixels[split_off(20, 0.5, seed=5)[1]]
     with torch.no_grad():
         normal, tested = (scale.errors(p, dense=d).double() for p, d in ((held_out, False), (test, dense)))
     expected = torch.zeros(2, *(size if dense else tested.shape[2:]), dtype=torch.float64)
@@ -91,8 +92,15 @@ def test_e_and_v_are_normalised_at_each_position(teachers, dense):
         np.testing.assert_allclose(scale.map(test).numpy(), expected.numpy(), rtol=1e-3, atol=2e-3)
 
 
+def test_a_few_held_out_images_say_nothing_of_positions(teachers):
+    pixels = small_pixels(19, 1, SIZE)  # nine or ten of them held out
+    few, enough = (fit(teachers, pixels, scale="position", validation=v).scales_[33] for v in (0.47, 0.53))
+    assert few.error_mean.shape == (2, 1, 1)
+    assert enough.error_mean.shape == (2, 9, 9)
+
+
 def test_positions_need_images_of_one_size(teachers):
-    method = fit(teachers, scale="position")
+    method = fit(teachers, small_pixels(20, 1, SIZE), scale="position", validation=0.5)
     again = Students(scale="position")
     again.restore(method.state())
     test = small_pixels(2, 2, SIZE)
@@ -312,8 +320,10 @@ def test_wrong_arguments_are_refused(teachers, parameters, message):
 
 
 def test_the_command_line_takes_a_list_of_patches():
-    assert _make_method("students", "default", ["patches=17+33", "rate=1"], {}) == Students(patches=(17, 33), rate=1.0)
-    assert _make_method("students", "default", ["patches=[17, 33]"], {}) == Students(patches=(17, 33))
+    assert _make_method(find_preset("default"), "students", ["patches=17+33", "rate=1"], {}) == Students(
+        patches=(17, 33), rate=1.0
+    )
+    assert _make_method(find_preset("default"), "students", ["patches=[17, 33]"], {}) == Students(patches=(17, 33))
 
 
 def test_images_that_are_too_small_are_refused(teachers):

@@ -20,7 +20,7 @@ from .. import persist
 from ..device import find_device
 from ..errors import ArgumentError
 from ..features.descriptors import DIMENSION, PATCHES, PatchDescriptor, find_descriptor
-from ..ops.scaling import position_moments
+from ..ops.scaling import PRIOR, position_moments
 from ..parameters import parameter
 from ..tensors import below
 from ..training.loop import Adam, Cosine, Recipe, generator
@@ -55,7 +55,8 @@ class Students(MapMethod, Method):
     rate, weight_decay: of Adam; the rate falls to 0 along half a cosine.
     validation: share of the normal images that are not learned from; e and v are normalised by what they are there.
     scale: whether mean and deviation of e and v are taken at each `position`, which asks for images of one size, or
-        `global`, over all of them (the paper).
+        `global`, over all of them (the paper). Where fewer than 10 images are held out it is `global` all the same:
+        they tell too little of a position.
     checkpoint: file to go on from after a kill; written every 500 steps.
     time_limit: seconds of training after which it ends with what there is.
     seed: for everything random.
@@ -63,6 +64,7 @@ class Students(MapMethod, Method):
     """
 
     name: ClassVar[str] = "students"
+    paper: ClassVar[dict[str, object]] = {"scale": "global"}
 
     weights: str | Path | None = parameter(None, role="place", option=True)
     patches: tuple[Literal[17, 33, 65], ...] = (33,)
@@ -75,7 +77,7 @@ class Students(MapMethod, Method):
     rate: float = parameter(1e-3, above=0)
     weight_decay: float = parameter(1e-5, at_least=0)
     validation: float = parameter(0.1, above=0, below=1)
-    scale: Literal["position", "global"] = "global"
+    scale: Literal["position", "global"] = "position"
     checkpoint: str | None = parameter(None, role="place")
     time_limit: float | None = parameter(None, at_least=0, role="place")
     seed: int = parameter(0, option=True)
@@ -95,7 +97,7 @@ class Students(MapMethod, Method):
             scale.rescale([scale.crop(pixels, self._random(i, scale)) for i, pixels in enumerate(some.batches(1))])
         self._train(scales, learned)
         for scale in scales.values():
-            scale.fit_errors(held_out.batches(1), by_position=self.scale == "position")
+            scale.fit_errors(held_out.batches(1), by_position=self.scale == "position" and len(held_out) >= PRIOR)
         self.scales_ = scales
         return self
 
