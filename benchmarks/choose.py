@@ -30,9 +30,9 @@ import torch
 from numpy.typing import NDArray
 from scipy.stats import spearmanr
 
-from blemish import KNN, Batches, Detector, GaussianAD, PaDiM, PatchCore, Preprocess, open_dataset
+from blemish import KNN, Batches, Detector, GaussianAD, PaDiM, PatchCore, Preprocess, Subspace, open_dataset
 from blemish.augment.changes import CHANGES, draw_change
-from blemish.choosing.choose import CHANGES_AN_IMAGE, FAMILIES, HELD_OUT, MARGIN
+from blemish.choosing.choose import CHANGES_AN_IMAGE, FAMILIES, HELD_OUT, LEAST, MARGIN
 from blemish.choosing.criterion import Trial, interval, mean_separation
 from blemish.datasets.layouts import Dataset
 from blemish.datasets.synthetic import PRODUCTS, write_dataset
@@ -49,15 +49,15 @@ from blemish.types import ImageBatch
 
 RULES = {"max": 0.0, "top 1 %": 0.01, "top 5 %": 0.05}
 """Score rules: `top_share` of methods with maps."""
-OF_AUTO = ("padim", "padim 8,16", "padim 16", "patchcore", "patchcore 8", "knn unit", "gaussian")
+OF_AUTO = ("padim", "padim 8,16", "padim 16", "patchcore", "patchcore 8", "subspace", "knn unit", "gaussian")
 """The rows of `choosing.candidates`, in the order of their size, largest first, and those without maps last."""
-SIZES = {"padim": 100.0, "padim 8,16": 25.0, "padim 16": 6.5, "patchcore": 5.0, "patchcore 8": 2.0}
+SIZES = {"padim": 100.0, "padim 8,16": 25.0, "padim 16": 6.5, "patchcore": 5.0, "patchcore 8": 2.0, "subspace": 1.8}
 """MB of a model of 100 images at 256 pixels, roughly: the pick needs their order alone."""
 
 
-def candidates() -> dict[str, FeatureMethod]:
-    """Each of those with maps stands for one candidate a score rule."""
-    return {
+def candidates(*, all_of_them: bool) -> dict[str, FeatureMethod]:
+    """Those of `auto`, or all; each of those with maps stands for one candidate a score rule then."""
+    found: dict[str, FeatureMethod] = {
         "padim": PaDiM(),
         "padim 8,16": PaDiM(taps=("stage8", "stage16")),
         "padim 16": PaDiM(taps=("stage16",)),
@@ -65,12 +65,14 @@ def candidates() -> dict[str, FeatureMethod]:
         "patchcore": PatchCore(reserve=0),
         "patchcore 8": PatchCore(taps=("stride8",), reserve=0),
         "patchcore 16": PatchCore(taps=("stride16",), reserve=0),
+        "subspace": Subspace(),
         "knn": KNN(),
         "knn unit": KNN(normalise=True),
         "knn 3": KNN(taps=("stride4", "stride8", "stride16")),
         "gaussian": GaussianAD(),
         "gaussian 16": GaussianAD(taps=("stride16",)),
     }
+    return found if all_of_them else {name: found[name] for name in OF_AUTO}
 
 
 class Remembered:
@@ -90,10 +92,13 @@ class Network:
     """The backbone, and the candidates on it."""
 
     preprocess: Preprocess
+    all_of_them: bool
 
     def __post_init__(self) -> None:
         self.row = find_backbone("compact")
         self.taps = (*self.row.narrow, *self.row.taps)
+        self.rules = RULES if self.all_of_them else {"max": 0.0}
+        self.families = tuple(CHANGES) if self.all_of_them else FAMILIES
         self.extractor = build_extractor(self.row, weights=find_weights(self.row), taps=self.taps)
 
     def seen(self, batch: ImageBatch) -> ImageBatch:
@@ -110,7 +115,10 @@ class Network:
 
     def fitted(self, source: ImageSource, memory: FeatureMemory) -> dict[str, FeatureMethod]:
         batches = Batches(source, self.preprocess, features=memory)
-        methods = {name: copy.deepcopy(method).fit(batches) for name, method in candidates().items()}
+        methods = {
+            name: copy.deepcopy(method).fit(batches)
+            for name, method in candidates(all_of_them=self.all_of_them).items()
+        }
         for method in methods.values():
             if isinstance(method, PatchCore):
                 method.bank_ = Remembered(method.bank_)  # type: ignore[assignment]
@@ -121,11 +129,12 @@ class Network:
 class Scored:
     """Scores by candidate, in the order in which images come."""
 
+    rules: dict[str, float]
     scores: dict[str, list[float]] = field(default_factory=dict)
 
     def add(self, methods: dict[str, FeatureMethod], batch: ImageBatch) -> None:
         for name, method in methods.items():
-            for rule, share in RULES.items() if isinstance(method, MapMethod) else (("max", 0.0),):
+            for rule, share in self.rules.items() if isinstance(method, MapMethod) else (("max", 0.0),):
                 if isinstance(method, MapMethod):
                     method.top_share = share
                 self.scores.setdefault(f"{name}|{rule}", []).extend(method.score(batch).images.tolist())
@@ -158,14 +167,14 @@ def measure(name: str, options: argparse.Namespace) -> None:
     target = options.out / (name.replace("/", "_").replace("..", "") + f"-{options.draw}.npz")
     if target.exists():
         return
-    start, network = perf_counter(), Network(Preprocess(options.resize))
+    start, network = perf_counter(), Network(Preprocess(options.resize), not options.only_auto)
     dataset = open_set(name, options.out / "drawn")
     train = dataset.train_images()
     train = train.subset(some(len(train), options.train))
     learn, held_out = train.split(HELD_OUT, seed=options.draw + 1)
     memory = network.read(train)
     trial, untouched, changed = compared(network, network.fitted(learn, memory), held_out, memory, seed=options.draw)
-    test, methods, tested = balanced(dataset, options.test), network.fitted(train, memory), Scored()
+    test, methods, tested = balanced(dataset, options.test), network.fitted(train, memory), Scored(network.rules)
     for batch in Batches(dataset.test_images().subset(test), network.preprocess):
         tested.add(methods, network.seen(batch))
     facts = {"set": name, "train": len(train), "held_out": len(held_out), "test": len(test), "resize": options.resize}
@@ -182,13 +191,14 @@ def compared(
     network: Network, methods: dict[str, FeatureMethod], held_out: ImageSource, memory: FeatureMemory, *, seed: int
 ) -> tuple[Trial, Scored, Scored]:
     """Scores of held-out images as they are, and of each with a change of every family."""
-    untouched, changed, of, families = Scored(), Scored(), list[int](), list[str]()
+    rules = network.rules
+    untouched, changed, of, families = Scored(rules), Scored(rules), list[int](), list[str]()
     before, first = None, 0
     for batch in Batches(held_out, network.preprocess):
         untouched.add(methods, memory.batch(batch.names))
         others = [batch.pixels[0] if before is None else before, *batch.pixels[:-1]]
         before = batch.pixels[-1]
-        for family in CHANGES:
+        for family in network.families:
             draws = generator(seed, first, family)
             pixels = [draw_change(family, i, o, draws)[0] for i, o in zip(batch.pixels, others, strict=True)]
             changed.add(methods, network.seen(ImageBatch(torch.stack(pixels), batch.names, batch.sizes)))
@@ -210,6 +220,7 @@ class Measured:
         self.name, names = facts["set"].split("/")[-1], tuple(map(str, range(facts["held_out"])))
         self.trial = Trial(names, tuple(self.file["of"].tolist()), tuple(self.file["families"].tolist()))
         self.keys = [key.removeprefix("test/") for key in self.file.files if key.startswith("test/")]
+        self.of_auto = [name for name in OF_AUTO if f"{name}|max" in self.keys]
         self.true = {key: auroc(self.file[f"test/{key}"], self.file["labels"]) for key in self.keys}
 
     def criteria(
@@ -235,7 +246,7 @@ class Measured:
 
     def lost(self, key: str) -> float:
         """Of true AUROC, against the best of the candidates of `auto`."""
-        return max(self.true[f"{name}|max"] for name in OF_AUTO) - self.true[key]
+        return max(self.true[f"{name}|max"] for name in self.of_auto) - self.true[key]
 
     def correlation(self, criteria: dict[str, NDArray[np.float64]]) -> float:
         found = spearmanr([criteria[key][0] for key in self.keys], [self.true[key] for key in self.keys])
@@ -248,8 +259,10 @@ def cost(key: str) -> tuple[bool, float]:
 
 
 def picked(criteria: dict[str, NDArray[np.float64]], rule: str) -> str:
-    keys = [f"{name}|max" for name in OF_AUTO]
+    keys = [f"{name}|max" for name in OF_AUTO if f"{name}|max" in criteria]
     best = max(keys, key=lambda key: float(criteria[key][0]))
+    if rule == "package" and criteria[best][0] < LEAST:
+        return "knn unit|max"
 
     def alike(key: str) -> bool:
         behind = criteria[best] - criteria[key]
@@ -257,7 +270,7 @@ def picked(criteria: dict[str, NDArray[np.float64]], rule: str) -> str:
             return key == best or interval(behind)[0] <= 0
         if rule == "one standard error":
             return bool(behind[0] <= np.nanstd(behind[1:]))
-        return bool(behind[0] <= (MARGIN if rule == "margin" else 0.0))
+        return bool(behind[0] <= (MARGIN if rule in ("margin", "package") else 0.0))
 
     return min(filter(alike, keys), key=cost)
 
@@ -265,7 +278,7 @@ def picked(criteria: dict[str, NDArray[np.float64]], rule: str) -> str:
 def table(options: argparse.Namespace) -> None:
     """What the pick, and what fixed choices, lose; means over the turns of the families."""
     fixed, rows = ("padim", "padim 8,16", "padim 16", "patchcore"), []
-    rules = ("margin", "best", "one standard error", "interval")
+    rules = ("package", "margin", "best", "one standard error", "interval")
     print("| set | best | pick loses | " + " | ".join(fixed) + " | rank correlation | picked |")
     print("|---" * (len(fixed) + 5) + "|")
     for measured in map(Measured, options.files):
@@ -275,18 +288,18 @@ def table(options: argparse.Namespace) -> None:
             criteria = measured.criteria(FAMILIES, changes=CHANGES_AN_IMAGE, turn=turn, repetitions=200)
             for rule in rules:
                 lost[rule].append(measured.lost(picked(criteria, rule)))
-            names.append(picked(criteria, "margin").split("|")[0])
+            names.append(picked(criteria, "package").split("|")[0])
             correlations.append(measured.correlation(criteria))
         row = [float(np.mean(lost[rule])) for rule in rules]
         row += [measured.lost(f"{name}|max") for name in fixed] + [float(np.mean(correlations))]
         rows.append(row)
         most = ", ".join(f"{name} {count}" for name, count in Counter(names).most_common())
-        best = max(measured.true[f"{name}|max"] for name in OF_AUTO)
-        cells = " | ".join(f"{value:.3f}" for value in [best, row[0], *row[4:]])
+        best = max(measured.true[f"{name}|max"] for name in measured.of_auto)
+        cells = " | ".join(f"{value:.3f}" for value in [best, row[0], *row[len(rules) :]])
         print(f"| {measured.name} | {cells} | {most} |")
     mean, worst = np.mean(rows, axis=0), np.max(rows, axis=0)
-    print("| mean | | " + " | ".join(f"{value:.4f}" for value in [mean[0], *mean[4:]]) + " | |")
-    print("| worst | | " + " | ".join(f"{value:.3f}" for value in [worst[0], *worst[4:-1]]) + " | | |")
+    print("| mean | | " + " | ".join(f"{value:.4f}" for value in [mean[0], *mean[len(rules) :]]) + " | |")
+    print("| worst | | " + " | ".join(f"{value:.3f}" for value in [worst[0], *worst[len(rules) : -1]]) + " | | |")
     print("lost by other rules: " + ", ".join(f"{rule} {value:.4f}" for rule, value in zip(rules, mean, strict=False)))
 
 
@@ -301,7 +314,7 @@ def families(options: argparse.Namespace) -> None:
         found = [(one, one.criteria(group)) for one in sets]
         correlation = np.mean([one.correlation(criteria) for one, criteria in found])
         lost = np.mean([one.lost(picked(criteria, "margin")) for one, criteria in found])
-        level = np.mean([[criteria[f"{key}|max"][0] for key in OF_AUTO] for _, criteria in found])
+        level = np.mean([[criteria[f"{key}|max"][0] for key in one.of_auto] for one, criteria in found])
         print(f"| {name} | {correlation:.2f} | {lost:.4f} | {level:.2f} |")
 
 
@@ -345,6 +358,7 @@ def main() -> None:
         command.add_argument("--train", type=int, default=96, help="most normal images to learn from")
         command.add_argument("--test", type=int, default=200, help="most test images, half of them normal")
         command.add_argument("--resize", type=int, default=256)
+        command.add_argument("--only-auto", action="store_true", help="the candidates and families of the package only")
         command.set_defaults(run=run)
     for name, run in (("table", table), ("families", families)):
         command = commands.add_parser(name)

@@ -20,7 +20,7 @@ from ..progress import Progress
 from .candidates import Candidate, candidates
 from .choose import FEWEST, compare
 
-MOST = 400
+MOST = 120
 """Images on which the candidates are compared at most; what more there are come to the one that is picked."""
 
 
