@@ -36,7 +36,7 @@ def dataset(tmp_path_factory):
 def model(dataset, tmp_path_factory):
     path = tmp_path_factory.mktemp("model") / "m.blemish"
     small = ("--backbone", "filters", "--resize", 64, "--false-alarm-rate", 0.2)
-    result = run("fit", dataset, *small, "--out", path, "--json")
+    result = run("fit", dataset, "--method", "padim", *small, "--out", path, "--json")
     printed = json.loads(result.stdout)
     assert (printed["images"], printed["held_out"]) == (24, 6)
     assert printed["model_bytes"] == path.stat().st_size
@@ -168,10 +168,10 @@ def test_update(model, dataset, tmp_path):
     ("arguments", "message"),
     [
         (["--method", "magic"], "method: expected one of cflow, .* got magic"),
-        (["--set", "epsilon=1"], "--set: expected a parameter out of .*eps.* got epsilon"),
+        (["--set", "epsilon=1"], "--set: expected a parameter out of .*sigma.* got epsilon"),
         (["--set", "seed=3"], "--set: expected no parameter that has an option, got seed. Use --seed"),
-        (["--set", "eps"], "--set: expected KEY=VALUE, got eps"),
-        (["--set", "eps=small"], "--set, eps: expected a number above 0, got small. The default is 0.001"),
+        (["--set", "sigma"], "--set: expected KEY=VALUE, got sigma"),
+        (["--set", "sigma=small"], "--set, sigma: expected a number of at least 0, got small. The default is 4.0"),
         (["--backbone", "resnet19"], "backbone: expected a name of the table, such as .*resnet18.* got resnet19"),
         (["--false-alarm-rate", "0.001"], "needs at least 999 held-out normal images, there are 6"),
         (["--out", "/nowhere/at/all/m"], "/nowhere/at/all/m: expected a file in an existing folder"),
@@ -258,7 +258,7 @@ def test_a_fit_that_needs_too_much_memory_is_refused(dataset, tmp_path):
         (["--resize", "big"], "--resize: expected SIDE or HEIGHTxWIDTH"),
         (["--resize", "64x128", "--preset", "paper"], "resize: expected one SIDE with a preset that crops"),
         (["--index", "annoy", "--method", "knn"], "index: expected exact or faiss:"),
-        (["--index", "exact"], "--method: expected an option that padim knows"),
+        (["--method", "padim", "--index", "exact"], "--method: expected an option that padim knows"),
         (["--set", "memory_gb=4"], "Use --memory"),
         (["--preset", "huge"], "preset: expected one of default, paper"),
         (["--preset", "few", "--method", "knn"], "method: expected subspace with this preset, got knn"),

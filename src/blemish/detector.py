@@ -99,7 +99,7 @@ class Detector(Parameterised):
     ((64, 64), False)
     """
 
-    method: Method | Auto | str = "padim"
+    method: Method | Auto | str = "patchcore"
     preprocess: Preprocess | str = "default"
     tile: int | tuple[int, int] | None = parameter(None, at_least=1)
     overlap: int | None = parameter(None, at_least=0)

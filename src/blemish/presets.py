@@ -22,7 +22,7 @@ class Preset:
     """A method with its parameters, how images are prepared for it, and whether some are held out for a threshold."""
 
     use: str
-    method: str = "padim"
+    method: str = "patchcore"
     parameters: Mapping[str, Any] = field(default_factory=dict)
     """Those of `method` that differ from its defaults."""
     preprocess: Preprocess = _OWN_ASPECT
@@ -72,10 +72,10 @@ _DINO = {
 PRESETS = {
     "default": Preset("production: every pixel, in the images' own aspect ratio"),
     "paper": Preset(
-        "comparison with published tables", preprocess=Preprocess(256, 224), calibration="none", is_paper=True
+        "comparison with published tables", "padim", {}, Preprocess(256, 224), calibration="none", is_paper=True
     ),
-    "fast": Preset("the least time an image", parameters={"taps": ("stage16",)}, preprocess=Preprocess("auto:192")),
-    "accurate": Preset("the best maps, for more time", "patchcore", {}, Preprocess("auto:320")),
+    "fast": Preset("the least time an image", "padim", {"taps": ("stage16",)}, Preprocess("auto:192")),
+    "accurate": Preset("the best maps, for more time", preprocess=Preprocess("auto:320")),
     "few": Preset("1 to 16 normal images", "subspace", {"turns": 8}, calibration="none"),
     "dino": Preset("the recipe of AnomalyDINO, few images", "patchcore", _DINO, Preprocess("auto:448"), "none"),
 }

@@ -105,7 +105,7 @@ def fit(
     masks: MasksOption = None,
     out: Annotated[Path, typer.Option(help="Model file to write.")] = Path("model.blemish"),
     method: Annotated[
-        str | None, typer.Option(help="See `blemish list methods`; or auto: let the images choose. Default: padim.")
+        str | None, typer.Option(help="See `blemish list methods`; or auto: let the images choose. Default: patchcore.")
     ] = None,
     backbone: Annotated[
         str | None,
