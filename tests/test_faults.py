@@ -7,8 +7,7 @@ from __future__ import annotations
 
 import errno
 import os
-import subprocess
-import sys
+import random
 from fnmatch import fnmatch
 from pathlib import Path
 from zlib import crc32
@@ -24,6 +23,7 @@ from blemish.presets import PRESETS, Preset
 from blemish.study.store import Store
 from calls import CALLS, begin, check_whole, commands, files_in, prepare
 from faults import FAULTS, WriteFault, failing, watching
+from fuzz import kills
 
 WRITERS = [name for name, call in CALLS.items() if call.writes]
 HEAVY = ("distil descriptor",)
@@ -136,11 +136,8 @@ def test_a_study_in_a_folder_that_cannot_be_written_is_not_another_file(tmp_path
 
 
 @pytest.mark.skipif(os.name != "posix", reason="kills processes that it has forked")
-def test_some_kills_of_real_processes_tear_nothing():
-    script = Path(__file__).parent / "fuzz" / "kills.py"
-    names = ("predict", "ood score")
-    arguments = ["--count", "2", "--kind", "at a write", "--kind", "full disk"]
-    arguments += [part for name in names for part in ("--only", name)]
-    run = subprocess.run([sys.executable, str(script), *arguments], capture_output=True, text=True, check=False)
-    assert run.returncode == 0, run.stdout + run.stderr
-    assert "4 stops of 2 commands, 0 faults" in run.stdout
+def test_some_kills_of_real_processes_tear_nothing(places, tmp_path):
+    kinds = ("at a write", "full disk")  # which come at a place in the work, not at a time
+    attack = kills.Attack("predict", places, tmp_path)
+    ends = [attack.stop(kind, random.Random(2), number) for number, kind in enumerate(kinds)]  # 2: no byte fits
+    assert ends == ["killed", "refused"]

@@ -19,6 +19,7 @@ runs undisturbed, must end with 0, and leave what it should and nothing else.
 from __future__ import annotations
 
 import argparse
+import errno
 import os
 import random
 import resource
@@ -31,6 +32,7 @@ import traceback
 import warnings
 from collections import Counter
 from collections.abc import Callable
+from contextlib import suppress
 from fnmatch import fnmatch
 from pathlib import Path
 
@@ -68,15 +70,19 @@ def fork(run: Callable[[], None], log: Path) -> int:
         os.dup2(output, 2)
         sys.stdout, sys.stderr = open(1, "w", closefd=False), open(2, "w", closefd=False)  # noqa: SIM115
         os.setpgid(0, 0)
+        torch.set_num_threads(1)  # OpenMP's own threads do not survive a fork
         run()
         status = 0
     except SystemExit as end:
         status = end.code if isinstance(end.code, int) else 98
+    except OSError as error:  # its last line did not fit on a full disk: Python then ends with 1
+        status = 1 if error.errno == errno.EFBIG else 99
     except BaseException:
         traceback.print_exc()
     finally:
-        sys.stdout.flush()
-        sys.stderr.flush()
+        with suppress(OSError):
+            sys.stdout.flush()
+            sys.stderr.flush()
         os._exit(status)
 
 

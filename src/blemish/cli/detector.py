@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import json
 import shutil
 import time
@@ -435,7 +436,7 @@ def _normal_source(
     from ..datasets.taken import take
     from ..images.source import as_source
 
-    if data.is_dir() or OneClass.spelled(data) or normal or anomalous or masks:
+    if os.path.isdir(data) or OneClass.spelled(data) or normal or anomalous or masks:
         dataset = open_dataset(data, normal=normal, anomalous=anomalous, masks=masks)
         taken = take(dataset)
         say.lines(taken.lines())
@@ -456,7 +457,7 @@ def _image_paths(images: list[Path], say: Speaker) -> list[Path]:
 
     paths: list[Path] = []
     for image in images:
-        if not image.exists():
+        if not os.path.exists(image):
             raise ImageError(f"{image}: the file does not exist.")
         if not image.is_dir():
             paths.append(image)

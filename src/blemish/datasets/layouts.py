@@ -7,6 +7,7 @@ and nothing else. What no row explains is refused: nothing is learned by mistake
 from __future__ import annotations
 
 import fnmatch
+import os
 import re
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -52,9 +53,9 @@ def open_dataset(
     with masks lacks its mask, and where two masks might belong to one image.
     """
     root = Path(root)
-    if not root.is_dir() and OneClass.spelled(root) is None:
-        raise DatasetError.about(str(root), expected="a dataset folder", got="nothing there, or a file")
     with _errors_named(root):
+        if not root.is_dir() and OneClass.spelled(root) is None:
+            raise DatasetError.about(str(root), expected="a dataset folder", got="nothing there, or a file")
         if normal or anomalous or masks:
             return readers.read_as_said(root, normal, anomalous, masks)
         layout = next(layout for layout in LAYOUTS if layout.matches(root))
@@ -69,7 +70,7 @@ def open_dataset(
 
 def normal_images(images: ImageInput, *, max_pixels: int = MAX_PIXELS) -> ImageSource:
     """Images to learn from: of a folder in a known layout its normal training images, never test images or masks."""
-    if isinstance(images, str | Path) and (Path(images).is_dir() or OneClass.spelled(images)):
+    if isinstance(images, str | Path) and (os.path.isdir(images) or OneClass.spelled(images)):
         return open_dataset(images).train_images(max_pixels=max_pixels)
     return as_source(images, max_pixels=max_pixels)
 
@@ -141,7 +142,7 @@ class OneClass(NamedTuple):
         'cat'
         """
         found = re.fullmatch("(.+):(one-class|all-but)=(.+)", str(text))
-        if found is None or Path(text).exists():
+        if found is None or os.path.exists(text):
             return None
         return cls(Path(found[1]), "one-class" if found[2] == "one-class" else "all-but", found[3])
 

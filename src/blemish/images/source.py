@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import random
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -228,12 +229,12 @@ def _from_items(items: Sequence[Any], names: tuple[str, ...], max_pixels: int) -
 
 
 def _from_one_path(path: Path, max_pixels: int) -> ImageSource:
-    if path.is_dir():
+    if os.path.isdir(path):
         return from_folder(path, max_pixels=max_pixels)
     if path.suffix == ".txt":
         return from_manifest(path, max_pixels=max_pixels)
-    if not path.is_file():
-        got = "a pipe, socket or device" if path.exists() else "nothing there"
+    if not os.path.isfile(path):
+        got = "a pipe, socket or device" if os.path.exists(path) else "nothing there"
         raise DatasetError.about(str(path), expected="a folder, an image file or a manifest", got=got)
     return from_paths([path], max_pixels=max_pixels)
 
