@@ -12,7 +12,9 @@ import numpy as np
 import pytest
 
 from blemish.errors import ArgumentError
+from blemish.methods import KNN, SPADE, SVDD, PaDiM, PatchCore
 from blemish.methods.registry import METHODS
+from blemish.ood import ODIN, Gradient
 from blemish.parameters import (
     Parameterised,
     as_plain,
@@ -25,6 +27,8 @@ from blemish.parameters import (
     split_settings,
     split_spec,
 )  # fmt: skip
+from contract.laws import Images
+from small import BACKBONE, small_pixels
 
 
 class Engine:
@@ -226,3 +230,42 @@ def test_every_parameter_of_every_method_says_what_it_means_and_refuses_what_it_
     method = METHODS[name](**{key: object()})
     with pytest.raises(ArgumentError, match=f"^{key}: expected "):
         method.check()
+
+
+@pytest.mark.parametrize("sized", [True, False])
+@pytest.mark.parametrize(
+    ("method", "message"),
+    [
+        (SPADE(backbone=BACKBONE, k=7), "k: expected at most 6, the normal images, got 7"),
+        (SPADE(backbone=BACKBONE, kappa=10_000), r"kappa: expected at most \d+, the activation vectors"),
+        (SVDD(backbone=BACKBONE, approximation="nystroem", components=7), "components: expected at most 6, the normal"),
+        (PatchCore(backbone=BACKBONE, count=10**8), r"count: expected at most \d+, the patches of the images"),
+        (PatchCore(backbone=BACKBONE, starts=10**8), r"starts: expected at most \d+, the patches of the images"),
+        (PatchCore(backbone=BACKBONE, count=4, reweight=5), "reweight: expected at most 4, the patches of the bank"),
+        (KNN(backbone=BACKBONE, k=7), "images: expected at least k = 7 normal images, got 6"),
+    ],
+    ids=repr,
+)
+def test_more_than_there_is_is_refused(method, message, sized):
+    images = Images(small_pixels(6, 1))
+    with pytest.raises(ArgumentError, match=message):
+        method.fit(images if sized else list(images))
+
+
+@pytest.mark.parametrize("sized", [True, False])
+@pytest.mark.parametrize("method", [SPADE(backbone=BACKBONE), SVDD(backbone=BACKBONE, approximation="nystroem")])
+def test_a_default_that_is_more_takes_all_and_says_so(method, sized, caplog):
+    images = Images(small_pixels(6, 1))
+    method.fit(images if sized else list(images))
+    assert [record.levelname for record in caplog.records if ": all 6, the normal images; " in record.message] == [
+        "WARNING"
+    ]
+
+
+@pytest.mark.parametrize(("kind", "most"), [(PaDiM, 1e6), (ODIN, 10), (Gradient, 10)])
+def test_the_bounds_of_eps(kind, most):
+    eps = parameters_of(kind)["eps"]
+    eps.check(most)
+    for wrong in (most * 1.01, 1e308, -1.0, float("inf"), float("nan")):
+        with pytest.raises(ArgumentError, match=r"eps: expected a number"):
+            eps.check(wrong)

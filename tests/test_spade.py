@@ -31,7 +31,7 @@ def test_a_layer_may_find_the_images_and_be_in_the_gallery():
     np.testing.assert_allclose(scores.maps.numpy(), expected, rtol=1e-4, atol=1e-5)
 
 
-@pytest.mark.parametrize(("k", "kappa"), [(1, 1), (3, 1), (50, 1), (3, 2), (2, 40), (1, 1000)])
+@pytest.mark.parametrize(("k", "kappa"), [(1, 1), (3, 1), (50, 1), (3, 2), (2, 40)])
 def test_equals_the_paper(k, kappa):
     train, test = small_pixels(6, 1), small_pixels(3, 2)
     scores = SPADE(backbone=BACKBONE, taps=TAPS, k=k, kappa=kappa, sigma=2.0).fit(Images(train)).score(batch(test))

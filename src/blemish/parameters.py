@@ -9,6 +9,7 @@ tables of the docs show the same.
 from __future__ import annotations
 
 import json
+import logging
 import math
 import re
 from collections.abc import Collection, Iterable, Mapping
@@ -25,6 +26,7 @@ from .errors import ArgumentError
 Role = Literal["model", "place"]
 """`model`: a part of what a fitted object is, so of its file; `place`: where, how long and with what it is fitted."""
 _P = TypeVar("_P", bound="Parameterised")
+_log = logging.getLogger("blemish")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -243,6 +245,17 @@ def plain_parameters(made: Any) -> dict[str, Any]:
     """What a fitted object is, in JSON types: its parameters but for those of the role `place`."""
     known = parameters_of(type(made)).items()
     return {name: as_plain(getattr(made, name)) for name, p in known if p.role == "model"}
+
+
+def count_of(made: Any, name: str, there: int, of: str) -> int:
+    """How many of what there is a parameter asks for. More is refused; a default then takes all, and a line says so."""
+    known, wanted = parameters_of(type(made))[name], getattr(made, name)
+    if wanted <= there:
+        return int(wanted)
+    if wanted != known.default:
+        raise ArgumentError.about(name, expected=f"at most {there}, {of}", got=wanted)
+    _log.warning("%s: all %d, %s; its default %s is more.", name, there, of, wanted)
+    return there
 
 
 class Parameterised:

@@ -28,7 +28,7 @@ from ..ops.kernels import (
     learn_reduction,
     reduce,
 )
-from ..parameters import parameter
+from ..parameters import count_of, parameter
 from ..tensors import check_tensors
 from ..types import FeatureMaps, Scores
 from ._base import FitPlan, FrozenMethod
@@ -50,7 +50,8 @@ class KernelMethod(FrozenMethod):
     pca: keep the fewest principal components that hold this share of the variance; None: the embedding as it is.
     approximation: `fourier` (for `rbf`) or `nystroem` maps the embedding to where the kernel is a plain product, and
         the cost becomes linear in the number of images; `none` is exact, with a quadratic cost or more.
-    components: random frequencies (two numbers each), or images, that the approximation takes.
+    components: random frequencies (two numbers each), or images, that the approximation takes; the default takes all
+        images where there are fewer.
     """
 
     nu: float = parameter(0.1, above=0, at_most=1)
@@ -89,7 +90,7 @@ class KernelMethod(FrozenMethod):
         if self.approximation == "none":
             size, (needed, operations) = vectors, self._solver_cost(images, dimension)
         else:
-            mapped = self.components * (2 if self.approximation == "fourier" else 1)
+            mapped = 2 * self.components if self.approximation == "fourier" else self._landmarks(images)
             # Measured: about 110 bytes a number of the mapped points, and 60 operations times their length.
             size, needed, operations = dimension * mapped * 8, 110.0 * images * mapped, 60.0 * images * mapped**2
         return FitPlan(
@@ -103,6 +104,8 @@ class KernelMethod(FrozenMethod):
         vectors = torch.cat([self._embed(maps) for maps in features])
         if len(vectors) < 2:
             raise ArgumentError.about("images", expected="at least 2 normal images", got=len(vectors))
+        if expected is None and self.approximation == "nystroem":
+            self._landmarks(len(vectors))
         self.reduction_ = learn_reduction(vectors, standardise=self.standardise, share=self.pca)
         vectors = reduce(vectors, self.reduction_)
         gamma = self.gamma or default_gamma(self.kernel, vectors, seed=self.seed)
@@ -160,6 +163,9 @@ class KernelMethod(FrozenMethod):
     def _expand(self, points: Tensor, squared: Tensor) -> Tensor:
         expansion = self._kernel().expansion(points, self.vectors_, self.coefficients_)
         return self.own * squared - expansion + self.offset_
+
+    def _landmarks(self, images: int) -> int:
+        return count_of(self, "components", images, "the normal images")
 
     def _draw_map(self, vectors: Tensor) -> FeatureMap | None:
         if self.approximation == "none":

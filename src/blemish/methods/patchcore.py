@@ -32,7 +32,7 @@ from ..features.patches import (
 from ..ops.coreset import CoresetStream, reducing_capacity
 from ..ops.maps import enlarge_and_smooth
 from ..ops.neighbours import Exact, Index, IndexFactory, Storage, recall
-from ..parameters import parameter
+from ..parameters import count_of, parameter
 from ..tensors import check_tensors
 from ..types import FeatureMaps, Scores
 from ._base import FitPlan, GrowingMethod, MapMethod, TurnedMethod
@@ -62,7 +62,8 @@ class PatchCore(MapMethod, TurnedMethod, GrowingMethod):
         How near they are in the end is `radius_`.
     projection: dimensions of the random projection in which the coreset is chosen (the paper's code: 128); 0: none.
     starts: begin with the mean distance to so many random patches, as the paper's code does with 10; 0: do not.
-    reweight: neighbours b of equation 7 for the image score; 0 leaves the largest distance as it is.
+    reweight: neighbours b of equation 7 for the image score; 0 leaves the largest distance as it is. All of a bank
+        that `radius` made smaller.
     squared: scores are squared distances, as in the paper's code.
     sigma: smoothing of the map, in pixels of the network's input (the paper: 4).
     reserve: patches to keep, in int8, for each one in the bank: `partial_fit` and `merge` choose the new bank from
@@ -133,8 +134,7 @@ class PatchCore(MapMethod, TurnedMethod, GrowingMethod):
         positions = first.maps[0].shape[2] * first.maps[0].shape[3]
         d = self.dimensions if self.patches == "unfold" else sum(m.shape[1] for m in first.maps)
         total = images * positions
-        if self.count is not None and self.count > total:
-            raise ArgumentError.about("count", expected=f"at most {total}, the patches of the images", got=self.count)
+        self._check_counts(total)
         kept = self._wanted(total)
         self._factory().check(d, kept)
         # Merge and reduce keeps a part of the buffer for new patches, and the rest must hold the bank.
@@ -182,6 +182,7 @@ class PatchCore(MapMethod, TurnedMethod, GrowingMethod):
         self._finish(stream, seen)
 
     def _finish(self, stream: CoresetStream, seen: int) -> None:
+        self._check_counts(seen)
         typical = stream.midpoints(_ERROR_PATCHES, seed=self.seed) if self._is_approximate() else None
         vectors, radius = stream.finish(
             self._wanted(seen), radius=self.radius, starts=self.starts, seed=self.seed, progress=_Report()
@@ -301,6 +302,13 @@ class PatchCore(MapMethod, TurnedMethod, GrowingMethod):
 
     def _is_approximate(self) -> bool:
         return self.index is not None or self.storage != "float32"
+
+    def _check_counts(self, total: int) -> None:
+        patches = "the patches of the images"
+        if self.count is not None:
+            count_of(self, "count", total, patches)
+        count_of(self, "starts", total, patches)
+        count_of(self, "reweight", self._wanted(total), "the patches of the bank")
 
     def _wanted(self, total: int) -> int:
         return min(total, self.count) if self.count is not None else max(1, round(self.ratio * total))

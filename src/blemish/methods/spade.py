@@ -21,7 +21,7 @@ from ..features.backbones import Backbone, find_backbone
 from ..features.patches import cells_inside, pool
 from ..ops.maps import enlarge_and_smooth, mean_of_highest
 from ..ops.neighbours import Exact, nearest_squared
-from ..parameters import parameter
+from ..parameters import count_of, parameter
 from ..tensors import check_tensors
 from ..types import FeatureMaps, Scores
 from ._base import FitPlan, GrowingMethod
@@ -36,7 +36,7 @@ class SPADE(GrowingMethod):
     Parameters
     ----------
     retrieval: the layer that, pooled, finds the nearest images; None takes the backbone's deepest.
-    k: how many nearest images (the paper: 50); all of them where there are fewer.
+    k: how many nearest images (the paper: 50); the default takes all of them where there are fewer.
     kappa: how many activation vectors, the nearest ones of those images, a value of the map is the mean distance to
         (the paper: 1).
     sigma: smoothing of the map, in pixels of the network's input (the paper: 4).
@@ -76,7 +76,13 @@ class SPADE(GrowingMethod):
         row = find_backbone(self.backbone)
         return pool(features.maps[self._taps(row).index(self._further_tap(row))])
 
+    def _check_counts(self, images: int, layers: tuple[Tensor, ...]) -> None:
+        positions = min(m.shape[2] * m.shape[3] for m in layers)
+        k = count_of(self, "k", images, "the normal images")
+        count_of(self, "kappa", k * positions, "the activation vectors of the k nearest images")
+
     def _plan(self, first: FeatureMaps, images: int) -> FitPlan:
+        self._check_counts(images, self._layers(first))
         numbers = sum(m[0].numel() for m in self._layers(first)) + self._pooled(first).shape[1]
         size = images * numbers * (2 if self.storage == "float16" else 4)
         return FitPlan(
@@ -93,6 +99,7 @@ class SPADE(GrowingMethod):
             parts = [(pooled, gallery), *(self._embed(maps) for maps in features)]
             self.pooled_ = torch.cat([part[0] for part in parts])
             self.gallery_ = [torch.cat(layer) for layer in zip(*(part[1] for part in parts), strict=True)]
+            self._check_counts(len(self.pooled_), self._layers(first))
         else:
             self.pooled_ = pooled.new_empty(expected, *pooled.shape[1:])
             self.gallery_ = [layer.new_empty(expected, *layer.shape[1:]) for layer in gallery]
