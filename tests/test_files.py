@@ -6,6 +6,7 @@ import os
 import subprocess
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -55,7 +56,8 @@ def test_a_full_disk_is_named_as_such(tmp_path, monkeypatch):
 
 def test_what_a_killed_process_left_is_swept_away_and_a_living_ones_is_not(tmp_path):
     gone = subprocess.run([sys.executable, "-c", "import os; print(os.getpid())"], capture_output=True, check=True)
-    (tmp_path / f".m[1].{int(gone.stdout)}.tmp").touch()
+    for left in (f".m[1].{int(gone.stdout)}.tmp", f".m[1].{int(gone.stdout)}-7.tmp"):
+        (tmp_path / left).touch()
     living = tmp_path / f".m[1].{os.getppid()}.tmp"
     living.touch()
     others = [tmp_path / ".m[1].bak.tmp", tmp_path / f".m1.{int(gone.stdout)}.tmp"]
@@ -63,6 +65,15 @@ def test_what_a_killed_process_left_is_swept_away_and_a_living_ones_is_not(tmp_p
         other.touch()
     write_whole(tmp_path / "m[1]", b"x")
     assert sorted(tmp_path.iterdir()) == sorted([tmp_path / "m[1]", living, *others])
+
+
+def test_threads_that_write_one_file_do_not_share_what_they_write_to(tmp_path):
+    with whole_file(tmp_path / "m") as mine, ThreadPoolExecutor(1) as pool:
+        mine.write_bytes(b"mine")
+        pool.submit(write_whole, tmp_path / "m", b"theirs").result()
+        assert mine.read_bytes() == b"mine"
+    assert (tmp_path / "m").read_bytes() == b"mine"
+    assert os.listdir(tmp_path) == ["m"]
 
 
 @posix

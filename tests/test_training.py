@@ -13,6 +13,7 @@ import pytest
 import torch
 from torch import nn
 
+from blemish import persist
 from blemish.distil.backbone import BackboneRecipe
 from blemish.distil.descriptor import DescriptorRecipe
 from blemish.errors import ArgumentError, ModelFileError, NotEnoughMemoryError
@@ -132,6 +133,33 @@ def test_a_checkpoint_of_another_run_is_refused_by_name(tmp_path, changes, conte
     run(owner)
     with pytest.raises(ModelFileError, match=f"a checkpoint of another run, which differs in {named}"):
         run(replace(owner, **changes), content=content)
+
+
+@pytest.mark.parametrize("forge", [
+    lambda tensors, kept: kept.clear(),
+    lambda tensors, kept: kept.pop("stopped"),
+    lambda tensors, kept: kept.update(settings=[]),
+    lambda tensors, kept: kept.update(terms=[1]),
+    lambda tensors, kept: kept.update(seconds="x"),
+    lambda tensors, kept: kept.update(scaler={"scale": 1}),
+    lambda tensors, kept: tensors.pop("step"),
+    lambda tensors, kept: tensors.update(step=torch.ones(2)),
+    lambda tensors, kept: tensors.pop("losses"),
+    lambda tensors, kept: tensors.update(looks=torch.ones(3)),
+    lambda tensors, kept: tensors.pop("module.weight"),
+    lambda tensors, kept: tensors.update({"module.weight": torch.ones(1)}),
+    lambda tensors, kept: tensors.update({"best.weight": torch.ones(1, 2)}),
+    lambda tensors, kept: tensors.update({"optimiser.x.y": torch.ones(1)}),
+    lambda tensors, kept: tensors.update({"optimiser.0.momentum_buffer": torch.ones(9)}),
+])  # fmt: skip
+def test_a_forged_checkpoint_is_an_error_of_our_own(tmp_path, forge):
+    owner = Owner(checkpoint=tmp_path / "c")
+    run(owner)
+    tensors, manifest = persist.load(tmp_path / "c")
+    forge(tensors, manifest["run"])
+    persist.save(tmp_path / "c", tensors, manifest)
+    with pytest.raises(ModelFileError, match=r"[/\\]c: "):
+        run(owner)
 
 
 def test_a_stage_has_its_own_checkpoint(tmp_path):

@@ -6,8 +6,10 @@ Whatever the system says against it becomes an `OutputError` that names the file
 from __future__ import annotations
 
 import os
+import re
 import stat
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -76,7 +78,7 @@ def whole_file(path: str | Path, *, durable: bool = True) -> Iterator[Path]:
     """
     target = check_output(path)
     _sweep(target)
-    temporary = target.with_name(f".{target.name}.{os.getpid()}.tmp")
+    temporary = target.with_name(f".{target.name}.{os.getpid()}-{threading.get_ident()}.tmp")
     try:
         with naming(path):
             temporary.touch()
@@ -143,9 +145,9 @@ def _sweep(target: Path) -> None:
     """Remove what killed processes of this machine left of earlier tries."""
     prefix = f".{target.name}."
     for leftover in target.parent.glob(f"{_literal(prefix)}*.tmp"):
-        pid = leftover.name.removeprefix(prefix).removesuffix(".tmp")
+        found = re.fullmatch("([0-9]+)(-[0-9]+)?", leftover.name.removeprefix(prefix).removesuffix(".tmp"))
         with suppress(OSError):
-            if pid.isdecimal() and not _is_in_use(leftover, int(pid)):
+            if found and not _is_in_use(leftover, int(found[1])):
                 leftover.unlink()
 
 

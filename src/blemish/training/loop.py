@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from .. import persist
 from ..errors import ArgumentError, ModelFileError, TrainingError
-from ..tensors import below
+from ..tensors import below, check_tensors
 
 Objective = Callable[[int], "Tensor | Mapping[str, Tensor]"]
 """From a step to the loss, a scalar, or to named terms whose sum is the loss."""
@@ -336,6 +336,10 @@ class _Run:
         kept = manifest.get("run")
         if kept is None:
             raise ModelFileError(f"{checkpoint.path}: not a checkpoint of a training run. Choose another file.")
+        try:
+            self._check_kept(kept, tensors)
+        except ModelFileError as error:
+            raise ModelFileError(f"{checkpoint.path}: {error} Delete it, and train again.") from None
         _check_same(checkpoint.path, kept["settings"], self._settings)
         self.step, self.seconds, self.stopped = int(tensors["step"]), kept["seconds"], kept["stopped"]
         if self.step > steps:
@@ -353,6 +357,34 @@ class _Run:
             moments.setdefault(int(number), {})[key] = tensor
         self.optimiser.load_state_dict({**self.optimiser.state_dict(), "state": moments})
         self.scaler.load_state_dict(kept["scaler"])
+
+    def _check_kept(self, kept: Any, tensors: Mapping[str, Tensor]) -> None:
+        """Refuse what no `save` writes, but for what belongs to another run. Raises `ModelFileError`."""
+        kinds = {"settings": dict, "terms": list, "seconds": float, "stopped": bool, "scaler": dict}
+        scaler = self.scaler.state_dict()
+        if not isinstance(kept, dict) or not all(isinstance(kept.get(name), kind) for name, kind in kinds.items()):
+            raise ModelFileError.about("run", expected=f"an object with {', '.join(kinds)}", got=kept)
+        if not all(isinstance(term, str) for term in kept["terms"]) or kept["scaler"].keys() != scaler.keys():
+            raise ModelFileError.about("run", expected="terms that are texts, and a scaler's state", got=kept)
+        if not all(isinstance(value, type(scaler[name])) for name, value in kept["scaler"].items()):
+            raise ModelFileError.about("run, scaler", expected=f"{scaler}", got=kept["scaler"])
+        if kept["settings"] != self._settings:
+            return  # another run has other shapes, and is told by its settings
+        patterns = {"step": "int64"}
+        for name, columns in (("losses", len(kept["terms"])), ("looks", 2)):
+            is_empty = tensors.get(name, torch.zeros(0)).ndim == 1
+            patterns[name] = "float64 0" if is_empty else f"float64 {name} {columns}"
+        for name, own in self._state().items():
+            patterns[f"module.{name}"] = patterns[f"best.{name}{_optional(tensors, 'best.')}"] = _pattern(own)
+        is_sgd = isinstance(self.optimiser, torch.optim.SGD)
+        for number, own in enumerate(self.parameters.values()):
+            prefix = f"optimiser.{number}."
+            for key in ("momentum_buffer",) if is_sgd else ("step", "exp_avg", "exp_avg_sq"):
+                name = f"{prefix}{key}{_optional(tensors, prefix)}"
+                patterns[name] = "float32" if key == "step" else _pattern(own)
+        check_tensors(tensors, patterns)
+        if len(tensors["losses"]) != int(tensors["step"]):
+            raise ModelFileError.about("tensor losses", expected=f"{int(tensors['step'])} steps", got=tensors["losses"])
 
     def _state(self) -> dict[str, Tensor]:
         return {**self.parameters, **dict(self.module.named_buffers())}
@@ -442,6 +474,16 @@ def _reproducible(device: torch.device) -> Iterator[None]:
             yield
         finally:
             torch.backends.cudnn.deterministic = before
+
+
+def _pattern(tensor: Tensor) -> str:
+    """Its type and shape, for `check_tensors`."""
+    return " ".join([str(tensor.dtype).removeprefix("torch."), *map(str, tensor.shape)])
+
+
+def _optional(tensors: Mapping[str, Tensor], prefix: str) -> str:
+    """What stands behind names with this prefix for `check_tensors`: all of them are there, or none."""
+    return "" if any(name.startswith(prefix) for name in tensors) else "?"
 
 
 def _mixed(seed: int, step: int, use: str) -> int:
