@@ -199,7 +199,7 @@ def test_tuning_without_outliers(data, tmp_path):
     )
     assert (printed["objective"], printed["grid"]["temperatures"]) == ("inliers", [10.0])
     assert (
-        "expected a list of numbers of at least 0, got a"
+        "expected a list of numbers in [0, 10], got a"
         in run("tune", data / "test", *MODEL, "--eps", "a", "--out", tmp_path / "t.json", status=1).stderr
     )
 

@@ -200,7 +200,7 @@ def test_features_of_another_network_are_refused():
     method = fitted()
     known = ImageBatch(TEST, ("a",) * 3, ((24, 24),) * 3, dict.fromkeys("abc", torch.zeros(3, 1, 1, 1)))
     for use in (method.score, lambda known: method.fit([known])):
-        with pytest.raises(ArgumentError, match=r"features: expected none with gaussian_finetune"):
+        with pytest.raises(ArgumentError, match=r"features: expected none: gaussian_finetune reads the pixels"):
             use(known)
 
 

@@ -146,7 +146,7 @@ def test_seed_chooses_the_channels():
     [
         ({"dimensions": 0}, "dimensions: expected a whole number of at least 1 or None, got 0"),
         ({"dimensions": 50.5}, "dimensions: expected a whole number of at least 1 or None, got 50.5"),
-        ({"eps": 0.0}, "eps: expected a number above 0 or None, got 0.0"),
+        ({"eps": 0.0}, r"eps: expected a number in \(0, 1e\+06\] or None, got 0.0"),
         ({"reduction": "pca"}, "reduction: expected random, orthogonal or none, got pca"),
         ({"storage": "int8"}, "storage: expected float32 or float16, got int8"),
         ({"sigma": -1.0}, "sigma: expected a number of at least 0"),

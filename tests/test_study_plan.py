@@ -206,7 +206,7 @@ def test_a_missing_file_is_named(tmp_path):
         ("padin", "method: expected one of cflow, .*, got padin"),
         ("padim,dimension=5", "method padim: expected a parameter out of .*dimensions.*, preset, got dimension"),
         ("padim,dimensions", "methods padim: expected KEY=VALUE, got dimensions"),
-        ("padim,eps=abc", "method padim, eps: expected a number above 0 or None, got abc"),
+        ("padim,eps=abc", r"method padim, eps: expected a number in \(0, 1e\+06\] or None, got abc"),
         ("padim,seed=3", "method padim: expected a parameter out of .*, got seed"),
         ("padim,preset=own", "method padim, preset: expected default or paper, got own"),
     ],

@@ -20,6 +20,7 @@ from PIL import Image
 
 from blemish import evaluate, open_dataset
 from blemish.datasets import layouts as datasets
+from blemish.datasets.dataset import Sample
 from blemish.datasets.layouts import Layout
 from blemish.detector import Detector
 from blemish.errors import ArgumentError
@@ -166,7 +167,7 @@ def test_masks_come_back_as_they_were(tmp_path):
     Image.fromarray(mask.astype(np.uint8) * 255).save(tmp_path / "m.png")
     masks = study_masks.Masks()
     for _ in range(2):
-        found = masks[tmp_path / "m.png"]
+        found = masks.of(Sample(tmp_path / "x.png", "scratch", True, tmp_path / "m.png"), mask.shape)
         assert found.dtype == bool
         np.testing.assert_array_equal(found, mask)
 

@@ -12,7 +12,7 @@ from typing import IO, TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from ..errors import ArgumentError
+from ..errors import ArgumentError, BlemishError
 from ..files import check_output, whole_file
 from ..parameters import read_texts, split_spec
 from .console import Speaker, print_rows
@@ -199,8 +199,9 @@ def _score_rows(part: ScoredImages, name: str, held_out: ScoredImages | None) ->
 def _lines(out: Path | None) -> Iterator[Callable[[list[dict[str, Any]]], None]]:
     """Write JSON lines: each batch as soon as it is known, or, into a file, all of them in one step at the end.
 
-    So a run that is stopped leaves the file of an earlier one as it was.
+    So a run that is killed leaves the file of an earlier one as it was. One that an image stops keeps what it has.
     """
+    stopped: BaseException | None = None
     with ExitStack() as stack:
         if out is None:
             file: IO[str] = sys.stdout
@@ -211,7 +212,12 @@ def _lines(out: Path | None) -> Iterator[Callable[[list[dict[str, Any]]], None]]
             file.writelines(json.dumps(row) + "\n" for row in rows)
             file.flush()
 
-        yield write
+        try:
+            yield write
+        except (BlemishError, KeyboardInterrupt) as error:
+            stopped = error
+    if stopped is not None:
+        raise stopped
 
 
 @ood_app.command("evaluate")
