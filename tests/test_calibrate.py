@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from fractions import Fraction
+from itertools import permutations
 
 import numpy as np
 import pytest
@@ -19,6 +21,7 @@ from blemish.calibrate import (
     images_needed,
     images_to_certify,
     require_images,
+    spell_promise,
 )
 from blemish.errors import ArgumentError, CalibrationError
 from reference import metrics as reference
@@ -181,6 +184,73 @@ def test_the_certificate_holds_as_often_as_it_says():
     kept = sum(1 - np.sort(random.random(n))[-rank] <= bound for _ in range(1000))
     low, high = binom.ppf([0.0005, 0.9995], 1000, 0.95)
     assert low <= kept <= high
+
+
+@given(st.integers(20, 80), st.sampled_from([0.05, 0.11, 0.3]), st.sampled_from([None, 0.5, 0.75]))
+def test_a_promise_is_what_the_binomial_distribution_says_of_its_threshold(n, rate, certain):
+    n = max(n, images_needed(rate, certain=certain))
+    calibration = calibrate(np.arange(n), false_alarm_rate=rate, certain=certain)
+    promise = calibration.promise
+    rank = n - int(calibration.threshold)  # it is the rank-th largest
+    assert (promise.false_alarm_rate, promise.certain) == (rate, certain)
+    assert promise.guaranteed_rate == pytest.approx(rank / (n + 1))
+    assert promise.guaranteed_rate <= rate + 1e-12
+    for share, end in zip((0.05, 0.95), promise.plausible, strict=True):
+        assert reference.binomial_tail(n, end, rank) == pytest.approx(share, abs=1e-9)
+    kept, next_one = (reference.binomial_tail(n, rate, k) for k in (rank, rank + 1))  # P(the rate is at most that)
+    is_largest = (rank + 1) / (n + 1) > rate + 1e-12 or (certain is not None and next_one < certain)
+    assert is_largest
+    assert certain is None or kept >= certain - 1e-9
+    for score in np.arange(-0.5, n + 1, 0.5):
+        assert (score > calibration.threshold) == (calibration.p_value(score) <= promise.guaranteed_rate + 1e-12)
+
+
+def test_a_certain_threshold_is_kept_as_often_as_it_says_also_with_groups():
+    """The rate above a threshold t of uniform scores is 1 - t; of a pair's larger one it is 1 - t^2."""
+    random = np.random.default_rng(0)
+    n, alpha, repetitions = 80, 0.05, 1000
+    groups = np.arange(2 * n) // 2
+    alone = kept = 0
+    for _ in range(repetitions):
+        alone += 1 - calibrate(random.random(n), false_alarm_rate=alpha, certain=0.9).threshold <= alpha
+        pairs = calibrate(random.random(2 * n), false_alarm_rate=alpha, groups=groups, certain=0.9)
+        kept += 1 - pairs.threshold**2 <= alpha
+    exact = reference.binomial_tail(n, alpha, certified_rank(n, alpha, confidence=0.9))
+    low, high = binom.ppf([0.0005, 0.9995], repetitions, exact)
+    assert exact >= 0.9
+    assert low <= alone <= high
+    assert low <= kept <= high
+
+
+def test_the_chance_of_so_many_alarms_is_that_of_exchangeable_scores():
+    """Of all orders of 3 held-out and 4 new scores, those in which so many new ones are above the largest held-out."""
+    calibration = calibrate([1.0, 2.0, 3.0], false_alarm_rate=0.25)
+    above = Counter(4 - max(order.index(held_out) for held_out in "abc") + 2 for order in permutations("abcwxyz"))
+    total = sum(above.values())
+    for alarms in range(5):
+        expected = sum(count for number, count in above.items() if number >= alarms) / total
+        assert calibration.chance(alarms, 4) == pytest.approx(expected)
+    assert calibrate([1.0, 2.0, 3.0], false_alarm_rate=0.4, groups=[0, 0, 1]).chance(1, 4) is None
+
+
+def test_a_promise_of_groups_says_what_is_proven_and_no_more():
+    scores, groups = np.arange(40.0), np.arange(40) // 2
+    promise = calibrate(scores, false_alarm_rate=0.06, groups=groups).promise
+    assert (promise.guaranteed_rate, promise.plausible, promise.held_out) == (0.06, None, 20)
+    assert "20 held-out groups; groups leave open" in spell_promise(promise)
+    certain = calibrate(scores, false_alarm_rate=0.2, groups=groups, certain=0.8).promise
+    assert certain.guaranteed_rate < 0.2
+    assert "20 % asked for with certainty 0.8; guaranteed" in spell_promise(certain)
+
+
+def test_too_few_images_for_a_certainty_are_refused_with_how_many_it_takes():
+    with pytest.raises(
+        CalibrationError, match=r"0\.05 at confidence 0\.95 needs at least 59 .* there are 58.*higher rate, 0\.0503"
+    ):
+        calibrate(np.arange(58), false_alarm_rate=0.05, certain=0.95)
+    calibrate(np.arange(59), false_alarm_rate=0.05, certain=0.95)
+    with pytest.raises(CalibrationError, match=r"59 held-out groups of normal images, there are 30"):
+        calibrate(np.arange(60), false_alarm_rate=0.05, certain=0.95, groups=np.arange(60) // 2)
 
 
 @given(st.integers(1, 60), st.data(), st.sampled_from([(1, 20), (1, 10), (3, 20), (1, 3), (1, 2), (9, 10)]))

@@ -285,6 +285,31 @@ def test_a_stopped_run_goes_on_where_it_was(model, dataset, tmp_path):
     assert all((out / json.loads(line)["heatmap"]).is_file() for line in lines)
 
 
+def test_the_exit_status_tells_a_machine_on_request(model, dataset, tmp_path):
+    good = sorted((dataset / "test" / "good").glob("*.png"))
+    rows = [json.loads(line) for line in run("predict", model, dataset / "test").stdout.splitlines()]
+    normal, anomalous = (next(row["image"] for row in rows if row["anomalous"] is wanted) for wanted in (False, True))
+    (tmp_path / "bad.png").write_bytes(b"junk")
+    run("predict", model, normal, "--exit-code")
+    run("predict", model, normal, tmp_path / "bad.png", "--exit-code", status=4)
+    out = ("--out", tmp_path / "out", "--exit-code")
+    run("predict", model, anomalous, tmp_path / "bad.png", *out, status=3)
+    run("predict", model, anomalous, *out, status=3)  # its line is of an earlier run
+    run("predict", model, normal, *out)
+    run("predict", tmp_path / "none", normal, "--exit-code", status=1)
+    run("fit", dataset, "--backbone", "filters", "--resize", 32, "--calibration", "none", "--out", tmp_path / "raw")
+    result = run("predict", tmp_path / "raw", good[0], "--exit-code", status=1)
+    assert "--exit-code: expected a model with a threshold" in result.stderr
+
+
+def test_fit_prints_the_promise_in_one_line(dataset, tmp_path):
+    small = ("--backbone", "filters", "--resize", 32, "--false-alarm-rate", 0.3, "--certain", 0.9)
+    printed = run("fit", dataset, *small, "--out", tmp_path / "m").stdout
+    assert re.search(r"^False alarms .*: 30 % asked for with certainty 0\.9; guaranteed .* plausibly ", printed, re.M)
+    promise = json.loads(run("fit", dataset, *small, "--out", tmp_path / "m", "--json").stdout)["promise"]
+    assert (promise["false_alarm_rate"], promise["certain"], promise["held_out"]) == (0.3, 0.9, 7)
+
+
 def test_another_model_or_a_changed_picture_is_judged_again(model, dataset, tmp_path):
     shutil.copytree(dataset / "test" / "good", tmp_path / "images")
     run("predict", model, tmp_path / "images", "--out", tmp_path / "out")

@@ -117,6 +117,21 @@ def test_another_false_alarm_rate_needs_no_refit(tmp_path):
         make(calibration="none").fit(NORMAL).recalibrate(0.5)
 
 
+def test_a_certain_rate_holds_out_what_it_takes_and_stays_with_the_model(tmp_path):
+    detector = make(certain=0.8).fit(NORMAL[:30])
+    assert len(detector.calibration_.scores) == 8  # 0.8 ** 8 <= 1 - 0.8, and a fifth would be 6
+    detector.save(tmp_path / "m.blemish")
+    loaded = Detector.load(tmp_path / "m.blemish")
+    promise = next(loaded.predict(TEST)).promise
+    assert promise == detector.calibration_.promise == loaded.calibration_.promise
+    assert (promise.false_alarm_rate, promise.certain, promise.guaranteed_rate) == (0.2, 0.8, pytest.approx(1 / 9))
+    assert loaded.recalibrate(0.5).calibration_.certain == 0.8
+    assert loaded.recalibrate(0.5, certain=0.5).certain == 0.5
+    assert loaded.manifest()["detector"]["certain"] == 0.5
+    assert loaded.set_params(certain=None).recalibrate(0.5).calibration_.certain is None
+    assert next(make(calibration="none").fit(NORMAL[:30]).predict(TEST)).promise is None
+
+
 def test_a_dataset_folder_gives_only_its_normal_training_images(tmp_path):
     for i, image in enumerate(NORMAL):
         for kind in ("train/good", "test/dent", "ground_truth/dent"):
@@ -223,6 +238,18 @@ def test_reading_batches_by_hand_gives_the_same(fitted):
             NORMAL,
             CalibrationError,
             "0.05 needs at least 19 held-out normal images, there are 8",
+        ),
+        (
+            {"certain": 0.999},
+            NORMAL,
+            CalibrationError,
+            "0.2 at confidence 0.999 needs at least 31 held-out normal images, there are 8",
+        ),
+        (
+            {"certain": 0.95, "calibration": "none"},
+            NORMAL,
+            ArgumentError,
+            "certain: expected None without calibration, got 0.95",
         ),
         ({"calibration": "maybe"}, NORMAL, ArgumentError, "calibration: expected split or none, got maybe"),
         ({"held_out": 1.0}, NORMAL, ArgumentError, r"held_out: expected a number in \(0, 1\) or None, got 1.0"),

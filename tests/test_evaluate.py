@@ -117,6 +117,26 @@ def test_a_score_at_the_threshold_is_not_flagged(detector, dataset, tmp_path, an
     assert text.count(">missed</span>") == 4 - found
 
 
+@pytest.mark.parametrize("case", [(0, 19, "does not speak against"), (4, 3, "An unlucky"), (5, 40, "may not hold")])
+def test_the_realised_rate_is_held_against_the_promise(detector, dataset, tmp_path, case):
+    alarms, held_out, says = case
+    normal = sorted(r.decision.score for r in evaluate(detector, dataset).records if not r.sample.anomalous)
+    threshold = normal[-1] if not alarms else normal[-alarms] - 1e-9
+    judge = copy(detector)
+    judge.calibration_ = calibrate([threshold] * held_out, false_alarm_rate=0.25 if held_out == 3 else 0.05)
+    evaluation = evaluate(judge, dataset)
+    realised = evaluation.realised
+    assert (realised.alarms, realised.images) == (alarms, 5)
+    low, high = realised.interval
+    assert reference.binomial_tail(5, low, alarms) == pytest.approx(0.025 if alarms else 1.0)
+    assert reference.binomial_tail(5, high, alarms + 1) == pytest.approx(0.975 if alarms < 5 else 0.0)
+    assert (realised.is_below, realised.speaks_against_premise) == (low > realised.promised, alarms == 5)
+    assert says in str(realised)
+    text = write_report(evaluation, tmp_path / "r.html", title="t").read_text()
+    assert str(realised) in text.replace("\N{NO-BREAK SPACE}", " ")
+    assert evaluation_json(evaluation)["realised"]["promise"]["guaranteed_rate"] == realised.promise.guaranteed_rate
+
+
 def test_json_has_the_figures_at_the_top(detector, dataset):
     row = evaluation_json(evaluate(detector, dataset))
     assert row["n_anomalous"] == 4

@@ -139,6 +139,7 @@ def test_the_file_says_what_was_asked_for():
         "calibration": "split",
         "held_out": 0.25,
         "false_alarm_rate": 0.5,
+        "certain": None,
         "seed": 3,
         "batch_size": 5,
     }

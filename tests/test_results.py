@@ -5,12 +5,17 @@ from __future__ import annotations
 import io
 import json
 import os
+import re
+from dataclasses import replace
+from pathlib import Path
+from typing import get_args, get_type_hints
 
 import numpy as np
 import pytest
 
 from blemish.__main__ import main
-from blemish.cli.results import ResultWriter
+from blemish.calibrate import calibrate
+from blemish.cli.results import VERSION, JudgedInFolder, NotJudged, ResultWriter
 from blemish.errors import OutputError
 from blemish.types import Decision
 from faults import WriteFault, failing, watching
@@ -47,6 +52,30 @@ def test_a_heat_map_is_whole_or_not_there(tmp_path, model):
         writer.write(decision(tmp_path / "a" / "0.png"))
     assert os.listdir(out / "heatmaps" / "a") == []
     assert (out / "results.jsonl").read_bytes() == b""
+
+
+@pytest.mark.parametrize("promise", [None, calibrate(range(19), false_alarm_rate=0.05).promise])
+def test_lines_have_the_fields_and_types_of_their_schema(tmp_path, model, promise):
+    judged = replace(decision(tmp_path / "0.png"), p_value=0.5, threshold=0.5, promise=promise)
+    with ResultWriter(tmp_path / "out", "npy", model=model) as writer:
+        writer.write(judged)
+        writer.write_skipped([("1.png", "not an image")])
+    lines = (tmp_path / "out" / "results.jsonl").read_text().splitlines()
+    for line, kind in zip(map(json.loads, lines), (JudgedInFolder, NotJudged), strict=True):
+        schema = get_type_hints(kind)
+        assert list(line) == list(schema)
+        assert all(type(value) in (get_args(schema[name]) or (schema[name],)) for name, value in line.items())
+
+
+def test_every_field_of_a_line_is_on_the_page():
+    page = (Path(__file__).parents[1] / "docs" / "decisions.md").read_text(encoding="utf-8")
+    listed = dict(re.findall(r"^\| `(\w+)` \| ([^|]+) \|", page, flags=re.MULTILINE))
+    words = {int: "integer", str: "text", float: "number", bool: "true or false", type(None): "null"}
+    schema = get_type_hints(JudgedInFolder) | get_type_hints(NotJudged)
+    assert listed == {
+        name: ", ".join(words[kind] for kind in get_args(kind) or (kind,)) for name, kind in schema.items()
+    }
+    assert f"Version {VERSION}" in page
 
 
 @pytest.mark.skipif(not os.path.exists("/dev/full"), reason="the system has no full device")

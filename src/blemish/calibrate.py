@@ -19,13 +19,15 @@ import math
 from bisect import bisect_right
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
-from scipy.special import betaincinv
+from scipy.special import betaincinv, betaln
 
 from .errors import ArgumentError, CalibrationError
+from .types import Promise
 
 if TYPE_CHECKING:
     from .types import Floats
@@ -49,6 +51,8 @@ class Calibration:
     false_alarm_rate: float
     groups: NDArray[np.int64] | None = None
     """`(n,)`, the group of each score, from 0 to the number of groups - 1; None where every image is a group."""
+    certain: float | None = None
+    """Probability over draws of the held-out images with which the rate holds; None: it holds on average over them."""
 
     @property
     def n_groups(self) -> int:
@@ -59,13 +63,57 @@ class Calibration:
     def threshold(self) -> float:
         """The lowest held-out score above which every score has a p-value of at most the rate; above it is anomalous.
 
-        `score > threshold` holds exactly where `p_value(score) <= alpha`. Without groups it is the k-th smallest
-        score, k = ceil((n + 1)(1 - alpha)).
+        `score > threshold` holds exactly where `p_value(score) <= alpha`. Without groups it is the k-th largest
+        score, k = floor(alpha (n + 1)). With `certain`, k is at most `certified_rank`, of the groups' largest scores.
         """
         if self.groups is None:
-            n = len(self.scores)
-            return float(self.scores[n - _allowed_above(self.false_alarm_rate, n)])
-        return float(self.scores[self.p_values(np.nextafter(self.scores, np.inf)) <= self._limit][0])
+            return float(self.scores[-self._rank])
+        if self.certain is None:
+            return float(self.scores[self.p_values(np.nextafter(self.scores, np.inf)) <= self._limit][0])
+        largest = np.empty(self.n_groups)
+        largest[self.groups] = self.scores  # ascending: the last one of a group stays
+        return float(np.sort(largest)[-self._rank])
+
+    @property
+    def _rank(self) -> int:
+        on_average = _allowed_above(self.false_alarm_rate, self.n_groups)
+        if self.certain is None:
+            return on_average
+        return min(on_average, certified_rank(self.n_groups, self.false_alarm_rate, confidence=self.certain))
+
+    @cached_property
+    def promise(self) -> Promise:
+        """The nominal rate, the guaranteed one, and where the rate of this one draw of held-out images lies.
+
+        The rate above the k-th largest of n scores is Beta(k, n + 1 - k) over their draws, so k / (n + 1) on average,
+        for continuous scores; ties make it smaller. For groups nothing but the nominal rate is proven, unless their
+        largest scores set the threshold (`certain`).
+        """
+        n, k, in_groups = self.n_groups, self._rank, self.groups is not None
+        ranked = not in_groups or self.certain is not None
+        return Promise(
+            false_alarm_rate=self.false_alarm_rate,
+            guaranteed_rate=k / (n + 1) if ranked else self.false_alarm_rate,
+            certain=self.certain,
+            plausible=(float(betaincinv(k, n + 1 - k, 0.05)), float(betaincinv(k, n + 1 - k, 0.95)))
+            if ranked
+            else None,
+            held_out=n,
+            in_groups=in_groups,
+        )
+
+    def chance(self, alarms: int, images: int) -> float | None:
+        """P(at least so many of so many new normal images are flagged) if the promise's premise holds.
+
+        Beta-binomial: over draws of the held-out images and of the new ones. None with groups.
+        """
+        if self.groups is not None:
+            return None
+        n, k, counts = len(self.scores), self._rank, np.arange(alarms, images + 1)
+        choices = -betaln(counts + 1, images - counts + 1) - np.log(images + 1)
+        return min(
+            1.0, float(np.exp(choices + betaln(k + counts, n + 1 - k + images - counts) - betaln(k, n + 1 - k)).sum())
+        )
 
     @property
     def _limit(self) -> float:
@@ -132,9 +180,13 @@ def require_differences(scores: Sequence[float]) -> None:
 
 
 def calibrate(
-    scores: Sequence[float] | NDArray[np.floating], *, false_alarm_rate: float, groups: ArrayLike | None = None
+    scores: Sequence[float] | NDArray[np.floating],
+    *,
+    false_alarm_rate: float,
+    groups: ArrayLike | None = None,
+    certain: float | None = None,
 ) -> Calibration:
-    """Make thresholds and p-values from the raw scores of held-out normal images; `groups` as in `Calibration`.
+    """Make thresholds and p-values from the raw scores of held-out normal images; the rest as in `Calibration`.
 
     >>> calibration = calibrate([0.1, 0.4, 0.2, 0.3], false_alarm_rate=0.2)
     >>> calibration.threshold, calibration.p_value(0.25), calibration.p_value(9.0)
@@ -148,11 +200,11 @@ def calibrate(
         raise ArgumentError.about("scores", expected="a list of finite numbers", got=values)
     order = np.argsort(values, kind="stable")
     if groups is None:
-        require_images(len(values), false_alarm_rate)
-        return Calibration(values[order], false_alarm_rate)
+        require_images(len(values), false_alarm_rate, certain=certain)
+        return Calibration(values[order], false_alarm_rate, None, certain)
     numbers, sizes = _numbered(groups, len(values))
-    require_images(len(sizes), false_alarm_rate, of="groups of normal images")
-    return Calibration(values[order], false_alarm_rate, numbers[order] if sizes.max() > 1 else None)
+    require_images(len(sizes), false_alarm_rate, certain=certain, of="groups of normal images")
+    return Calibration(values[order], false_alarm_rate, numbers[order] if sizes.max() > 1 else None, certain)
 
 
 def _numbered(groups: ArrayLike, count: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
@@ -164,8 +216,10 @@ def _numbered(groups: ArrayLike, count: int) -> tuple[NDArray[np.int64], NDArray
     return numbers.astype(np.int64), sizes.astype(np.int64)
 
 
-def images_needed(false_alarm_rate: float) -> int:
-    """The smallest number of held-out images that can support a false-alarm rate."""
+def images_needed(false_alarm_rate: float, *, certain: float | None = None) -> int:
+    """The smallest number of held-out images that can support a false-alarm rate, on average and with a certainty."""
+    if certain is not None:
+        return max(images_needed(false_alarm_rate), images_to_certify(false_alarm_rate, confidence=certain))
     _check_share("false_alarm_rate", false_alarm_rate)
     n = max(1, math.ceil(1 / false_alarm_rate) - 2)
     while _allowed_above(false_alarm_rate, n) < 1:
@@ -174,7 +228,12 @@ def images_needed(false_alarm_rate: float) -> int:
 
 
 def require_images(
-    held_out: int, false_alarm_rate: float, *, of: str = "normal images", total: int | None = None
+    held_out: int,
+    false_alarm_rate: float,
+    *,
+    certain: float | None = None,
+    of: str = "normal images",
+    total: int | None = None,
 ) -> None:
     """Raise `CalibrationError` where `held_out` images, or groups `of` images, cannot support the rate.
 
@@ -184,22 +243,29 @@ def require_images(
     Traceback (most recent call last):
     blemish.errors.CalibrationError: ... Hold out a larger share, 0.24 (held_out=, --held-out), ...
     """
-    needed = images_needed(false_alarm_rate)
+    needed = images_needed(false_alarm_rate, certain=certain)
     if held_out >= needed:
         return
+    wanted, lowest = f"false_alarm_rate {false_alarm_rate:g}", 1 / (held_out + 1)
+    if certain is not None:
+        wanted += f" at confidence {certain:g}"
+        lowest = max(lowest, certified_false_alarm_rate(held_out, 1, confidence=certain)) if held_out else 1
     ways = [f"give more {of}"]
     if total is not None and 2 * needed <= total:
         ways.insert(0, f"hold out a larger share, {math.ceil(100 * needed / total) / 100:.2g} (held_out=, --held-out)")
     elif total is not None:
         ways = [f"give at least {2 * needed} {of}, and hold out half of them (held_out=, --held-out)"]
     if held_out:
-        ways.append(f"accept a higher rate, {1 / (held_out + 1):.3g} at least (false_alarm_rate=, --false-alarm-rate)")
+        digits = 2 - math.floor(math.log10(lowest))  # rounded up: whoever follows the advice must not be refused again
+        lowest = math.ceil(lowest * 10**digits - 1e-9) / 10**digits
+        ways.append(f"accept a higher rate, {lowest:.3g} at least (false_alarm_rate=, --false-alarm-rate)")
+    if certain is not None:
+        ways.append("do without the certainty (certain=None, no --certain)")
     ways.append("switch the calibration off (calibration='none', --calibration none)")
     listed = ", ".join(ways[:-1]) + f", or {ways[-1]}."
     there = f"{held_out}" if total is None else f"{held_out} of {total}"
     raise CalibrationError(
-        f"false_alarm_rate {false_alarm_rate:g} needs at least {needed} held-out {of}, there are {there}. "
-        f"{listed[0].upper()}{listed[1:]}"
+        f"{wanted} needs at least {needed} held-out {of}, there are {there}. {listed[0].upper()}{listed[1:]}"
     )
 
 
@@ -251,6 +317,35 @@ def images_to_certify(false_alarm_rate: float, *, confidence: float = 0.95) -> i
     _check_share("false_alarm_rate", false_alarm_rate)
     _check_share("confidence", confidence)
     return max(1, math.ceil(math.log(1 - confidence) / math.log1p(-false_alarm_rate) * (1 - _ROUNDING)))
+
+
+def spell_promise(promise: Promise) -> str:
+    """A promise in one line: nominal rate, guaranteed rate, plausible range, and what a better promise takes.
+
+    >>> print(spell_promise(calibrate(range(19), false_alarm_rate=0.05).promise))
+    False alarms among normal images: 5 % asked for; guaranteed 5 % on average over draws of the 19 held-out images; \
+this threshold's own rate is plausibly 0.27 to 14.6 % (90 % of draws). Half that rate takes 39 held-out images, 5 % \
+with certainty 0.95 takes 59.
+    """
+    of = f"held-out {'groups' if promise.in_groups else 'images'}"
+    rate = promise.false_alarm_rate
+    line = f"False alarms among normal images: {_percent(rate)} % asked for"
+    if promise.certain is not None:
+        line += f" with certainty {promise.certain:g}"
+    line += f"; guaranteed {_percent(promise.guaranteed_rate)} % on average over draws of the {promise.held_out} {of}; "
+    if promise.plausible is None:
+        line += "groups leave open how far this threshold's own rate may lie from it"
+    else:
+        low, high = map(_percent, promise.plausible)
+        line += f"this threshold's own rate is plausibly {low} to {high} % (90 % of draws)"
+    line += f". Half that rate takes {images_needed(rate / 2, certain=promise.certain)} {of}"
+    if promise.certain is None:
+        line += f", {_percent(rate)} % with certainty 0.95 takes {images_to_certify(rate)}"
+    return f"{line}."
+
+
+def _percent(share: float) -> str:
+    return f"{100 * share:.3g}" if share >= 0.01 else f"{100 * share:.2g}"
 
 
 def benjamini_hochberg(p_values: ArrayLike, level: float) -> NDArray[np.bool_]:

@@ -81,6 +81,8 @@ class Detector(Parameterised):
         Groups are held out whole, and the promised rate counts groups: it is that of one image of a new group.
         Copies of one picture always are a group.
     false_alarm_rate: the share of normal images that may be called anomalous.
+    certain: the probability with which that rate holds for the held-out images at hand; None: it holds on average over
+        draws of them. A higher threshold from more held-out images (59 for 5 % at 0.95), with `split` alone.
     seed: chooses the held-out images; None: the method's seed, so that it is given once.
     batch_size: images a forward pass.
     workers: decoding threads.
@@ -106,6 +108,7 @@ class Detector(Parameterised):
     calibration: Literal["split", "none"] = "split"
     held_out: float | None = parameter(None, above=0, below=1)
     false_alarm_rate: float = parameter(0.05, above=0, below=1)
+    certain: float | None = parameter(None, above=0, below=1)
     seed: int | None = None
     batch_size: int = parameter(8, at_least=1)
     workers: int = parameter(2, at_least=1, role="place")
@@ -168,6 +171,10 @@ class Detector(Parameterised):
             read_pattern(self.group_by)
         if self.roi is not None and self.features is not None:
             raise ArgumentError.about("roi", expected="None with the features of whole images", got=self.roi)
+        if self.certain is not None and self.calibration == "none":
+            raise ArgumentError.about(
+                "certain", expected="None without calibration", got=self.certain, instead="Take calibration='split'."
+            )
         if self.overlap is not None and self.tile is None:
             raise ArgumentError.about("overlap", expected="None without tiles", got=self.overlap, instead="Give tile.")
         if not isinstance(self.preprocessing.resize, str):
@@ -241,16 +248,20 @@ class Detector(Parameterised):
         groups = self._grouped(train).groups
         return compare(self._whole(train), rows, groups=groups, seed=self._seed, progress=progress)[0]
 
-    def recalibrate(self, false_alarm_rate: float) -> Detector:
+    def recalibrate(self, false_alarm_rate: float, *, certain: float | None = None) -> Detector:
         """Choose another false-alarm rate; the held-out scores are at hand, so nothing is fitted again.
 
+        `certain` is another certainty; None keeps the detector's own, which `set_params(certain=None)` drops before.
         Raises `NotFittedError` without a calibration, and `CalibrationError` where its images cannot support the rate.
         """
         if self.calibration_ is None:
             raise NotFittedError("Detector.recalibrate needs a calibrated detector. Fit with calibration='split'.")
         known = self.calibration_
-        self.calibration_ = calibrate(known.scores, false_alarm_rate=false_alarm_rate, groups=known.groups)
-        self.false_alarm_rate = false_alarm_rate
+        certain = self.certain if certain is None else certain
+        self.calibration_ = calibrate(
+            known.scores, false_alarm_rate=false_alarm_rate, groups=known.groups, certain=certain
+        )
+        self.false_alarm_rate, self.certain = false_alarm_rate, certain
         return self
 
     def update(
@@ -337,7 +348,7 @@ class Detector(Parameterised):
         c = self.calibration_
         if c is None:
             return Decision(name, score, map, None, None, model_p_value)
-        return Decision(name, score, map, c.p_value(score), c.threshold, model_p_value)
+        return Decision(name, score, map, c.p_value(score), c.threshold, model_p_value, c.promise)
 
     def save(self, path: str | Path) -> None:
         """Write everything, the backbone's parameters included, into one safetensors file.
@@ -380,7 +391,7 @@ class Detector(Parameterised):
             region = {name: seen.pop(name) for name in [name for name in seen if name.startswith("region.")]}
             detector.region_ = Region.restore(region) if region else None
             detector.learned_, detector.calibrated_on_, detector.calibration_ = model_file.read_seen(
-                seen, false_alarm_rate=detector.false_alarm_rate
+                seen, false_alarm_rate=detector.false_alarm_rate, certain=detector.certain
             )
             model_file.restore_method(method, below(tensors, "method."), size=detector._input_size())
         return detector
@@ -405,7 +416,7 @@ class Detector(Parameterised):
     def _share_to_hold_out(self, groups: Sequence[int]) -> float:
         if self.held_out is not None:
             return self.held_out
-        needed = images_needed(self.false_alarm_rate) / (max(groups) + 1)
+        needed = images_needed(self.false_alarm_rate, certain=self.certain) / (max(groups) + 1)
         return needed if 0.2 < needed <= 0.5 else 0.2
 
     def _choose(self, auto: Auto, train: ImageSource, progress: Progress | None) -> FeatureMemory | None:
@@ -441,7 +452,7 @@ class Detector(Parameterised):
         count = len(set(groups))
         alone = count == len(groups) and self.group_by is None
         of = "normal images" if alone else "groups of normal images"
-        require_images(count, self.false_alarm_rate, of=of, total=total)
+        require_images(count, self.false_alarm_rate, certain=self.certain, of=of, total=total)
 
     def _calibrate(self, held_out: Grouped, progress: Progress | None) -> None:
         source, digests = with_digests(held_out.source)
@@ -461,7 +472,9 @@ class Detector(Parameterised):
         scores = [score for _, score in fresh]
         self._require(groups)
         require_differences(scores)
-        self.calibration_ = calibrate(with_margin(scores), false_alarm_rate=self.false_alarm_rate, groups=groups)
+        self.calibration_ = calibrate(
+            with_margin(scores), false_alarm_rate=self.false_alarm_rate, groups=groups, certain=self.certain
+        )
 
     def _require_readable(self, held_out: Grouped) -> None:
         """Find out before the fit, not after it, that too few held-out files can be read."""
@@ -548,6 +561,7 @@ class Detector(Parameterised):
             | {
                 "preprocess": {name: getattr(preprocess, name) for name in ("resize", "crop", "white_level")},
                 "false_alarm_rate": self.calibration_.false_alarm_rate if self.calibration_ else self.false_alarm_rate,
+                "certain": self.calibration_.certain if self.calibration_ else self.certain,
                 "seed": self._seed,
             },
             "versions": model_file.versions(),

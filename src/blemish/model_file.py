@@ -92,7 +92,7 @@ def write_seen(
 
 
 def read_seen(
-    kept: Mapping[str, Tensor], *, false_alarm_rate: float
+    kept: Mapping[str, Tensor], *, false_alarm_rate: float, certain: float | None
 ) -> tuple[frozenset[int], frozenset[int], Calibration | None]:
     """What `write_seen` was given."""
     # An update drops the calibration, so that also a detector with `split` may have none.
@@ -106,7 +106,10 @@ def read_seen(
         return learned, calibrated_on, None
     values, groups = kept["calibration.scores"].numpy(), kept.get("calibration.groups")
     calibration = calibrate(
-        values, false_alarm_rate=false_alarm_rate, groups=None if groups is None else groups.numpy()
+        values,
+        false_alarm_rate=false_alarm_rate,
+        groups=None if groups is None else groups.numpy(),
+        certain=certain,
     )
     if (values != calibration.scores).any():
         raise ModelFileError("tensor calibration.scores: not in ascending order.")

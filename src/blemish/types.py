@@ -73,6 +73,23 @@ class Scores:
 
 
 @dataclass(frozen=True, slots=True)
+class Promise:
+    """What a threshold promises of new normal images, if they are like the held-out ones: nominal and proven."""
+
+    false_alarm_rate: float
+    """Nominal: what was asked for."""
+    guaranteed_rate: float
+    """Proven on average over draws of the held-out images; never above `false_alarm_rate`."""
+    certain: float | None
+    """With this probability over such draws the rate is at most `false_alarm_rate`; None: not asked for."""
+    plausible: tuple[float, float] | None
+    """5 and 95 % quantile, over such draws, of the rate that one threshold has; None where groups leave it open."""
+    held_out: int
+    """What the promise counts: held-out images, or groups of them."""
+    in_groups: bool
+
+
+@dataclass(frozen=True, slots=True)
 class Decision:
     """The verdict on one image."""
 
@@ -87,6 +104,8 @@ class Decision:
     """In score units; None for an uncalibrated detector."""
     model_p_value: float | None = None
     """By the method's own model of normality, for methods that have one; only as right as that model."""
+    promise: Promise | None = None
+    """What the threshold promises; None for an uncalibrated detector."""
 
     @property
     def is_anomalous(self) -> bool | None:

@@ -194,9 +194,9 @@ def judge(status: int, error: BaseException | None, said: str) -> str:
         raise Fault(said[-2000:])
     if status == 1 and "error: " not in said and "failed" not in said:
         raise Fault(f"ended with 1 and no error: {said[-500:]}")
-    if status not in (0, 1, 2):
+    if status not in range(5):
         raise Fault(f"ended with {status}: {said[-500:]}")
-    return ("done", "refused", "wrong use")[status]
+    return ("done", "refused", "wrong use", "anomalous", "not judged")[status]
 
 
 def in_process(words: list[str]) -> str:

@@ -11,6 +11,7 @@ import typer
 
 from .console import Speaker, print_rows
 from .options import (
+    CertainOption,
     DeviceOption,
     ErrorOption,
     JsonOption,
@@ -38,6 +39,7 @@ def choose(
     ] = None,
     white_level: WhiteLevelOption = None,
     false_alarm_rate: RateOption = 0.05,
+    certain: CertainOption = None,
     held_out: Annotated[
         float | None,
         typer.Option(help="Share of the images that `fit` will hold out for the threshold: not looked at."),
@@ -76,8 +78,8 @@ def choose(
         )
     ]  # fmt: skip
     detector = Detector(
-        preprocess=sizes[0], false_alarm_rate=false_alarm_rate, held_out=held_out, group_by=group_by, seed=seed,
-        workers=workers, on_error=on_error,
+        preprocess=sizes[0], false_alarm_rate=false_alarm_rate, certain=certain, held_out=held_out, group_by=group_by,
+        seed=seed, workers=workers, on_error=on_error,
     )  # fmt: skip
     left_out = () if exclude is None else read_names(exclude)
     with say.progress() as progress:
@@ -85,7 +87,13 @@ def choose(
     command = f"blemish fit {shlex.quote(str(data))} {choice.picked.options}"
     also = {"false-alarm-rate": (false_alarm_rate, 0.05), "held-out": (held_out, None), "group-by": (group_by, None)}
     for name, (value, usual) in (
-        also | {"exclude": (exclude, None), "seed": (seed, 0), "white-level": (white_level, None)}
+        also
+        | {
+            "certain": (certain, None),
+            "exclude": (exclude, None),
+            "seed": (seed, 0),
+            "white-level": (white_level, None),
+        }
     ).items():
         if value != usual:
             command += f" --{name} {shlex.quote(str(value))}"

@@ -7,6 +7,7 @@ import logging
 import sys
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -61,6 +62,8 @@ class Speaker:
 
 def facts(detector: Detector) -> dict[str, str]:
     """What a reader of a report must know to judge its figures."""
+    from ..calibrate import spell_promise
+
     manifest = detector.manifest()
     parameters = manifest["parameters"]
     found = {"Method": manifest["method"], "Normal images learned": str(manifest["images"])}
@@ -69,7 +72,8 @@ def facts(detector: Detector) -> dict[str, str]:
         found["Normal images held out"] = str(len(calibration.scores))
         if calibration.groups is not None:
             found["Groups held out"] = f"{calibration.n_groups}; the promised rate is that of one image of a new group"
-        found["Wanted false-alarm rate"] = f"{detector.false_alarm_rate:g}"
+        found["Wanted false-alarm rate"] = f"{calibration.false_alarm_rate:g}"
+        found["Promise"] = spell_promise(calibration.promise)
     if detector.excluded_:
         found["Images excluded"] = _excluded(detector)
     found |= {key.replace("_", " ").capitalize(): str(value) for key, value in parameters.items() if value is not None}
@@ -93,6 +97,8 @@ def _excluded(detector: Detector) -> str:
 
 
 def print_fit(detector: Detector, out: Path, seconds: float, as_json: bool, *, extra: Mapping[str, object]) -> None:
+    from ..calibrate import spell_promise
+
     calibration = detector.calibration_
     row: dict[str, Any] = {
         "model": str(out),
@@ -101,6 +107,7 @@ def print_fit(detector: Detector, out: Path, seconds: float, as_json: bool, *, e
         "groups": None if calibration is None or calibration.groups is None else calibration.n_groups,
         "excluded": detector.excluded_,
         "threshold": None if calibration is None else calibration.threshold,
+        "promise": None if calibration is None else asdict(calibration.promise),
         "seconds": round(seconds, 3),
         "peak_bytes": peak_bytes(),
         "model_bytes": out.stat().st_size,
@@ -116,6 +123,8 @@ def print_fit(detector: Detector, out: Path, seconds: float, as_json: bool, *, e
         f"{seconds:.1f} s, model {row['model_bytes'] / 1e6:.1f} MB"
         + (f", peak memory {row['peak_bytes'] / 1e9:.2f} GB" if row["peak_bytes"] else "")
     )
+    if calibration is not None:
+        typer.echo(spell_promise(calibration.promise))
     if row["groups"]:
         typer.echo("The promised false-alarm rate counts groups: it is that of one image of a new group.")
     if detector.excluded_:
@@ -150,6 +159,8 @@ def print_evaluation(evaluation: Evaluation, as_json: bool, *, extra: Mapping[st
             for kind in evaluation.kinds
         ]
     )
+    if evaluation.realised is not None:
+        typer.echo(evaluation.realised)
 
 
 def print_rows(rows: list[dict[str, object]]) -> None:

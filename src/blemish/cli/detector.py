@@ -19,6 +19,7 @@ from ..parameters import parameters_of, read_texts, split_settings
 from .console import Speaker, facts, print_evaluation, print_fit, print_rows
 from .options import (
     BatchOption,
+    CertainOption,
     DeviceOption,
     ErrorOption,
     JsonOption,
@@ -140,6 +141,7 @@ def fit(
         typer.Option(help="split: hold out normals for the threshold. none: raw scores only."),
     ] = None,
     false_alarm_rate: RateOption = 0.05,
+    certain: CertainOption = None,
     held_out: Annotated[
         float | None,
         typer.Option(help="Share of the normal images held out for the threshold. Default: a fifth, or what it takes."),
@@ -191,6 +193,7 @@ def fit(
         calibration=calibration or chosen.calibration,
         held_out=held_out,
         false_alarm_rate=false_alarm_rate,
+        certain=certain,
         seed=seed,
         batch_size=batch_size,
         workers=workers,
@@ -256,17 +259,25 @@ def predict(
     workers: WorkersOption = 2,
     max_pixels: MaxPixelsOption = None,
     on_error: ErrorOption = "skip",
+    exit_code: Annotated[
+        bool,
+        typer.Option("--exit-code", help="Exit with 3 where an image is anomalous, with 4 where one has no verdict."),
+    ] = False,
 ) -> None:
     """Judge images: one JSON line each, written as soon as it is known.
 
     Of a data set's folder the test images are judged; of any other folder all images, and no masks.
 
     An unreadable file gives a line with "error" and does not stop the run; --on-error raise stops there instead.
+
+    Exit status: 0 done, 1 refused, 2 wrong options; 3 and 4 with --exit-code alone.
     """
     from ..images.source import from_paths
 
     say = Speaker()
     detector = _load(model, device, roi)
+    if exit_code and detector.calibration_ is None:
+        raise ArgumentError.about("--exit-code", expected="a model with a threshold", got=f"{model}, which has none")
     detector.batch_size, detector.workers, detector.on_error = batch_size, workers, on_error
     detector.max_pixels = max_pixels or detector.max_pixels
     paths = [path for path in _image_paths(images, say) if out is None or out.resolve() not in path.resolve().parents]
@@ -282,6 +293,8 @@ def predict(
     say.skipped(detector)
     if out is not None:
         say.line(f"{len(paths) - len(detector.skipped_)} images: {out / 'results.jsonl'}")
+    if exit_code:
+        raise typer.Exit({"normal": 0, "anomalous": 3, "not judged": 4}[writer.verdict()])
 
 
 def evaluate_model(

@@ -38,6 +38,10 @@ MaxPixelsOption = Annotated[
     typer.Option(min=1, help="Refuse files of more pixels, which may be bombs; default: 80 million."),
 ]
 RateOption = Annotated[float, typer.Option(help="Share of normal images that may be flagged.")]
+CertainOption = Annotated[
+    float | None,
+    typer.Option(help="Keep that rate with this probability, such as 0.95, not only on average; takes more images."),
+]
 
 
 def spelled_out(function: Callable[..., None]) -> Callable[..., None]:

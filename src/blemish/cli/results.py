@@ -9,7 +9,7 @@ import sys
 from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Any, Literal
+from typing import IO, TYPE_CHECKING, Any, Literal, TypedDict
 
 from ..errors import OutputError
 from ..files import check_output, make_folder, naming, whole_file, write_whole
@@ -17,6 +17,41 @@ from ..files import check_output, make_folder, naming, whole_file, write_whole
 if TYPE_CHECKING:
     from ..images.source import Skipped
     from ..types import Decision
+
+
+VERSION = 1
+"""Of the lines: another one where a field goes, or changes its type or meaning; a new field changes nothing."""
+
+
+class Judged(TypedDict):
+    """The line of an image that was judged; docs/decisions.md says what each field means."""
+
+    version: int
+    image: str
+    score: float
+    p_value: float | None
+    model_p_value: float | None
+    threshold: float | None
+    false_alarm_rate: float | None
+    guaranteed_rate: float | None
+    certain: float | None
+    anomalous: bool | None
+
+
+class JudgedInFolder(Judged, total=False):
+    """What `--out` adds."""
+
+    model: str
+    file: str | None
+    heatmap: str
+
+
+class NotJudged(TypedDict):
+    """The line of a file that could not be judged."""
+
+    version: int
+    image: str
+    error: str
 
 
 class ResultWriter:
@@ -32,6 +67,7 @@ class ResultWriter:
         self._kept: dict[str, dict[str, Any]] = {}
         self._maps: set[str] = set()
         self._lines: IO[str] = sys.stdout
+        self._anomalous = self._unknown = False
         if out is not None:
             if out.exists() and not out.is_dir():
                 raise OutputError(f"{out}: expected a folder for the results, got a file. Choose another name.")
@@ -59,18 +95,30 @@ class ResultWriter:
         self._kept = {name: row for name, row in self._kept.items() if name in wanted}
         return [path for path in paths if str(path) not in self._kept]
 
+    def verdict(self) -> Literal["normal", "anomalous", "not judged"]:
+        """What one exit status can say of all images, those of an earlier run with them: the first finding counts."""
+        if self._anomalous or any(row.get("anomalous") for row in self._kept.values()):
+            return "anomalous"
+        return "not judged" if self._unknown else "normal"
+
     def write(self, decision: Decision) -> None:
         """Write the line of an image, and its heat map before it."""
-        row: dict[str, Any] = {
+        promise = decision.promise
+        row: JudgedInFolder = {
+            "version": VERSION,
             "image": decision.name,
             "score": decision.score,
             "p_value": decision.p_value,
             "model_p_value": decision.model_p_value,
             "threshold": decision.threshold,
+            "false_alarm_rate": None if promise is None else promise.false_alarm_rate,
+            "guaranteed_rate": None if promise is None else promise.guaranteed_rate,
+            "certain": None if promise is None else promise.certain,
             "anomalous": decision.is_anomalous,
         }
+        self._anomalous |= decision.is_anomalous is True
         if self._out is not None:
-            row |= {"model": self._model, "file": _state(decision.name)}
+            row["model"], row["file"] = self._model, _state(decision.name)
             if decision.map is not None and self._heatmaps != "none":
                 row["heatmap"] = self._write_map(self._out, decision)
         self._write_line(row)
@@ -78,20 +126,22 @@ class ResultWriter:
     def write_skipped(self, skipped: Iterable[Skipped]) -> None:
         """Write a line with `error` for each file that could not be judged."""
         for name, reason in skipped:
-            self._write_line({"image": name, "error": reason})
+            self._unknown = True
+            self._write_line({"version": VERSION, "image": name, "error": reason})
 
     def _still_holds(self, row: dict[str, Any]) -> bool:
         """Whether a line of an earlier run says what this run would say."""
         assert self._out is not None
         wants_map = self._heatmaps != "none" and "heatmap" in row
         return (
-            row.get("model") == self._model
+            row.get("version") == VERSION
+            and row.get("model") == self._model
             and row.get("file") == _state(str(row.get("image")))
             and ("heatmap" not in row or row["heatmap"].endswith(f".{self._heatmaps}"))
             and (not wants_map or (self._out / row["heatmap"]).is_file())
         )
 
-    def _write_line(self, row: dict[str, Any]) -> None:
+    def _write_line(self, row: JudgedInFolder | NotJudged) -> None:
         with naming(self._lines.name):
             self._lines.write(json.dumps(row) + "\n")
             self._lines.flush()

@@ -27,7 +27,7 @@ from ..images.preprocess import Preprocess
 from ..images.source import Skipped
 from ..metrics.table import TABLE, Figures, Metric, Outcome
 from ..progress import Progress
-from ..types import Decision, Size
+from ..types import Decision, Promise, Size
 from .masks import Masks as Masks
 from .masks import look_at_masks
 
@@ -60,6 +60,53 @@ class KindFigures:
 
 
 @dataclass(frozen=True)
+class RealisedRate:
+    """The false alarms among the normal test images, held against the promise of the threshold."""
+
+    promise: Promise
+    alarms: int
+    images: int
+    """Normal test images."""
+    interval: _Ends
+    """Exact 95 % interval of the rate of this threshold."""
+    chance: float | None
+    """Of so many false alarms or more, were the test images like the held-out ones; None where groups leave it open."""
+
+    @property
+    def promised(self) -> float:
+        """The rate that is proven: with `certain` for this threshold, else on average over draws of held-out images."""
+        return self.promise.guaranteed_rate if self.promise.certain is None else self.promise.false_alarm_rate
+
+    @property
+    def is_below(self) -> bool:
+        """Whether the promise lies below the interval."""
+        return self.promised < self.interval[0]
+
+    @property
+    def speaks_against_premise(self) -> bool:
+        """Whether no luck with the held-out images explains it: the test images may not be like them."""
+        return self.is_below and (self.chance is None or self.chance <= 0.05)
+
+    def __str__(self) -> str:
+        low, high = (f"{100 * end:.1f}" for end in self.interval)
+        line = (
+            f"{self.alarms} of {self.images} normal test images are flagged: the rate of this threshold is {low} to "
+            f"{high} % (exact 95 % interval)"
+        )
+        if not self.is_below:
+            return f"{line}, which does not speak against the promised {100 * self.promised:.3g} %."
+        line += f". The promised {100 * self.promised:.3g} % lies below it."
+        if self.chance is not None:
+            line += (
+                f" Were the test images like the held-out ones, so many or more would be flagged with a probability of "
+                f"{100 * self.chance:.2g} %."
+            )
+        if self.speaks_against_premise:
+            return f"{line} The premise may not hold: another lighting, another batch, or images that belong together."
+        return f"{line} An unlucky draw of the {self.promise.held_out} held-out images may explain it."
+
+
+@dataclass(frozen=True)
 class Evaluation:
     """What `evaluate` returns."""
 
@@ -82,6 +129,8 @@ class Evaluation:
     """`(records, height, width)` at that size: the region of interest; None: all of it."""
     overlap: tuple[str, ...] = ()
     """Names of test images that the model had seen when it was fitted: no figure holds that counts them."""
+    realised: RealisedRate | None = None
+    """None without a threshold, and without normal test images."""
 
     def map(self, index: int) -> NDArray[np.float32] | None:
         """The anomaly map of one record on its original pixels, `(height, width)`; None for image-level methods."""
@@ -146,6 +195,19 @@ def evaluate(
         maps=maps,
         inside=inside,
         overlap=overlap,
+        realised=_realised(detector, outcome),
+    )
+
+
+def _realised(detector: Detector, outcome: Outcome) -> RealisedRate | None:
+    calibration = detector.calibration_
+    if calibration is None or not outcome.has("normal"):
+        return None
+    flagged = outcome.scores[~outcome.anomalous] > calibration.threshold
+    alarms, images = int(flagged.sum()), flagged.size
+    interval = metrics.binomial_interval(alarms, images)
+    return RealisedRate(
+        calibration.promise, alarms, images, (interval.low, interval.high), calibration.chance(alarms, images)
     )
 
 
@@ -323,7 +385,8 @@ def _interval(statistic: Callable[[NDArray[np.intp]], float], outcome: Outcome, 
 
 
 def evaluation_json(evaluation: Evaluation) -> dict[str, object]:
-    """The figures as one flat object, with `kinds`, `intervals` and the number of skipped files beside them."""
+    """The figures as one flat object, with `kinds`, `intervals`, `realised` and counts beside them."""
+    realised = evaluation.realised
     return {
         **asdict(evaluation.figures),
         "kinds": [asdict(kind) for kind in evaluation.kinds],
@@ -332,4 +395,8 @@ def evaluation_json(evaluation: Evaluation) -> dict[str, object]:
         "skipped": len(evaluation.skipped),
         "notes": list(evaluation.notes),
         "overlap": len(evaluation.overlap),
+        "realised": None
+        if realised is None
+        else asdict(realised)
+        | {name: getattr(realised, name) for name in ("promised", "is_below", "speaks_against_premise")},
     }

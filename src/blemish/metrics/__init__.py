@@ -3,6 +3,7 @@
 from .intervals import Interval as Interval
 from .intervals import PairedDifference as PairedDifference
 from .intervals import RankingBootstrap as RankingBootstrap
+from .intervals import binomial_interval as binomial_interval
 from .intervals import bootstrap_interval as bootstrap_interval
 from .intervals import bootstrap_ranking as bootstrap_ranking
 from .intervals import delong_difference as delong_difference

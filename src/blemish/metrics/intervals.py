@@ -14,6 +14,7 @@ from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
+from scipy.special import betaincinv
 
 from ..errors import ArgumentError
 from .ranking import Steps, checked_labels, checked_sample, steps_of
@@ -68,6 +69,25 @@ class RankingBootstrap:
 
     def _arrays(self) -> Iterator[tuple[str, NDArray[np.float64]]]:
         return ((field.name, getattr(self, field.name)) for field in fields(self))
+
+
+def binomial_interval(successes: int, trials: int, *, confidence: float = 0.95) -> Interval:
+    """Exact interval of a share, with at most (1 - confidence) / 2 on each side; all of [0, 1] without trials.
+
+    Clopper and Pearson, "The use of confidence or fiducial limits illustrated in the case of the binomial", Biometrika
+    1934.
+
+    >>> interval = binomial_interval(0, 60)
+    >>> interval.low, round(interval.high, 4)
+    (0.0, 0.0596)
+    """
+    if not 0 <= successes <= trials:
+        raise ArgumentError.about("successes", expected=f"0 to {trials}, the number of trials", got=successes)
+    _check(1, confidence)
+    tail, failures = (1 - confidence) / 2, trials - successes
+    low = float(betaincinv(successes, failures + 1, tail)) if successes else 0.0
+    high = 1 - float(betaincinv(failures, successes + 1, tail)) if failures else 1.0
+    return Interval(low, high, confidence, 0)
 
 
 def bootstrap_interval(

@@ -72,14 +72,21 @@ def _verdict(evaluation: Evaluation) -> list[str]:
     if not parts:
         return ["No test image could be read."]
     sentence = f"At the threshold fixed from held-out normal images it flags {' and '.join(parts)}."
-    return [sentence, *_extremes(evaluation)]
+    realised = evaluation.realised
+    said = realised is None or realised.speaks_against_premise  # then it is a warning
+    return [sentence, *_extremes(evaluation), *(() if said else [str(realised)])]
 
 
 def _warnings(evaluation: Evaluation) -> list[str]:
+    realised = evaluation.realised
+    broken = [str(realised)] if realised is not None and realised.speaks_against_premise else []
     if not evaluation.overlap:
-        return []
+        return broken
     seen = counted(len(evaluation.overlap), "test image")
-    return [f"The model had seen {seen} of {len(evaluation.records)} when it was fitted. No figure here is a test."]
+    return [
+        *broken,
+        f"The model had seen {seen} of {len(evaluation.records)} when it was fitted. No figure here is a test.",
+    ]
 
 
 def _extremes(evaluation: Evaluation) -> list[str]:
