@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from fractions import Fraction
 from itertools import permutations
@@ -245,12 +246,21 @@ def test_a_promise_of_groups_says_what_is_proven_and_no_more():
 
 def test_too_few_images_for_a_certainty_are_refused_with_how_many_it_takes():
     with pytest.raises(
-        CalibrationError, match=r"0\.05 at confidence 0\.95 needs at least 59 .* there are 58.*higher rate, 0\.0503"
+        CalibrationError, match=r"0\.05 at confidence 0\.95 needs at least 59 .* there are 58.*higher rate, 0\.0504"
     ):
         calibrate(np.arange(58), false_alarm_rate=0.05, certain=0.95)
     calibrate(np.arange(59), false_alarm_rate=0.05, certain=0.95)
     with pytest.raises(CalibrationError, match=r"59 held-out groups of normal images, there are 30"):
         calibrate(np.arange(60), false_alarm_rate=0.05, certain=0.95, groups=np.arange(60) // 2)
+
+
+@pytest.mark.parametrize("certain", [None, 0.5, 0.95])
+@pytest.mark.parametrize("held_out", [1, 2, 7, 19, 58, 150])
+def test_the_rate_that_a_refusal_names_is_not_refused(held_out, certain):
+    with pytest.raises(CalibrationError) as refused:
+        require_images(held_out, 0.001, certain=certain)
+    lowest = float(re.search(r"accept a higher rate, (\S+) at least", str(refused.value))[1])
+    calibrate(range(held_out), false_alarm_rate=lowest, certain=certain)
 
 
 @given(st.integers(1, 60), st.data(), st.sampled_from([(1, 20), (1, 10), (3, 20), (1, 3), (1, 2), (9, 10)]))
