@@ -239,6 +239,10 @@ def test_a_promise_of_groups_says_what_is_proven_and_no_more():
     promise = calibrate(scores, false_alarm_rate=0.06, groups=groups).promise
     assert (promise.guaranteed_rate, promise.plausible, promise.held_out) == (0.06, None, 20)
     assert "20 held-out groups; groups leave open" in spell_promise(promise)
+    rank = 20 - calibrate(np.arange(20), false_alarm_rate=0.3, certain=0.8).threshold
+    assert rank > 1
+    largest = calibrate(scores, false_alarm_rate=0.3, groups=groups, certain=0.8).threshold
+    assert largest == 39 - 2 * (rank - 1)  # of the groups' largest scores 1, 3 ... 39
     certain = calibrate(scores, false_alarm_rate=0.2, groups=groups, certain=0.8).promise
     assert certain.guaranteed_rate < 0.2
     assert "20 % asked for with certainty 0.8; guaranteed" in spell_promise(certain)

@@ -67,6 +67,16 @@ def test_lines_have_the_fields_and_types_of_their_schema(tmp_path, model, promis
         assert all(type(value) in (get_args(schema[name]) or (schema[name],)) for name, value in line.items())
 
 
+def test_lines_of_another_version_are_judged_again(tmp_path, model):
+    out = tmp_path / "out"
+    with ResultWriter(out, "none", model=model) as writer:
+        writer.write(decision(tmp_path / "0.png"))
+    assert ResultWriter(out, "none", model=model).left([tmp_path / "0.png"]) == []
+    lines = (out / "results.jsonl").read_text()
+    (out / "results.jsonl").write_text(lines.replace(f'"version": {VERSION}', f'"version": {VERSION - 1}'))
+    assert ResultWriter(out, "none", model=model).left([tmp_path / "0.png"]) == [tmp_path / "0.png"]
+
+
 def test_every_field_of_a_line_is_on_the_page():
     page = (Path(__file__).parents[1] / "docs" / "decisions.md").read_text(encoding="utf-8")
     listed = dict(re.findall(r"^\| `(\w+)` \| ([^|]+) \|", page, flags=re.MULTILINE))
