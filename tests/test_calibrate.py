@@ -245,7 +245,7 @@ def test_a_promise_of_groups_says_what_is_proven_and_no_more():
     assert largest == 39 - 2 * (rank - 1)  # of the groups' largest scores 1, 3 ... 39
     certain = calibrate(scores, false_alarm_rate=0.2, groups=groups, certain=0.8).promise
     assert certain.guaranteed_rate < 0.2
-    assert "20 % asked for with certainty 0.8; guaranteed" in spell_promise(certain)
+    assert "20 % asked for, and guaranteed with certainty 0.8; guaranteed" in spell_promise(certain)
 
 
 def test_too_few_images_for_a_certainty_are_refused_with_how_many_it_takes():

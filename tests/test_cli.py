@@ -305,7 +305,9 @@ def test_the_exit_status_tells_a_machine_on_request(model, dataset, tmp_path):
 def test_fit_prints_the_promise_in_one_line(dataset, tmp_path):
     small = ("--backbone", "filters", "--resize", 32, "--false-alarm-rate", 0.3, "--certain", 0.9)
     printed = run("fit", dataset, *small, "--out", tmp_path / "m").stdout
-    assert re.search(r"^False alarms .*: 30 % asked for with certainty 0\.9; guaranteed .* plausibly ", printed, re.M)
+    assert re.search(
+        r"^False alarms .*: 30 % asked for, and guaranteed with certainty 0\.9; guaranteed .* plausibly ", printed, re.M
+    )
     promise = json.loads(run("fit", dataset, *small, "--out", tmp_path / "m", "--json").stdout)["promise"]
     assert (promise["false_alarm_rate"], promise["certain"], promise["held_out"]) == (0.3, 0.9, 7)
 

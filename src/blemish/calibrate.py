@@ -331,7 +331,7 @@ with certainty 0.95 takes 59.
     rate = promise.false_alarm_rate
     line = f"False alarms among normal images: {_percent(rate)} % asked for"
     if promise.certain is not None:
-        line += f" with certainty {promise.certain:g}"
+        line += f", and guaranteed with certainty {promise.certain:g}"
     line += f"; guaranteed {_percent(promise.guaranteed_rate)} % on average over draws of the {promise.held_out} {of}; "
     if promise.plausible is None:
         line += "groups leave open how far this threshold's own rate may lie from it"
