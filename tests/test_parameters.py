@@ -244,7 +244,6 @@ def test_every_parameter_of_every_method_says_what_it_means_and_refuses_what_it_
         (PatchCore(backbone=BACKBONE, count=4, reweight=5), "reweight: expected at most 4, the patches of the bank"),
         (KNN(backbone=BACKBONE, k=7), "images: expected at least k = 7 normal images, got 6"),
     ],
-    ids=repr,
 )
 def test_more_than_there_is_is_refused(method, message, sized):
     images = Images(small_pixels(6, 1))
