@@ -169,9 +169,9 @@ def check_whole(path: Path) -> None:
         _CHECKS[path.suffix](path.read_bytes())
 
 
-def _check_end(end: bytes) -> Callable[[bytes], None]:
+def _check_end(*ends: bytes) -> Callable[[bytes], None]:
     def check(content: bytes) -> None:
-        assert content.rstrip(b" ").endswith(end)
+        assert content.rstrip(b" ").endswith(ends)
 
     return check
 
@@ -180,6 +180,6 @@ _CHECKS: dict[str, Callable[[bytes], object]] = {
     ".safetensors": load_tensors,
     ".json": json.loads,
     ".jsonl": lambda content: [json.loads(line) for line in content.splitlines()],
-    ".html": _check_end(b"</html>\n"),
+    ".html": _check_end(b"</html>", b"</html>\n"),
     **{suffix: _check_end(b"\n") for suffix in (".md", ".csv", ".toml", ".txt")},
 }
