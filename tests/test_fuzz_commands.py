@@ -31,7 +31,7 @@ def test_odd_command_lines_end_with_a_result_or_one_line():
 
 @pytest.mark.parametrize(
     ("status", "error", "said"),
-    [(1, ValueError("odd"), ""), (1, None, "Traceback (most recent call last)"), (1, None, "hm"), (3, None, "")],
+    [(1, ValueError("odd"), ""), (1, None, "Traceback (most recent call last)"), (1, None, "hm"), (5, None, "")],
 )
 def test_a_broken_promise_is_found(status, error, said):
     with pytest.raises(target.Fault):
