@@ -281,7 +281,11 @@ def test_a_stopped_run_goes_on_where_it_was(model, dataset, tmp_path):
     Path(out / json.loads(lines[1])["heatmap"]).unlink()
     again = run("predict", model, folder, "--out", out)
     assert f"1 of {len(lines)} images were judged by an earlier run; their lines stay." in again.stderr
-    assert sorted((out / "results.jsonl").read_text().splitlines()) == sorted(lines)
+    found = {row["image"]: row for row in map(json.loads, (out / "results.jsonl").read_text().splitlines())}
+    wanted = {row["image"]: row for row in map(json.loads, lines)}
+    assert found.keys() == wanted.keys()
+    for name, row in wanted.items():  # another batch rounds a score otherwise in its last digits
+        assert found[name] == row | {"score": pytest.approx(row["score"], rel=1e-5)}
     assert all((out / json.loads(line)["heatmap"]).is_file() for line in lines)
 
 

@@ -291,3 +291,11 @@ def test_the_command_line(parts):
     refused = run("predict", model, data, "--roi", roi)
     assert refused.exit_code == 1
     assert "none, as the model has its own" in str(refused.output) + str(refused.exception)
+
+
+def test_a_picture_is_no_region(tmp_path):
+    Image.fromarray(np.random.default_rng(0).integers(0, 255, (24, 32), dtype=np.uint8)).save(tmp_path / "0.png")
+    with pytest.raises(ArgumentError, match=r"0\.png: expected a mask: black outside, white where to look, got a pict"):
+        Region.read(tmp_path / "0.png")
+    with pytest.raises(ArgumentError, match=r"0\.png: expected a mask"):
+        Region.read(tmp_path).of("0.jpg", (24, 32))

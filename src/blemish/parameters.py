@@ -204,8 +204,8 @@ def read_texts(
     known = {name: p for name, p in parameters_of(kind).items() if name not in without}
     for key in settings:
         if key not in known and key not in more:
-            expected = f"a parameter out of {', '.join([*known, *more])}"
-            raise ArgumentError.about(of, expected=expected, got=key)
+            names = ", ".join([*known, *more])
+            raise ArgumentError.about(of, expected=f"a parameter out of {names}" if names else "no parameter", got=key)
     return {key: known[key].of_text(text, of=f"{of}, ") for key, text in settings.items() if key not in more}
 
 

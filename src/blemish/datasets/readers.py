@@ -169,7 +169,7 @@ def masks_among(files: Sequence[Path], root: Path) -> set[Path]:
 
 def _marks_a_defect(image: Path, path: Path) -> bool:
     mask = read_mask(path)
-    if mask.between > 0.25:
+    if mask.is_picture:
         raise DatasetError(
             f"{path}: beside {image.name} as its mask would be, but no mask by its grey values. Rename or move one."
         )

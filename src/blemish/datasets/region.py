@@ -56,7 +56,7 @@ class Region:
             return cls(folder=path, max_pixels=max_pixels)
         if path.suffix.lower() == ".json":
             return cls(_of_polygons(path, max_pixels))
-        return cls(read_mask(path, max_pixels=max_pixels).anomalous)
+        return cls(_of_file(path, max_pixels))
 
     @property
     def is_one(self) -> bool:
@@ -73,7 +73,7 @@ class Region:
             file = None if self._files is None else self._files.find(key_of(Path(path), Path()))
             if file is None:
                 raise DatasetError.about(f"roi of {path}", expected=_EACH, got=self.folder or "no folder")
-            mask, name = read_mask(file, max_pixels=self._max_pixels).anomalous, str(file)
+            mask, name = _of_file(file, self._max_pixels), str(file)
         shape = (mask.shape[0], mask.shape[1])
         if not have_one_shape(shape, size):
             raise DatasetError.about(
@@ -100,6 +100,15 @@ class Region:
         check_tensors({"bits": state["region.bits"]}, {"bits": f"uint8 {-(-height * width // 8)}"})
         bits = np.unpackbits(state["region.bits"].numpy(), count=height * width)
         return cls(bits.reshape(height, width).astype(bool))
+
+
+def _of_file(path: Path, max_pixels: int) -> NDArray[np.bool_]:
+    mask = read_mask(path, max_pixels=max_pixels)
+    if mask.is_picture:
+        raise ArgumentError.about(
+            f"roi {path}", expected="a mask: black outside, white where to look", got="a picture of many levels"
+        )
+    return mask.anomalous
 
 
 def _of_polygons(path: Path, max_pixels: int) -> NDArray[np.bool_]:

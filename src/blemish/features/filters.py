@@ -3,7 +3,7 @@
 Each level works on an image half the size of the level before and describes every cell of its stride by
 - the energy of quadrature Gabor pairs (6 orientations x 2 wavelengths) on luminance, and on the two opponent colours,
 - the mean of luminance and of the opponent colours, and their horizontal and vertical gradients.
-It needs no download and no licence, and it is the offline default. A pretrained network localises better.
+It needs no download and no licence. A pretrained network, such as the built-in `compact`, localises better.
 The bare pixels are the classical baseline of one-class methods.
 """
 

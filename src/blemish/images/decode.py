@@ -151,7 +151,12 @@ class Mask(NamedTuple):
     is_soft: bool
     """Whether there were levels between normal and anomalous, so that half of the highest had to be the limit."""
     between: float = 0.0
-    """Share of the pixels that are neither nearly 0 nor nearly the highest: above a quarter, it is hardly a mask."""
+    """Share of the pixels that are neither nearly 0 nor nearly the highest."""
+
+    @property
+    def is_picture(self) -> bool:
+        """Whether so many pixels are neither that it is hardly a mask."""
+        return self.between > 0.25
 
 
 def decode_mask(path: str | Path, *, max_pixels: int = MAX_PIXELS) -> NDArray[np.bool_]:
