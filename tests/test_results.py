@@ -15,8 +15,9 @@ import pytest
 
 from blemish.__main__ import main
 from blemish.calibrate import calibrate
-from blemish.cli.results import VERSION, JudgedInFolder, NotJudged, ResultWriter
+from blemish.cli.results import JudgedInFolder, ResultWriter
 from blemish.errors import OutputError
+from blemish.report.lines import VERSION, NotJudged
 from blemish.types import Decision
 from faults import WriteFault, failing, watching
 

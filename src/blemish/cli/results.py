@@ -2,40 +2,21 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import sys
 from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Any, Literal, TypedDict
+from typing import IO, TYPE_CHECKING, Any, Literal, cast
 
 from ..errors import OutputError
 from ..files import check_output, make_folder, naming, whole_file, write_whole
+from ..report.lines import VERSION, Judged, NotJudged, judged, model_digest, not_judged
 
 if TYPE_CHECKING:
     from ..images.source import Skipped
     from ..types import Decision
-
-
-VERSION = 1
-"""Of the lines: another one where a field goes, or changes its type or meaning; a new field changes nothing."""
-
-
-class Judged(TypedDict):
-    """The line of an image that was judged; docs/decisions.md says what each field means."""
-
-    version: int
-    image: str
-    score: float
-    p_value: float | None
-    model_p_value: float | None
-    threshold: float | None
-    false_alarm_rate: float | None
-    guaranteed_rate: float | None
-    certain: float | None
-    anomalous: bool | None
 
 
 class JudgedInFolder(Judged, total=False):
@@ -44,14 +25,6 @@ class JudgedInFolder(Judged, total=False):
     model: str
     file: str | None
     heatmap: str
-
-
-class NotJudged(TypedDict):
-    """The line of a file that could not be judged."""
-
-    version: int
-    image: str
-    error: str
 
 
 class ResultWriter:
@@ -63,7 +36,7 @@ class ResultWriter:
 
     def __init__(self, out: Path | None, heatmaps: Literal["png", "npy", "none"], *, model: Path) -> None:
         self._out, self._heatmaps = out, heatmaps
-        self._model = "" if out is None else _digest(model)
+        self._model = "" if out is None else model_digest(model)
         self._kept: dict[str, dict[str, Any]] = {}
         self._maps: set[str] = set()
         self._lines: IO[str] = sys.stdout
@@ -103,19 +76,7 @@ class ResultWriter:
 
     def write(self, decision: Decision) -> None:
         """Write the line of an image, and its heat map before it."""
-        promise = decision.promise
-        row: JudgedInFolder = {
-            "version": VERSION,
-            "image": decision.name,
-            "score": decision.score,
-            "p_value": decision.p_value,
-            "model_p_value": decision.model_p_value,
-            "threshold": decision.threshold,
-            "false_alarm_rate": None if promise is None else promise.false_alarm_rate,
-            "guaranteed_rate": None if promise is None else promise.guaranteed_rate,
-            "certain": None if promise is None else promise.certain,
-            "anomalous": decision.is_anomalous,
-        }
+        row = cast(JudgedInFolder, judged(decision))
         self._anomalous |= decision.is_anomalous is True
         if self._out is not None:
             row["model"], row["file"] = self._model, _state(decision.name)
@@ -127,7 +88,7 @@ class ResultWriter:
         """Write a line with `error` for each file that could not be judged."""
         for name, reason in skipped:
             self._unknown = True
-            self._write_line({"version": VERSION, "image": name, "error": reason})
+            self._write_line(not_judged(name, reason))
 
     def _still_holds(self, row: dict[str, Any]) -> bool:
         """Whether a line of an earlier run says what this run would say."""
@@ -184,14 +145,6 @@ def _rows(path: Path) -> list[dict[str, Any]]:
         if isinstance(row, dict) and "score" in row and "image" in row:
             rows.append(row)
     return rows
-
-
-def _digest(model: Path) -> str:
-    found = hashlib.sha256()
-    with model.open("rb") as file:
-        while part := file.read(1 << 20):
-            found.update(part)
-    return found.hexdigest()[:16]
 
 
 def _state(name: str) -> str | None:

@@ -1,0 +1,67 @@
+"""One JSON line for an image that was judged: what `blemish predict` writes, and what a station answers."""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+from typing import TYPE_CHECKING, TypedDict
+
+if TYPE_CHECKING:
+    from ..types import Decision
+
+VERSION = 1
+"""Of the lines: another one where a field goes, or changes its type or meaning; a new field changes nothing."""
+
+
+class Judged(TypedDict):
+    """The line of an image that was judged; docs/decisions.md says what each field means."""
+
+    version: int
+    image: str
+    score: float
+    p_value: float | None
+    model_p_value: float | None
+    threshold: float | None
+    false_alarm_rate: float | None
+    guaranteed_rate: float | None
+    certain: float | None
+    anomalous: bool | None
+
+
+class NotJudged(TypedDict):
+    """The line of a file that could not be judged."""
+
+    version: int
+    image: str
+    error: str
+
+
+def judged(decision: Decision) -> Judged:
+    """The line of a decision."""
+    promise = decision.promise
+    return {
+        "version": VERSION,
+        "image": decision.name,
+        "score": decision.score,
+        "p_value": decision.p_value,
+        "model_p_value": decision.model_p_value,
+        "threshold": decision.threshold,
+        "false_alarm_rate": None if promise is None else promise.false_alarm_rate,
+        "guaranteed_rate": None if promise is None else promise.guaranteed_rate,
+        "certain": None if promise is None else promise.certain,
+        "anomalous": decision.is_anomalous,
+    }
+
+
+def not_judged(name: str, reason: str) -> NotJudged:
+    """The line of a file that could not be judged."""
+    return {"version": VERSION, "image": name, "error": reason}
+
+
+def model_digest(path: str | Path) -> str:
+    """Which model a line is of: the first 64 bits of the SHA-256 of its file, in hexadecimal."""
+    found = hashlib.sha256()
+    with Path(path).open("rb") as file:
+        while part := file.read(1 << 20):
+            found.update(part)
+    return found.hexdigest()[:16]
