@@ -1,0 +1,204 @@
+"""Whether a stream of scores still is what it was: a test that may be looked at after every image, for ever.
+
+Each score is ranked among the calibration scores *and all earlier scores of the stream*, ties by a seeded draw. While
+all of them are exchangeable, these p-values are independent and uniform (Vovk, Nouretdinov, Gammerman, "Testing
+exchangeability on-line", ICML 2003). P-values against one fixed set of scores are not independent: a stream would
+alarm because that set was drawn unluckily.
+
+Capital is bet against the uniform p-values. If they are uniform, no bet gains on average (a test martingale), so the
+chance that the capital ever reaches 1 / delta is at most delta (Ville's inequality), however long the stream is.
+
+The bets are densities of p, power martingales of both directions: `a p^(a - 1)` and `a (1 - p)^(a - 1)`. Nobody knows
+when a change comes, so half of the capital is put on them before the first image, in equal parts, and a little more
+before every later one. It stays where it was put: a mixture over bets and over the time of the change. The rule by
+which this was chosen, and what it was chosen from, is in docs/experiments/drift.md.
+"""
+
+from __future__ import annotations
+
+import math
+from bisect import bisect_left, bisect_right, insort
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import ArrayLike
+
+from .errors import ArgumentError
+from .parameters import parameter, read_plain
+
+if TYPE_CHECKING:
+    from .types import Floats
+
+POWERS = (1 / 4, 1 / 2, 3 / 4, 4 / 3, 2.0, 4.0)
+"""`a` of the bets: below 1 they win by a few p at one end, above 1 by many in the other half."""
+LATE = 1000
+"""Images in which half of what was not put on bets at first is put on them."""
+SIGNS = (
+    "some scores are much higher: more defects, dust, a scratch on the lens",
+    "scores are lower",
+    "some scores are much lower: pictures that show nothing, or the same thing again",
+    "scores are higher: light, focus, position, another batch of parts",
+)
+"""Which bets won: on p close to 0, on large p, on p close to 1, on small p."""
+
+_NOTHING = -1e9  # as a logarithm that JSON can hold
+_TINY = 2.0**-53
+
+
+@dataclass(frozen=True, slots=True)
+class Drift:
+    """What a stream looks like after its latest image."""
+
+    images: int
+    """Of the stream, so far."""
+    p_value: float | None
+    """Of the latest image among all that came before, in (0, 1]; None before the first one."""
+    evidence: float
+    """The capital now, as its natural logarithm; it began with 0."""
+    highest: float
+    """The most that it ever was."""
+    alarm_at: int | None
+    """The image, from 1, at which the capital reached 1 / delta; None: not yet. It stays."""
+    sign: str
+    """What the bets that gained most say of the change."""
+
+    @property
+    def is_alarm(self) -> bool:
+        """True from the first moment on at which the capital reached 1 / delta."""
+        return self.alarm_at is not None
+
+
+class DriftMonitor:
+    """Watches one stream of scores.
+
+    `calibration_scores` are raw scores of held-out normal images, one for each group where images come in groups; none:
+    the stream alone is compared with itself. Exchangeable streams alarm at most with probability `delta`, however
+    long they are. `seed` draws the order of equal scores. Memory: 8 bytes a score.
+
+    >>> monitor = DriftMonitor([0.1, 0.4, 0.2, 0.3] * 10, delta=0.05)
+    >>> monitor.update(0.25).is_alarm
+    False
+    >>> monitor.extend([0.9] * 60).alarm_at
+    5
+    """
+
+    def __init__(self, calibration_scores: ArrayLike, *, delta: float = 0.01, seed: int = 0) -> None:
+        known = np.asarray(calibration_scores, dtype=np.float64)
+        if known.ndim != 1 or not np.isfinite(known).all():
+            raise ArgumentError.about("calibration_scores", expected="a list of finite numbers", got=known)
+        if not 0 < delta < 1:
+            raise ArgumentError.about("delta", expected="a number between 0 and 1", got=delta)
+        if seed < 0:
+            raise ArgumentError.about("seed", expected="a whole number from 0", got=seed)
+        self.delta, self.seed, self.calibration_images = delta, seed, known.size
+        self._scores: list[float] = np.sort(known).tolist()
+        self._images = 0
+        self._bets = no_bets()
+        self._p_value: float | None = None
+        self._highest = 0.0
+        self._alarm_at: int | None = None
+
+    def update(self, score: float) -> Drift:
+        """Take the next score of the stream. Raises `ArgumentError` where it is no finite number."""
+        if not math.isfinite(score):
+            raise ArgumentError.about("score", expected="a finite number", got=score)
+        low, high = bisect_left(self._scores, score), bisect_right(self._scores, score)
+        drawn = 1 - np.random.default_rng((self.seed, self._images)).random()  # in (0, 1]
+        above, equal = len(self._scores) - high, high - low + 1
+        self._p_value = (above + drawn * equal) / (len(self._scores) + 1)
+        insort(self._scores, score)
+        self._bets = bet(self._bets, self._p_value, self._images)
+        self._images += 1
+        evidence = float(capital(self._bets, self._images))
+        self._highest = max(self._highest, evidence)
+        if self._alarm_at is None and evidence >= -math.log(self.delta):
+            self._alarm_at = self._images
+        return self.drift
+
+    def extend(self, scores: Iterable[float]) -> Drift:
+        """Take many scores, in the order in which they came."""
+        for score in scores:
+            self.update(score)
+        return self.drift
+
+    @property
+    def drift(self) -> Drift:
+        """What the stream looks like now."""
+        evidence = float(capital(self._bets, self._images))
+        by_sign = np.logaddexp.reduce(self._bets.reshape(4, -1), axis=1)
+        sign = SIGNS[int(by_sign.argmax())] if self._images else ""
+        return Drift(self._images, self._p_value, evidence, self._highest, self._alarm_at, sign)
+
+    def state(self) -> dict[str, Any]:
+        """Everything, in JSON types; `restore` goes on from there as if nothing had been in between."""
+        return {
+            "delta": self.delta,
+            "seed": self.seed,
+            "calibration_images": self.calibration_images,
+            "images": self._images,
+            "p_value": self._p_value,
+            "highest": self._highest,
+            "alarm_at": self._alarm_at,
+            "bets": self._bets.tolist(),
+            "scores": self._scores,
+        }
+
+    @classmethod
+    def restore(cls, state: Mapping[str, Any]) -> DriftMonitor:
+        """A monitor from its `state()`. Raises `ArgumentError` where that is damaged."""
+        values = read_plain(_State, state, of="state")
+        monitor = cls(values["scores"], delta=values["delta"], seed=values["seed"])
+        counts = values["calibration_images"] + values["images"], len(values["bets"])
+        if counts != (len(monitor._scores), 2 * len(POWERS)):
+            raise ArgumentError.about("state", expected="as many scores as images", got=counts)
+        monitor.calibration_images, monitor._images = values["calibration_images"], values["images"]
+        monitor._p_value, monitor._highest = values["p_value"], values["highest"]
+        monitor._alarm_at = values["alarm_at"]
+        monitor._bets = np.array(values["bets"])
+        return monitor
+
+
+@dataclass(kw_only=True)
+class _State:
+    """What `DriftMonitor.state` holds."""
+
+    delta: float = parameter(above=0, below=1)
+    seed: int = parameter(at_least=0)
+    calibration_images: int = parameter(at_least=0)
+    images: int = parameter(at_least=0)
+    p_value: float | None = parameter(above=0, at_most=1)
+    highest: float = parameter(at_least=0)
+    alarm_at: int | None = parameter(at_least=1)
+    bets: tuple[float, ...]
+    scores: tuple[float, ...]
+
+
+def no_bets(streams: tuple[int, ...] = ()) -> Floats:
+    """What lies on the bets before the first image, as logarithms, `(*streams, 2 * len(POWERS))`: nothing."""
+    return np.full((*streams, 2 * len(POWERS)), _NOTHING)
+
+
+def bet(bets: Floats, p_values: ArrayLike, image: int) -> Floats:
+    """What lies on the bets after one more image of each stream, as logarithms; `image` counts from 0.
+
+    `bets` `(*streams, 2 * len(POWERS))`, `p_values` `(*streams,)`.
+    """
+    p = np.clip(np.asarray(p_values, dtype=np.float64)[..., None], _TINY, 1 - _TINY)
+    fresh = (_kept(image) - _kept(image + 1)) / bets.shape[-1]
+    powers = np.array(POWERS)
+    gains = np.concatenate([(powers - 1) * np.log(x) + np.log(powers) for x in (p, 1 - p)], axis=-1)
+    grown: Floats = np.logaddexp(bets, math.log(fresh)) + gains
+    return grown
+
+
+def capital(bets: Floats, images: int) -> Floats:
+    """All that is there after so many images, on bets or not yet, as a logarithm, `(*streams,)`."""
+    total: Floats = np.logaddexp(np.logaddexp.reduce(bets, axis=-1), math.log(_kept(images)))
+    return total
+
+
+def _kept(images: int) -> float:
+    """The share of the capital that is not put on bets before so many images are there."""
+    return 0.5 * LATE / (images + LATE - 1) if images else 1.0
