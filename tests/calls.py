@@ -27,6 +27,7 @@ from blemish.datasets.synthetic import write_dataset
 from blemish.detector import Detector
 from blemish.images.preprocess import Preprocess
 from blemish.methods import PaDiM
+from blemish.report.lines import judged
 from blemish.study.run import run_study
 from blemish.study.store import Store
 from test_persist import write_format_2
@@ -65,6 +66,7 @@ CALLS = {
         "{model} {data} --out {out}/r --heatmaps npy", "r/results.jsonl r/heatmaps", "r r/results.jsonl r/heatmaps"
     ),
     "evaluate": Call("{model} {data} --report {out}/e.html", "e.html"),
+    "watch-scores": Call("{model} {lines} --state {out}/d.json", "d.json"),
     "list": Call("methods"),
     "choose": Call("{drawn}/board-95-0 --backbone filters --resize 32 --false-alarm-rate 0.2 --workers 1"),
     "study": Call(
@@ -121,6 +123,9 @@ def prepare(folder: Path) -> dict[str, Path]:
         shutil.copytree(drawn / "train" / "good", place)
     detector = Detector(method=PaDiM(backbone="filters"), preprocess=Preprocess(32), false_alarm_rate=0.2)
     detector.fit(data).save(folder / "model.blemish")
+    (folder / "lines.jsonl").write_text(
+        "".join(json.dumps(judged(decision)) + "\n" for decision in detector.predict(more)), encoding="utf-8"
+    )
     tensors, manifest = persist.load(folder / "model.blemish")
     about = {key: value for key, value in manifest.items() if key not in ("format", "digest")}
     write_format_2(folder / "old.blemish", tensors, about)

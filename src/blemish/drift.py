@@ -25,6 +25,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import ArrayLike
 
+from .calibrate import Calibration
 from .errors import ArgumentError
 from .parameters import parameter, read_plain
 
@@ -99,6 +100,15 @@ class DriftMonitor:
         self._p_value: float | None = None
         self._highest = 0.0
         self._alarm_at: int | None = None
+
+    @classmethod
+    def of(cls, calibration: Calibration, *, delta: float = 0.01, seed: int = 0) -> DriftMonitor:
+        """A monitor that begins with the scores of a calibration, one of each group, drawn by `seed`."""
+        scores = calibration.scores
+        if calibration.groups is not None:
+            drawn = np.random.default_rng(seed).permutation(len(scores))
+            scores = scores[drawn[np.unique(calibration.groups[drawn], return_index=True)[1]]]
+        return cls(scores, delta=delta, seed=seed)
 
     def update(self, score: float) -> Drift:
         """Take the next score of the stream. Raises `ArgumentError` where it is no finite number."""

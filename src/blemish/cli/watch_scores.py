@@ -1,0 +1,197 @@
+"""`blemish watch-scores`: whether the scores of `predict` still are what they were, on the command line."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from ..errors import ArgumentError
+from ..files import check_output, write_whole
+from .options import JsonOption, SeedOption
+
+if TYPE_CHECKING:
+    from ..drift import DriftMonitor
+
+FORMAT = 1
+"""Of the state file."""
+
+
+def watch_scores(
+    model: Annotated[Path, typer.Argument(help="Model file that judged the images.")],
+    results: Annotated[Path, typer.Argument(help="Lines of `blemish predict`, such as DIR/results.jsonl; may grow.")],
+    *,
+    state: Annotated[
+        Path | None, typer.Option(help="What is known of the stream, read and written; default: RESULTS.drift.json.")
+    ] = None,
+    delta: Annotated[float, typer.Option(help="Probability of an alarm, ever, while nothing changes.")] = 0.01,
+    alone: Annotated[
+        bool, typer.Option("--alone", help="Compare the stream with itself, not with the calibration scores.")
+    ] = False,
+    restart: Annotated[
+        bool, typer.Option("--restart", help="Begin a new stream, after the lines that are there already.")
+    ] = False,
+    seed: SeedOption = 0,
+    as_json: JsonOption = False,
+) -> None:
+    """Say whether a stream of scores has changed, so that the promise about false alarms may be gone.
+
+    Each call reads the lines that are new since the last one; call it as often as you like. A new file under the same
+    name, or another file, continues the stream: give each part's line once, in the order of production. A changed
+    share of defects alarms too.
+
+    Exit status: 0 no sign of a change, 1 refused, 2 wrong options, 3 alarm.
+
+    Example: blemish predict part.blemish photos --out r; blemish watch-scores part.blemish r/results.jsonl
+    """
+    target = check_output(state or results.with_name(f"{results.name}.drift.json"))
+    watch = _begin(model, target, delta=delta, alone=alone, seed=seed, restart=restart)
+    fresh = watch.read(results, only_new=restart)
+    write_whole(target, json.dumps(watch.as_json()) + "\n")
+    drift = watch.monitor.drift
+    if as_json:
+        row = {**asdict(drift), "alarm": drift.is_alarm, "alarm_image": watch.alarm_image, "delta": watch.monitor.delta}
+        typer.echo(json.dumps({"new": fresh, **row, "calibration_images": watch.monitor.calibration_images}))
+    else:
+        typer.echo(_said(watch, results, fresh))
+    if drift.is_alarm:
+        raise typer.Exit(3)
+
+
+@dataclass
+class _Watch:
+    """A monitor, and which lines it has taken."""
+
+    monitor: DriftMonitor
+    model: str
+    """Its digest."""
+    threshold: float | None
+    taken: int = 0
+    """Bytes of the latest file of lines."""
+    digest: str = field(default_factory=lambda: hashlib.sha256().hexdigest())
+    """Of these bytes: they say whether a file is the one that was read before."""
+    alarm_image: str | None = None
+
+    def read(self, path: Path, *, only_new: bool) -> int:
+        """Take the lines that are new, whole ones alone; gives the number of scores. `only_new`: pass them over."""
+        try:
+            content = path.read_bytes()
+        except OSError as error:
+            raise ArgumentError(f"{path}: cannot be read ({error.strerror}). Give a file of `predict`.") from None
+        is_same = hashlib.sha256(content[: self.taken]).hexdigest() == self.digest
+        start, end = self.taken if is_same else 0, content.rfind(b"\n") + 1
+        rows = [] if only_new else [self._row(line, path) for line in content[start:end].splitlines() if line.strip()]
+        scores = [row for row in rows if row is not None]
+        for name, score in scores:
+            known = self.monitor.drift.is_alarm
+            if self.monitor.update(score).is_alarm and not known:
+                self.alarm_image = name
+        self.taken, self.digest = end, hashlib.sha256(content[:end]).hexdigest()
+        return len(scores)
+
+    def _row(self, line: bytes, path: Path) -> tuple[str, float] | None:
+        """The name and the score of an image; None for one that could not be judged."""
+        try:
+            row = json.loads(line)
+            if "error" in row and "score" not in row:
+                return None
+            name, score, model = str(row["image"]), float(row["score"]), row.get("model", self.model)
+            threshold = row.get("threshold")
+        except (ValueError, KeyError, TypeError, AttributeError):
+            got = line[:60].decode(errors="replace")
+            raise ArgumentError.about(f"{path}", expected="lines of `blemish predict`", got=got) from None
+        if model != self.model or threshold != self.threshold:
+            raise ArgumentError.about(
+                f"{path}", expected="lines of this model", got=f"one of another model, {name}",
+                instead="Give the model that judged it; a new model begins a new stream: another --state.",
+            )  # fmt: skip
+        return name, score
+
+    def as_json(self) -> dict[str, Any]:
+        """What the state file holds."""
+        kept = ("model", "threshold", "taken", "digest", "alarm_image")
+        return {"format": FORMAT, **{name: getattr(self, name) for name in kept}, "monitor": self.monitor.state()}
+
+
+def _begin(model: Path, state: Path, *, delta: float, alone: bool, seed: int, restart: bool) -> _Watch:
+    """Go on with what the state file knows, or begin a stream."""
+    from ..drift import DriftMonitor
+    from ..report.lines import model_digest
+
+    try:
+        digest, known = model_digest(model), None
+    except OSError as error:
+        raise ArgumentError(f"{model}: cannot be read ({error.strerror}). Give a model file.") from None
+    if state.exists():
+        known = _read(state)
+        if known.model != digest and not restart:
+            raise ArgumentError.about(
+                f"{state}", expected="the stream of this model", got="that of another model",
+                instead="A new model begins a new stream: --restart, or another --state.",
+            )  # fmt: skip
+    if known is not None and not restart:
+        of_stream = (known.monitor.delta, known.monitor.seed, known.monitor.calibration_images == 0)
+        if of_stream != (delta, seed, alone):
+            spelled = f"--delta {of_stream[0]:g} --seed {of_stream[1]}" + (" --alone" if of_stream[2] else "")
+            raise ArgumentError.about(
+                f"{state}", expected=f"the options with which the stream began ({spelled})", got="others",
+                instead="Write these, or begin a new stream: --restart.",
+            )  # fmt: skip
+        return known
+    from ..detector import Detector
+    from ..edges.faiss import index_from_name
+
+    calibration = Detector.load(model, device="cpu", make_index=index_from_name).calibration_
+    if alone:
+        made = DriftMonitor([], delta=delta, seed=seed)
+    elif calibration is not None:
+        made = DriftMonitor.of(calibration, delta=delta, seed=seed)
+    else:
+        raise ArgumentError.about(
+            "MODEL", expected="a model with calibration scores", got=f"{model}, which has none",
+            instead="Compare the stream with itself: --alone.",
+        )  # fmt: skip
+    watch = _Watch(made, digest, None if calibration is None else calibration.threshold)
+    if known is not None:
+        watch.taken, watch.digest = known.taken, known.digest
+    return watch
+
+
+def _read(path: Path) -> _Watch:
+    from ..drift import DriftMonitor
+
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+        if found.pop("format") != FORMAT:
+            raise ValueError
+        return _Watch(**{**found, "monitor": DriftMonitor.restore(found["monitor"])})
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise ArgumentError(
+            f"{path}: expected the state that `blemish watch-scores` wrote, got something else ({error}). "
+            "Move it away, or give another --state."
+        ) from None
+
+
+def _said(watch: _Watch, results: Path, fresh: int) -> str:
+    """The state in words, and what to do."""
+    drift, monitor = watch.monitor.drift, watch.monitor
+    line = (
+        f"{results}: {fresh} new scores, {drift.images} in the stream, compared with "
+        f"{monitor.calibration_images or 'no'} calibration scores and each other. Evidence of a change "
+        f"{drift.evidence:.1f}, at most so far {drift.highest:.1f}; the alarm is at {-math.log(monitor.delta):.1f}."
+    )
+    if not drift.is_alarm:
+        return f"{line}\nNo sign of a change. That is no proof that there is none."
+    return (
+        f"{line}\nALARM at score {drift.alarm_at} of the stream, {watch.alarm_image}: while nothing changes, this "
+        f"happens with a probability of at most {monitor.delta:g}, ever.\n"
+        f"What changed, by the bets that gained most: {drift.sign}.\n"
+        "What to do: look at the images before and after that one. Mend the cause, or, where the new look is normal, "
+        "fit anew or calibrate with new normal images; until then the promised rate is gone. Then begin a new stream "
+        "(--restart)."
+    )

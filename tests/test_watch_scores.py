@@ -1,0 +1,130 @@
+"""`blemish watch-scores`: what it reads, keeps, says and refuses."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+from typer.testing import CliRunner
+
+from blemish.calibrate import calibrate
+from blemish.cli import app
+from blemish.detector import Detector
+from blemish.drift import DriftMonitor
+from blemish.images.preprocess import Preprocess
+from blemish.methods import PaDiM
+from blemish.report.lines import judged, model_digest
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory):
+    images = np.random.default_rng(0).integers(0, 255, (30, 32, 32, 3), dtype=np.uint8)
+    path = tmp_path_factory.mktemp("watched") / "model.blemish"
+    Detector(method=PaDiM(backbone="filters"), preprocess=Preprocess(32), false_alarm_rate=0.2).fit(images).save(path)
+    return path
+
+
+@pytest.fixture(scope="module")
+def detector(model):
+    return Detector.load(model)
+
+
+@pytest.fixture
+def watch(model, tmp_path):
+    """Call the command on `lines.jsonl`; gives the status, and the JSON object or the error."""
+
+    def watch(*options):
+        done = CliRunner().invoke(app, ["watch-scores", str(model), str(tmp_path / "lines.jsonl"), "--json", *options])
+        return done.exit_code, json.loads(done.stdout) if done.exit_code in (0, 3) else done.output
+
+    return watch
+
+
+@pytest.fixture
+def write(detector, tmp_path):
+    """Add lines of scores, given as shares of a typical one."""
+
+    def write(shares, *, mode="a", **fields):
+        with (tmp_path / "lines.jsonl").open(mode, encoding="utf-8") as file:
+            for number, share in enumerate(shares):
+                row = judged(detector.decide(f"{number}.png", share * float(detector.calibration_.scores.mean())))
+                file.write(json.dumps(row | fields) + "\n")
+
+    return write
+
+
+def test_a_growing_file_is_read_once(watch, write, detector, tmp_path):
+    shares = np.random.default_rng(1).normal(1, 0.01, 20).tolist()
+    write(shares[:12])
+    with (tmp_path / "lines.jsonl").open("a", encoding="utf-8") as file:
+        file.write(
+            json.dumps({"version": 1, "image": "torn.png", "error": "no picture"}) + "\n" + '{"version": 1, "ima'
+        )
+    status, first = watch()
+    assert (status, first["new"], first["images"]) == (0, 12, 12)
+    text = (tmp_path / "lines.jsonl").read_text(encoding="utf-8")
+    (tmp_path / "lines.jsonl").write_text(text[: text.rindex("{")], encoding="utf-8")
+    write(shares[12:])
+    status, second = watch()
+    assert (status, second["new"], second["images"]) == (0, 8, 20)
+    whole = DriftMonitor.of(detector.calibration_)
+    whole.extend(share * float(detector.calibration_.scores.mean()) for share in shares)
+    assert second["evidence"] == whole.drift.evidence
+    assert watch()[1]["new"] == 0
+
+
+def test_a_new_file_continues_the_stream(watch, write):
+    write([1.0, 1.01])
+    watch()
+    write([1.02, 0.99, 1.0], mode="w")
+    assert {"new": 3, "images": 5}.items() <= watch()[1].items()
+
+
+def test_an_alarm_names_the_image_and_has_a_status(watch, write, model, tmp_path):
+    write([2.0] * 60)
+    status, found = watch("--delta", "0.05")
+    assert status == 3
+    assert found["alarm_image"] == f"{found['alarm_at'] - 1}.png"
+    said = CliRunner().invoke(app, ["watch-scores", str(model), str(tmp_path / "lines.jsonl"), "--delta", "0.05"])
+    assert said.exit_code == 3
+    assert f"ALARM at score {found['alarm_at']} of the stream, {found['alarm_image']}" in said.stdout
+    assert "What to do" in said.stdout
+
+
+def test_a_new_stream_begins_after_the_lines_that_are_there(watch, write):
+    write([2.0] * 60)
+    assert watch()[0] == 3
+    assert {"new": 0, "images": 0, "alarm": False}.items() <= watch("--restart")[1].items()
+    write([1.0])
+    assert watch()[1]["images"] == 1
+
+
+def test_alone_the_stream_is_compared_with_itself(watch, write):
+    write(np.random.default_rng(1).normal(2, 0.01, 60).tolist())
+    status, found = watch("--alone")
+    assert (status, found["calibration_images"]) == (0, 0)
+
+
+def test_what_does_not_belong_is_refused(watch, write, model, tmp_path):
+    write([1.0], model=model_digest(model))
+    assert watch()[0] == 0
+    assert "the options with which the stream began (--delta 0.01 --seed 0)" in " ".join(
+        watch("--delta", "0.5")[1].split()
+    )
+    for fields in ({"model": "0" * 16}, {"threshold": 1e9}):
+        write([1.0], mode="w", **fields)
+        assert "lines of this model" in watch()[1]
+    write([1.0], mode="w")
+    for line in ("[]", "{}", "no JSON", '{"image": "a", "score": "b"}'):
+        (tmp_path / "lines.jsonl").write_text(line + "\n", encoding="utf-8")
+        assert "lines of `blemish predict`" in watch()[1]
+    (tmp_path / "lines.jsonl.drift.json").write_text("{}", encoding="utf-8")
+    assert "expected the state that" in watch()[1]
+
+
+def test_one_score_of_each_group_is_compared():
+    calibration = calibrate(np.arange(40.0), false_alarm_rate=0.1, groups=np.repeat(range(20), 2))
+    known = DriftMonitor.of(calibration, seed=1).state()["scores"]
+    assert [score // 2 for score in known] == list(range(20))
+    assert {score % 2 for score in known} == {0, 1}
