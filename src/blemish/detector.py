@@ -43,6 +43,7 @@ from .images.source import (
     within,
 )  # fmt: skip
 from .images.tiling import Tiles, Tiling, scored_inside
+from .localise import Localiser
 from .methods import FeatureMethod, Incremental, Method
 from .methods.registry import METHODS, find_method
 from .ops.neighbours import IndexFactory
@@ -50,7 +51,7 @@ from .parameters import Parameterised, check_parameters, parameter, parameters_o
 from .presets import find_preset
 from .progress import Progress
 from .tensors import below, check_finite
-from .types import Decision, ImageBatch, Scores, Size
+from .types import AnomalousRegion, Decision, ImageBatch, Scores, Size
 
 _MOST_PIXELS = 1 << 28
 """Of one batch: 3.2 GB in float32. A parameter, perhaps out of a file, must not be able to ask for any memory."""
@@ -83,6 +84,8 @@ class Detector(Parameterised):
     false_alarm_rate: the share of normal images that may be called anomalous.
     certain: the probability with which that rate holds for the held-out images at hand; None: it holds on average over
         draws of them. A higher threshold from more held-out images (59 for 5 % at 0.95), with `split` alone.
+    min_area: regions of fewer pixels of the original image are not reported. Part of the calibration of regions: a
+        larger one lets fainter regions be reported, at the same rate of false ones.
     seed: chooses the held-out images; None: the method's seed, so that it is given once.
     batch_size: images a forward pass.
     workers: decoding threads.
@@ -109,6 +112,7 @@ class Detector(Parameterised):
     held_out: float | None = parameter(None, above=0, below=1)
     false_alarm_rate: float = parameter(0.05, above=0, below=1)
     certain: float | None = parameter(None, above=0, below=1)
+    min_area: int = parameter(1, at_least=1)
     seed: int | None = None
     batch_size: int = parameter(8, at_least=1)
     workers: int = parameter(2, at_least=1, role="place")
@@ -119,6 +123,8 @@ class Detector(Parameterised):
     features: FeatureMemory | None = field(default=None, repr=False, metadata={"role": "place"})
 
     calibration_: Calibration | None = field(default=None, init=False, repr=False)
+    peaks_: Calibration | None = field(default=None, init=False, repr=False)
+    """Of the peaks of held-out maps, for regions; None without maps, and from files that are older than regions."""
     images_: int = field(default=0, init=False, repr=False)
     """Normal images that the method learned from; the held-out ones come on top."""
     skipped_: list[Skipped] = field(default_factory=list, init=False, repr=False)
@@ -204,7 +210,7 @@ class Detector(Parameterised):
         `WeightsError`, `NotEnoughMemoryError` before the work begins, and `TrainingError` from methods that train.
         """
         self.check()
-        self.calibration_, self.images_, self._named, self._settled = None, 0, None, None
+        self.calibration_, self.peaks_, self.images_, self._named, self._settled = None, None, 0, None, None
         self.learned_, self.calibrated_on_, self.chosen_ = frozenset(), frozenset(), ""
         self.region_ = None if self.roi is None else Region.read(self.roi, max_pixels=self.max_pixels)
         source = normal_images(images, max_pixels=self.max_pixels)
@@ -256,10 +262,10 @@ class Detector(Parameterised):
         """
         if self.calibration_ is None:
             raise NotFittedError("Detector.recalibrate needs a calibrated detector. Fit with calibration='split'.")
-        known = self.calibration_
         certain = self.certain if certain is None else certain
-        self.calibration_ = calibrate(
-            known.scores, false_alarm_rate=false_alarm_rate, groups=known.groups, certain=certain
+        self.calibration_, self.peaks_ = (
+            known and calibrate(known.scores, false_alarm_rate=false_alarm_rate, groups=known.groups, certain=certain)
+            for known in (self.calibration_, self.peaks_)
         )
         self.false_alarm_rate, self.certain = false_alarm_rate, certain
         return self
@@ -294,7 +300,7 @@ class Detector(Parameterised):
         self.images_ += len(batches) - len(batches.skipped)
         self.skipped_ = list(batches.skipped)
         self.learned_ |= frozenset(digests.values())
-        self.calibration_, self.calibrated_on_ = None, frozenset()
+        self.calibration_, self.peaks_, self.calibrated_on_ = None, None, frozenset()
         if fresh is not None:
             self._calibrate(fresh, progress)
         return self
@@ -313,10 +319,11 @@ class Detector(Parameterised):
         for batch, scores in self.score(images, progress=progress):
             maps = None if scores.maps is None else scores.maps.cpu()
             p_values = [None] * len(batch) if scores.p_values is None else scores.p_values.tolist()
+            regions = self.regions(batch, scores)
             for i, (name, size, score) in enumerate(zip(batch.names, batch.sizes, scores.images.tolist(), strict=True)):
                 region = None if batch.inside is None else batch.inside[i]
                 map = None if maps is None else preprocess.to_original(maps[i], size, region)
-                yield self.decide(name, score, map, p_values[i])
+                yield replace(self.decide(name, score, map, p_values[i]), regions=regions[i])
 
     def score(
         self, images: ImageInput | Iterable[str | Path | InMemory], *, progress: Progress | None = None
@@ -350,6 +357,10 @@ class Detector(Parameterised):
             return Decision(name, score, map, None, None, model_p_value)
         return Decision(name, score, map, c.p_value(score), c.threshold, model_p_value, c.promise)
 
+    def regions(self, batch: ImageBatch, scores: Scores) -> list[tuple[AnomalousRegion, ...] | None]:
+        """Where, for each image of a batch and the `scores` that `score` gave it; see `Decision.regions`."""
+        return self.localiser.regions(batch, scores, self.peaks_)
+
     def save(self, path: str | Path) -> None:
         """Write everything, the backbone's parameters included, into one safetensors file.
 
@@ -358,7 +369,7 @@ class Detector(Parameterised):
         if not self.images_:
             raise NotFittedError("Detector.save needs a fitted detector. Call fit(normal_images) first.")
         tensors = {f"method.{name}": tensor for name, tensor in self.method_.state().items()}
-        seen = model_file.write_seen(self.learned_, self.calibrated_on_, self.calibration_)
+        seen = model_file.write_seen(self.learned_, self.calibrated_on_, self.calibration_, self.peaks_)
         seen |= {} if self.region_ is None else self.region_.state()
         persist.save(path, tensors | seen, self.manifest())
 
@@ -390,9 +401,8 @@ class Detector(Parameterised):
             seen = {name: tensor for name, tensor in tensors.items() if not name.startswith("method.")}
             region = {name: seen.pop(name) for name in [name for name in seen if name.startswith("region.")]}
             detector.region_ = Region.restore(region) if region else None
-            detector.learned_, detector.calibrated_on_, detector.calibration_ = model_file.read_seen(
-                seen, false_alarm_rate=detector.false_alarm_rate, certain=detector.certain
-            )
+            kept = model_file.read_seen(seen, false_alarm_rate=detector.false_alarm_rate, certain=detector.certain)
+            detector.learned_, detector.calibrated_on_, detector.calibration_, detector.peaks_ = kept
             model_file.restore_method(method, below(tensors, "method."), size=detector._input_size())
         return detector
 
@@ -458,8 +468,11 @@ class Detector(Parameterised):
         source, digests = with_digests(held_out.source)
         batches = self._batches(source, learn=True)
         found: list[tuple[str, float]] = []
+        peaks: dict[str, float] = {}
         for batch in Reporting(batches, "calibrate", progress):
-            found += zip(batch.names, self._score(batch).images.tolist(), strict=True)
+            judged = self._score(batch)
+            found += zip(batch.names, judged.images.tolist(), strict=True)
+            peaks.update(zip(batch.names, self.localiser.peaks(batch, judged), strict=False))
         self.skipped_ += batches.skipped
         fresh = [(name, score) for name, score in found if digests.get(name) not in self.learned_]
         if len(fresh) < len(found):
@@ -472,8 +485,12 @@ class Detector(Parameterised):
         scores = [score for _, score in fresh]
         self._require(groups)
         require_differences(scores)
-        self.calibration_ = calibrate(
-            with_margin(scores), false_alarm_rate=self.false_alarm_rate, groups=groups, certain=self.certain
+        self.calibration_ = self._calibrated(scores, groups)
+        self.peaks_ = self._calibrated([peaks[name] for name, _ in fresh], groups) if peaks else None
+
+    def _calibrated(self, values: list[float], groups: list[int]) -> Calibration:
+        return calibrate(
+            with_margin(values), false_alarm_rate=self.false_alarm_rate, groups=groups, certain=self.certain
         )
 
     def _require_readable(self, held_out: Grouped) -> None:
@@ -506,6 +523,10 @@ class Detector(Parameterised):
     @property
     def _auto(self) -> Auto | None:
         return Auto() if self.method == "auto" else self.method if isinstance(self.method, Auto) else None
+
+    @property
+    def localiser(self) -> Localiser:
+        return Localiser(self.preprocessing, self.min_area)
 
     @property
     def _region(self) -> Region | None:

@@ -29,6 +29,9 @@ from .persist import Manifest
 from .tensors import check_tensors
 from .types import ImageBatch, Size
 
+_CALIBRATIONS = ("calibration", "peaks")
+_PARTS = {"scores": "float64", "groups": "int64"}
+
 
 @dataclass(kw_only=True)
 class ModelManifest:
@@ -79,32 +82,45 @@ def versions() -> dict[str, str]:
 
 
 def write_seen(
-    learned: frozenset[int], calibrated_on: frozenset[int], calibration: Calibration | None
+    learned: frozenset[int], calibrated_on: frozenset[int], calibration: Calibration | None, peaks: Calibration | None
 ) -> dict[str, Tensor]:
-    """What a file keeps of the pictures: which were learned, which set the threshold, their scores and groups."""
+    """What a file keeps of the pictures: which were learned, which set the thresholds, and their scores and peaks."""
     digests = {"learned.digests": learned, "calibration.digests": calibrated_on}
     kept = {name: torch.tensor(sorted(found)) for name, found in digests.items() if found}
-    if calibration is not None:
-        kept["calibration.scores"] = torch.from_numpy(calibration.scores)
-        if calibration.groups is not None:
-            kept["calibration.groups"] = torch.from_numpy(calibration.groups)
+    return kept | _write_calibration("calibration", calibration) | _write_calibration("peaks", peaks)
+
+
+def _write_calibration(name: str, calibration: Calibration | None) -> dict[str, Tensor]:
+    if calibration is None:
+        return {}
+    kept = {f"{name}.scores": torch.from_numpy(calibration.scores)}
+    if calibration.groups is not None:
+        kept[f"{name}.groups"] = torch.from_numpy(calibration.groups)
     return kept
 
 
 def read_seen(
     kept: Mapping[str, Tensor], *, false_alarm_rate: float, certain: float | None
-) -> tuple[frozenset[int], frozenset[int], Calibration | None]:
+) -> tuple[frozenset[int], frozenset[int], Calibration | None, Calibration | None]:
     """What `write_seen` was given."""
     # An update drops the calibration, so that also a detector with `split` may have none.
     forms = {"learned.digests?": "int64 n", "calibration.digests?": "int64 m"}
-    check_tensors(kept, forms | {"calibration.scores?": "float64 k", "calibration.groups?": "int64 k"})
+    calibrations = {f"{name}.{part}?": f"{kind} k" for name in _CALIBRATIONS for part, kind in _PARTS.items()}
+    check_tensors(kept, forms | calibrations)
     none = torch.tensor([], dtype=torch.int64)
     learned, calibrated_on = (
         frozenset(kept.get(name, none).tolist()) for name in ("learned.digests", "calibration.digests")
     )
-    if "calibration.scores" not in kept:
-        return learned, calibrated_on, None
-    values, groups = kept["calibration.scores"].numpy(), kept.get("calibration.groups")
+    calibration, peaks = (_read_calibration(kept, name, false_alarm_rate, certain) for name in _CALIBRATIONS)
+    return learned, calibrated_on, calibration, peaks
+
+
+def _read_calibration(
+    kept: Mapping[str, Tensor], name: str, false_alarm_rate: float, certain: float | None
+) -> Calibration | None:
+    if f"{name}.scores" not in kept:
+        return None
+    values, groups = kept[f"{name}.scores"].numpy(), kept.get(f"{name}.groups")
     calibration = calibrate(
         values,
         false_alarm_rate=false_alarm_rate,
@@ -112,8 +128,8 @@ def read_seen(
         certain=certain,
     )
     if (values != calibration.scores).any():
-        raise ModelFileError("tensor calibration.scores: not in ascending order.")
-    return learned, calibrated_on, calibration
+        raise ModelFileError(f"tensor {name}.scores: not in ascending order.")
+    return calibration
 
 
 @contextmanager

@@ -90,6 +90,33 @@ class Promise:
 
 
 @dataclass(frozen=True, slots=True)
+class AnomalousRegion:
+    """One place of an image where the map is above the threshold of regions: an 8-connected region.
+
+    x and y in pixels of the original image, as EXIF turns it: (0, 0) is its upper left corner, (0.5, 0.5) the centre of
+    its first pixel.
+    """
+
+    box: tuple[float, float, float, float]
+    """x and y of the upper left corner, width, height; around the contour."""
+    contour: tuple[tuple[float, float], ...]
+    """The points of a closed polygon, holes filled."""
+    centre: tuple[float, float]
+    """Mean of its pixels."""
+    area: float
+    """In pixels of the original image."""
+    peak: float
+    """The largest level that `min_area` connected pixels of it reach: its largest value, where that is not set."""
+    mean: float
+    """Of the map, over its pixels."""
+    p_value: float
+    """Of normal images like the held-out ones, at most this share has a region with such a peak anywhere.
+
+    On an image with a defect it bounds nothing: what lies beside the defect may be flagged with it.
+    """
+
+
+@dataclass(frozen=True, slots=True)
 class Decision:
     """The verdict on one image."""
 
@@ -106,6 +133,8 @@ class Decision:
     """By the method's own model of normality, for methods that have one; only as right as that model."""
     promise: Promise | None = None
     """What the threshold promises; None for an uncalibrated detector."""
+    regions: tuple[AnomalousRegion, ...] | None = None
+    """Where, highest peak first; None without maps, or without held-out maps. `is_anomalous` does not follow them."""
 
     @property
     def is_anomalous(self) -> bool | None:

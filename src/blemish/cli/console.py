@@ -159,8 +159,9 @@ def print_evaluation(evaluation: Evaluation, as_json: bool, *, extra: Mapping[st
             for kind in evaluation.kinds
         ]
     )
-    if evaluation.realised is not None:
-        typer.echo(evaluation.realised)
+    for rate in (evaluation.realised, evaluation.realised_regions):
+        if rate is not None:
+            typer.echo(rate)
 
 
 def print_rows(rows: list[dict[str, object]]) -> None:

@@ -40,6 +40,7 @@ from .options import (
 from .results import ResultWriter
 
 if TYPE_CHECKING:
+    from ..detector import Detector
     from ..presets import Preset
 
 NormalOption = Annotated[
@@ -152,6 +153,9 @@ def fit(
             metavar="PATTERN", help="Keep bursts or parts together: a regular expression whose first group names them."
         ),
     ] = None,
+    min_area: Annotated[
+        int, typer.Option(min=1, metavar="PIXELS", help="Report no regions of fewer pixels of the picture.")
+    ] = 1,
     roi: Annotated[
         Path | None,
         typer.Option(help="Where to look: a mask (white), a JSON file of polygons, or a folder with a mask an image."),
@@ -199,6 +203,7 @@ def fit(
         workers=workers,
         on_error=on_error,
         group_by=group_by,
+        min_area=min_area,
         roi=roi,
     )
     detector.max_pixels = max_pixels or detector.max_pixels
@@ -253,6 +258,12 @@ def predict(
     heatmaps: Annotated[
         Literal["png", "npy", "none"], typer.Option(help="With --out. png: the threshold is the middle of the scale.")
     ] = "png",
+    overlays: Annotated[
+        bool, typer.Option("--overlays", help="With --out: also each picture that has regions, with their contours.")
+    ] = False,
+    coco: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Also write the regions of all images as COCO JSON here.")
+    ] = None,
     roi: RoiOption = None,
     device: DeviceOption = "auto",
     batch_size: BatchOption = 16,
@@ -268,6 +279,10 @@ def predict(
 
     Of a data set's folder the test images are judged; of any other folder all images, and no masks.
 
+    A line says how anomalous the image is, and where: regions of the map with box, contour, area and p-value. Regions
+    have a promise of their own: of normal images, at most the share of the false-alarm rate shows any. "anomalous"
+    follows the image's score alone. On an image with a defect nothing is promised of what lies beside it.
+
     An unreadable file gives a line with "error" and does not stop the run; --on-error raise stops there instead.
 
     Exit status: 0 done, 1 refused, 2 wrong options; 3 and 4 with --exit-code alone.
@@ -278,10 +293,13 @@ def predict(
     detector = _load(model, device, roi)
     if exit_code and detector.calibration_ is None:
         raise ArgumentError.about("--exit-code", expected="a model with a threshold", got=f"{model}, which has none")
+    _check_regions(detector, model, say, {"--overlays": overlays, "--coco": coco is not None})
+    if overlays and out is None:
+        raise ArgumentError.about("--overlays", expected="a folder for them, --out FOLDER", got="none")
     detector.batch_size, detector.workers, detector.on_error = batch_size, workers, on_error
     detector.max_pixels = max_pixels or detector.max_pixels
     paths = [path for path in _image_paths(images, say) if out is None or out.resolve() not in path.resolve().parents]
-    writer = ResultWriter(out, heatmaps, model=model)
+    writer = ResultWriter(out, heatmaps, model=model, overlays=overlays, coco=coco)
     left = writer.left(paths)
     if len(left) < len(paths):
         say.line(f"{len(paths) - len(left)} of {len(paths)} images were judged by an earlier run; their lines stay.")
@@ -290,6 +308,7 @@ def predict(
         for decision in detector.predict(source, progress=progress) if left else ():
             writer.write(decision)
         writer.write_skipped(detector.skipped_)
+        writer.write_coco()
     say.skipped(detector)
     if out is not None:
         say.line(f"{len(paths) - len(detector.skipped_)} images: {out / 'results.jsonl'}")
@@ -421,6 +440,17 @@ def _backbones(*, short: bool) -> list[dict[str, object]]:
         more = {"taps": list(row.taps), "channels": list(row.channels), "weights": row.source or "none needed"}
         rows.append(figures if short else figures | more)
     return rows
+
+
+def _check_regions(detector: Detector, model: Path, say: Speaker, wanted: Mapping[str, bool]) -> None:
+    """Say where a calibrated model has no regions; refuse the options that want some."""
+    if detector.peaks_ is not None:
+        return
+    why = "it keeps no peaks of held-out maps. Either its method has no maps, or it is older than regions: fit again."
+    for option in (option for option, is_wanted in wanted.items() if is_wanted):
+        raise ArgumentError.about(option, expected="a model with regions", got=f"{model}: {why}")
+    if detector.calibration_ is not None:
+        say.line(f"No regions from {model}: {why}")
 
 
 def _load(model: Path, device: str, roi: Path | None = None) -> Any:

@@ -5,14 +5,15 @@ from __future__ import annotations
 import json
 import os
 import sys
-from collections.abc import Iterable, Sequence
-from contextlib import suppress
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any, Literal, cast
 
 from ..errors import OutputError
 from ..files import check_output, make_folder, naming, whole_file, write_whole
-from ..report.lines import VERSION, Judged, NotJudged, judged, model_digest, not_judged
+from ..report.lines import VERSION, Judged, NotJudged, Place, judged, model_digest, not_judged
+from .coco import write_coco
 
 if TYPE_CHECKING:
     from ..images.source import Skipped
@@ -25,6 +26,7 @@ class JudgedInFolder(Judged, total=False):
     model: str
     file: str | None
     heatmap: str
+    overlay: str
 
 
 class ResultWriter:
@@ -34,13 +36,24 @@ class ResultWriter:
     need not be judged again. Use it in a `with` statement.
     """
 
-    def __init__(self, out: Path | None, heatmaps: Literal["png", "npy", "none"], *, model: Path) -> None:
-        self._out, self._heatmaps = out, heatmaps
+    def __init__(
+        self,
+        out: Path | None,
+        heatmaps: Literal["png", "npy", "none"],
+        *,
+        model: Path,
+        overlays: bool = False,
+        coco: Path | None = None,
+    ) -> None:
+        self._out, self._heatmaps, self._overlays, self._coco = out, heatmaps, overlays, coco
+        self._regions: dict[str, list[Place]] = {}
         self._model = "" if out is None else model_digest(model)
         self._kept: dict[str, dict[str, Any]] = {}
-        self._maps: set[str] = set()
+        self._pictures: set[str] = set()
         self._lines: IO[str] = sys.stdout
         self._anomalous = self._unknown = False
+        if coco is not None:
+            check_output(coco)
         if out is not None:
             if out.exists() and not out.is_dir():
                 raise OutputError(f"{out}: expected a folder for the results, got a file. Choose another name.")
@@ -52,7 +65,8 @@ class ResultWriter:
         if self._out is not None:
             path = self._out / "results.jsonl"
             write_whole(path, "".join(json.dumps(row) + "\n" for row in self._kept.values()))
-            self._maps = {row["heatmap"].casefold() for row in self._kept.values() if "heatmap" in row}
+            pictures = [row.get(kind) for row in self._kept.values() for kind in ("heatmap", "overlay")]
+            self._pictures = {name.casefold() for name in pictures if name}
             with naming(path):
                 self._lines = path.open("a", encoding="utf-8")
         return self
@@ -82,7 +96,17 @@ class ResultWriter:
             row["model"], row["file"] = self._model, _state(decision.name)
             if decision.map is not None and self._heatmaps != "none":
                 row["heatmap"] = self._write_map(self._out, decision)
+            if decision.regions and self._overlays:
+                row["overlay"] = self._write_overlay(self._out, decision)
+        if self._coco is not None:
+            self._regions[decision.name] = row["regions"] or []
         self._write_line(row)
+
+    def write_coco(self) -> None:
+        """Write the COCO file of all images, those of an earlier run with them, where one is wanted."""
+        if self._coco is not None:
+            kept = {name: row["regions"] for name, row in self._kept.items()}
+            write_coco(self._coco, kept | self._regions)
 
     def write_skipped(self, skipped: Iterable[Skipped]) -> None:
         """Write a line with `error` for each file that could not be judged."""
@@ -94,12 +118,15 @@ class ResultWriter:
         """Whether a line of an earlier run says what this run would say."""
         assert self._out is not None
         wants_map = self._heatmaps != "none" and "heatmap" in row
+        wants_overlay = self._overlays and bool(row.get("regions"))
         return (
             row.get("version") == VERSION
+            and "regions" in row
             and row.get("model") == self._model
             and row.get("file") == _state(str(row.get("image")))
             and ("heatmap" not in row or row["heatmap"].endswith(f".{self._heatmaps}"))
             and (not wants_map or (self._out / row["heatmap"]).is_file())
+            and (not wants_overlay or (self._out / row.get("overlay", "")).is_file())
         )
 
     def _write_line(self, row: JudgedInFolder | NotJudged) -> None:
@@ -113,21 +140,37 @@ class ResultWriter:
         from ..report.heatmap import write_heatmap
 
         assert decision.map is not None
-        image = Path(decision.name)
-        path = Path("heatmaps", image.resolve().parent.name, f"{image.stem}.{self._heatmaps}")
-        number = 2
-        # The same file name in two folders of the same name; on some systems letter case makes no difference.
-        while path.as_posix().casefold() in self._maps:
-            path = path.with_name(f"{image.stem}-{number}{path.suffix}")
-            number += 1
-        self._maps.add(path.as_posix().casefold())
-        make_folder((out / path).parent)
-        with whole_file(out / path, durable=False) as temporary, temporary.open("wb") as file:
+        with self._picture(out, "heatmaps", decision.name, self._heatmaps) as (path, file):
             if self._heatmaps == "npy":
                 np.save(file, decision.map)
             else:
                 write_heatmap(file, decision.map, threshold=decision.threshold)
-        return path.as_posix()
+        return path
+
+    def _write_overlay(self, out: Path, decision: Decision) -> str:
+        from ..report.overlay import write_overlay
+
+        assert decision.regions is not None
+        assert decision.map is not None
+        with self._picture(out, "overlays", decision.name, "png") as (path, file):
+            height, width = decision.map.shape
+            write_overlay(file, decision.name, decision.regions, size=(height, width))
+        return path
+
+    @contextmanager
+    def _picture(self, out: Path, folder: str, name: str, ending: str) -> Iterator[tuple[str, IO[bytes]]]:
+        """A file of its own for an image in a folder of the results: its path there, and where to write."""
+        image = Path(name)
+        path = Path(folder, image.resolve().parent.name, f"{image.stem}.{ending}")
+        number = 2
+        # The same file name in two folders of the same name; on some systems letter case makes no difference.
+        while path.as_posix().casefold() in self._pictures:
+            path = path.with_name(f"{image.stem}-{number}{path.suffix}")
+            number += 1
+        self._pictures.add(path.as_posix().casefold())
+        make_folder((out / path).parent)
+        with whole_file(out / path, durable=False) as temporary, temporary.open("wb") as file:
+            yield path.as_posix(), file
 
 
 def _rows(path: Path) -> list[dict[str, Any]]:

@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import cache
+from itertools import repeat
 from typing import Literal
 
 import numpy as np
@@ -19,12 +20,14 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from .. import metrics
+from ..calibrate import Calibration
 from ..datasets.layouts import Dataset, Sample
 from ..detector import Detector
 from ..errors import ArgumentError, DatasetError
 from ..images.digest import with_digests
 from ..images.preprocess import Preprocess
 from ..images.source import Skipped
+from ..localise import Localiser
 from ..metrics.table import TABLE, Figures, Metric, Outcome
 from ..progress import Progress
 from ..types import Decision, Promise, Size
@@ -69,6 +72,7 @@ class RealisedRate:
     """Normal test images."""
     interval: _Ends
     """Exact 95 % interval of the rate of this threshold."""
+    what: Literal["are flagged", "show a region"]
     chance: float | None
     """Of so many false alarms or more, were the test images like the held-out ones; None where groups leave it open."""
 
@@ -90,7 +94,7 @@ class RealisedRate:
     def __str__(self) -> str:
         low, high = (f"{100 * end:.1f}" for end in self.interval)
         line = (
-            f"{self.alarms} of {self.images} normal test images are flagged: the rate of this threshold is {low} to "
+            f"{self.alarms} of {self.images} normal test images {self.what}: the rate of this threshold is {low} to "
             f"{high} % (exact 95 % interval)"
         )
         if not self.is_below:
@@ -98,7 +102,7 @@ class RealisedRate:
         line += f". The promised {100 * self.promised:.3g} % lies below it."
         if self.chance is not None:
             line += (
-                f" Were the test images like the held-out ones, so many or more would be flagged with a probability of "
+                f" Were the test images like the held-out ones, there would be so many or more with a probability of "
                 f"{100 * self.chance:.2g} %."
             )
         if self.speaks_against_premise:
@@ -131,6 +135,8 @@ class Evaluation:
     """Names of test images that the model had seen when it was fitted: no figure holds that counts them."""
     realised: RealisedRate | None = None
     """None without a threshold, and without normal test images."""
+    realised_regions: RealisedRate | None = None
+    """The same of normal test images with any region; None also where the detector reports no regions."""
 
     def map(self, index: int) -> NDArray[np.float32] | None:
         """The anomaly map of one record on its original pixels, `(height, width)`; None for image-level methods."""
@@ -181,6 +187,7 @@ def evaluate(
         anomalous=np.array([record.sample.anomalous for record in records], dtype=bool),
         threshold=detector.calibration_.threshold if detector.calibration_ else None,
         curve=metrics.pixel_curve(pairs) if pairs is not None and pairs.have_both_kinds() else None,
+        found=_found(detector, records, pairs),
     )
     return Evaluation(
         figures=Figures(**{name: row.of(outcome) for name, row in TABLE.items()}),
@@ -195,20 +202,37 @@ def evaluate(
         maps=maps,
         inside=inside,
         overlap=overlap,
-        realised=_realised(detector, outcome),
+        realised=_realised(detector.calibration_, outcome, "are flagged"),
+        realised_regions=_realised(detector.peaks_, outcome, "show a region"),
     )
 
 
-def _realised(detector: Detector, outcome: Outcome) -> RealisedRate | None:
-    calibration = detector.calibration_
+def _realised(
+    calibration: Calibration | None, outcome: Outcome, what: Literal["are flagged", "show a region"]
+) -> RealisedRate | None:
     if calibration is None or not outcome.has("normal"):
         return None
-    flagged = outcome.scores[~outcome.anomalous] > calibration.threshold
-    alarms, images = int(flagged.sum()), flagged.size
+    if what == "are flagged":
+        flagged = outcome.scores > calibration.threshold
+    else:
+        assert outcome.found is not None
+        flagged = outcome.found.reported > 0
+    alarms, images = int(flagged[~outcome.anomalous].sum()), int((~outcome.anomalous).sum())
     interval = metrics.binomial_interval(alarms, images)
     return RealisedRate(
-        calibration.promise, alarms, images, (interval.low, interval.high), calibration.chance(alarms, images)
+        calibration.promise, alarms, images, (interval.low, interval.high), what, calibration.chance(alarms, images)
     )
+
+
+def _found(detector: Detector, records: Sequence[Record], pairs: _Pairs | None) -> metrics.FoundRegions | None:
+    """What the regions of the detector hit and miss; None where it reports none."""
+    if detector.peaks_ is None:
+        return None
+    reported = np.array([len(record.decision.regions or ()) for record in records], dtype=np.intp)
+    if pairs is None:
+        return metrics.FoundRegions(reported)
+    threshold = detector.peaks_.threshold
+    return metrics.FoundRegions(reported, *metrics.count_found(pairs.cut(detector.localiser, threshold), threshold))
 
 
 def _have_masks(records: Sequence[Record]) -> bool:
@@ -243,8 +267,9 @@ def _score(
                 "counts it would say nothing. Test on other images (`blemish inspect DATA` names all copies), or "
                 "allow the overlap (--allow-overlap)."
             )
-        for name, size, score in zip(batch.names, batch.sizes, scores.images.tolist(), strict=True):
-            records.append(Record(by_name[name], detector.decide(name, score), size))
+        for i, found in enumerate(detector.regions(batch, scores)):
+            decision = detector.decide(batch.names[i], float(scores.images[i]))
+            records.append(Record(by_name[decision.name], replace(decision, regions=found), batch.sizes[i]))
         if scores.maps is not None:
             maps.append(scores.maps.cpu().numpy())
         if batch.inside is not None:
@@ -293,6 +318,15 @@ class _Pairs:
             if normal and marked:
                 return True
         return False
+
+    def cut(self, localiser: Localiser, threshold: float) -> _Pairs:
+        """The same, with what is above the threshold, but too small to be reported, cut down to it."""
+        if localiser.min_area == 1:
+            return self
+        inside = repeat(None) if self._inside is None else self._inside
+        parts = zip(self._maps, inside, self._records)  # noqa: B905
+        maps = [localiser.reported(map, seen, threshold, record.size) for map, seen, record in parts]
+        return _Pairs(self._records, np.array(maps), self._inside, self._preprocess, self._where, self._masks)
 
     def subset(self, indices: NDArray[np.intp]) -> _Pairs:
         records = [self._records[i] for i in indices]
@@ -348,7 +382,8 @@ def _kinds(records: Sequence[Record], outcome: Outcome) -> Iterator[KindFigures]
 
 def _drawn(outcome: Outcome, images: NDArray[np.intp] | NDArray[np.bool_]) -> Outcome:
     """The same of some images alone."""
-    return replace(outcome, scores=outcome.scores[images], anomalous=outcome.anomalous[images], curve=None)
+    found = None if outcome.found is None else outcome.found.of(images)
+    return replace(outcome, scores=outcome.scores[images], anomalous=outcome.anomalous[images], curve=None, found=found)
 
 
 def _intervals(outcome: Outcome, pairs: _Pairs | None, repetitions: int) -> dict[str, _Ends]:
@@ -386,7 +421,6 @@ def _interval(statistic: Callable[[NDArray[np.intp]], float], outcome: Outcome, 
 
 def evaluation_json(evaluation: Evaluation) -> dict[str, object]:
     """The figures as one flat object, with `kinds`, `intervals`, `realised` and counts beside them."""
-    realised = evaluation.realised
     return {
         **asdict(evaluation.figures),
         "kinds": [asdict(kind) for kind in evaluation.kinds],
@@ -395,8 +429,13 @@ def evaluation_json(evaluation: Evaluation) -> dict[str, object]:
         "skipped": len(evaluation.skipped),
         "notes": list(evaluation.notes),
         "overlap": len(evaluation.overlap),
-        "realised": None
-        if realised is None
-        else asdict(realised)
-        | {name: getattr(realised, name) for name in ("promised", "is_below", "speaks_against_premise")},
+        "realised": _realised_json(evaluation.realised),
+        "realised_regions": _realised_json(evaluation.realised_regions),
     }
+
+
+def _realised_json(realised: RealisedRate | None) -> dict[str, object] | None:
+    if realised is None:
+        return None
+    derived = {name: getattr(realised, name) for name in ("promised", "is_below", "speaks_against_premise")}
+    return asdict(realised) | derived

@@ -201,6 +201,16 @@ class Preprocess:
         result[rows, columns] = _read_between(_read_between(map, down).T, across).T.cpu().numpy()
         return result
 
+    def placement(self, size: Size) -> tuple[float, float, float, float]:
+        """Where the network's input lies on an image of original `size`, in pixels of that.
+
+        x and y of its upper left corner, then width and height of one of its pixels.
+        """
+        height, width = self._resized(size)
+        left, top, _, _ = self._box(height, width)
+        across, down = size[1] / width, size[0] / height
+        return left * across, top * down, across, down
+
     def inside(self, region: Tensor, size: Size) -> NDArray[np.bool_]:
         """A region `(height, width)` bool of the network's input on an image of original `size`."""
         found: NDArray[np.bool_] = self._to_original(region.float(), size) > 0.5  # False where that is NaN

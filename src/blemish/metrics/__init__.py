@@ -18,12 +18,16 @@ from .ranking import f1_max_oracle as f1_max_oracle
 from .ranking import fpr_at_tpr as fpr_at_tpr
 from .ranking import roc_curve as roc_curve
 from .ranking import tie_share as tie_share
+from .regions import FoundRegions as FoundRegions
 from .regions import Pair as Pair
 from .regions import PixelCurve as PixelCurve
 from .regions import au_pro as au_pro
+from .regions import count_found as count_found
+from .regions import defects_hit as defects_hit
 from .regions import pixel_auroc as pixel_auroc
 from .regions import pixel_average_precision as pixel_average_precision
 from .regions import pixel_curve as pixel_curve
+from .regions import seg_f1 as seg_f1
 from .selective import Reliability as Reliability
 from .selective import RiskCoverage as RiskCoverage
 from .selective import augrc as augrc

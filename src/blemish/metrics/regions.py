@@ -108,6 +108,65 @@ def au_pro(curve: PixelCurve, *, limit: float = 0.3) -> float:
     return _area(curve, curve.pro, limit) / limit
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class FoundRegions:
+    """What the regions that a detector reports hit and miss, image by image: each array is `(images,)`.
+
+    The last four are None without masks.
+    """
+
+    reported: NDArray[np.intp]
+    """Regions reported."""
+    hit: NDArray[np.intp] | None = None
+    """True defects of which at least a pixel is reported: 8-connected regions of the ground truth."""
+    defects: NDArray[np.intp] | None = None
+    """True defects."""
+    pixels: NDArray[np.intp] | None = None
+    """`(images, 3)`: pixels reported and true, reported and not true, true and not reported."""
+
+    def of(self, images: NDArray[np.intp] | NDArray[np.bool_]) -> FoundRegions:
+        """The same of some images."""
+        if self.hit is None or self.defects is None or self.pixels is None:
+            return FoundRegions(self.reported[images])
+        return FoundRegions(self.reported[images], self.hit[images], self.defects[images], self.pixels[images])
+
+
+def count_found(pairs: Iterable[Pair], threshold: float) -> tuple[NDArray[np.intp], NDArray[np.intp], NDArray[np.intp]]:
+    """`hit`, `defects` and `pixels` of `FoundRegions`: what of each map lies above the threshold, against its mask."""
+    counts = [_count_found(*pair, threshold) for pair in _images(pairs)]
+    hit, defects, pixels = (np.array(column, dtype=np.intp) for column in zip(*counts, strict=True))
+    return hit, defects, pixels.reshape(-1, 3)
+
+
+def _count_found(
+    values: _Floats, mask: NDArray[np.bool_] | None, judged: NDArray[np.bool_] | None, threshold: float
+) -> tuple[int, int, tuple[int, int, int]]:
+    found = values > threshold if judged is None else judged & (values > threshold)
+    if mask is None:
+        return 0, 0, (0, int(found.sum()), 0)
+    region, sizes = _regions(mask)
+    both = found[mask]
+    true = int(both.sum())
+    return len(np.unique(region[both])), sizes.size, (true, int(found.sum()) - true, int(mask.sum()) - true)
+
+
+def seg_f1(found: FoundRegions) -> float:
+    """F1 of pixels at a fixed threshold, over the pixels of all images at once; 0 where nothing true is found.
+
+    Heckler-Kram et al., "The MVTec AD 2 Dataset", 2025 (SegF1).
+    """
+    assert found.pixels is not None
+    true, false, missed = (int(count) for count in found.pixels.sum(axis=0))
+    return 2 * true / max(1, 2 * true + false + missed)
+
+
+def defects_hit(found: FoundRegions) -> float:
+    """Share of the true defects of which at least a pixel is reported."""
+    assert found.hit is not None
+    assert found.defects is not None
+    return float(found.hit.sum() / max(1, found.defects.sum()))
+
+
 def _area(curve: PixelCurve, heights: NDArray[np.float64], limit: float) -> float:
     """Integrate `heights` over the false-positive rate from 0 to `limit`: flat between steps, a ramp at a tie."""
     steps = int(np.searchsorted(curve.fpr_before, limit, side="left"))

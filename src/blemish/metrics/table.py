@@ -13,15 +13,16 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 
 from .ranking import auroc, average_precision, average_precision_normal, f1_at, f1_max_oracle, fpr_at_tpr
-from .regions import PixelCurve, au_pro, pixel_auroc
+from .regions import FoundRegions, PixelCurve, au_pro, defects_hit, pixel_auroc, seg_f1
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from ..types import Floats
 
-Requirement = Literal["normal", "anomalous", "threshold", "masks"]
-"""Test images of a class, a calibrated detector, or masks of the defects with maps to compare them with."""
+Requirement = Literal["normal", "anomalous", "threshold", "masks", "regions", "marked regions"]
+"""Test images of a class, a calibrated detector, masks of the defects with maps to compare them with, regions that the
+detector reports, or both."""
 Topic = Literal["ranking", "verdicts", "localisation", "oracle", "facts"]
 
 
@@ -37,6 +38,8 @@ class Outcome:
     """In score units, fixed without these images; None for an uncalibrated detector."""
     curve: PixelCurve | None
     """None without maps or masks."""
+    found: FoundRegions | None = None
+    """None where the detector reports no regions."""
 
     def has(self, requirement: Requirement) -> bool:
         """Whether a figure with this requirement can be computed."""
@@ -45,6 +48,8 @@ class Outcome:
             "anomalous": bool(self.anomalous.any()),
             "threshold": self.threshold is not None,
             "masks": self.curve is not None,
+            "regions": self.found is not None,
+            "marked regions": self.found is not None and self.found.pixels is not None,
         }[requirement]
 
 
@@ -53,7 +58,8 @@ class Metric:
     """One row."""
 
     function: Callable[..., Any]
-    """Takes the curve if it needs masks; else scores and labels, and then the threshold if it needs that."""
+    """Takes the curve if it needs masks, what was found if it needs marked regions; else scores and labels, and then
+    the threshold or what was found if it needs that."""
     needs: tuple[Requirement, ...] = ()
     topic: Topic = "facts"
     """`facts` are what the figures rest on; the others are shares in [0, 1]."""
@@ -84,8 +90,11 @@ class Metric:
             return None
         if "masks" in self.needs:
             return self.function(outcome.curve)
+        if "marked regions" in self.needs:
+            return self.function(outcome.found)
         verdict = (outcome.threshold,) if "threshold" in self.needs else ()
-        return self.function(outcome.scores, outcome.anomalous, *verdict)
+        found = (outcome.found,) if "regions" in self.needs else ()
+        return self.function(outcome.scores, outcome.anomalous, *verdict, *found)
 
 
 def row(metric: Metric) -> Any:
@@ -99,6 +108,10 @@ def _false_alarms(scores: Floats, anomalous: NDArray[np.bool_], threshold: float
 
 def _misses(scores: Floats, anomalous: NDArray[np.bool_], threshold: float) -> float:
     return float(np.mean(scores[anomalous] <= threshold))
+
+
+def _false_regions(_scores: Floats, anomalous: NDArray[np.bool_], found: FoundRegions) -> float:
+    return float(np.mean(found.reported[~anomalous] > 0))
 
 
 _BOTH: tuple[Requirement, ...] = ("normal", "anomalous")
@@ -173,6 +186,23 @@ class Figures:
         label="Misses", explanation="Share of anomalous images that pass as normal",
     ))
     """Share of the anomalous test images not above the threshold."""
+    false_regions: float | None = row(Metric(
+        _false_regions, ("regions", "normal"), "verdicts", "smaller",
+        label="Normal images with a region", explanation="Share of normal images in which any region is reported",
+        place=3,
+    ))
+    """What the promise of regions bounds."""
+    defects_hit: float | None = row(Metric(
+        defects_hit, ("marked regions", "anomalous"), "localisation", "larger", has_interval=True,
+        label="Defects hit", place=2,
+        explanation="Share of the marked defects, each one counted, that a reported region touches",
+    ))
+    seg_f1: float | None = row(Metric(
+        seg_f1, ("marked regions", "anomalous"), "localisation", "larger", has_interval=True,
+        label="SegF1", abbreviation="SegF1", in_studies="listed", place=2,
+        explanation="How well the reported regions cover the marked pixels, and no others, over all images at once",
+    ))
+    """F1 of pixels at the threshold of regions, which held-out normal images fixed."""
     n_normal: int = row(Metric(
         lambda _scores, anomalous: int(np.sum(~anomalous)), label="Normal test images", is_count=True,
     ))

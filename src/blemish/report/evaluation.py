@@ -72,14 +72,22 @@ def _verdict(evaluation: Evaluation) -> list[str]:
     if not parts:
         return ["No test image could be read."]
     sentence = f"At the threshold fixed from held-out normal images it flags {' and '.join(parts)}."
-    realised = evaluation.realised
-    said = realised is None or realised.speaks_against_premise  # then it is a warning
-    return [sentence, *_extremes(evaluation), *(() if said else [str(realised)])]
+    rates = (evaluation.realised, evaluation.realised_regions)
+    said = [str(rate) for rate in rates if rate is not None and not rate.speaks_against_premise]  # else it is a warning
+    return [sentence, *_extremes(evaluation), *_found_regions(evaluation), *said]
+
+
+def _found_regions(evaluation: Evaluation) -> list[str]:
+    """What the regions hit, in a sentence."""
+    hit = evaluation.figures.defects_hit
+    if hit is None:
+        return []
+    return [f"Its regions, outlined on the photographs, touch {percent(hit)} of the marked defects."]
 
 
 def _warnings(evaluation: Evaluation) -> list[str]:
-    realised = evaluation.realised
-    broken = [str(realised)] if realised is not None and realised.speaks_against_premise else []
+    rates = (evaluation.realised, evaluation.realised_regions)
+    broken = [str(rate) for rate in rates if rate is not None and rate.speaks_against_premise]
     if not evaluation.overlap:
         return broken
     seen = counted(len(evaluation.overlap), "test image")
@@ -169,6 +177,11 @@ def _figure_row(evaluation: Evaluation, name: str, row: Metric) -> list[Entry]:
 
 
 def _reason(evaluation: Evaluation, row: Metric) -> str:
+    if "regions" in row.needs or "marked regions" in row.needs:
+        if evaluation.realised_regions is None and not any(r.decision.regions is not None for r in evaluation.records):
+            return "the detector reports no regions: it has no maps, no threshold, or is older than regions."
+        if "marked regions" in row.needs and not any(record.sample.mask for record in evaluation.records):
+            return "there are no ground-truth masks."
     if "masks" in row.needs:
         if evaluation.maps is None:
             return "the method judges whole images and makes no maps."
@@ -257,6 +270,8 @@ def _gallery_lead(figures: Figures, scale: draw.Scale | None) -> str:
 
 def _legend(evaluation: Evaluation, scale: draw.Scale | None) -> Legend:
     marks, keys = [], []
+    if any(record.decision.regions for record in evaluation.records):
+        keys.append(("found", "region found, with a p-value of at most the false-alarm rate"))
     if any(record.sample.mask is not None for record in evaluation.records):
         keys.append(("outline", "ground truth: the defect as marked in the data set"))
     if evaluation.inside is not None:
@@ -335,13 +350,14 @@ def _card(evaluation: Evaluation, index: int, scale: draw.Scale | None) -> Card:
     decision, anomalous = record.decision, record.sample.anomalous
     tile = draw.tile(evaluation, index, scale=scale)
     p_value = "" if decision.p_value is None else f" · p {decision.p_value:.2g}"
+    regions = f" · {counted(len(decision.regions), 'region')}" if decision.regions else ""
     outlined = ", with the true defect outlined" if anomalous and record.sample.mask is not None else ""
     return Card(
         name=record.sample.path.name,
         kind=record.sample.kind,
         badge=_badge(decision.is_anomalous, anomalous),
         is_wrong=decision.is_anomalous is not None and decision.is_anomalous != anomalous,
-        numbers=f"score {decision.score:.4g}{p_value}",
+        numbers=f"score {decision.score:.4g}{p_value}{regions}",
         photo=None if tile.photo is None else data_uri("webp", draw.webp(tile.photo)),
         heat=None if tile.heat is None else data_uri("webp", draw.webp(tile.heat)),
         heat_words=("Heat map" if scale is not None else "Image") + outlined,

@@ -25,6 +25,7 @@ from ..evaluation.detector import Evaluation
 from ..evaluation.masks import Masks
 from ..images.decode import MAX_PIXELS, as_image, decode
 from ..types import Size
+from .overlay import draw_regions, photograph
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -64,7 +65,7 @@ class Tile:
     """One test image for the gallery, both pictures of the same size."""
 
     photo: Image.Image | None
-    """None where the file can no longer be read."""
+    """With the contours of the regions that were found; None where the file can no longer be read."""
     heat: Image.Image | None
     """With the heat map, where there is one, and the ground-truth contour; None where there is neither."""
     remark: str = ""
@@ -94,10 +95,11 @@ def tile(evaluation: Evaluation, index: int, *, scale: Scale | None, side: int =
     record = evaluation.records[index]
     limit = max(MAX_PIXELS, record.size[0] * record.size[1])  # it was judged, so it may be shown
     try:
-        photo = _photo(as_image(decode(record.sample.path, max_pixels=limit)), side)
+        photo = photograph(as_image(decode(record.sample.path, max_pixels=limit)), side)
     except ImageError:
         return Tile(None, None, "The image file can no longer be read.")
     size: Size = (photo.height, photo.width)
+    marked = draw_regions(photo, record.decision.regions or (), record.size)
     mask, remark = None, ""
     try:
         mask = Masks(max_pixels=limit).of(record.sample, record.size)
@@ -105,12 +107,12 @@ def tile(evaluation: Evaluation, index: int, *, scale: Scale | None, side: int =
         remark = "The mask file can no longer be read."
     map = _map(evaluation, index, size)
     if map is None and mask is None and evaluation.inside is None:
-        return Tile(photo, None, remark)
+        return Tile(marked, None, remark)
     heat = photo if map is None or scale is None else overlay(photo, map, scale=scale)
     if evaluation.inside is not None:
         region = evaluation.preprocess.inside(torch.from_numpy(evaluation.inside[index]), size)
         heat = outline(heat, region, colour=REGION)
-    return Tile(photo, heat if mask is None else outline(heat, mask), remark)
+    return Tile(marked, heat if mask is None else outline(heat, mask), remark)
 
 
 def overlay(photo: Image.Image, map: NDArray[np.floating], *, scale: Scale) -> Image.Image:
@@ -199,20 +201,6 @@ def webp(image: Image.Image) -> bytes:
     buffer = io.BytesIO()
     image.save(buffer, "WEBP", quality=80, method=4)
     return buffer.getvalue()
-
-
-def _photo(image: Image.Image, side: int) -> Image.Image:
-    """Bring an image of mode `RGB` or `F` to RGB with its long side `side`."""
-    longest = max(image.size)
-    width, height = (max(1, round(length * side / longest)) for length in image.size)
-    small = image.resize((width, height), Image.Resampling.BOX if longest > side else Image.Resampling.BICUBIC)
-    if small.mode == "RGB":
-        return small
-    # Deep grey images seldom use their whole range: shown as they are, many would be black.
-    values = np.asarray(small)
-    low, high = float(values.min()), float(values.max())
-    stretched = (values - low) * (255 / max(high - low, 1e-6))
-    return Image.fromarray(np.round(stretched).astype(np.uint8)).convert("RGB")
 
 
 def _map(evaluation: Evaluation, index: int, size: Size) -> NDArray[np.float32] | None:

@@ -3,14 +3,27 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, TypedDict
 
 if TYPE_CHECKING:
-    from ..types import Decision
+    from ..types import AnomalousRegion, Decision
 
 VERSION = 1
 """Of the lines: another one where a field goes, or changes its type or meaning; a new field changes nothing."""
+
+
+class Place(TypedDict):
+    """One region of a line: the fields of `AnomalousRegion`, x and y in pixels of the picture."""
+
+    box: Sequence[float]
+    contour: Sequence[Sequence[float]]
+    centre: Sequence[float]
+    area: float
+    peak: float
+    mean: float
+    p_value: float
 
 
 class Judged(TypedDict):
@@ -26,6 +39,7 @@ class Judged(TypedDict):
     guaranteed_rate: float | None
     certain: float | None
     anomalous: bool | None
+    regions: list[Place] | None
 
 
 class NotJudged(TypedDict):
@@ -50,6 +64,19 @@ def judged(decision: Decision) -> Judged:
         "guaranteed_rate": None if promise is None else promise.guaranteed_rate,
         "certain": None if promise is None else promise.certain,
         "anomalous": decision.is_anomalous,
+        "regions": None if decision.regions is None else [_place(region) for region in decision.regions],
+    }
+
+
+def _place(region: AnomalousRegion) -> Place:
+    return {
+        "box": region.box,
+        "contour": region.contour,
+        "centre": region.centre,
+        "area": region.area,
+        "peak": region.peak,
+        "mean": region.mean,
+        "p_value": region.p_value,
     }
 
 
