@@ -63,7 +63,8 @@ CALLS = {
     ),
     "upgrade": Call("{out}/old.blemish", "old.blemish", begins_with="old.blemish"),
     "predict": Call(
-        "{model} {data} --out {out}/r --heatmaps npy", "r/results.jsonl r/heatmaps", "r r/results.jsonl r/heatmaps"
+        "{model} {data} --out {out}/r --heatmaps npy --overlays --coco {out}/c.json",
+        "r/results.jsonl r/heatmaps r/overlays c.json", "r r/results.jsonl r/heatmaps r/overlays",
     ),
     "evaluate": Call("{model} {data} --report {out}/e.html", "e.html"),
     "watch-scores": Call("{model} {lines} --state {out}/d.json", "d.json"),

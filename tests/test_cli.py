@@ -80,6 +80,35 @@ def test_predict_prints_json_lines_and_goes_on_after_a_bad_file(model, dataset, 
     assert "1 files skipped" in result.stderr
 
 
+def test_regions_are_drawn_and_written_as_coco(model, dataset, tmp_path):
+    out, coco = tmp_path / "out", tmp_path / "regions.json"
+    run("predict", model, dataset, "--out", out, "--heatmaps", "none", "--overlays", "--coco", coco)
+    rows = [json.loads(line) for line in (out / "results.jsonl").read_text().splitlines()]
+    assert any(row["regions"] for row in rows)
+    assert all(("overlay" in row) == bool(row["regions"]) for row in rows)
+    found = json.loads(coco.read_text())
+    names = {image["id"]: image["file_name"] for image in found["images"]}
+    boxes = [(names[a["image_id"]], a["bbox"], a["p_value"]) for a in found["annotations"]]
+    assert boxes == [(row["image"], r["box"], r["p_value"]) for row in rows for r in row["regions"]]
+    again = run("predict", model, dataset, "--out", out, "--heatmaps", "none", "--overlays", "--coco", coco)
+    assert f"{len(rows)} of {len(rows)} images were judged by an earlier run" in again.stderr
+    assert json.loads(coco.read_text()) == found
+
+
+def test_a_model_older_than_regions_says_so(model, dataset, tmp_path):
+    old = Detector.load(model)
+    old.peaks_ = None
+    old.save(tmp_path / "old.blemish")
+    result = run("predict", tmp_path / "old.blemish", dataset / "test" / "good")
+    assert json.loads(result.stdout.splitlines()[0])["regions"] is None
+    assert result.stderr.count("No regions from") == 1
+    for option in (["--coco", tmp_path / "c.json"], ["--overlays", "--out", tmp_path / "out"]):
+        refused = run("predict", tmp_path / "old.blemish", dataset, *option, status=1)
+        assert f"{option[0]}: expected a model with regions, got" in refused.stderr
+    refused = run("predict", model, dataset, "--overlays", status=1)
+    assert "--overlays: expected a folder for them, --out FOLDER" in refused.stderr
+
+
 def test_a_folder_of_odd_files_does_what_the_documentation_says(model, tmp_path):
     part = np.random.default_rng(0).integers(0, 256, (60, 40, 3), dtype=np.uint8)
     Image.fromarray(part).save(tmp_path / "sound.png")

@@ -14,6 +14,7 @@ from blemish.evaluation.detector import evaluation_json
 from blemish.images.decode import decode_mask
 from contract.laws import anomalous_pixels, normal_pixels
 from reference import metrics as reference
+from reference import regions as places
 from test_detector import arrays, make
 
 SQUARE = np.zeros((64, 64), np.uint8)
@@ -135,6 +136,40 @@ def test_the_realised_rate_is_held_against_the_promise(detector, dataset, tmp_pa
     text = write_report(evaluation, tmp_path / "r.html", title="t").read_text()
     assert str(realised) in text.replace("\N{NO-BREAK SPACE}", " ")
     assert evaluation_json(evaluation)["realised"]["promise"]["guaranteed_rate"] == realised.promise.guaranteed_rate
+
+
+@pytest.mark.parametrize("min_area", [1, 900])
+def test_regions_are_held_against_the_marked_defects(dataset, min_area):
+    detector = make(min_area=min_area).fit(dataset.train_images())
+    evaluation = evaluate(detector, dataset)
+    threshold, totals, hit, defects, normal = detector.peaks_.threshold, np.zeros(3, int), 0, 0, 0
+    for sample, decision in zip(dataset.test, detector.predict(dataset.test_images()), strict=True):
+        truth = np.zeros((64, 64), bool) if sample.mask is None else decode_mask(sample.mask)
+        parts = [part for part in places.components(decision.map > threshold) if len(part) >= min_area]
+        found = np.zeros((64, 64), bool)
+        for part in parts:
+            found[tuple(np.array(list(part)).T)] = True
+        assert len(decision.regions) == len(parts)
+        assert sorted(region.area for region in decision.regions) == sorted(map(len, parts))
+        totals += places.counts(found, truth)
+        normal += bool(parts) and not sample.anomalous
+        defects += sample.anomalous
+        hit += bool((found & truth).any())
+    figures, (true, false, missed) = evaluation.figures, totals.tolist()
+    assert figures.seg_f1 == pytest.approx(2 * true / (2 * true + false + missed), abs=0.005)
+    assert (figures.defects_hit, figures.false_regions) == (hit / defects, normal / 5)
+    assert (evaluation.realised_regions.alarms, evaluation.realised_regions.images) == (normal, 5)
+    assert "normal test images show a region" in str(evaluation.realised_regions)
+    assert evaluation_json(evaluation)["realised_regions"]["promise"]["held_out"] == 8
+
+
+def test_without_peaks_figures_of_regions_are_left_open(detector, dataset, tmp_path):
+    old = copy(detector)
+    old.peaks_ = None  # as of a file that is older than regions
+    evaluation = evaluate(old, dataset)
+    assert (evaluation.figures.seg_f1, evaluation.figures.false_regions, evaluation.realised_regions) == (None,) * 3
+    text = write_report(evaluation, tmp_path / "r.html", title="t").read_text()
+    assert "Not computed: the detector reports no regions" in text
 
 
 def test_json_has_the_figures_at_the_top(detector, dataset):

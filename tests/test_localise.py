@@ -46,7 +46,7 @@ def test_a_region_is_reported_exactly_where_the_peak_is_above_the_threshold():
     localiser = Localiser(Preprocess(16), 3)
     peaks = calibrate(np.arange(1, 10) / 2, false_alarm_rate=0.3)
     for seed in range(40):
-        map = field(seed, (16, 16), 5) * (seed % 3) / 2
+        map = field(seed, (16, 16), 50) * (seed % 5) / 40
         batch, scores = judged([map], [(16, 16)])
         (peak,), (regions,) = localiser.peaks(batch, scores), localiser.regions(batch, scores, peaks)
         assert bool(regions) == (peak > peaks.threshold) == (peaks.p_value(peak) <= 0.3)

@@ -122,6 +122,8 @@ TENSORS = {
     "another size": ("method.image_size", lambda t: t + 1, "of size .41, 41., as in the fit"),
     "another projection": ("method.projection", lambda t: t[1:], "not a model of this version"),
     "unsorted scores": ("calibration.scores", lambda t: t.flip(0), "calibration.scores: not in ascending order"),
+    "unsorted peaks": ("peaks.scores", lambda t: t.flip(0), "peaks.scores: not in ascending order"),
+    "too few peaks": ("peaks.scores", lambda t: t[:1], "false_alarm_rate 0.2 needs at least 4"),
     "scores that are not finite": ("calibration.scores", lambda t: t / 0, "calibration.scores: NaN or infinity"),
     "too few scores": ("calibration.scores", lambda t: t[:1], "false_alarm_rate 0.2 needs at least 4"),
     "scores of another shape": ("calibration.scores", lambda t: t[None], r"calibration.scores: expected float64 \(k\)"),

@@ -10,8 +10,19 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from blemish.errors import ArgumentError
-from blemish.metrics import PixelCurve, au_pro, pixel_auroc, pixel_average_precision, pixel_curve
+from blemish.metrics import (
+    FoundRegions,
+    PixelCurve,
+    au_pro,
+    count_found,
+    defects_hit,
+    pixel_auroc,
+    pixel_average_precision,
+    pixel_curve,
+    seg_f1,
+)
 from reference import metrics as reference
+from reference import regions as places
 
 LIMITS = (1e-3, 0.05, 0.3, 0.5, 1.0)
 # Neighbouring floats: within the table's reach, one bin a score. Then values too far apart for that: bins are shared.
@@ -245,3 +256,30 @@ def test_settings_outside_their_range_are_refused():
         pixel_curve([GOOD], chunk_pixels=0)
     with pytest.raises(ArgumentError, match=r"max_bins: expected at least 2, got 1\. Leave it out\."):
         pixel_curve([GOOD], max_bins=1)
+
+
+@given(image_sets())
+def test_reported_pixels_and_defects_are_counted_as_the_definitions_say(pairs):
+    threshold = float(np.median(pairs[0][0]))
+    hit, defects, pixels = count_found(pairs, threshold)
+    totals = np.zeros(3, int)
+    for i, (values, mask) in enumerate(pairs):
+        found, truth = values > np.float64(threshold), np.zeros(values.shape, bool) if mask is None else mask != 0
+        parts = places.components(truth)
+        assert (hit[i], defects[i]) == (sum(any(found[at] for at in part) for part in parts), len(parts))
+        totals += places.counts(found, truth)
+    true, false, missed = totals.tolist()
+    assert pixels.sum(axis=0).tolist() == [true, false, missed]
+    found = FoundRegions(np.zeros(len(pairs), int), hit, defects, pixels)
+    precision, recall = true / max(1, true + false), true / (true + missed)
+    expected = 2 * precision * recall / (precision + recall) if true else 0.0
+    assert seg_f1(found) == pytest.approx(expected, abs=1e-12)
+    assert defects_hit(found) == hit.sum() / defects.sum()
+    assert seg_f1(found.of(np.arange(len(pairs))[::-1])) == seg_f1(found)
+
+
+def test_what_was_not_judged_is_neither_found_nor_missed():
+    map, mask = np.array([[9.0, 9.0, 1.0, 1.0]]), np.array([[1, 0, 1, 0]], np.uint8)
+    hidden = np.ma.MaskedArray(map, [[True, True, False, False]])
+    hit, defects, pixels = count_found([(hidden, mask), (map, None)], 5.0)
+    assert (hit.tolist(), defects.tolist(), pixels.tolist()) == ([0, 0], [1, 0], [[0, 0, 1], [0, 2, 0]])

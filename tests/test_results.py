@@ -6,20 +6,27 @@ import io
 import json
 import os
 import re
-from dataclasses import replace
+from dataclasses import asdict, fields, replace
 from pathlib import Path
-from typing import get_args, get_type_hints
+from typing import get_args, get_origin, get_type_hints
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from blemish.__main__ import main
 from blemish.calibrate import calibrate
 from blemish.cli.results import JudgedInFolder, ResultWriter
 from blemish.errors import OutputError
-from blemish.report.lines import VERSION, NotJudged
-from blemish.types import Decision
+from blemish.report.lines import VERSION, NotJudged, Place
+from blemish.report.overlay import FOUND
+from blemish.types import AnomalousRegion, Decision
 from faults import WriteFault, failing, watching
+
+REGION = AnomalousRegion(
+    box=(1.0, 1.0, 2.0, 1.5), contour=((1.0, 1.0), (3.0, 1.0), (3.0, 2.5)), centre=(2.0, 1.5), area=3.0, peak=9.0,
+    mean=8.0, p_value=0.05,
+)  # fmt: skip
 
 
 @pytest.fixture
@@ -57,15 +64,49 @@ def test_a_heat_map_is_whole_or_not_there(tmp_path, model):
 
 @pytest.mark.parametrize("promise", [None, calibrate(range(19), false_alarm_rate=0.05).promise])
 def test_lines_have_the_fields_and_types_of_their_schema(tmp_path, model, promise):
-    judged = replace(decision(tmp_path / "0.png"), p_value=0.5, threshold=0.5, promise=promise)
-    with ResultWriter(tmp_path / "out", "npy", model=model) as writer:
+    Image.fromarray(np.zeros((4, 4), np.uint8)).save(tmp_path / "0.png")
+    judged = replace(decision(tmp_path / "0.png"), p_value=0.5, threshold=0.5, promise=promise, regions=(REGION,))
+    with ResultWriter(tmp_path / "out", "npy", model=model, overlays=True) as writer:
         writer.write(judged)
         writer.write_skipped([("1.png", "not an image")])
     lines = (tmp_path / "out" / "results.jsonl").read_text().splitlines()
     for line, kind in zip(map(json.loads, lines), (JudgedInFolder, NotJudged), strict=True):
         schema = get_type_hints(kind)
         assert list(line) == list(schema)
-        assert all(type(value) in (get_args(schema[name]) or (schema[name],)) for name, value in line.items())
+        kinds = {name: [get_origin(k) or k for k in get_args(schema[name]) or (schema[name],)] for name in schema}
+        assert all(type(value) in kinds[name] for name, value in line.items())
+    place = json.loads(lines[0])["regions"][0]
+    assert list(place) == list(get_type_hints(Place)) == [field.name for field in fields(AnomalousRegion)][:7]
+    assert place == json.loads(json.dumps(asdict(REGION)))
+
+
+def test_overlays_and_coco_hold_the_regions_of_earlier_runs_too(tmp_path, model):
+    out, coco = tmp_path / "out", tmp_path / "regions.json"
+    paths = [tmp_path / "a" / "0.png", tmp_path / "b" / "a" / "0.png"]
+    for path in paths:
+        path.parent.mkdir(parents=True)
+        Image.fromarray(np.full((4, 6), 90, np.uint8)).save(path)
+    for run, path in enumerate(paths):
+        writer = ResultWriter(out, "none", model=model, overlays=True, coco=coco)
+        assert writer.left(paths) == paths[run:]
+        with writer:
+            writer.write(replace(decision(path), map=np.zeros((4, 6), np.float32), regions=(REGION,) * (run + 1)))
+            writer.write_coco()
+    rows = [json.loads(line) for line in (out / "results.jsonl").read_text().splitlines()]
+    assert [row["overlay"] for row in rows] == ["overlays/a/0.png", "overlays/a/0-2.png"]
+    drawn = np.asarray(Image.open(out / rows[0]["overlay"]))
+    assert drawn.shape == (4, 6, 3)
+    assert (drawn == FOUND).all(axis=2).any()
+    found = json.loads(coco.read_text())
+    assert [(i["file_name"], i["width"], i["height"]) for i in found["images"]] == [(str(p), 6, 4) for p in paths]
+    assert [a["image_id"] for a in found["annotations"]] == [1, 2, 2]
+    assert [a["id"] for a in found["annotations"]] == [1, 2, 3]
+    first = found["annotations"][0]
+    assert first["segmentation"] == [[1.0, 1.0, 3.0, 1.0, 3.0, 2.5]]
+    assert (first["bbox"], first["area"], first["score"]) == ([1.0, 1.0, 2.0, 1.5], 3.0, 9.0)
+    (out / rows[0]["overlay"]).unlink()
+    assert ResultWriter(out, "none", model=model).left(paths) == []
+    assert ResultWriter(out, "none", model=model, overlays=True).left(paths) == paths[:1]
 
 
 def test_lines_of_another_version_are_judged_again(tmp_path, model):
@@ -81,12 +122,17 @@ def test_lines_of_another_version_are_judged_again(tmp_path, model):
 def test_every_field_of_a_line_is_on_the_page():
     page = (Path(__file__).parents[1] / "docs" / "decisions.md").read_text(encoding="utf-8")
     listed = dict(re.findall(r"^\| `(\w+)` \| ([^|]+) \|", page, flags=re.MULTILINE))
-    words = {int: "integer", str: "text", float: "number", bool: "true or false", type(None): "null"}
+    words = {int: "integer", str: "text", float: "number", bool: "true or false", list: "list", type(None): "null"}
     schema = get_type_hints(JudgedInFolder) | get_type_hints(NotJudged)
     assert listed == {
-        name: ", ".join(words[kind] for kind in get_args(kind) or (kind,)) for name, kind in schema.items()
+        name: ", ".join(words[get_origin(kind) or kind] for kind in get_args(kind) or (kind,))
+        for name, kind in schema.items()
     }
     assert f"Version {VERSION}" in page
+    (table,) = re.findall(r"\| field of a region .*?\n\n", page, flags=re.DOTALL)
+    assert re.findall(r"^\| ([a-z_, ]+) \|", table, flags=re.MULTILINE)[1:] == [
+        "box", "contour", "centre", "area", "peak, mean", "p_value",
+    ]  # fmt: skip
 
 
 @pytest.mark.skipif(not os.path.exists("/dev/full"), reason="the system has no full device")

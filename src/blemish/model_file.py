@@ -29,7 +29,8 @@ from .persist import Manifest
 from .tensors import check_tensors
 from .types import ImageBatch, Size
 
-_CALIBRATIONS = ("calibration", "peaks")
+_CALIBRATIONS = {"calibration": "k", "peaks": "p"}
+"""Of image scores and of map peaks, and the word for how many."""
 _PARTS = {"scores": "float64", "groups": "int64"}
 
 
@@ -105,7 +106,9 @@ def read_seen(
     """What `write_seen` was given."""
     # An update drops the calibration, so that also a detector with `split` may have none.
     forms = {"learned.digests?": "int64 n", "calibration.digests?": "int64 m"}
-    calibrations = {f"{name}.{part}?": f"{kind} k" for name in _CALIBRATIONS for part, kind in _PARTS.items()}
+    calibrations = {
+        f"{name}.{part}?": f"{kind} {count}" for name, count in _CALIBRATIONS.items() for part, kind in _PARTS.items()
+    }
     check_tensors(kept, forms | calibrations)
     none = torch.tensor([], dtype=torch.int64)
     learned, calibrated_on = (

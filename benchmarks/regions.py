@@ -1,0 +1,149 @@
+"""Regions: false ones on normal images against the promise, by simulation and on real data, and the defects they hit.
+
+    python benchmarks/regions.py simulate
+    python benchmarks/regions.py real ../shared/data --method patchcore
+
+`simulate`: 2 000 repetitions a row, each of n held-out maps and a new one of smooth noise, so that the premise holds;
+exact intervals at 99.9 %. `real`: one fit on half of the normal training images; then all normal images that it did not
+learn, those of the test part too, are split 200 times into held-out and new ones. The last columns are of the fit whose
+held-out images are those of the training part.
+"""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+import numpy as np
+import torch
+from decisions import REPETITIONS, print_table, share
+from numpy.typing import NDArray
+from scipy.ndimage import gaussian_filter
+
+from blemish import Detector, evaluate, open_dataset
+from blemish.calibrate import calibrate, images_needed
+from blemish.images.preprocess import Preprocess
+from blemish.localise import Localiser
+from blemish.types import ImageBatch, Scores
+
+SIDE, SPLITS = 16, 200
+DATA = {"screw": "mvtec_ad/screw", "mtd": "mtd", "metal_plate": "mpdd/metal_plate"}
+
+
+def batch_of(maps: NDArray[np.float64], inside: torch.Tensor | None) -> tuple[ImageBatch, Scores]:
+    """Maps as a method would give them."""
+    found = torch.from_numpy(maps.astype(np.float32))
+    names, sizes = tuple(map(str, range(len(maps)))), ((2 * SIDE, 2 * SIDE),) * len(maps)
+    batch = ImageBatch(torch.zeros(len(maps), 3, 1, 1), names, sizes, inside=inside)
+    return batch, Scores(found.amax(dim=(1, 2)), found)
+
+
+def simulate() -> None:
+    """Print the rates of normal images with any region."""
+    random, rows = np.random.default_rng(0), []
+    part = torch.zeros(1, SIDE, SIDE, dtype=torch.bool)
+    part[:, 2:12, 5:] = True
+    for least, inside, counts in ((1, None, (19, 20, 50, 100)), (24, None, (20,)), (24, part, (20,))):
+        for n in counts:
+            rates = [rate for rate in (0.05, 0.1, 0.2) if n >= images_needed(rate)]
+            found = np.array([one_draw(n, rates, least, inside, random=random) for _ in range(REPETITIONS)])
+            for rate, regions in zip(rates, found.T, strict=True):
+                guaranteed = np.floor(rate * (n + 1) * (1 + 1e-12)) / (n + 1)
+                what = [str(n), f"{rate:.0%}", str(least), "all" if inside is None else "a part", f"{guaranteed:.2%}"]
+                rows.append([*what, share(regions > 0, most=guaranteed), f"{regions.mean():.3f}"])
+    heads = [
+        "held out",
+        "asked for",
+        "--min-area",
+        "looked at",
+        "guaranteed",
+        "images with a region",
+        "regions an image",
+    ]
+    print_table(heads, rows)
+
+
+def one_draw(
+    n: int, rates: list[float], least: int, inside: torch.Tensor | None, *, random: np.random.Generator
+) -> list[int]:
+    """How many regions a new normal map shows, for each rate, after n held-out ones."""
+    localiser = Localiser(Preprocess(SIDE), least)
+    noise = gaussian_filter(random.gamma(2, size=(n + 1, SIDE, SIDE)), (0, 1.5, 1.5))
+    batch, scores = batch_of(noise[1:], None if inside is None else inside.expand(n, -1, -1))
+    peaks = localiser.peaks(batch, scores)
+    new = batch_of(noise[:1], inside)
+    found = [localiser.regions(*new, calibrate(peaks, false_alarm_rate=rate))[0] for rate in rates]
+    return [len(regions) for regions in found]
+
+
+def peaks_of_unlearned(detector: Detector, images: list[str]) -> NDArray[np.float64]:
+    """The peak of each normal image that the detector did not learn."""
+    return np.array([p for batch, scores in detector.score(images) for p in detector.localiser.peaks(batch, scores)])
+
+
+def real(root: Path, method: str, min_area: int, out: Path | None) -> None:
+    """Print rates over splits, and the figures of one fit."""
+    rates, figures = [], []
+    for name, folder in DATA.items():
+        dataset = open_dataset(root / folder)
+        detector = Detector(method=method, held_out=0.5, min_area=min_area).fit(dataset.train_images())
+        if out is not None:
+            detector.save(out / f"{name}.blemish")
+        evaluation = evaluate(detector, dataset)
+        normal = [str(s.path) for s in dataset.test if not s.anomalous]
+        peaks = np.concatenate([detector.peaks_.scores, peaks_of_unlearned(detector, normal)])
+        for n in (20, 50, 100):
+            for rate in (0.05, 0.1):
+                if n >= images_needed(rate) and len(peaks) - n >= 20:
+                    rates.append([name, *split_row(peaks, n, rate)])
+        for rate in (0.05, 0.1, 0.2):
+            evaluation = evaluate(detector.recalibrate(rate), dataset)
+            figures.append([name, f"{rate:.0%}", *figures_row(evaluation)])
+    print_table(["data", "held out", "asked for", "guaranteed", "realised, mean of 200", "5 to 95 % of splits"], rates)
+    print_table(
+        [
+            "data", "asked for", "held out", "guaranteed", "normal test images with a region", "regions each",
+            "defects hit", "images found", "SegF1", "AU-PRO 30 %",
+        ],
+        figures,
+    )  # fmt: skip
+
+
+def split_row(peaks: NDArray[np.float64], n: int, rate: float) -> list[str]:
+    """Realised rates over random splits of the same peaks."""
+    random, found = np.random.default_rng(0), []
+    for _ in range(SPLITS):
+        order = random.permutation(len(peaks))
+        calibration = calibrate(peaks[order[:n]], false_alarm_rate=rate)
+        found.append(float((peaks[order[n:]] > calibration.threshold).mean()))
+    low, high = np.quantile(found, (0.05, 0.95))
+    guaranteed = calibration.promise.guaranteed_rate
+    return [str(n), f"{rate:.0%}", f"{guaranteed:.2%}", f"{np.mean(found):.2%}", f"{low:.1%} to {high:.1%}"]
+
+
+def figures_row(evaluation) -> list[str]:
+    """What regions hit, and how often they are false."""
+    f, realised = evaluation.figures, evaluation.realised_regions
+    normal = [len(r.decision.regions) for r in evaluation.records if not r.sample.anomalous]
+    low, high = realised.interval
+    return [
+        str(realised.promise.held_out), f"{realised.promise.guaranteed_rate:.2%}",
+        f"{realised.alarms} of {realised.images} ({low:.1%} to {high:.1%})", f"{np.mean(normal):.2f}",
+        f"{f.defects_hit:.1%}", f"{1 - f.misses:.1%}", f"{f.seg_f1:.3f}", f"{f.au_pro_30:.3f}",
+    ]  # fmt: skip
+
+
+def main() -> None:
+    """Read the options."""
+    parser = argparse.ArgumentParser(description=__doc__.split("\n", maxsplit=1)[0])
+    parser.add_argument("what", choices=["simulate", "real"])
+    parser.add_argument("root", type=Path, nargs="?")
+    parser.add_argument("--method", default="patchcore")
+    parser.add_argument("--min-area", type=int, default=1)
+    parser.add_argument("--out", type=Path, help="folder for the model files")
+    options = parser.parse_args()
+    simulate() if options.what == "simulate" else real(options.root, options.method, options.min_area, options.out)
+
+
+if __name__ == "__main__":
+    main()
