@@ -18,7 +18,7 @@ from blemish.__main__ import main
 from blemish.calibrate import calibrate
 from blemish.cli.results import JudgedInFolder, ResultWriter
 from blemish.errors import OutputError
-from blemish.report.lines import VERSION, NotJudged, Place
+from blemish.report.lines import VERSION, NotJudged, RegionLine
 from blemish.report.overlay import FOUND
 from blemish.types import AnomalousRegion, Decision
 from faults import WriteFault, failing, watching
@@ -76,7 +76,7 @@ def test_lines_have_the_fields_and_types_of_their_schema(tmp_path, model, promis
         kinds = {name: [get_origin(k) or k for k in get_args(schema[name]) or (schema[name],)] for name in schema}
         assert all(type(value) in kinds[name] for name, value in line.items())
     place = json.loads(lines[0])["regions"][0]
-    assert list(place) == list(get_type_hints(Place)) == [field.name for field in fields(AnomalousRegion)][:7]
+    assert list(place) == list(get_type_hints(RegionLine)) == [field.name for field in fields(AnomalousRegion)][:7]
     assert place == json.loads(json.dumps(asdict(REGION)))
 
 

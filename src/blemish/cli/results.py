@@ -12,7 +12,7 @@ from typing import IO, TYPE_CHECKING, Any, Literal, cast
 
 from ..errors import OutputError
 from ..files import check_output, make_folder, naming, whole_file, write_whole
-from ..report.lines import VERSION, Judged, NotJudged, Place, judged, model_digest, not_judged
+from ..report.lines import VERSION, Judged, NotJudged, RegionLine, judged, model_digest, not_judged
 from .coco import write_coco
 
 if TYPE_CHECKING:
@@ -46,7 +46,7 @@ class ResultWriter:
         coco: Path | None = None,
     ) -> None:
         self._out, self._heatmaps, self._overlays, self._coco = out, heatmaps, overlays, coco
-        self._regions: dict[str, list[Place]] = {}
+        self._regions: dict[str, list[RegionLine]] = {}
         self._model = "" if out is None else model_digest(model)
         self._kept: dict[str, dict[str, Any]] = {}
         self._pictures: set[str] = set()

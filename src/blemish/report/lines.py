@@ -14,7 +14,7 @@ VERSION = 1
 """Of the lines: another one where a field goes, or changes its type or meaning; a new field changes nothing."""
 
 
-class Place(TypedDict):
+class RegionLine(TypedDict):
     """One region of a line: the fields of `AnomalousRegion`, x and y in pixels of the picture."""
 
     box: Sequence[float]
@@ -39,7 +39,7 @@ class Judged(TypedDict):
     guaranteed_rate: float | None
     certain: float | None
     anomalous: bool | None
-    regions: list[Place] | None
+    regions: list[RegionLine] | None
 
 
 class NotJudged(TypedDict):
@@ -68,7 +68,7 @@ def judged(decision: Decision) -> Judged:
     }
 
 
-def _place(region: AnomalousRegion) -> Place:
+def _place(region: AnomalousRegion) -> RegionLine:
     return {
         "box": region.box,
         "contour": region.contour,
