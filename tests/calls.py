@@ -67,6 +67,7 @@ CALLS = {
         "r/results.jsonl r/heatmaps r/overlays c.json", "r r/results.jsonl r/heatmaps r/overlays",
     ),
     "evaluate": Call("{model} {data} --report {out}/e.html", "e.html"),
+    "compare": Call("{model} {other} {data} --repetitions 9 --pixel-repetitions 2 --report {out}/e.html", "e.html"),
     "watch-scores": Call("{model} {lines} --state {out}/d.json", "d.json"),
     "list": Call("methods"),
     "choose": Call("{drawn}/board-95-0 --backbone filters --resize 32 --false-alarm-rate 0.2 --workers 1"),
@@ -124,6 +125,7 @@ def prepare(folder: Path) -> dict[str, Path]:
         shutil.copytree(drawn / "train" / "good", place)
     detector = Detector(method=PaDiM(backbone="filters"), preprocess=Preprocess(32), false_alarm_rate=0.2)
     detector.fit(data).save(folder / "model.blemish")
+    Detector(method="knn", preprocess=Preprocess(32), false_alarm_rate=0.2).fit(data).save(folder / "other.blemish")
     (folder / "lines.jsonl").write_text(
         "".join(json.dumps(judged(decision)) + "\n" for decision in detector.predict(more)), encoding="utf-8"
     )

@@ -9,7 +9,7 @@ from typer.core import TyperGroup
 
 from ..errors import BlemishError
 from ..memory import is_shortage
-from . import choose, detector, distil, inspect, ood, study, upgrade, watch_scores
+from . import choose, compare, detector, distil, inspect, ood, study, upgrade, watch_scores
 from .console import notes_on_stderr
 
 
@@ -52,6 +52,7 @@ for name, command in (
     ("upgrade", upgrade.upgrade),
     ("predict", detector.predict),
     ("evaluate", detector.evaluate_model),
+    ("compare", compare.compare_models),
     ("watch-scores", watch_scores.watch_scores),
     ("list", detector.list_),
     ("study", study.study),

@@ -235,7 +235,7 @@ def update(
     say = Speaker()
     check_output(out or model)
     start = time.perf_counter()
-    detector = _load(model, device, roi)
+    detector = load_model(model, device, roi)
     detector.on_error = on_error
     if memory is not None:
         parameters_of(type(detector.method_))["memory_gb"].check(memory, of="--memory: ")
@@ -290,7 +290,7 @@ def predict(
     from ..images.source import from_paths
 
     say = Speaker()
-    detector = _load(model, device, roi)
+    detector = load_model(model, device, roi)
     if exit_code and detector.calibration_ is None:
         raise ArgumentError.about("--exit-code", expected="a model with a threshold", got=f"{model}, which has none")
     _check_regions(detector, model, say, {"--overlays": overlays, "--coco": coco is not None})
@@ -351,7 +351,7 @@ def evaluate_model(
     dataset = open_dataset(data, normal=normal or (), anomalous=anomalous or (), masks=masks)
     taken = take(dataset)
     say.lines(taken.lines())
-    detector = _load(model, device, roi)
+    detector = load_model(model, device, roi)
     detector.batch_size, detector.workers, detector.on_error = batch_size, workers, on_error
     detector.max_pixels = max_pixels or detector.max_pixels
     with say.progress() as progress:
@@ -453,7 +453,8 @@ def _check_regions(detector: Detector, model: Path, say: Speaker, wanted: Mappin
         say.line(f"No regions from {model}: {why}")
 
 
-def _load(model: Path, device: str, roi: Path | None = None) -> Any:
+def load_model(model: Path, device: str, roi: Path | None = None) -> Any:
+    """The detector of a model file; `roi` are regions for each image, where it was fitted with such ones."""
     from ..detector import Detector
     from ..edges.faiss import index_from_name
 

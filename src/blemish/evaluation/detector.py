@@ -129,6 +129,8 @@ class Evaluation:
     """What is suspicious about the masks."""
     maps: NDArray[np.float32] | None
     """`(records, height, width)` at the size of the network's input; None for image-level methods."""
+    outcome: Outcome
+    """What the figures are computed of, but for the curve of pixels."""
     inside: NDArray[np.bool_] | None = None
     """`(records, height, width)` at that size: the region of interest; None: all of it."""
     overlap: tuple[str, ...] = ()
@@ -204,7 +206,17 @@ def evaluate(
         overlap=overlap,
         realised=_realised(detector.calibration_, outcome, "are flagged"),
         realised_regions=_realised(detector.peaks_, outcome, "show a region"),
+        outcome=replace(outcome, curve=None),
     )
+
+
+def curves(evaluation: Evaluation, masks: Masks) -> Callable[[NDArray[np.intp]], metrics.PixelCurve]:
+    """What gives the curve of pixel figures of any records, by their positions, with repeats."""
+    assert evaluation.maps is not None
+    pairs = _Pairs(
+        evaluation.records, evaluation.maps, evaluation.inside, evaluation.preprocess, evaluation.pixels, masks
+    )
+    return lambda images: metrics.pixel_curve(pairs.subset(images))
 
 
 def _realised(

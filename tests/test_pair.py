@@ -1,0 +1,108 @@
+"""`blemish compare`: two detectors on the same images."""
+
+from __future__ import annotations
+
+import json
+import re
+from dataclasses import replace
+
+import pytest
+from typer.testing import CliRunner
+
+from blemish import Detector, Preprocess, evaluate
+from blemish.cli import app
+from blemish.datasets.layouts import open_dataset
+from blemish.datasets.synthetic import write_dataset
+from blemish.errors import DatasetError
+from blemish.evaluation.pair import evaluate_pair
+from blemish.methods import KNN, PaDiM
+from blemish.metrics import auroc
+from blemish.metrics.table import TABLE
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    root = tmp_path_factory.mktemp("pair") / "washer"
+    write_dataset(root, product="washer", n_train=24, n_test_normal=8, n_per_defect=2, size=64)
+    return root
+
+
+@pytest.fixture(scope="module")
+def dataset(data):
+    return open_dataset(data)
+
+
+@pytest.fixture(scope="module")
+def models(data, tmp_path_factory):
+    """A detector with maps, and one without."""
+    folder, found = tmp_path_factory.mktemp("models"), []
+    for method in (PaDiM(backbone="filters"), KNN(backbone="filters")):
+        made = Detector(method=method, preprocess=Preprocess(32), false_alarm_rate=0.2).fit(data)
+        made.save(folder / f"{method.name}.blemish")
+        found.append(made)
+    return (*found, folder)
+
+
+def test_every_figure_that_both_have_is_compared(models, dataset):
+    padim, knn, _ = models
+    pair = evaluate_pair(padim, knn, dataset, repetitions=20)
+    a, b = evaluate(padim, dataset).figures, evaluate(knn, dataset).figures
+    of_maps = {"masks", "regions", "marked regions"}
+    assert set(pair.differences) == {name for name, row in TABLE.items() if row.better and not of_maps & {*row.needs}}
+    for name, found in pair.differences.items():
+        assert (found.a, found.b) == pytest.approx((getattr(a, name), getattr(b, name)))
+    assert pair.groups == pair.images == len(dataset.test)
+
+
+def test_pixel_figures_are_compared_where_both_have_maps(models, dataset):
+    padim, _, _ = models
+    pair = evaluate_pair(padim, padim, dataset, repetitions=5, pixel_repetitions=3)
+    figures = evaluate(padim, dataset).figures
+    for name in ("pixel_auroc", "au_pro_30", "au_pro_05", "false_regions", "defects_hit", "seg_f1"):
+        found = pair.differences[name]
+        assert found.a == found.b == pytest.approx(getattr(figures, name))
+        assert (found.interval.repetitions, found.p_value) == (3 if "masks" in TABLE[name].needs else 5, 1)
+    assert "pixel_auroc" not in evaluate_pair(padim, padim, dataset, repetitions=5, pixel_repetitions=0).differences
+
+
+def test_groups_are_drawn_whole(models, dataset):
+    padim, knn, _ = models
+    pair = evaluate_pair(padim, knn, dataset, repetitions=20, group_by=r"^[^/]*/([^/]*)/")  # by kind of defect
+    kinds = len({sample.kind for sample in dataset.test})
+    assert (pair.groups, pair.images) == (kinds, len(dataset.test))
+
+
+def test_one_kind_of_images_is_refused(models, dataset):
+    padim, knn, _ = models
+    normal = replace(dataset, test=tuple(sample for sample in dataset.test if not sample.anomalous))
+    with pytest.raises(DatasetError, match="takes normal and anomalous test images"):
+        evaluate_pair(padim, knn, normal, repetitions=5)
+
+
+def test_the_command_prints_writes_and_says(models, data, tmp_path):
+    *_, folder = models
+    call = ["compare", str(folder / "padim.blemish"), str(folder / "knn.blemish"), str(data), "--repetitions", "30"]
+    done = CliRunner().invoke(app, [*call, "--json", "--report", str(tmp_path / "r.html")])
+    assert done.exit_code == 0, done.output
+    found = json.loads(done.stdout)
+    row = found["differences"]["image_auroc"]
+    assert (
+        row["difference"]
+        == pytest.approx(row["a"] - row["b"])
+        == pytest.approx(found["a"]["image_auroc"] - found["b"]["image_auroc"])
+    )
+    assert {"low", "high", "confidence", "repetitions"} == set(row["interval"])
+    page = (tmp_path / "r.html").read_text(encoding="utf-8")
+    assert "padim against knn" in page
+    assert "False alarms" in page
+    printed = CliRunner().invoke(app, call).stdout
+    assert re.search(r"image_auroc .*[+-]0\.\d{4} to [+-]0\.\d{4}", printed)
+    assert "Image AUROC:" in printed
+
+
+def test_ranks_and_scores_have_the_same_figures(models, dataset):
+    """What is swapped are ranks; the figures of a model are those of its scores."""
+    padim, knn, _ = models
+    found = evaluate_pair(padim, knn, dataset, repetitions=1).differences["image_auroc"].a
+    decisions = list(padim.predict(dataset.test_images()))
+    assert found == pytest.approx(auroc([d.score for d in decisions], [s.anomalous for s in dataset.test]))
