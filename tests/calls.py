@@ -61,6 +61,9 @@ CALLS = {
     "update": Call(
         "{out}/model.blemish {more} --held-out {held_out}", "model.blemish", begins_with="model.blemish"
     ),
+    "recalibrate": Call(
+        "{out}/model.blemish {held_out} --false-alarm-rate 0.2", "model.blemish", begins_with="model.blemish"
+    ),
     "upgrade": Call("{out}/old.blemish", "old.blemish", begins_with="old.blemish"),
     "predict": Call(
         "{model} {data} --out {out}/r --heatmaps npy --overlays --coco {out}/c.json",

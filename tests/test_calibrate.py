@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections import Counter
 from fractions import Fraction
-from itertools import permutations
+from itertools import combinations, permutations, product
 
 import numpy as np
 import pytest
@@ -21,6 +21,7 @@ from blemish.calibrate import (
     conformal_p_values,
     images_needed,
     images_to_certify,
+    plus_bound,
     require_images,
     spell_promise,
 )
@@ -351,3 +352,70 @@ def test_too_few_images_say_which_share_would_do(total, says):
         require_images(2, 0.05, total=total)
     require_images(round(0.24 * 80), 0.05, total=80)
     require_images(38 // 2, 0.05, total=38)
+
+
+@pytest.mark.parametrize("folds", [2, 4, 5, 10, 20, 60])
+@pytest.mark.parametrize("rate", [0.05, 0.1, 0.2])
+def test_the_bound_of_left_out_images_is_never_above_the_published_one(folds, rate):
+    """Barber, Candes, Ramdas, Tibshirani 2021, theorems 1 and 4."""
+    n = 60
+    excess = min(2 * (1 - 1 / folds) / (n / folds + 1), (1 - folds / n) / (folds + 1))
+    assert plus_bound(rate * (n + 1), n, folds=folds) <= 2 * rate + excess
+    assert plus_bound(3, n, folds=folds, equal=False) >= plus_bound(3, n, folds=folds)
+
+
+@pytest.mark.parametrize("n", [3, 4])
+def test_no_tournament_has_more_strange_images_than_the_bound_allows(n):
+    """All ways in which n + 1 images can beat each other: those that at most a - 1 others are not beaten by are few."""
+    pairs = list(combinations(range(n + 1), 2))
+    for allowed in range(1, n + 1):
+        most = 0
+        for beats in product([0, 1], repeat=len(pairs)):
+            lost = Counter(pair[1 - first] for pair, first in zip(pairs, beats, strict=True))
+            most = max(most, sum(lost[i] <= allowed - 1 for i in range(n + 1)))
+        assert most <= plus_bound(allowed, n, folds=n) * (n + 1) + 1e-9
+        if 2 * allowed - 1 <= n + 1:
+            assert most == 2 * allowed - 1  # so that no smaller bound holds for every way of leaving out
+
+
+def naive_cross_p_value(scores, folds, new):
+    return (1 + sum(s >= new[fold] for s, fold in zip(scores, folds, strict=True))) / (len(scores) + 1)
+
+
+def test_p_values_of_folds_compare_images_with_the_new_one_by_the_same_model():
+    random = np.random.default_rng(0)
+    scores, folds, new = random.normal(size=12), np.arange(12) % 3, random.normal(size=(5, 3))
+    calibration = calibrate(scores, false_alarm_rate=0.2, kind="cross", folds=folds)
+    expected = [naive_cross_p_value(scores, folds, row) for row in new]
+    np.testing.assert_allclose(calibration.p_values(new.mean(axis=1), plus=new), expected)
+    assert calibration.threshold is None
+    assert calibration.promise.guaranteed_rate == plus_bound(2, 12, folds=3)
+    with pytest.raises(ArgumentError, match="plus: expected what calibration cross compares, got none"):
+        calibration.p_values([1.0])
+
+
+def test_groups_count_once_in_the_p_values_of_folds():
+    scores, groups, folds = [1.0, 3.0, 2.0, 4.0, 5.0], [0, 0, 1, 2, 3], [0, 0, 0, 1, 1]
+    calibration = calibrate(scores, false_alarm_rate=0.3, kind="cross", folds=folds, groups=groups)
+    assert calibration.p_values([0.0], plus=[[2.5, 4.5]])[0] == pytest.approx((1 + (0.5 + 0) + (0 + 1)) / 5)
+    assert calibration.promise.guaranteed_rate == pytest.approx(plus_bound(0.3 * 5, 4, folds=2))
+
+
+def test_full_p_values_compare_a_new_image_with_the_learned_ones_beside_it():
+    calibration = calibrate([1.0, 2.0, 3.0, 4.0], false_alarm_rate=0.2, kind="full")
+    found = calibration.p_values([2.5, 9.0], plus=[[1.0, 2.0, 3.0, 4.0], [1.0, 2.0, 3.0, 4.0]])
+    assert found.tolist() == [3 / 5, 1 / 5]
+    assert (calibration.threshold, calibration.promise.guaranteed_rate) == (None, 0.2)
+
+
+def test_what_images_left_out_in_turn_promise():
+    promise = calibrate(range(39), false_alarm_rate=0.05, kind="loo").promise
+    assert (promise.guaranteed_rate, promise.plausible, promise.calibration) == (0.075, None, "loo")
+    assert "guaranteed 7.5 % on average" in spell_promise(promise)
+    assert spell_promise(promise).endswith("Ask for 2.5 % to have 5 % guaranteed.")
+    assert calibrate(range(39), false_alarm_rate=0.025, kind="loo").promise.guaranteed_rate == 0.025
+    alone = calibrate(range(20), false_alarm_rate=0.05, kind="loo", unproven="a coreset").promise
+    assert alone.guaranteed_rate is None
+    assert "5 % asked for; NO GUARANTEE (a coreset). 20 images were left out in turn" in spell_promise(alone)
+    with pytest.raises(ArgumentError, match=r"certain: expected None with calibration loo, got 0\.95"):
+        calibrate(range(100), false_alarm_rate=0.05, kind="loo", certain=0.95)

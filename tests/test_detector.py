@@ -249,9 +249,14 @@ def test_reading_batches_by_hand_gives_the_same(fitted):
             {"certain": 0.95, "calibration": "none"},
             NORMAL,
             ArgumentError,
-            "certain: expected None without calibration, got 0.95",
+            "certain: expected None with calibration none, got 0.95",
         ),
-        ({"calibration": "maybe"}, NORMAL, ArgumentError, "calibration: expected split or none, got maybe"),
+        (
+            {"calibration": "maybe"},
+            NORMAL,
+            ArgumentError,
+            "calibration: expected split, cross, loo, full or none, got maybe",
+        ),
         ({"held_out": 1.0}, NORMAL, ArgumentError, r"held_out: expected a number in \(0, 1\) or None, got 1.0"),
         (
             {"preprocess": "big"},

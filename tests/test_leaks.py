@@ -137,6 +137,8 @@ def test_the_file_says_what_was_asked_for():
         "tile": 16,
         "overlap": 4,
         "calibration": "split",
+        "folds": 10,
+        "min_area": 1,
         "held_out": 0.25,
         "false_alarm_rate": 0.5,
         "certain": None,

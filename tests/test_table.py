@@ -6,6 +6,7 @@ import json
 import sqlite3
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -98,10 +99,12 @@ def test_figures_without_what_they_need_are_left_open():
     outcome = Outcome(np.array([0.1, 0.2]), np.array([True, True]), None, None)
     figures = Figures(**{name: row.of(outcome) for name, row in TABLE.items()})
     assert figures == Figures(n_normal=0, n_anomalous=2)
-    judged = Outcome(outcome.scores, outcome.anomalous, 0.1, None)
-    assert {name: row.of(judged) for name, row in TABLE.items() if "threshold" in row.needs} == {
-        "f1": None, "threshold": 0.1, "false_alarms": None, "misses": 0.5,
-    }  # fmt: skip
+    judged = Outcome(outcome.scores, outcome.anomalous, 0.1, None, flagged=np.array([False, True]))
+    verdicts = {"f1": None, "false_alarms": None, "misses": 0.5}
+    needing = {name: row for name, row in TABLE.items() if {"threshold", "verdicts"} & {*row.needs}}
+    assert {name: row.of(judged) for name, row in needing.items()} == verdicts | {"threshold": 0.1}
+    by_p_value = replace(judged, threshold=None)
+    assert {name: row.of(by_p_value) for name, row in needing.items()} == verdicts | {"threshold": None}
 
 
 @pytest.mark.parametrize("column", ["misses", "n_normal"])

@@ -1,8 +1,10 @@
-"""From the scores of held-out normal images to thresholds with a guaranteed false-alarm rate (split conformal).
+"""From the scores of normal images that a model has not learned from to p-values with a guaranteed false-alarm rate.
 
-If the held-out images and a new normal image are exchangeable, then P(p-value <= alpha) <= alpha for every alpha and
-every number n of held-out images (Vovk, Gammerman, Shafer, "Algorithmic Learning in a Random World", 2005). No
-anomalous image, label or test image enters.
+`split`: if held-out images and a new normal image are exchangeable, then P(p-value <= alpha) <= alpha for every alpha
+and every number n of held-out images (Vovk, Gammerman, Shafer, "Algorithmic Learning in a Random World", 2005); `full`
+has the same for the learned images, each scored by a model of all the others and the new one. `cross` and `loo` leave
+each image out in turn, and have the bounds of CV+ and jackknife+ (`plus_bound`). No anomalous image, label or test
+image enters.
 
 That rate is an average over draws of the held-out images. Two more promises follow from the same scores:
 `certified_false_alarm_rate` bounds the rate of the one draw at hand, and `benjamini_hochberg` bounds the share of false
@@ -27,7 +29,7 @@ from numpy.typing import ArrayLike, NDArray
 from scipy.special import betaincinv, betaln
 
 from .errors import ArgumentError, CalibrationError
-from .types import Promise
+from .types import CalibrationKind, Promise
 
 if TYPE_CHECKING:
     from .types import Floats
@@ -44,7 +46,7 @@ _ROUNDING = 1e-12  # relative: more than the rounding of a few operations, less 
 
 @dataclass(frozen=True)
 class Calibration:
-    """Sorted raw image scores of held-out normal images, and the wanted false-alarm rate."""
+    """Sorted raw scores of normal images by models that had not learned from them, and the wanted false-alarm rate."""
 
     scores: Floats
     """`(n,)` ascending."""
@@ -53,6 +55,11 @@ class Calibration:
     """`(n,)`, the group of each score, from 0 to the number of groups - 1; None where every image is a group."""
     certain: float | None = None
     """Probability over draws of the held-out images with which the rate holds; None: it holds on average over them."""
+    kind: CalibrationKind = "split"
+    folds: NDArray[np.int64] | None = None
+    """`(n,)`, for `cross` alone: which of the models had not learned from the image of each score, from 0."""
+    unproven: str = ""
+    """Why no rate is guaranteed; empty where one is."""
 
     @property
     def n_groups(self) -> int:
@@ -60,12 +67,15 @@ class Calibration:
         return len(self.scores) if self.groups is None else int(self.groups.max()) + 1
 
     @property
-    def threshold(self) -> float:
+    def threshold(self) -> float | None:
         """The lowest held-out score above which every score has a p-value of at most the rate; above it is anomalous.
 
         `score > threshold` holds exactly where `p_value(score) <= alpha`. Without groups it is the k-th largest
         score, k = floor(alpha (n + 1)). With `certain`, k is at most `certified_rank`, of the groups' largest scores.
+        None for `cross` and `full`, whose p-values take more than the score.
         """
+        if self.kind in ("cross", "full"):
+            return None
         if self.groups is None:
             return float(self.scores[-self._rank])
         if self.certain is None:
@@ -85,27 +95,45 @@ class Calibration:
     def promise(self) -> Promise:
         """The nominal rate, the guaranteed one, and where the rate of this one draw of held-out images lies.
 
-        The rate above the k-th largest of n scores is Beta(k, n + 1 - k) over their draws, so k / (n + 1) on average,
-        for continuous scores; ties make it smaller. For groups nothing but the nominal rate is proven, unless their
-        largest scores set the threshold (`certain`).
+        The rate above the k-th largest of n held-out scores is Beta(k, n + 1 - k) over their draws, so k / (n + 1) on
+        average, for continuous scores; ties make it smaller. For groups nothing but the nominal rate is proven, unless
+        their largest scores set the threshold (`certain`).
         """
         n, k, in_groups = self.n_groups, self._rank, self.groups is not None
-        ranked = not in_groups or self.certain is not None
+        ranked = self.kind == "split" and (not in_groups or self.certain is not None)
         return Promise(
             false_alarm_rate=self.false_alarm_rate,
-            guaranteed_rate=k / (n + 1) if ranked else self.false_alarm_rate,
+            guaranteed_rate=None if self.unproven else self._guaranteed_rate(),
             certain=self.certain,
             plausible=(float(betaincinv(k, n + 1 - k, 0.05)), float(betaincinv(k, n + 1 - k, 0.95)))
             if ranked
             else None,
             held_out=n,
             in_groups=in_groups,
+            calibration=self.kind,
+            unproven=self.unproven,
         )
+
+    def _guaranteed_rate(self) -> float:
+        n, whole = self.n_groups, self.groups is None or self.certain is not None
+        allowed = self._rank if whole else self.false_alarm_rate * (n + 1)  # shares of groups add up to any number
+        if self.kind in ("cross", "loo"):
+            sizes = [1] * n if self.folds is None else self._fold_sizes()
+            return plus_bound(allowed, n, folds=len(sizes), equal=len(set(sizes)) == 1)
+        return allowed / (n + 1) if whole else self.false_alarm_rate
+
+    def at(self, false_alarm_rate: float, *, certain: float | None = None) -> Calibration:
+        """The same scores for another rate. Raises `CalibrationError` where they cannot support it."""
+        return calibrate(
+            self.scores, false_alarm_rate=false_alarm_rate, groups=self.groups, certain=certain,
+            kind=self.kind, folds=self.folds, unproven=self.unproven,
+        )  # fmt: skip
 
     def chance(self, alarms: int, images: int) -> float | None:
         """P(at least so many of so many new normal images are flagged) if the promise's premise holds.
 
-        Beta-binomial: over draws of the held-out images and of the new ones. None with groups.
+        Beta-binomial: over draws of the held-out images and of the new ones. None with groups. Images that were left
+        out in turn are taken for as many held-out ones, which is close but not exact.
         """
         if self.groups is not None:
             return None
@@ -128,9 +156,58 @@ class Calibration:
             raise ArgumentError.about("score", expected="a number", got="NaN")
         return float(self.p_values([score])[0])
 
-    def p_values(self, scores: ArrayLike) -> Floats:
-        """`p_value` of each of many raw scores, `(m,)` to `(m,)`; they share the held-out images, so they correlate."""
-        return conformal_p_values(self.scores, scores, groups=self.groups)
+    def p_values(self, scores: ArrayLike, *, plus: ArrayLike | None = None) -> Floats:
+        """`p_value` of each of many raw scores, `(m,)` to `(m,)`; they share the held-out images, so they correlate.
+
+        `cross` and `full` need `plus`, which `types.Scores` describes. `cross` compares the score of each image that
+        was left out with the new image's by the same model; `full`, the scores that the learned images have beside a
+        new image with that image's own.
+        """
+        if self.kind not in ("cross", "full"):
+            return conformal_p_values(self.scores, scores, groups=self.groups)
+        if plus is None:
+            raise ArgumentError.about("plus", expected=f"what calibration {self.kind} compares", got="none")
+        others = np.asarray(plus, dtype=np.float64)
+        if self.kind == "full":
+            beside = zip(np.asarray(scores, dtype=np.float64), others, strict=True)
+            return np.array([conformal_p_values(with_margin(row), [score])[0] for score, row in beside])
+        assert self.folds is not None
+        total = np.ones(len(others))
+        for fold, (column, size) in enumerate(zip(others.T, self._fold_sizes(), strict=True)):
+            own = self.folds == fold
+            groups = None if self.groups is None else self.groups[own]
+            total += (size + 1) * conformal_p_values(self.scores[own], column, groups=groups) - 1
+        p_values: Floats = total / (self.n_groups + 1)
+        return p_values
+
+    def _fold_sizes(self) -> list[int]:
+        """Images of each fold, or groups."""
+        assert self.folds is not None
+        if self.groups is None:
+            return [int(size) for size in np.bincount(self.folds)]
+        return [len(np.unique(self.groups[self.folds == fold])) for fold in range(int(self.folds.max()) + 1)]
+
+
+def plus_bound(allowed: float, n: int, *, folds: int, equal: bool = True) -> float:
+    """What P(p-value <= alpha) is at most where n images, in folds, are left out in turn; `allowed` is alpha (n + 1).
+
+    `folds` = n is jackknife+. The smaller of two bounds, never above 2 alpha + min(2 (1 - 1/K) / (n/K + 1),
+    (1 - K/n) / (K + 1)) of Barber, Candès, Ramdas, Tibshirani, "Predictive inference with the jackknife+", Annals of
+    Statistics 2021, whose proofs give them. The first one needs folds of `equal` size, m = n/K:
+
+    - (2 (a - 1) + m) / (n + m), a = alpha (n + 1): of n + m images in K + 1 folds, s of which have such a p-value, each
+      of the (s^2 - s m) / 2 pairs in two folds has one that does not lie above the other, and each image at most a - 1.
+    - 2 (a + K - 1) / (n + K): a weighted mean of K split p-values, doubled, is a p-value (Vovk and Wang, "Combining
+      p-values via averaging", Biometrika 2020).
+
+    With G groups they hold for n = G, as groups' shares add up as images do.
+
+    >>> plus_bound(1, 19, folds=19), plus_bound(2, 39, folds=39), round(plus_bound(5, 100, folds=10), 4)
+    (0.05, 0.075, 0.1636)
+    """
+    m = n / folds
+    averaged = 2 * (allowed + folds - 1) / (n + folds)
+    return min(1.0, averaged, (2 * (allowed - 1) + m) / (n + m) if equal else 1.0)
 
 
 def conformal_p_values(held_out: ArrayLike, scores: ArrayLike, *, groups: ArrayLike | None = None) -> Floats:
@@ -185,6 +262,9 @@ def calibrate(
     false_alarm_rate: float,
     groups: ArrayLike | None = None,
     certain: float | None = None,
+    kind: CalibrationKind = "split",
+    folds: ArrayLike | None = None,
+    unproven: str = "",
 ) -> Calibration:
     """Make thresholds and p-values from the raw scores of held-out normal images; the rest as in `Calibration`.
 
@@ -198,20 +278,23 @@ def calibrate(
     values = np.asarray(scores, dtype=np.float64)
     if values.ndim != 1 or not np.isfinite(values).all():
         raise ArgumentError.about("scores", expected="a list of finite numbers", got=values)
+    if certain is not None and kind != "split":
+        raise ArgumentError.about("certain", expected=f"None with calibration {kind}", got=certain)
     order = np.argsort(values, kind="stable")
-    if groups is None:
-        require_images(len(values), false_alarm_rate, certain=certain)
-        return Calibration(values[order], false_alarm_rate, None, certain)
-    numbers, sizes = _numbered(groups, len(values))
-    require_images(len(sizes), false_alarm_rate, certain=certain, of="groups of normal images")
-    return Calibration(values[order], false_alarm_rate, numbers[order] if sizes.max() > 1 else None, certain)
+    models = None if folds is None else _numbered(folds, len(values), of="folds")[0][order]
+    numbers, count, of = None, len(values), "normal images"
+    if groups is not None:
+        found, sizes = _numbered(groups, len(values))
+        numbers, count, of = found[order] if sizes.max() > 1 else None, len(sizes), "groups of normal images"
+    require_images(count, false_alarm_rate, certain=certain, of=of)
+    return Calibration(values[order], false_alarm_rate, numbers, certain, kind, models, unproven)
 
 
-def _numbered(groups: ArrayLike, count: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+def _numbered(groups: ArrayLike, count: int, *, of: str = "groups") -> tuple[NDArray[np.int64], NDArray[np.int64]]:
     """The groups numbered from 0, for each score; and how many scores each has."""
     given = np.asarray(groups)
     if given.shape != (count,) or given.dtype.kind not in "iu":
-        raise ArgumentError.about("groups", expected=f"{count} whole numbers, one a score", got=given)
+        raise ArgumentError.about(of, expected=f"{count} whole numbers, one a score", got=given)
     _, numbers, sizes = np.unique(given, return_inverse=True, return_counts=True)
     return numbers.astype(np.int64), sizes.astype(np.int64)
 
@@ -327,12 +410,15 @@ def spell_promise(promise: Promise) -> str:
 this threshold's own rate is plausibly 0.27 to 14.6 % (90 % of draws). Half that rate takes 39 held-out images, 5 % \
 with certainty 0.95 takes 59.
     """
-    of = f"held-out {'groups' if promise.in_groups else 'images'}"
-    rate = promise.false_alarm_rate
+    images = "groups" if promise.in_groups else "images"
+    rate, n = promise.false_alarm_rate, promise.held_out
     line = f"False alarms among normal images: {_percent(rate)} % asked for"
     if promise.certain is not None:
         line += f", and guaranteed with certainty {promise.certain:g}"
-    line += f"; guaranteed {_percent(promise.guaranteed_rate)} % on average over draws of the {promise.held_out} {of}; "
+    if promise.calibration != "split":
+        return line + _spell_left_out(promise, images)
+    of = f"held-out {images}"
+    line += f"; guaranteed {_percent(promise.guaranteed_rate or 0)} % on average over draws of the {n} {of}; "
     if promise.plausible is None:
         line += "groups leave open how far this threshold's own rate may lie from it"
     else:
@@ -342,6 +428,21 @@ with certainty 0.95 takes 59.
     if promise.certain is None:
         line += f", {_percent(rate)} % with certainty 0.95 takes {images_to_certify(rate)}"
     return f"{line}."
+
+
+def _spell_left_out(promise: Promise, images: str) -> str:
+    """The rest of the line where no image was held out."""
+    rate, n = promise.false_alarm_rate, promise.held_out
+    if promise.guaranteed_rate is None:
+        return f"; NO GUARANTEE ({promise.unproven}). {n} {images} were left out in turn ({promise.calibration})."
+    line = (
+        f"; guaranteed {_percent(promise.guaranteed_rate)} % on average over draws of the {n} {images}, all of which "
+        f"were learned and left out in turn ({promise.calibration}); no theory bounds the rate of this one draw."
+    )
+    lower = math.floor((rate * (n + 1) * (1 + _ROUNDING) + 1) / 2) / (n + 1)
+    if promise.calibration == "loo" and promise.guaranteed_rate > rate and not promise.in_groups:
+        line += f" Ask for {_percent(lower)} % to have {_percent(rate)} % guaranteed."
+    return line
 
 
 def _percent(share: float) -> str:

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import copy
 import logging
-from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from math import isfinite, prod
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
+import torch
+from torch import Tensor
 
 from . import model_file, persist
 from .calibrate import Calibration, calibrate, images_needed, require_differences, require_images, with_margin
@@ -26,11 +29,12 @@ from .errors import (
 )
 from .features.backbones import Backbone, find_backbone
 from .features.memory import FeatureMemory
+from .folds import fold_of, same_again
 from .images.decode import MAX_PIXELS
 from .images.digest import with_digests
 from .images.groups import GroupBy, Grouped, find_groups, hold_out, join_groups, read_pattern, without_copies
 from .images.preprocess import Preprocess
-from .images.settle import settle
+from .images.settle import is_found_in, settle
 from .images.source import (
     Batches,
     ImageInput,
@@ -44,20 +48,29 @@ from .images.source import (
 )  # fmt: skip
 from .images.tiling import Tiles, Tiling, scored_inside
 from .localise import Localiser
-from .methods import FeatureMethod, Incremental, Method
+from .methods import FeatureMethod, FrozenMethod, Incremental, LeavesOut, Method, ScoresBeside, cannot_take_groups
 from .methods.registry import METHODS, find_method
 from .ops.neighbours import IndexFactory
 from .parameters import Parameterised, check_parameters, parameter, parameters_of, plain_parameters
 from .presets import find_preset
 from .progress import Progress
 from .tensors import below, check_finite
-from .types import AnomalousRegion, Decision, ImageBatch, Scores, Size
+from .types import AnomalousRegion, CalibrationKind, Decision, ImageBatch, Scores, Size
 
 _MOST_PIXELS = 1 << 28
 """Of one batch: 3.2 GB in float32. A parameter, perhaps out of a file, must not be able to ask for any memory."""
 
 
 _log = logging.getLogger("blemish")
+
+
+class _Judged(NamedTuple):
+    """A normal image by a model that has not learned it."""
+
+    name: str
+    score: float
+    peak: float | None
+    """Of its map, where there is one."""
 
 
 @dataclass(kw_only=True)
@@ -73,8 +86,11 @@ class Detector(Parameterised):
     tile: side, or (height, width), in pixels of the tiles in which a large preprocessed image is learned and scored;
         None: in one piece. The image's score is that of its most anomalous tile.
     overlap: pixels by which tiles overlap at least; None: a quarter of a tile's shorter side.
-    calibration: `split` holds out a seeded share of the normal images and gives p-values and a threshold;
-        `none` fits on all of them and gives raw scores only.
+    calibration: what p-values and verdicts rest on (docs/decisions.md). `split` holds out a seeded share of the normal
+        images; `loo` learns all of them, and scores each by the model without it; `cross` keeps a model for each of
+        several folds, which it has not learned; `full` compares a new image with the learned ones as one of them;
+        `none` gives raw scores only.
+    folds: with `cross`, in how many; scoring takes as many times as long.
     held_out: the share to hold out; None: a fifth, or as many as `false_alarm_rate` needs where a fifth is too few and
         at least as many remain to learn from.
     group_by: what says which images belong together, such as a burst, a part or a recording: a regular expression on
@@ -108,7 +124,8 @@ class Detector(Parameterised):
     preprocess: Preprocess | str = "default"
     tile: int | tuple[int, int] | None = parameter(None, at_least=1)
     overlap: int | None = parameter(None, at_least=0)
-    calibration: Literal["split", "none"] = "split"
+    calibration: Literal["split", "cross", "loo", "full", "none"] = "split"
+    folds: int = parameter(10, at_least=2)
     held_out: float | None = parameter(None, above=0, below=1)
     false_alarm_rate: float = parameter(0.05, above=0, below=1)
     certain: float | None = parameter(None, above=0, below=1)
@@ -137,6 +154,10 @@ class Detector(Parameterised):
     """Digests of the held-out pictures."""
     chosen_: str = field(default="", init=False, repr=False)
     """Why `auto` took this method; empty for a method that was named."""
+    others_: tuple[Method, ...] = field(default=(), init=False, repr=False)
+    """With `cross`, the models of all folds but the first, which is `method_`."""
+    kept_: dict[str, Tensor] | None = field(default=None, init=False, repr=False, compare=False)
+    """With `full`, what the method remembers of the learned images."""
     _settled: Preprocess | None = field(default=None, init=False, repr=False, compare=False)
     region_: Region | None = field(default=None, init=False, repr=False, compare=False)
     """The region of interest of the latest fit, which a model file keeps."""
@@ -177,14 +198,38 @@ class Detector(Parameterised):
             read_pattern(self.group_by)
         if self.roi is not None and self.features is not None:
             raise ArgumentError.about("roi", expected="None with the features of whole images", got=self.roi)
-        if self.certain is not None and self.calibration == "none":
+        if self.certain is not None and self.calibration != "split":
             raise ArgumentError.about(
-                "certain", expected="None without calibration", got=self.certain, instead="Take calibration='split'."
-            )
+                "certain", expected=f"None with calibration {self.calibration}", got=self.certain,
+                instead="Take calibration='split'.",
+            )  # fmt: skip
+        if self.calibration in ("cross", "loo", "full"):
+            self._check_left_out(self.calibration)
         if self.overlap is not None and self.tile is None:
             raise ArgumentError.about("overlap", expected="None without tiles", got=self.overlap, instead="Give tile.")
         if not isinstance(self.preprocessing.resize, str):
             self._check_size()
+
+    def _check_left_out(self, kind: str) -> None:
+        """Refuse what leaving images out does not go with."""
+        if self.held_out is not None:
+            raise ArgumentError.about("held_out", expected=f"None with calibration {kind}", got=self.held_out)
+        if self._auto is not None:
+            raise ArgumentError.about(
+                "calibration", expected="split with method auto, as images that choose cannot calibrate", got=kind,
+                instead="Name a method, such as the one that `blemish choose` picks.",
+            )  # fmt: skip
+        if kind == "cross":
+            return
+        if self.tile is not None:
+            raise ArgumentError.about("tile", expected=f"None with calibration {kind}", got=self.tile)
+        needed = LeavesOut if kind == "loo" else ScoresBeside
+        if not isinstance(self.method_, needed):
+            able = ", ".join(name for name, method in METHODS.items() if issubclass(method, needed))
+            raise ArgumentError.about(
+                "calibration", expected=f"split or cross with {self.method_.name}", got=kind,
+                instead=f"Methods that can: {able}.",
+            )  # fmt: skip
 
     def _check_size(self) -> None:
         """Refuse an input that is too small for the tiles, or too large for a batch."""
@@ -212,25 +257,44 @@ class Detector(Parameterised):
         self.check()
         self.calibration_, self.peaks_, self.images_, self._named, self._settled = None, None, 0, None, None
         self.learned_, self.calibrated_on_, self.chosen_ = frozenset(), frozenset(), ""
+        self.others_, self.kept_ = (), None
         self.region_ = None if self.roi is None else Region.read(self.roi, max_pixels=self.max_pixels)
         source = normal_images(images, max_pixels=self.max_pixels)
         kept = source.without(exclude)
         self.excluded_ = len(source) - len(kept)
         train, held_out = self._split(kept)
+        learned = self._require_left_out(train) if self.calibration in ("cross", "loo", "full") else None
         self._settle(train)
         if held_out is not None and self.on_error == "skip":
             self._require_readable(held_out)
         train, digests = with_digests(train)
+        if learned is not None and self.calibration == "cross":
+            self._fit_folds(replace(learned, source=train), digests, progress)
+            return self
         known = None if self._auto is None else self._choose(self._auto, train, progress)
-        batches = self._batches(train, learn=True)
-        batches = batches if known is None else replace(batches, features=known)
-        self.method_.fit(self._tiled(Reporting(batches, "fit", progress)))
-        self.images_ = len(train) - len(batches.skipped)
+        self.skipped_ = self._learn(self.method_, train, "fit", progress, known=known)
+        self.images_ = len(train) - len(self.skipped_)
         self.learned_ = frozenset(digests.values())
-        self.skipped_ = list(batches.skipped)
         if held_out is not None:
             self._calibrate(held_out, progress)
+        elif learned is not None:
+            self._leave_out(learned, digests, progress)
         return self
+
+    def _learn(
+        self,
+        method: Method,
+        images: ImageSource,
+        stage: str,
+        progress: Progress | None,
+        *,
+        known: FeatureMemory | None = None,
+    ) -> list[Skipped]:
+        """Fit a method; gives the files that were left out."""
+        batches = self._batches(images, learn=True)
+        batches = batches if known is None else replace(batches, features=known)
+        method.fit(self._tiled(Reporting(batches, stage, progress)))
+        return list(batches.skipped)
 
     def choose(
         self,
@@ -254,20 +318,40 @@ class Detector(Parameterised):
         groups = self._grouped(train).groups
         return compare(self._whole(train), rows, groups=groups, seed=self._seed, progress=progress)[0]
 
-    def recalibrate(self, false_alarm_rate: float, *, certain: float | None = None) -> Detector:
-        """Choose another false-alarm rate; the held-out scores are at hand, so nothing is fitted again.
+    def recalibrate(
+        self,
+        false_alarm_rate: float | None = None,
+        *,
+        certain: float | None = None,
+        images: ImageInput | None = None,
+        progress: Progress | None = None,
+    ) -> Detector:
+        """Choose another false-alarm rate, or make p-values of new normal images; nothing is fitted again.
 
-        `certain` is another certainty; None keeps the detector's own, which `set_params(certain=None)` drops before.
-        Raises `NotFittedError` without a calibration, and `CalibrationError` where its images cannot support the rate.
+        `images` are normal ones that the model has not learned: they take the place of all earlier ones, as held-out
+        images do (`split`), whatever the calibration was. Without them the scores at hand serve another rate.
+        `false_alarm_rate` and `certain`: None keeps the detector's own; `set_params(certain=None)` drops that before.
+        Raises `NotFittedError`, and `CalibrationError` where the images cannot support the rate; then nothing changes.
         """
-        if self.calibration_ is None:
-            raise NotFittedError("Detector.recalibrate needs a calibrated detector. Fit with calibration='split'.")
-        certain = self.certain if certain is None else certain
-        self.calibration_, self.peaks_ = (
-            known and calibrate(known.scores, false_alarm_rate=false_alarm_rate, groups=known.groups, certain=certain)
-            for known in (self.calibration_, self.peaks_)
-        )
-        self.false_alarm_rate, self.certain = false_alarm_rate, certain
+        changed = copy.copy(self)
+        changed.false_alarm_rate = self.false_alarm_rate if false_alarm_rate is None else false_alarm_rate
+        changed.certain = self.certain if certain is None else certain
+        if images is not None:
+            if not self.images_:
+                raise NotFittedError("Detector.recalibrate needs a fitted detector. Call fit(normal_images) first.")
+            fresh = self._grouped(normal_images(images, max_pixels=self.max_pixels))
+            _require_any(len(fresh.source))
+            changed.calibration, changed.held_out, changed.kept_, changed.skipped_ = "split", None, None, []
+            changed._require(fresh.groups)
+            changed._calibrate(fresh, progress)
+        elif self.calibration_ is None:
+            raise NotFittedError("Detector.recalibrate needs a calibrated detector, or new normal images (images=).")
+        else:
+            changed.calibration_, changed.peaks_ = (
+                known and known.at(changed.false_alarm_rate, certain=changed.certain)
+                for known in (self.calibration_, self.peaks_)
+            )
+        vars(self).update(vars(changed))
         return self
 
     def update(
@@ -285,6 +369,11 @@ class Detector(Parameterised):
             raise ArgumentError.about(
                 "method", expected=f"one that can be updated ({able})", got=method.name, instead="Fit again."
             )
+        if self.others_:
+            raise ArgumentError.about(
+                "calibration", expected="one model, to be updated", got=f"cross with {1 + len(self.others_)}",
+                instead="Fit again.",
+            )  # fmt: skip
         source = normal_images(images, max_pixels=self.max_pixels)
         _require_any(len(source))
         fresh = (
@@ -300,7 +389,7 @@ class Detector(Parameterised):
         self.images_ += len(batches) - len(batches.skipped)
         self.skipped_ = list(batches.skipped)
         self.learned_ |= frozenset(digests.values())
-        self.calibration_, self.peaks_, self.calibrated_on_ = None, None, frozenset()
+        self.calibration_, self.peaks_, self.calibrated_on_, self.kept_ = None, None, frozenset(), None
         if fresh is not None:
             self._calibrate(fresh, progress)
         return self
@@ -318,12 +407,12 @@ class Detector(Parameterised):
         preprocess = self.preprocessing
         for batch, scores in self.score(images, progress=progress):
             maps = None if scores.maps is None else scores.maps.cpu()
-            p_values = [None] * len(batch) if scores.p_values is None else scores.p_values.tolist()
-            regions = self.regions(batch, scores)
+            models = [None] * len(batch) if scores.p_values is None else scores.p_values.tolist()
+            p_values, regions = self.p_values(scores), self.regions(batch, scores)
             for i, (name, size, score) in enumerate(zip(batch.names, batch.sizes, scores.images.tolist(), strict=True)):
                 region = None if batch.inside is None else batch.inside[i]
                 map = None if maps is None else preprocess.to_original(maps[i], size, region)
-                yield replace(self.decide(name, score, map, p_values[i]), regions=regions[i])
+                yield replace(self.decide(name, score, map, models[i], p_value=p_values[i]), regions=regions[i])
 
     def score(
         self, images: ImageInput | Iterable[str | Path | InMemory], *, progress: Progress | None = None
@@ -350,12 +439,29 @@ class Detector(Parameterised):
                 )  # fmt: skip
             yield batch, scores
 
-    def decide(self, name: str, score: float, map: Any = None, model_p_value: float | None = None) -> Decision:
-        """Turn a raw score into a decision."""
+    def p_values(self, scores: Scores) -> list[float | None]:
+        """The conformal p-value of each image of a batch; None without a calibration."""
+        if self.calibration_ is None:
+            return [None] * len(scores.images)
+        plus = None if scores.plus is None or self.calibration_.kind == "split" else scores.plus.tolist()
+        found: list[float | None] = self.calibration_.p_values(scores.images.tolist(), plus=plus).tolist()
+        return found
+
+    def decide(
+        self,
+        name: str,
+        score: float,
+        map: Any = None,
+        model_p_value: float | None = None,
+        *,
+        p_value: float | None = None,
+    ) -> Decision:
+        """Turn a raw score into a decision; with `cross` and `full`, `p_value` must come from `p_values`."""
         c = self.calibration_
         if c is None:
             return Decision(name, score, map, None, None, model_p_value)
-        return Decision(name, score, map, c.p_value(score), c.threshold, model_p_value, c.promise)
+        p_value = c.p_value(score) if p_value is None else p_value
+        return Decision(name, score, map, p_value, c.threshold, model_p_value, c.promise)
 
     def regions(self, batch: ImageBatch, scores: Scores) -> list[tuple[AnomalousRegion, ...] | None]:
         """Where, for each image of a batch and the `scores` that `score` gave it; see `Decision.regions`."""
@@ -371,7 +477,9 @@ class Detector(Parameterised):
         tensors = {f"method.{name}": tensor for name, tensor in self.method_.state().items()}
         seen = model_file.write_seen(self.learned_, self.calibrated_on_, self.calibration_, self.peaks_)
         seen |= {} if self.region_ is None else self.region_.state()
-        persist.save(path, tensors | seen, self.manifest())
+        folds = model_file.write_folds(self.method_, self.others_)
+        kept = {f"left_out.{name}": tensor for name, tensor in (self.kept_ or {}).items()}
+        persist.save(path, tensors | folds | kept | seen, self.manifest())
 
     @classmethod
     def load(
@@ -398,12 +506,20 @@ class Detector(Parameterised):
             detector = cls(method=method, **model_file.read_settings(cls, about.detector, complete=complete))
             detector.images_, detector.excluded_, detector.chosen_ = about.images, about.excluded, about.chosen
             detector.check()
-            seen = {name: tensor for name, tensor in tensors.items() if not name.startswith("method.")}
+            parts = ("method.", "fold.", "left_out.")
+            seen = {name: tensor for name, tensor in tensors.items() if not name.startswith(parts)}
             region = {name: seen.pop(name) for name in [name for name in seen if name.startswith("region.")]}
             detector.region_ = Region.restore(region) if region else None
-            kept = model_file.read_seen(seen, false_alarm_rate=detector.false_alarm_rate, certain=detector.certain)
+            kept = model_file.read_seen(
+                seen, about.left_out, false_alarm_rate=detector.false_alarm_rate, certain=detector.certain
+            )
             detector.learned_, detector.calibrated_on_, detector.calibration_, detector.peaks_ = kept
             model_file.restore_method(method, below(tensors, "method."), size=detector._input_size())
+            detector.others_ = model_file.read_folds(method, tensors, size=detector._input_size())
+            detector.kept_ = below(tensors, "left_out.") or None
+            model_file.check_left_out(
+                detector.calibration_, method, detector.others_, detector.kept_, size=detector._input_size()
+            )
         return detector
 
     def _input_size(self) -> Size:
@@ -415,7 +531,7 @@ class Detector(Parameterised):
     def _split(self, source: ImageSource) -> tuple[ImageSource, Grouped | None]:
         if not len(source):
             raise DatasetError.about("images", expected="normal images to fit on", got="none")
-        if self.calibration == "none":
+        if self.calibration != "split":
             return source, None
         grouped = self._grouped(source)
         train, held_out = hold_out(grouped.groups, self._share_to_hold_out(grouped.groups), seed=self._seed)
@@ -465,33 +581,138 @@ class Detector(Parameterised):
         require_images(count, self.false_alarm_rate, certain=self.certain, of=of, total=total)
 
     def _calibrate(self, held_out: Grouped, progress: Progress | None) -> None:
+        """Make the calibration of images that were not learned."""
         source, digests = with_digests(held_out.source)
         batches = self._batches(source, learn=True)
-        found: list[tuple[str, float]] = []
-        peaks: dict[str, float] = {}
-        for batch in Reporting(batches, "calibrate", progress):
-            judged = self._score(batch)
-            found += zip(batch.names, judged.images.tolist(), strict=True)
-            peaks.update(zip(batch.names, self.localiser.peaks(batch, judged), strict=False))
+        found = self._judged((batch, self._score(batch)) for batch in Reporting(batches, "calibrate", progress))
         self.skipped_ += batches.skipped
-        fresh = [(name, score) for name, score in found if digests.get(name) not in self.learned_]
+        fresh = [judged for judged in found if digests.get(judged.name) not in self.learned_]
         if len(fresh) < len(found):
             _log.warning(
                 "%d held-out pictures were learned as well, from files of another kind: they do not count. "
                 "`blemish inspect` names them.", len(found) - len(fresh),
             )  # fmt: skip
-        groups = join_groups(held_out.of(name for name, _ in fresh), [digests.get(name, name) for name, _ in fresh])
+        names = [judged.name for judged in fresh]
+        groups = join_groups(held_out.of(names), [digests.get(name, name) for name in names])
         self.calibrated_on_ = frozenset(digests.values()) - self.learned_
-        scores = [score for _, score in fresh]
-        self._require(groups)
-        require_differences(scores)
-        self.calibration_ = self._calibrated(scores, groups)
-        self.peaks_ = self._calibrated([peaks[name] for name, _ in fresh], groups) if peaks else None
+        self._set_calibration(fresh, groups, "split")
 
-    def _calibrated(self, values: list[float], groups: list[int]) -> Calibration:
-        return calibrate(
-            with_margin(values), false_alarm_rate=self.false_alarm_rate, groups=groups, certain=self.certain
-        )
+    def _leave_out(self, learned: Grouped, digests: Mapping[str, int], progress: Progress | None) -> None:
+        """Make the calibration of the images that were learned, each by the model without its group."""
+        batches, method = self._batches(learned.source, learn=True), self.method_
+        assert isinstance(method, LeavesOut)
+        _, groups = self._read(learned, digests)
+        if self.calibration == "full" and (reason := cannot_take_groups(groups)):
+            raise ArgumentError.about("images", expected="single ones with calibration full", got=reason)
+        found = self._judged(method.left_out(Reporting(batches, "leave out", progress), groups))
+        kind: CalibrationKind = "loo"
+        if self.calibration == "full":
+            assert isinstance(method, ScoresBeside)
+            kind, self.kept_ = "full", method.remember(batches)
+        self._set_calibration(found, groups, kind, unproven=self._unproven(learned, groups))
+
+    def _fit_folds(self, learned: Grouped, digests: Mapping[str, int], progress: Progress | None) -> None:
+        """Fit a model for each fold on all the others, and make the calibration of what each has not learned."""
+        count = min(self.folds, len(set(learned.groups)))
+        numbers = fold_of(learned.groups, count, seed=self._seed)
+        methods = [self.method_, *(same_again(self.method_) for _ in range(count - 1))]
+        found: list[_Judged] = []
+        skipped: dict[str, Skipped] = {}
+        for fold, method in enumerate(methods):
+            rest = learned.source.subset([i for i, number in enumerate(numbers) if number != fold])
+            bad = self._learn(method, rest, f"fit {fold + 1} of {count}", progress)
+            own = self._batches(learned.source.subset([i for i, number in enumerate(numbers) if number == fold]))
+            own = replace(own, refuse_constant=True)
+            found += self._judged((batch, self._score_by(method, batch)) for batch in own)
+            skipped |= {entry[0]: entry for entry in [*bad, *own.skipped]}
+        self.others_, self.skipped_ = tuple(methods[1:]), list(skipped.values())
+        self.images_ = len(learned.source) - len(skipped)
+        self.learned_ = frozenset(digests.values())
+        self._calibrate_folds(learned, digests, dict(zip(learned.source.names, numbers, strict=True)), found)
+
+    def _calibrate_folds(
+        self,
+        learned: Grouped,
+        digests: Mapping[str, int],
+        numbers: Mapping[str, int],
+        found: Sequence[_Judged],
+    ) -> None:
+        names, groups = self._read(learned, digests)
+        group_of = dict(zip(names, groups, strict=True))
+        folds_of: dict[int, set[int]] = {}
+        for name in names:
+            folds_of.setdefault(group_of[name], set()).add(numbers[name])
+        alone = [judged for judged in found if len(folds_of[group_of[judged.name]]) == 1]
+        if len(alone) < len(found):
+            _log.warning("%d pictures are in several folds, as files of other kinds: they do not count.",
+                         len(found) - len(alone))  # fmt: skip
+        self._set_calibration(
+            alone, [group_of[judged.name] for judged in alone], "cross",
+            folds=[numbers[judged.name] for judged in alone], unproven=self._unproven(learned, groups),
+        )  # fmt: skip
+
+    def _read(self, learned: Grouped, digests: Mapping[str, int]) -> tuple[list[str], list[int]]:
+        """The images that could be read, by name, and their groups; copies in files of other kinds are known now."""
+        skipped = {name for name, _ in self.skipped_}
+        names = [name for name in learned.source.names if name not in skipped]
+        return names, join_groups(learned.of(names), [digests.get(name, name) for name in names])
+
+    def _judged(self, scored: Iterable[tuple[ImageBatch, Scores]]) -> list[_Judged]:
+        """Score and peak of each image."""
+        found = []
+        for batch, scores in scored:
+            peaks: Sequence[float | None] = self.localiser.peaks(batch, scores) or [None] * len(batch)
+            found += [_Judged(*one) for one in zip(batch.names, scores.images.tolist(), peaks, strict=True)]
+        return found
+
+    def _set_calibration(
+        self,
+        found: Sequence[_Judged],
+        groups: Sequence[int],
+        kind: CalibrationKind,
+        *,
+        folds: Sequence[int] | None = None,
+        unproven: str = "",
+    ) -> None:
+        self._require(groups)
+        scores = [judged.score for judged in found]
+        require_differences(scores)
+
+        def calibrated(values: list[float]) -> Calibration:
+            return calibrate(
+                with_margin(values), false_alarm_rate=self.false_alarm_rate, groups=groups, certain=self.certain,
+                kind=kind, folds=folds, unproven=unproven,
+            )  # fmt: skip
+
+        self.calibration_ = calibrated(scores)
+        peaks = [judged.peak for judged in found if judged.peak is not None]
+        # A region needs a threshold, which the other kinds have none of.
+        self.peaks_ = calibrated(peaks) if len(peaks) == len(found) and kind in ("split", "loo") else None
+
+    def _require_left_out(self, source: ImageSource) -> Grouped:
+        """Refuse, before the fit, images that cannot be left out, or are too few."""
+        learned, method = self._grouped(source), self.method_
+        reason, count = "", len(set(learned.groups))
+        if self.calibration != "cross":
+            assert isinstance(method, LeavesOut)
+            reason = method.cannot_leave_out(learned.groups)
+        if self.calibration == "full":
+            reason = reason or cannot_take_groups(learned.groups)
+        if reason:
+            raise ArgumentError.about(
+                "calibration", expected="split or cross here", got=self.calibration,
+                instead=f"{method.name} cannot leave out {reason}.",
+            )  # fmt: skip
+        folds = min(self.folds, count)
+        self._require(range(count // folds * folds) if self.calibration == "cross" else learned.groups)
+        return learned
+
+    def _unproven(self, learned: Grouped, groups: Sequence[int]) -> str:
+        """Why leaving these images out guarantees nothing; empty where it does."""
+        if is_found_in(self._preset, learned.source):
+            return "the input was settled in view of images of several sizes: give a size"
+        method = self.method_
+        return method.unproven(groups) if self.calibration == "loo" and isinstance(method, LeavesOut) else ""
 
     def _require_readable(self, held_out: Grouped) -> None:
         """Find out before the fit, not after it, that too few held-out files can be read."""
@@ -551,12 +772,27 @@ class Detector(Parameterised):
         return batches if tiling is None else Tiles(batches, tiling, size=size, at_once=self.batch_size)
 
     def _score(self, batch: ImageBatch) -> Scores:
+        """Scores, and what p-values need beside them; with `cross` the mean over the folds' models."""
+        if self.others_:
+            if isinstance(self.method_, FrozenMethod) and self.tile is None:
+                batch = self.method_.with_maps(batch)
+            found = [self._score_by(method, batch) for method in (self.method_, *self.others_)]
+            maps = [scores.maps for scores in found if scores.maps is not None]
+            images = torch.stack([scores.images for scores in found], dim=1)
+            return Scores(images.mean(dim=1), torch.stack(maps).mean(dim=0) if maps else None, plus=images)
+        scores = self._score_by(self.method_, batch)
+        if self.kept_ is None:
+            return scores
+        assert isinstance(self.method_, ScoresBeside)
+        return replace(scores, plus=self.method_.beside(batch, self.kept_))
+
+    def _score_by(self, method: Method, batch: ImageBatch) -> Scores:
         tiling = self._tiling
         if tiling is None:
-            return self.method_.score(batch)
+            return method.score(batch)
         size = (batch.pixels.shape[2], batch.pixels.shape[3])
         cut = tiling.cut(batch, at_once=self.batch_size)
-        return tiling.join([scored_inside(self.method_.score(tiles), tiles) for tiles in cut], size)
+        return tiling.join([scored_inside(method.score(tiles), tiles) for tiles in cut], size)
 
     @property
     def preprocessing(self) -> Preprocess:
@@ -587,6 +823,7 @@ class Detector(Parameterised):
             },
             "versions": model_file.versions(),
             **({"chosen": self.chosen_} if self.chosen_ else {}),
+            **model_file.write_left_out(self.calibration_),
         }
 
 

@@ -76,6 +76,7 @@ class Localiser:
     def _regions(self, map: Floats, peaks: Calibration, size: Size) -> tuple[AnomalousRegion, ...]:
         left, top, across, down = self.preprocess.placement(size)
         least, threshold = self._least(size), peaks.threshold
+        assert threshold is not None  # peaks are those of split or loo
         framed = np.pad(map, 1, constant_values=-np.inf)
         found = []
         for where, own in components(map > threshold, least):

@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 import platform
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.metadata import version
@@ -20,18 +20,22 @@ from .calibrate import Calibration, calibrate
 from .errors import ArgumentError, BlemishError, MissingPackageError, ModelFileError, NotEnoughMemoryError
 from .features.backbones import Backbone
 from .features.weights import is_random
+from .folds import same_again
 from .images.preprocess import Preprocess
-from .methods import FeatureMethod, Method
+from .methods import FeatureMethod, Method, ScoresBeside
 from .methods.registry import METHODS
 from .ops.neighbours import Exact, IndexFactory
 from .parameters import parameter, parameters_of, plain_parameters, read_plain
 from .persist import Manifest
-from .tensors import check_tensors
-from .types import ImageBatch, Size
+from .tensors import below, check_tensors
+from .types import CalibrationKind, ImageBatch, Size
+
+_NETWORK = ("backbone.", "input.")
+"""Of a method's state: the network, which the models of several folds share unless they train it."""
 
 _CALIBRATIONS = {"calibration": "k", "peaks": "p"}
 """Of image scores and of map peaks, and the word for how many."""
-_PARTS = {"scores": "float64", "groups": "int64"}
+_PARTS = {"scores": "float64", "groups": "int64", "folds": "int64"}
 
 
 @dataclass(kw_only=True)
@@ -68,6 +72,20 @@ class ModelManifest:
     runtime: dict[str, Any] | None = None
 
 
+@dataclass(kw_only=True)
+class LeftOut:
+    """The section `left_out` of a manifest.
+
+    Parameters
+    ----------
+    calibration: what p-values rest on.
+    unproven: why no rate is guaranteed; empty where one is.
+    """
+
+    calibration: CalibrationKind = "split"
+    unproven: str = ""
+
+
 def write_method(method: Method) -> dict[str, Any]:
     """A method's sections of the manifest."""
     parameters = plain_parameters(method)
@@ -95,15 +113,27 @@ def _write_calibration(name: str, calibration: Calibration | None) -> dict[str, 
     if calibration is None:
         return {}
     kept = {f"{name}.scores": torch.from_numpy(calibration.scores)}
-    if calibration.groups is not None:
-        kept[f"{name}.groups"] = torch.from_numpy(calibration.groups)
+    for part, values in (("groups", calibration.groups), ("folds", calibration.folds)):
+        if values is not None:
+            kept[f"{name}.{part}"] = torch.from_numpy(values)
     return kept
 
 
+def write_left_out(calibration: Calibration | None) -> dict[str, Any]:
+    """The section of the manifest where images were left out in turn."""
+    if calibration is None or calibration.kind == "split":
+        return {}
+    return {"left_out": {"calibration": calibration.kind, "unproven": calibration.unproven}}
+
+
 def read_seen(
-    kept: Mapping[str, Tensor], *, false_alarm_rate: float, certain: float | None
+    kept: Mapping[str, Tensor],
+    left_out: Mapping[str, Any] | None,
+    *,
+    false_alarm_rate: float,
+    certain: float | None,
 ) -> tuple[frozenset[int], frozenset[int], Calibration | None, Calibration | None]:
-    """What `write_seen` was given."""
+    """What `write_seen` was given; `left_out` is what `write_left_out` gave."""
     # An update drops the calibration, so that also a detector with `split` may have none.
     forms = {"learned.digests?": "int64 n", "calibration.digests?": "int64 m"}
     calibrations = {
@@ -114,21 +144,28 @@ def read_seen(
     learned, calibrated_on = (
         frozenset(kept.get(name, none).tolist()) for name in ("learned.digests", "calibration.digests")
     )
-    calibration, peaks = (_read_calibration(kept, name, false_alarm_rate, certain) for name in _CALIBRATIONS)
+    known = {name: value for name, value in (left_out or {}).items() if name in parameters_of(LeftOut)}
+    how = LeftOut(**read_plain(LeftOut, known, of="left_out"))
+    calibration, peaks = (
+        _read_calibration(kept, name, how, false_alarm_rate=false_alarm_rate, certain=certain) for name in _CALIBRATIONS
+    )
     return learned, calibrated_on, calibration, peaks
 
 
 def _read_calibration(
-    kept: Mapping[str, Tensor], name: str, false_alarm_rate: float, certain: float | None
+    kept: Mapping[str, Tensor], name: str, how: LeftOut, *, false_alarm_rate: float, certain: float | None
 ) -> Calibration | None:
-    if f"{name}.scores" not in kept:
+    values, groups, folds = (kept[tensor].numpy() if (tensor := f"{name}.{part}") in kept else None for part in _PARTS)
+    if values is None:
         return None
-    values, groups = kept[f"{name}.scores"].numpy(), kept.get(f"{name}.groups")
     calibration = calibrate(
         values,
         false_alarm_rate=false_alarm_rate,
-        groups=None if groups is None else groups.numpy(),
+        groups=groups,
         certain=certain,
+        kind=how.calibration,
+        folds=folds,
+        unproven=how.unproven,
     )
     if (values != calibration.scores).any():
         raise ModelFileError(f"tensor {name}.scores: not in ascending order.")
@@ -207,10 +244,62 @@ def restore_method(method: Method, learned: dict[str, Tensor], *, size: Size) ->
     """Give a method what it learned; refuse what does not fit, or would only fail at the first image of this size."""
     method.restore(learned)
     _check_same(learned, method.state())
-    if isinstance(method, FeatureMethod):  # what was learned and the network's features must fit together
-        blank = ImageBatch(torch.zeros(1, 3, *size), ("blank",), (size,))
-        if not bool(torch.isfinite(method.score(blank).images).all()):
-            raise ModelFileError("gives NaN or infinity for a black image.")
+    # What was learned and the network's features must fit together.
+    if isinstance(method, FeatureMethod) and not bool(torch.isfinite(method.score(_blank(size)).images).all()):
+        raise ModelFileError("gives NaN or infinity for a black image.")
+
+
+def write_folds(first: Method, others: Sequence[Method]) -> dict[str, Tensor]:
+    """The models of the folds but the first, by number; the network where it is not the first one's."""
+    shared = {name: tensor for name, tensor in first.state().items() if name.startswith(_NETWORK)}
+    return {
+        f"fold.{number}.{name}": tensor
+        for number, method in enumerate(others, start=1)
+        for name, tensor in method.state().items()
+        if name not in shared or not torch.equal(shared[name], tensor)
+    }
+
+
+def read_folds(first: Method, tensors: Mapping[str, Tensor], *, size: Size) -> tuple[Method, ...]:
+    """What `write_folds` was given, after the first model is restored."""
+    numbers = {name.split(".")[1] for name in tensors if name.startswith("fold.")}
+    if numbers != {str(number) for number in range(1, len(numbers) + 1)}:
+        raise ModelFileError("tensors fold.*: expected numbers from 1.")
+    shared = {name: tensor for name, tensor in first.state().items() if name.startswith(_NETWORK)} if numbers else {}
+    methods = []
+    for number in range(1, len(numbers) + 1):
+        method = same_again(first)
+        restore_method(method, shared | below(tensors, f"fold.{number}."), size=size)
+        methods.append(method)
+    return tuple(methods)
+
+
+def check_left_out(
+    calibration: Calibration | None,
+    method: Method,
+    others: Sequence[Method],
+    kept: dict[str, Tensor] | None,
+    *,
+    size: Size,
+) -> None:
+    """Refuse what the calibration cannot be used with, or would only fail at the first image of this size."""
+    kind = "split" if calibration is None else calibration.kind
+    if (kept is not None) != (kind == "full"):
+        raise ModelFileError(f"tensors left_out.*: {'missing' if kept is None else 'not expected'} with {kind}.")
+    if kept is not None:
+        if not isinstance(method, ScoresBeside):
+            raise ModelFileError(f"left_out: {method.name} has no calibration full.")
+        beside = method.beside(_blank(size), kept)
+        if calibration is None or beside.shape != (1, len(calibration.scores)) or not bool(beside.isfinite().all()):
+            raise ModelFileError("tensors left_out.*: do not fit the scores.")
+    if kind == "cross" and calibration is not None:
+        folds = None if calibration.folds is None else calibration.folds.max() + 1
+        if folds != 1 + len(others):
+            raise ModelFileError(f"tensor calibration.folds: expected {1 + len(others)} folds, got {folds}.")
+
+
+def _blank(size: Size) -> ImageBatch:
+    return ImageBatch(torch.zeros(1, 3, *size), ("blank",), (size,))
 
 
 def _read_stored(

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Literal, Protocol
 
 if TYPE_CHECKING:
     import numpy as np
@@ -18,6 +18,9 @@ if TYPE_CHECKING:
 
 Size = tuple[int, int]
 """`(height, width)` in pixels."""
+
+CalibrationKind = Literal["split", "cross", "loo", "full"]
+"""How normal images that a model has not learned from come to scores: docs/decisions.md."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,23 +73,29 @@ class Scores:
     """`(batch, height, width)` float32 at the size of the batch's pixels, or None for image-level methods."""
     p_values: Tensor | None = None
     """`(batch,)` float32 in [0, 1] by the method's own model of normality, for methods that have one."""
+    plus: Tensor | None = None
+    """What conformal p-values need beside the score; of a detector with `cross` `(batch, folds)`, the score by each
+    fold's model; with `full` `(batch, n)`, the scores that the learned images have where this image is one of them."""
 
 
 @dataclass(frozen=True, slots=True)
 class Promise:
-    """What a threshold promises of new normal images, if they are like the held-out ones: nominal and proven."""
+    """What a verdict promises of new normal images, if they are like the ones at hand: nominal and proven."""
 
     false_alarm_rate: float
     """Nominal: what was asked for."""
-    guaranteed_rate: float
-    """Proven on average over draws of the held-out images; never above `false_alarm_rate`."""
+    guaranteed_rate: float | None
+    """Proven on average over draws of the normal images; above `false_alarm_rate` for `cross` and `loo`. None: none."""
     certain: float | None
     """With this probability over such draws the rate is at most `false_alarm_rate`; None: not asked for."""
     plausible: tuple[float, float] | None
-    """5 and 95 % quantile, over such draws, of the rate that one threshold has; None where groups leave it open."""
+    """5 and 95 % quantile, over such draws, of the rate that one threshold has; None where no theory gives them."""
     held_out: int
-    """What the promise counts: held-out images, or groups of them."""
+    """What the promise counts: images that were held out, or left out in turn, or groups of them."""
     in_groups: bool
+    calibration: CalibrationKind = "split"
+    unproven: str = ""
+    """Why no rate is guaranteed; empty where one is."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,15 +137,22 @@ class Decision:
     p_value: float | None
     """Conformal p-value in (0, 1]; None for an uncalibrated detector."""
     threshold: float | None
-    """In score units; None for an uncalibrated detector."""
+    """In score units; None for an uncalibrated detector, and with `cross` and `full`, where none exists."""
     model_p_value: float | None = None
     """By the method's own model of normality, for methods that have one; only as right as that model."""
     promise: Promise | None = None
-    """What the threshold promises; None for an uncalibrated detector."""
+    """What the verdict promises; None for an uncalibrated detector."""
     regions: tuple[AnomalousRegion, ...] | None = None
-    """Where, highest peak first; None without maps, or without held-out maps. `is_anomalous` does not follow them."""
+    """Where, highest peak first; None without maps, or without left-out maps. `is_anomalous` does not follow them."""
 
     @property
     def is_anomalous(self) -> bool | None:
-        """True where the score exceeds the threshold; None for an uncalibrated detector."""
-        return None if self.threshold is None else self.score > self.threshold
+        """True where the score exceeds the threshold, or without one the p-value does not exceed the rate.
+
+        None for an uncalibrated detector.
+        """
+        if self.threshold is not None:
+            return self.score > self.threshold
+        if self.p_value is None or self.promise is None:
+            return None
+        return self.p_value <= self.promise.false_alarm_rate * (1 + 1e-12)  # rates and p-values are rounded

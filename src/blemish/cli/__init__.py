@@ -49,6 +49,7 @@ for name, command in (
     ("choose", choose.choose),
     ("fit", detector.fit),
     ("update", detector.update),
+    ("recalibrate", detector.recalibrate),
     ("upgrade", upgrade.upgrade),
     ("predict", detector.predict),
     ("evaluate", detector.evaluate_model),

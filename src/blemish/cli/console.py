@@ -69,9 +69,10 @@ def facts(detector: Detector) -> dict[str, str]:
     found = {"Method": manifest["method"], "Normal images learned": str(manifest["images"])}
     if detector.calibration_ is not None:
         calibration = detector.calibration_
-        found["Normal images held out"] = str(len(calibration.scores))
+        out = "held out" if calibration.kind == "split" else f"left out in turn ({calibration.kind})"
+        found[f"Normal images {out}"] = str(len(calibration.scores))
         if calibration.groups is not None:
-            found["Groups held out"] = f"{calibration.n_groups}; the promised rate is that of one image of a new group"
+            found[f"Groups {out}"] = f"{calibration.n_groups}; the promised rate is that of one image of a new group"
         found["Wanted false-alarm rate"] = f"{calibration.false_alarm_rate:g}"
         found["Promise"] = spell_promise(calibration.promise)
     if detector.excluded_:
@@ -91,9 +92,14 @@ def facts(detector: Detector) -> dict[str, str]:
 
 def _excluded(detector: Detector) -> str:
     """What the promised rate is worth where images were thrown out by hand."""
-    held_out = 0 if detector.calibration_ is None else len(detector.calibration_.scores)
-    count = detector.excluded_ + detector.images_ + held_out
+    count = detector.excluded_ + detector.images_ + _held_out(detector)
     return f"{detector.excluded_} of {count}; the promise holds for images that the same rule would keep"
+
+
+def _held_out(detector: Detector) -> int:
+    """Images that the model has not learned from."""
+    calibration = detector.calibration_
+    return len(calibration.scores) if calibration is not None and calibration.kind == "split" else 0
 
 
 def print_fit(detector: Detector, out: Path, seconds: float, as_json: bool, *, extra: Mapping[str, object]) -> None:
@@ -103,7 +109,8 @@ def print_fit(detector: Detector, out: Path, seconds: float, as_json: bool, *, e
     row: dict[str, Any] = {
         "model": str(out),
         "images": detector.images_,
-        "held_out": 0 if calibration is None else len(calibration.scores),
+        "held_out": _held_out(detector),
+        "left_out": 0 if calibration is None else len(calibration.scores) - _held_out(detector),
         "groups": None if calibration is None or calibration.groups is None else calibration.n_groups,
         "excluded": detector.excluded_,
         "threshold": None if calibration is None else calibration.threshold,
@@ -116,10 +123,13 @@ def print_fit(detector: Detector, out: Path, seconds: float, as_json: bool, *, e
     if as_json:
         typer.echo(json.dumps(row | dict(extra)))
         return
-    verdict = "no threshold (calibration off)" if calibration is None else f"threshold {calibration.threshold:.4g}"
+    verdict = "no threshold (calibration off)"
+    if calibration is not None:
+        verdict = "verdicts by p-value" if row["threshold"] is None else f"threshold {row['threshold']:.4g}"
     in_groups = f" in {row['groups']} groups" if row["groups"] else ""
+    others = f"{row['left_out']} left out in turn" if row["left_out"] else f"{row['held_out']} held out"
     typer.echo(
-        f"{out}: learned from {row['images']} normal images, {row['held_out']} held out{in_groups}, {verdict}; "
+        f"{out}: learned from {row['images']} normal images, {others}{in_groups}, {verdict}; "
         f"{seconds:.1f} s, model {row['model_bytes'] / 1e6:.1f} MB"
         + (f", peak memory {row['peak_bytes'] / 1e9:.2f} GB" if row["peak_bytes"] else "")
     )

@@ -138,9 +138,14 @@ def fit(
     ] = None,
     memory: MemoryOption = None,
     calibration: Annotated[
-        Literal["split", "none"] | None,
-        typer.Option(help="split: hold out normals for the threshold. none: raw scores only."),
+        Literal["split", "cross", "loo", "full", "none"] | None,
+        typer.Option(
+            help="split: hold out normals for the threshold. loo: learn all, and score each by the model without it. "
+            "cross: a model for each of several folds. full: judge each image as one of the normal ones. none: raw "
+            "scores only. See docs/decisions.md."
+        ),
     ] = None,
+    folds: Annotated[int, typer.Option(help="With --calibration cross: how many.")] = 10,
     false_alarm_rate: RateOption = 0.05,
     certain: CertainOption = None,
     held_out: Annotated[
@@ -195,6 +200,7 @@ def fit(
         tile=None if tile is None else read_size(tile, of="--tile"),
         overlap=overlap,
         calibration=calibration or chosen.calibration,
+        folds=folds,
         held_out=held_out,
         false_alarm_rate=false_alarm_rate,
         certain=certain,
@@ -245,6 +251,48 @@ def update(
     held_out_source = None if held_out is None else _normal_source(held_out, say, max_pixels=limit)[0]
     with say.progress() as progress:
         detector.update(source, held_out=held_out_source, progress=progress)
+    detector.save(out or model)
+    print_fit(detector, out or model, time.perf_counter() - start, as_json, extra={"data": taken})
+    say.skipped(detector)
+
+
+def recalibrate(
+    model: ModelArgument,
+    images: Annotated[
+        Path | None, typer.Argument(help="Folder of normal images that were not learned; none: only another rate.")
+    ] = None,
+    *,
+    false_alarm_rate: Annotated[float | None, typer.Option(help="Another one; default: the model's.")] = None,
+    certain: CertainOption = None,
+    group_by: Annotated[
+        str | None, typer.Option(metavar="PATTERN", help="Keep bursts or parts together, as in `blemish fit`.")
+    ] = None,
+    out: Annotated[Path | None, typer.Option(help="Where to write; default: replace the model.")] = None,
+    roi: RoiOption = None,
+    device: DeviceOption = "auto",
+    on_error: ErrorOption = "raise",
+    as_json: JsonOption = False,
+) -> None:
+    """Make a new threshold from new normal images, or for another rate; nothing is learned.
+
+    For a model that is still right while lamp, lens or material have drifted: all images of a shift, or a random
+    sample of them, never a choice by score.
+
+    Example: blemish recalibrate bottle.blemish this_week --false-alarm-rate 0.02
+    """
+    say = Speaker()
+    check_output(out or model)
+    start = time.perf_counter()
+    detector = load_model(model, device, roi)
+    detector.on_error, detector.group_by = on_error, group_by
+    if images is None and false_alarm_rate is None and certain is None:
+        raise ArgumentError.about("IMAGES", expected="normal images, or --false-alarm-rate", got="neither")
+    taken: dict[str, object] | None = None
+    source = None
+    if images is not None:
+        source, taken = _normal_source(images, say, max_pixels=detector.max_pixels)
+    with say.progress() as progress:
+        detector.recalibrate(false_alarm_rate, certain=certain, images=source, progress=progress)
     detector.save(out or model)
     print_fit(detector, out or model, time.perf_counter() - start, as_json, extra={"data": taken})
     say.skipped(detector)

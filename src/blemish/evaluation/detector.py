@@ -74,12 +74,16 @@ class RealisedRate:
     """Exact 95 % interval of the rate of this threshold."""
     what: Literal["are flagged", "show a region"]
     chance: float | None
-    """Of so many false alarms or more, were the test images like the held-out ones; None where groups leave it open."""
+    """Of so many false alarms or more, were the test images like those at hand; None where groups leave it open."""
 
     @property
     def promised(self) -> float:
-        """The rate that is proven: with `certain` for this threshold, else on average over draws of held-out images."""
-        return self.promise.guaranteed_rate if self.promise.certain is None else self.promise.false_alarm_rate
+        """The rate that is proven: with `certain` for this threshold, else on average over draws of normal images.
+
+        Where nothing is proven, the one that was asked for.
+        """
+        proven = self.promise.guaranteed_rate
+        return self.promise.false_alarm_rate if self.promise.certain is not None or proven is None else proven
 
     @property
     def is_below(self) -> bool:
@@ -93,21 +97,23 @@ class RealisedRate:
 
     def __str__(self) -> str:
         low, high = (f"{100 * end:.1f}" for end in self.interval)
+        word = "promised" if self.promise.guaranteed_rate is not None else "wanted, but not guaranteed,"
+        images = "held-out images" if self.promise.calibration == "split" else "normal images of the fit"
         line = (
             f"{self.alarms} of {self.images} normal test images {self.what}: the rate of this threshold is {low} to "
             f"{high} % (exact 95 % interval)"
         )
         if not self.is_below:
-            return f"{line}, which does not speak against the promised {100 * self.promised:.3g} %."
-        line += f". The promised {100 * self.promised:.3g} % lies below it."
+            return f"{line}, which does not speak against the {word} {100 * self.promised:.3g} %."
+        line += f". The {word} {100 * self.promised:.3g} % lies below it."
         if self.chance is not None:
             line += (
-                f" Were the test images like the held-out ones, there would be so many or more with a probability of "
+                f" Were the test images like the {images}, there would be so many or more with a probability of "
                 f"{100 * self.chance:.2g} %."
             )
         if self.speaks_against_premise:
             return f"{line} The premise may not hold: another lighting, another batch, or images that belong together."
-        return f"{line} An unlucky draw of the {self.promise.held_out} held-out images may explain it."
+        return f"{line} An unlucky draw of the {self.promise.held_out} {images} may explain it."
 
 
 @dataclass(frozen=True)
@@ -190,6 +196,9 @@ def evaluate(
         threshold=detector.calibration_.threshold if detector.calibration_ else None,
         curve=metrics.pixel_curve(pairs) if pairs is not None and pairs.have_both_kinds() else None,
         found=_found(detector, records, pairs),
+        flagged=np.array([record.decision.is_anomalous for record in records], dtype=bool)
+        if detector.calibration_
+        else None,
     )
     return Evaluation(
         figures=Figures(**{name: row.of(outcome) for name, row in TABLE.items()}),
@@ -224,11 +233,11 @@ def _realised(
 ) -> RealisedRate | None:
     if calibration is None or not outcome.has("normal"):
         return None
-    if what == "are flagged":
-        flagged = outcome.scores > calibration.threshold
-    else:
+    flagged = outcome.flagged
+    if what == "show a region":
         assert outcome.found is not None
         flagged = outcome.found.reported > 0
+    assert flagged is not None
     alarms, images = int(flagged[~outcome.anomalous].sum()), int((~outcome.anomalous).sum())
     interval = metrics.binomial_interval(alarms, images)
     return RealisedRate(
@@ -238,7 +247,7 @@ def _realised(
 
 def _found(detector: Detector, records: Sequence[Record], pairs: _Pairs | None) -> metrics.FoundRegions | None:
     """What the regions of the detector hit and miss; None where it reports none."""
-    if detector.peaks_ is None:
+    if detector.peaks_ is None or detector.peaks_.threshold is None:
         return None
     reported = np.array([len(record.decision.regions or ()) for record in records], dtype=np.intp)
     if pairs is None:
@@ -279,8 +288,9 @@ def _score(
                 "counts it would say nothing. Test on other images (`blemish inspect DATA` names all copies), or "
                 "allow the overlap (--allow-overlap)."
             )
+        p_values = detector.p_values(scores)
         for i, found in enumerate(detector.regions(batch, scores)):
-            decision = detector.decide(batch.names[i], float(scores.images[i]))
+            decision = detector.decide(batch.names[i], float(scores.images[i]), p_value=p_values[i])
             records.append(Record(by_name[decision.name], replace(decision, regions=found), batch.sizes[i]))
         if scores.maps is not None:
             maps.append(scores.maps.cpu().numpy())
@@ -388,14 +398,18 @@ def _kinds(records: Sequence[Record], outcome: Outcome) -> Iterator[KindFigures]
             kind,
             int(chosen.sum()),
             metrics.auroc(compared.scores, compared.anomalous) if abnormal else None,
-            None if outcome.threshold is None else float(np.mean(outcome.scores[chosen] > outcome.threshold)),
+            None if outcome.flagged is None else float(np.mean(outcome.flagged[chosen])),
         )
 
 
 def _drawn(outcome: Outcome, images: NDArray[np.intp] | NDArray[np.bool_]) -> Outcome:
     """The same of some images alone."""
     found = None if outcome.found is None else outcome.found.of(images)
-    return replace(outcome, scores=outcome.scores[images], anomalous=outcome.anomalous[images], curve=None, found=found)
+    flagged = None if outcome.flagged is None else outcome.flagged[images]
+    return replace(
+        outcome, scores=outcome.scores[images], anomalous=outcome.anomalous[images], curve=None, found=found,
+        flagged=flagged,
+    )  # fmt: skip
 
 
 def _intervals(outcome: Outcome, pairs: _Pairs | None, repetitions: int) -> dict[str, _Ends]:

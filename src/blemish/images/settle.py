@@ -38,6 +38,13 @@ def settle(preprocess: Preprocess, images: ImageSource, *, multiple: int, levels
     return found
 
 
+def is_found_in(preprocess: Preprocess, images: ImageSource) -> bool:
+    """Whether what `settle` finds could be another one without one of the images."""
+    if preprocess.white_level == "auto" and _find_white_level(images) is not None:
+        return True
+    return isinstance(preprocess.resize, str) and len({images.size(i) for i in range(len(images))}) > 1
+
+
 def _median_aspect(images: ImageSource) -> float:
     """Width : height of the middle one of the images, 1 where no size can be read."""
     step = max(1, math.ceil(len(images) / _SIZES))

@@ -6,8 +6,12 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 from ._base import FeatureMethod as FeatureMethod
+from ._base import FrozenMethod as FrozenMethod
 from ._base import Incremental as Incremental
+from ._base import LeavesOut as LeavesOut
 from ._base import Method as Method
+from ._base import ScoresBeside as ScoresBeside
+from ._base import cannot_take_groups as cannot_take_groups
 
 if TYPE_CHECKING:
     from .registry import *  # noqa: F403

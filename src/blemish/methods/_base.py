@@ -10,7 +10,8 @@ from __future__ import annotations
 
 import logging
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Sequence, Sized
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence, Sized
 from dataclasses import dataclass, replace
 from itertools import chain
 from pathlib import Path
@@ -35,6 +36,7 @@ from ..types import FeatureMaps, ImageBatch, ImageBatches, Scores
 _M = TypeVar("_M", bound="Method")
 _F = TypeVar("_F", bound="FeatureMethod")
 _G = TypeVar("_G", bound="GrowingMethod")
+_L = TypeVar("_L", bound="LeavingMethod")
 _log = logging.getLogger("blemish")
 
 
@@ -114,6 +116,34 @@ class Incremental(Protocol):
 
     def merge(self, other: Any) -> object:
         """Take in what `other`, of the same class and parameters, has learned."""
+
+
+@runtime_checkable
+class LeavesOut(Protocol):
+    """A method that scores the images that it has learned by the model without each of them, and fits nothing again."""
+
+    def cannot_leave_out(self, groups: Sequence[int]) -> str:
+        """Why it cannot, with these parameters and groups of images; empty where it can."""
+
+    def unproven(self, groups: Sequence[int]) -> str:
+        """Why a score may be smaller by the model without an image than with it; empty where that cannot be.
+
+        Then plain leave-one-out p-values are at least those of jackknife+, and have its bound.
+        """
+
+    def left_out(self, images: ImageBatches, groups: Sequence[int]) -> Iterator[tuple[ImageBatch, Scores]]:
+        """Each batch of the images of the fit, in its order, and their scores by the model without their group."""
+
+
+@runtime_checkable
+class ScoresBeside(Protocol):
+    """A method that `LeavesOut`, and scores the images that it has learned as if a new one were among them."""
+
+    def remember(self, images: ImageBatches) -> dict[str, Tensor]:
+        """What `beside` needs to know of the images of the fit, by name, for a model file."""
+
+    def beside(self, batch: ImageBatch, kept: dict[str, Tensor]) -> Tensor:
+        """`(batch, n)`: each learned image's score by a model of all the others and the new image."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -302,7 +332,8 @@ class FeatureMethod(Method):
         if not given.keys() >= set(extractor.taps):
             raise ArgumentError.about("features", expected=f"maps of {', '.join(extractor.taps)}", got=", ".join(given))
         size = (batch.pixels.shape[2], batch.pixels.shape[3])
-        return FeatureMaps(tuple(given[tap].to(extractor.device) for tap in extractor.taps), size)
+        inside = None if batch.inside is None else batch.inside.to(extractor.device)
+        return FeatureMaps(tuple(given[tap].to(extractor.device) for tap in extractor.taps), size, inside)
 
     def _seen(self, pixels: Tensor) -> FeatureMaps:
         """What the networks make of pixels."""
@@ -346,6 +377,14 @@ class FrozenMethod(FeatureMethod):
         if expected is not None:
             self._announce(self._plan(first, expected), expected, (perf_counter() - start) / len(first.maps[0]))
         self._learn(chain([first], features), expected=expected)
+
+    def with_maps(self, batch: ImageBatch) -> ImageBatch:
+        """The same images with their feature maps, for other models on the same network, where these can read them."""
+        if batch.features is not None or not self.reads_features or self._further_extractors():
+            return batch
+        with torch.inference_mode():
+            maps = self._maps(batch).maps
+        return replace(batch, features=dict(zip(self.extractor_.taps, maps, strict=True)))
 
     def _coming(self, images: ImageBatches) -> int | None:
         expected = announced(images)
@@ -404,6 +443,70 @@ class GrowingMethod(FrozenMethod):
     @abstractmethod
     def _absorb(self, other: Any) -> None:
         """Hook: take in what `other` has learned; refuse one with other parameters."""
+
+
+@dataclass(kw_only=True)
+class LeavingMethod(GrowingMethod):
+    """A `GrowingMethod` that `LeavesOut`; a concrete one fills in the hooks. Equal to refits up to rounding."""
+
+    def cannot_leave_out(self, groups: Sequence[int]) -> str:
+        """Why it cannot, with these parameters and groups of images; empty where it can."""
+        if self._directions() > 1:
+            return f"images that are learned turned as well (turns={self._directions()})"
+        return self._cannot(groups)
+
+    @abstractmethod
+    def unproven(self, groups: Sequence[int]) -> str:
+        """Why a score may be smaller by the model without an image than with it; empty where that cannot be."""
+
+    def left_out(self, images: ImageBatches, groups: Sequence[int]) -> Iterator[tuple[ImageBatch, Scores]]:
+        """Each batch of the images of the fit, in its order, and their scores by the model without their group."""
+        self._require_fit("left_out")
+        if reason := self.cannot_leave_out(groups):
+            raise ArgumentError.about("groups", expected="what can be left out", got=reason)
+        numbers, done = torch.tensor(groups), 0
+        for batch in self._checked(images):
+            own = numbers[done : done + len(batch)]
+            done += len(batch)
+            with torch.inference_mode():
+                scores = self._left_out(self._maps(batch), [(numbers == group).nonzero()[:, 0] for group in own])
+            yield batch, scores
+
+    @abstractmethod
+    def _cannot(self, groups: Sequence[int]) -> str:
+        """Hook: what else stands against it; empty: nothing."""
+
+    @abstractmethod
+    def _left_out(self, features: FeatureMaps, members: Sequence[Tensor]) -> Scores:
+        """Hook: scores of learned images, each without the images of the numbers `members`, `(n,)` int64."""
+
+
+def one_by_one(
+    features: FeatureMaps, members: Sequence[Tensor], without: Callable[[Tensor, FeatureMaps], FeatureMethod]
+) -> Scores:
+    """Scores of images, each by the model that `without` gives for what is left out and the maps of the image."""
+    found = []
+    for i, numbers in enumerate(members):
+        one = _one_image(features, i)
+        found.append(without(numbers, one)._score(one))
+    maps = [scores.maps for scores in found if scores.maps is not None]
+    return Scores(torch.cat([scores.images for scores in found]), torch.cat(maps) if maps else None)
+
+
+def _one_image(features: FeatureMaps, i: int) -> FeatureMaps:
+    inside = None if features.inside is None else features.inside[i : i + 1]
+    return FeatureMaps(tuple(m[i : i + 1] for m in features.maps), features.image_size, inside)
+
+
+def cannot_take_groups(groups: Sequence[int]) -> str:
+    """Why a method that knows the maps of one image at a time cannot leave these groups out; empty where it can."""
+    images, largest = counts_of(groups)
+    return f"groups of up to {largest} of the {images} images, such as copies of a picture" if largest > 1 else ""
+
+
+def counts_of(groups: Sequence[int]) -> tuple[int, int]:
+    """How many images there are, and how many of them belong together at most."""
+    return len(groups), max(Counter(groups).values(), default=0)
 
 
 def memory_left(device: torch.device, memory_gb: float | None = None) -> int | None:

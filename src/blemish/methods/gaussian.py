@@ -8,7 +8,7 @@ Mahalanobis distance, summed over the levels.
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, fields
 from itertools import chain
 from typing import ClassVar, Literal
@@ -24,12 +24,12 @@ from ..features.patches import pool
 from ..ops.shrinkage import ShrinkageSums
 from ..parameters import parameter
 from ..tensors import check_tensors
-from ..types import FeatureMaps, Scores
-from ._base import FitPlan, GrowingMethod
+from ..types import FeatureMaps, ImageBatch, ImageBatches, Scores
+from ._base import FitPlan, LeavingMethod, cannot_take_groups, one_by_one
 
 
 @dataclass(kw_only=True)
-class GaussianAD(GrowingMethod):
+class GaussianAD(LeavingMethod):
     """One Gaussian a level of pooled features, Mahalanobis distance. No map; tiny, exact, and quick to update.
 
     Parameters
@@ -43,6 +43,52 @@ class GaussianAD(GrowingMethod):
 
     components: Literal["all", "pca", "npca"] = "all"
     variance: float | None = parameter(None, above=0, at_most=1)
+
+    def unproven(self, groups: Sequence[int]) -> str:
+        """Mean and covariance move either way without an image."""
+        return "Mahalanobis distances may shrink without an image"
+
+    def remember(self, images: ImageBatches) -> dict[str, Tensor]:
+        """The pooled features of every image: for each level `(n, channels)`."""
+        with torch.inference_mode():
+            pooled = [[pool(m) for m in self._maps(batch).maps] for batch in self._checked(images)]
+        return {f"rows.{i}": torch.cat(level) for i, level in enumerate(zip(*pooled, strict=True))}
+
+    def beside(self, batch: ImageBatch, kept: dict[str, Tensor]) -> Tensor:
+        """One eigenbasis a new image: of the sums with it."""
+        if self.components != "all":
+            raise ArgumentError.about("components", expected="all with calibration full", got=self.components)
+        channels = enumerate(self.means_)
+        check_tensors(kept, {f"rows.{i}": f"float32 {int(self.sums_[0].count)} {len(mean)}" for i, mean in channels})
+        with torch.inference_mode():
+            levels = [pool(m) for m in self._maps(batch).maps]
+            return torch.stack([self._beside([m[i : i + 1] for m in levels], kept) for i in range(len(batch))])
+
+    def _beside(self, new: list[Tensor], kept: dict[str, Tensor]) -> Tensor:
+        found = torch.zeros(int(self.sums_[0].count), dtype=torch.float64, device=new[0].device)
+        for i, (sums, row) in enumerate(zip(copy.deepcopy(self.sums_), new, strict=True)):
+            sums.update(row)
+            found += sums.squared_without(kept[f"rows.{i}"].to(row.device)).sqrt()
+        return found.float()
+
+    def _cannot(self, groups: Sequence[int]) -> str:
+        return cannot_take_groups(groups)
+
+    def _left_out(self, features: FeatureMaps, members: Sequence[Tensor]) -> Scores:
+        if self.components != "all":
+            return one_by_one(features, members, self._without)
+        levels = zip(features.maps, self.sums_, strict=True)
+        return Scores(sum(sums.squared_without(pool(m)).sqrt() for m, sums in levels).float(), None)  # type: ignore[union-attr]
+
+    def _without(self, members: Tensor, features: FeatureMaps) -> GaussianAD:
+        """A new eigendecomposition, of the sums without the image's."""
+        own = [ShrinkageSums.empty(m.shape[1], m.device) for m in features.maps]
+        _update(own, features)
+        sums, model = copy.deepcopy(self.sums_), copy.copy(self)
+        for of_level, of_image in zip(sums, own, strict=True):
+            of_level.subtract(of_image)
+        model._finish(sums)
+        return model
 
     def _images(self, first: FeatureMaps) -> int:
         return int(self.sums_[0].count)

@@ -6,7 +6,8 @@ squared distances to the k nearest normal images.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import copy
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import chain
 from typing import ClassVar
@@ -18,17 +19,17 @@ from torch.nn import functional
 from ..errors import ArgumentError
 from ..features.backbones import Backbone
 from ..features.patches import pool
-from ..ops.neighbours import Exact, IndexFactory, midpoints, recall
+from ..ops.neighbours import Exact, ExactIndex, IndexFactory, midpoints, recall
 from ..parameters import parameter
 from ..tensors import check_tensors
-from ..types import FeatureMaps, Scores
-from ._base import FitPlan, GrowingMethod
+from ..types import FeatureMaps, ImageBatch, ImageBatches, Scores
+from ._base import FitPlan, LeavingMethod, counts_of, one_by_one
 
 _RECALL_QUERIES = 2048
 
 
 @dataclass(kw_only=True)
-class KNN(GrowingMethod):
+class KNN(LeavingMethod):
     """Distance to the nearest normal images, one vector an image. No map; no training; the honest baseline.
 
     Parameters
@@ -44,6 +45,46 @@ class KNN(GrowingMethod):
     k: int = parameter(2, at_least=1)
     normalise: bool = False
     index: IndexFactory | None = parameter(None, option=True)
+
+    def unproven(self, groups: Sequence[int]) -> str:
+        """Distances to the nearest of fewer images can only grow."""
+        return ""
+
+    def remember(self, images: ImageBatches) -> dict[str, Tensor]:
+        """The squared distances of each image to its k nearest others, `(n, k)`."""
+        vectors = self.bank_.vectors()
+        alone = (self._bank_without(torch.tensor([i])).search(vectors[i : i + 1], self.k) for i in range(len(vectors)))
+        return {"nearest": torch.cat([squared for squared, _ in alone])}
+
+    def beside(self, batch: ImageBatch, kept: dict[str, Tensor]) -> Tensor:
+        """A new image that is nearer than the last of an image's k nearest takes its place."""
+        check_tensors(kept, {"nearest": f"float32 {len(self.bank_)} {self.k}"})
+        self._require_fit("beside")
+        self._check_batch(batch)
+        nearest, bank = kept["nearest"].to(self._device()), self.bank_.vectors()
+        with torch.inference_mode():
+            squared = torch.stack([(bank - new).square_().sum(dim=1) for new in self._embed(self._maps(batch))])
+        return nearest.mean(dim=1) - (nearest[:, -1] - squared).clamp_min(0) / self.k
+
+    def _cannot(self, groups: Sequence[int]) -> str:
+        images, largest = counts_of(groups)
+        if self.index is not None:
+            return "an index of its own"
+        return f"k={self.k} neighbours of {images - largest} images" if self.k > images - largest else ""
+
+    def _left_out(self, features: FeatureMaps, members: Sequence[Tensor]) -> Scores:
+        return one_by_one(features, members, self._without)
+
+    def _without(self, members: Tensor, features: FeatureMaps) -> KNN:
+        model = copy.copy(self)
+        model.bank_ = self._bank_without(members)
+        return model
+
+    def _bank_without(self, members: Tensor) -> ExactIndex:
+        assert isinstance(self.bank_, ExactIndex)
+        rows = torch.zeros(len(self.bank_), dtype=torch.bool)
+        rows[members] = True
+        return self.bank_.without(rows.to(self._device()))
 
     def _images(self, first: FeatureMaps) -> int:
         return len(self.bank_)

@@ -14,7 +14,7 @@ is not more sensitive to noise than the others by more than that.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import chain
 from typing import ClassVar, Literal
@@ -30,7 +30,7 @@ from ..ops.maps import enlarge_and_smooth
 from ..parameters import parameter
 from ..tensors import check_tensors
 from ..types import FeatureMaps, Scores
-from ._base import FitPlan, GrowingMethod, MapMethod
+from ._base import FitPlan, LeavingMethod, MapMethod, cannot_take_groups
 
 _SHARE = 0.3
 """Of the pooled covariance, added to every position's: chosen without defects (docs/experiments/padim.md)."""
@@ -39,7 +39,7 @@ _RIDGE = 1e-3
 
 
 @dataclass(kw_only=True)
-class PaDiM(MapMethod, GrowingMethod):
+class PaDiM(MapMethod, LeavingMethod):
     """Patch distribution modelling. For parts that always lie in the same place; small, fast, exact.
 
     Parameters
@@ -65,6 +65,17 @@ class PaDiM(MapMethod, GrowingMethod):
     def __post_init__(self) -> None:
         self.channels_: tuple[Tensor, ...] | None = None
         self.projection_: Tensor | None = None
+
+    def unproven(self, groups: Sequence[int]) -> str:
+        """Means and covariances move either way without an image."""
+        return "Mahalanobis distances may shrink without an image"
+
+    def _cannot(self, groups: Sequence[int]) -> str:
+        return cannot_take_groups(groups)
+
+    def _left_out(self, features: FeatureMaps, members: Sequence[Tensor]) -> Scores:
+        self._check_size(features)
+        return self._scored(self.gaussian_.distances_without(self._embed(features), ridge=_RIDGE).float(), features)
 
     def _images(self, first: FeatureMaps) -> int:
         return self.gaussian_.count
@@ -127,9 +138,12 @@ class PaDiM(MapMethod, GrowingMethod):
 
     def _score(self, features: FeatureMaps) -> Scores:
         self._check_size(features)
-        distances = self.gaussian_.distances(self._embed(features)).reshape(-1, *self.grid_)
+        return self._scored(self.gaussian_.distances(self._embed(features)), features)
+
+    def _scored(self, distances: Tensor, features: FeatureMaps) -> Scores:
+        """From the distances of all positions, `(batch, position)`."""
         inside = cells_inside(features, self.grid_)
-        maps = enlarge_and_smooth(distances, self.image_size_, sigma=self.sigma, inside=inside)
+        maps = enlarge_and_smooth(distances.reshape(-1, *self.grid_), self.image_size_, sigma=self.sigma, inside=inside)
         return Scores(self._image_scores(maps, features.inside), maps)
 
     def _learned(self) -> dict[str, Tensor]:

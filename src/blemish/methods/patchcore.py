@@ -8,6 +8,7 @@ score is the largest distance, re-weighted by equation 7 where wanted.
 
 from __future__ import annotations
 
+import copy
 import logging
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -31,11 +32,11 @@ from ..features.patches import (
 )
 from ..ops.coreset import CoresetStream, reducing_capacity
 from ..ops.maps import enlarge_and_smooth
-from ..ops.neighbours import Exact, Index, IndexFactory, Storage, recall
+from ..ops.neighbours import Exact, ExactIndex, Index, IndexFactory, Storage, recall
 from ..parameters import count_of, parameter
 from ..tensors import check_tensors
 from ..types import FeatureMaps, Scores
-from ._base import FitPlan, GrowingMethod, MapMethod, TurnedMethod
+from ._base import FitPlan, LeavingMethod, MapMethod, TurnedMethod, one_by_one
 
 _log = logging.getLogger("blemish")
 _ERROR_PATCHES = 2048
@@ -47,7 +48,7 @@ _BYTES = {"float32": 4, "float16": 2, "int8": 1}
 
 
 @dataclass(kw_only=True)
-class PatchCore(MapMethod, TurnedMethod, GrowingMethod):
+class PatchCore(MapMethod, TurnedMethod, LeavingMethod):
     """Distance to a coreset of normal patches, wherever they lie. The most accurate of the untrained methods.
 
     Parameters
@@ -90,6 +91,33 @@ class PatchCore(MapMethod, TurnedMethod, GrowingMethod):
     reserve: int = parameter(16, at_least=0)
     storage: Storage = "float32"
     index: IndexFactory | None = parameter(None, option=True)
+
+    def unproven(self, groups: Sequence[int]) -> str:
+        """Distances to the nearest of fewer patches can only grow, where nothing else depends on an image."""
+        reasons = {
+            "the coreset is chosen in view of every image": len(self.bank_) < self.seen_,
+            f"storage={self.storage} is scaled by all images": self.storage != "float32",
+            "reweight may lower a score": self.reweight > 0,
+        }
+        return next((reason for reason, holds in reasons.items() if holds), "")
+
+    def _cannot(self, groups: Sequence[int]) -> str:
+        return "an index of its own" if self.index is not None else ""
+
+    def _left_out(self, features: FeatureMaps, members: Sequence[Tensor]) -> Scores:
+        return one_by_one(features, members, self._without)
+
+    def _without(self, members: Tensor, features: FeatureMaps) -> PatchCore:
+        """The bank without the images' own patches; a coreset is not chosen again."""
+        if self.owners_ is None:
+            raise ArgumentError.about("left_out", expected="the model that a fit has just made", got="another one")
+        rows = torch.isin(self.owners_, members)
+        if bool(rows.all()):
+            raise ArgumentError.about("images", expected="patches of several images in the bank", got="those of one")
+        model = copy.copy(self)
+        assert isinstance(self.bank_, ExactIndex)
+        model.bank_ = self.bank_.without(rows.to(features.maps[0].device))
+        return model
 
     def _images(self, first: FeatureMaps) -> int:
         return self.seen_ // (first.maps[0].shape[2] * first.maps[0].shape[3])
@@ -173,15 +201,19 @@ class PatchCore(MapMethod, TurnedMethod, GrowingMethod):
         if old is not None:
             stream.add_coreset(*old)
         seen = self.seen_
+        counts: list[int] = []
         for maps in chain([first], features):
             patches, cells = self._embed(maps).flatten(0, 1), cells_inside(maps, maps.maps[0].shape[2:])
+            images = len(maps.maps[0])
+            counts += [len(patches) // images] * images if cells is None else cells.flatten(1).sum(dim=1).tolist()
             if cells is not None:  # or what fills the outside would be normal anywhere
                 patches = patches[cells.flatten()]
             stream.add(patches)
             seen += len(patches)
-        self._finish(stream, seen)
+        self._finish(stream, seen, counts if old is None else None)
 
-    def _finish(self, stream: CoresetStream, seen: int) -> None:
+    def _finish(self, stream: CoresetStream, seen: int, counts: list[int] | None = None) -> None:
+        """Choose the bank; `counts` says how many patches each image has brought, where none came from elsewhere."""
         self._check_counts(seen)
         typical = stream.midpoints(_ERROR_PATCHES, seed=self.seed) if self._is_approximate() else None
         vectors, radius = stream.finish(
@@ -198,6 +230,9 @@ class PatchCore(MapMethod, TurnedMethod, GrowingMethod):
             self.storage_error_, self.recall_ = _compare(bank, Exact().build(vectors), typical)
             radius += self._moved(vectors, bank)
         self.bank_, self.radius_, self.seen_ = bank, radius, seen
+        self.owners_ = (
+            None if counts is None else torch.bucketize(stream.chosen, torch.tensor(counts).cumsum(0), right=True)
+        )
         self.reserve_, self.reserve_radius_ = reserve, reserve_radius
 
     def _moved(self, vectors: Tensor, bank: Index) -> float:
@@ -250,7 +285,7 @@ class PatchCore(MapMethod, TurnedMethod, GrowingMethod):
         )
 
     def _relearn(self, learned: dict[str, Tensor]) -> None:
-        self.bank_ = self._factory().restore(learned)
+        self.bank_, self.owners_ = self._factory().restore(learned), None
         self._check_learned(learned)
         self.channels_ = tuple(learned["channels"].tolist())
         self._prepare()

@@ -8,7 +8,8 @@ mean squared distance to the kappa nearest ones, enlarged bilinearly, averaged o
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import copy
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import chain
 from typing import ClassVar, Literal
@@ -24,11 +25,11 @@ from ..ops.neighbours import Exact, nearest_squared
 from ..parameters import count_of, parameter
 from ..tensors import check_tensors
 from ..types import FeatureMaps, Scores
-from ._base import FitPlan, GrowingMethod
+from ._base import FitPlan, LeavingMethod, counts_of, one_by_one
 
 
 @dataclass(kw_only=True)
-class SPADE(GrowingMethod):
+class SPADE(LeavingMethod):
     """Correspondence with the nearest normal images. No training; keeps all features of all images; slow to score.
 
     The layers of the gallery are `taps`.
@@ -53,6 +54,26 @@ class SPADE(GrowingMethod):
     sigma: float = parameter(4.0, at_least=0)
     storage: Literal["float32", "float16"] = "float32"
     top_share: float | None = parameter(None, at_least=0, at_most=1)
+
+    def unproven(self, groups: Sequence[int]) -> str:
+        """Distances to the nearest of fewer images can only grow, as long as there are k of them."""
+        images, largest = counts_of(groups)
+        return f"k={self.k} is more than the other images" if self.k > images - largest else ""
+
+    def _cannot(self, groups: Sequence[int]) -> str:
+        """The score of a map depends on which images are near, and more of them may make it smaller or larger."""
+        return "" if self.top_share is None else f"scores of maps (top_share={self.top_share:g})"
+
+    def _left_out(self, features: FeatureMaps, members: Sequence[Tensor]) -> Scores:
+        return one_by_one(features, members, self._without)
+
+    def _without(self, members: Tensor, features: FeatureMaps) -> SPADE:
+        """Without maps: a copy of the gallery for each image would be too much."""
+        model = copy.copy(self)
+        kept = torch.ones(len(self.pooled_), dtype=torch.bool, device=self.pooled_.device)
+        kept[members.to(kept.device)] = False
+        model.pooled_, model.gallery_ = self.pooled_[kept], []
+        return model
 
     def _images(self, first: FeatureMaps) -> int:
         return len(self.pooled_)
@@ -119,6 +140,8 @@ class SPADE(GrowingMethod):
     def _score(self, features: FeatureMaps) -> Scores:
         k = min(self.k, len(self.pooled_))
         squared, neighbours = Exact().build(self.pooled_).search(self._pooled(features), k)
+        if not self.gallery_:  # of a model without some images
+            return Scores(squared.mean(dim=1), None)
         layers = self._layers(features)
         maps: Tensor = sum(
             enlarge_and_smooth(

@@ -13,7 +13,7 @@ where U are the other eigenvectors. Mean and covariance come from sums, so the m
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import chain
 from typing import ClassVar
@@ -29,11 +29,11 @@ from ..ops.patch_sums import PatchSums
 from ..parameters import parameter
 from ..tensors import check_tensors
 from ..types import FeatureMaps, Scores
-from ._base import FitPlan, GrowingMethod, MapMethod, TurnedMethod
+from ._base import FitPlan, LeavingMethod, MapMethod, TurnedMethod, cannot_take_groups, one_by_one
 
 
 @dataclass(kw_only=True)
-class Subspace(MapMethod, TurnedMethod, GrowingMethod):
+class Subspace(MapMethod, TurnedMethod, LeavingMethod):
     """Residual outside the principal subspace of normal patches, wherever they lie. Tiny, exact; from one image on.
 
     Parameters
@@ -46,6 +46,23 @@ class Subspace(MapMethod, TurnedMethod, GrowingMethod):
 
     variance: float = parameter(0.98, above=0, below=1)
     sigma: float = parameter(4.0, at_least=0)
+
+    def unproven(self, groups: Sequence[int]) -> str:
+        """Mean and directions move either way without an image."""
+        return "scores of a subspace may shrink without an image"
+
+    def _cannot(self, groups: Sequence[int]) -> str:
+        return cannot_take_groups(groups)
+
+    def _left_out(self, features: FeatureMaps, members: Sequence[Tensor]) -> Scores:
+        return one_by_one(features, members, self._without)
+
+    def _without(self, members: Tensor, features: FeatureMaps) -> Subspace:
+        """A new eigendecomposition, of the sums without the image's."""
+        sums, model = copy.deepcopy(self.sums_), copy.copy(self)
+        sums.subtract(_added(PatchSums.empty(len(self.mean_), self.mean_.device), iter([features])))
+        model._finish(sums, self.channels_)
+        return model
 
     def _images(self, first: FeatureMaps) -> int:
         return int(self.sums_.count) // (first.maps[0].shape[2] * first.maps[0].shape[3])

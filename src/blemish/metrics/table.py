@@ -20,9 +20,9 @@ if TYPE_CHECKING:
 
     from ..types import Floats
 
-Requirement = Literal["normal", "anomalous", "threshold", "masks", "regions", "marked regions"]
-"""Test images of a class, a calibrated detector, masks of the defects with maps to compare them with, regions that the
-detector reports, or both."""
+Requirement = Literal["normal", "anomalous", "threshold", "verdicts", "masks", "regions", "marked regions"]
+"""Test images of a class, a threshold in score units, a calibrated detector, masks of the defects with maps to compare
+them with, regions that the detector reports, or both."""
 Topic = Literal["ranking", "verdicts", "localisation", "oracle", "facts"]
 
 
@@ -35,11 +35,13 @@ class Outcome:
     anomalous: NDArray[np.bool_]
     """`(n,)`."""
     threshold: float | None
-    """In score units, fixed without these images; None for an uncalibrated detector."""
+    """In score units, fixed without these images; None where there is none."""
     curve: PixelCurve | None
     """None without maps or masks."""
     found: FoundRegions | None = None
     """None where the detector reports no regions."""
+    flagged: NDArray[np.bool_] | None = None
+    """`(n,)`, the verdicts; None for an uncalibrated detector."""
 
     def has(self, requirement: Requirement) -> bool:
         """Whether a figure with this requirement can be computed."""
@@ -47,6 +49,7 @@ class Outcome:
             "normal": not self.anomalous.all(),
             "anomalous": bool(self.anomalous.any()),
             "threshold": self.threshold is not None,
+            "verdicts": self.flagged is not None,
             "masks": self.curve is not None,
             "regions": self.found is not None,
             "marked regions": self.found is not None and self.found.pixels is not None,
@@ -59,7 +62,7 @@ class Metric:
 
     function: Callable[..., Any]
     """Takes the curve if it needs masks, what was found if it needs marked regions; else scores and labels, and then
-    the threshold or what was found if it needs that."""
+    the threshold, the verdicts or what was found if it needs that."""
     needs: tuple[Requirement, ...] = ()
     topic: Topic = "facts"
     """`facts` are what the figures rest on; the others are shares in [0, 1]."""
@@ -92,9 +95,8 @@ class Metric:
             return self.function(outcome.curve)
         if "marked regions" in self.needs:
             return self.function(outcome.found)
-        verdict = (outcome.threshold,) if "threshold" in self.needs else ()
-        found = (outcome.found,) if "regions" in self.needs else ()
-        return self.function(outcome.scores, outcome.anomalous, *verdict, *found)
+        more = {"threshold": outcome.threshold, "verdicts": outcome.flagged, "regions": outcome.found}
+        return self.function(outcome.scores, outcome.anomalous, *(more[need] for need in self.needs if need in more))
 
 
 def row(metric: Metric) -> Any:
@@ -102,12 +104,12 @@ def row(metric: Metric) -> Any:
     return field(default=None, metadata={"row": metric})
 
 
-def _false_alarms(scores: Floats, anomalous: NDArray[np.bool_], threshold: float) -> float:
-    return float(np.mean(scores[~anomalous] > threshold))
+def _false_alarms(_scores: Floats, anomalous: NDArray[np.bool_], flagged: NDArray[np.bool_]) -> float:
+    return float(np.mean(flagged[~anomalous]))
 
 
-def _misses(scores: Floats, anomalous: NDArray[np.bool_], threshold: float) -> float:
-    return float(np.mean(scores[anomalous] <= threshold))
+def _misses(_scores: Floats, anomalous: NDArray[np.bool_], flagged: NDArray[np.bool_]) -> float:
+    return float(np.mean(~flagged[anomalous]))
 
 
 def _false_regions(_scores: Floats, anomalous: NDArray[np.bool_], found: FoundRegions) -> float:
@@ -162,11 +164,12 @@ class Figures:
         explanation="Share of normal images that one must accept to find 95 % of the anomalous ones",
     ))
     f1: float | None = row(Metric(
-        f1_at, ("threshold", *_BOTH), "verdicts", "larger", has_interval=True,
+        lambda _scores, anomalous, flagged: f1_at(flagged.astype(float), anomalous, 0.5), ("verdicts", *_BOTH),
+        "verdicts", "larger", has_interval=True,
         label="F1", abbreviation="F1 at the threshold", in_studies="listed", place=2,
         explanation="Balance of found anomalies and right alarms",
     ))
-    """At the threshold fixed from held-out normal images."""
+    """Of the verdicts, which were fixed from normal images alone."""
     f1_max_oracle: float | None = row(Metric(
         lambda scores, anomalous: f1_max_oracle(scores, anomalous).f1, _BOTH, "oracle", "larger", has_interval=True,
         label="F1 of an oracle",
@@ -177,15 +180,15 @@ class Figures:
         lambda _scores, _anomalous, threshold: threshold, ("threshold",), label="Threshold",
     ))
     false_alarms: float | None = row(Metric(
-        _false_alarms, ("threshold", "normal"), "verdicts", "smaller",
+        _false_alarms, ("verdicts", "normal"), "verdicts", "smaller",
         label="False alarms", explanation="Share of normal images that are flagged", place=1,
     ))
-    """Share of the normal test images above the threshold."""
+    """Share of the normal test images that are flagged."""
     misses: float | None = row(Metric(
-        _misses, ("threshold", "anomalous"), "verdicts", "smaller",
+        _misses, ("verdicts", "anomalous"), "verdicts", "smaller",
         label="Misses", explanation="Share of anomalous images that pass as normal",
     ))
-    """Share of the anomalous test images not above the threshold."""
+    """Share of the anomalous test images that are not flagged."""
     false_regions: float | None = row(Metric(
         _false_regions, ("regions", "normal"), "verdicts", "smaller",
         label="Normal images with a region", explanation="Share of normal images in which any region is reported",
@@ -209,6 +212,11 @@ class Figures:
     n_anomalous: int = row(Metric(
         lambda _scores, anomalous: int(np.sum(anomalous)), label="Anomalous test images", is_count=True,
     ))
+
+    @property
+    def has_verdicts(self) -> bool:
+        """Whether the detector was calibrated."""
+        return any(figure is not None for figure in (self.threshold, self.false_alarms, self.misses))
 # fmt: on
 
 

@@ -134,6 +134,10 @@ class CoresetStream:
         self, capacity: int, dimension: int, *, total: int | None, wanted: int, project: Projection, like: Tensor
     ) -> None:
         self._buffer = like.new_empty(capacity, dimension)
+        self._numbers = torch.empty(capacity, dtype=torch.int64)
+        self._came = 0
+        self.chosen = self._numbers[:0]
+        """`(count,)`: which of the vectors that came `finish` has given, from 0; below 0 those of `add_coreset`."""
         self._project = project
         self._used = self._reduced = 0
         self._slack = 0.0
@@ -160,12 +164,15 @@ class CoresetStream:
                 self._reduce()
             taken = vectors[: min(len(self._buffer) - self._used, self._limit - (self._used - self._reduced))]
             self._buffer[self._used : self._used + len(taken)] = taken
+            self._numbers[self._used : self._used + len(taken)] = torch.arange(self._came, self._came + len(taken))
             self._used += len(taken)
+            self._came += len(taken)
             vectors = vectors[len(taken) :]
 
     def add_coreset(self, vectors: Tensor, radius: float) -> None:
         """Take the reserve of an earlier stream, which covers its vectors within `radius`; before any `add`."""
         self._buffer[: len(vectors)] = vectors
+        self._numbers[: len(vectors)] = -1
         self._used = self._reduced = len(vectors)
         self._slack = radius
         self._divide()
@@ -185,11 +192,13 @@ class CoresetStream:
         """
         held = self._buffer[: self._used]
         if count >= self._used and radius == 0:  # everything is kept
+            self.chosen = self._numbers[: self._used].clone()
             # A copy where the buffer is larger, or all of it would stay in memory.
             return held if self._used == len(self._buffer) else held.clone(), self._slack
         projected = self._project(held)
         initial = _mean_distance(projected, starts, seed) if starts else None
         chosen = k_center(projected, count, radius=max(0.0, radius - self._slack), initial=initial, progress=progress)
+        self.chosen = self._numbers[chosen.indices]
         return held[chosen.indices.to(held.device)], chosen.radius + self._slack
 
     def reserve(self, count: int) -> tuple[Tensor, float]:
@@ -228,6 +237,7 @@ class CoresetStream:
         chosen = k_center(self._project(self._buffer[start : self._used]), keep)
         kept = self._buffer[chosen.indices.to(self._buffer.device) + start]
         self._buffer[start : start + len(kept)] = kept
+        self._numbers[start : start + len(kept)] = self._numbers[chosen.indices + start]
         self._used = self._reduced = start + len(kept)
         self._slack = max(self._slack, before + chosen.radius)
 

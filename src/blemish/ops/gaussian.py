@@ -13,7 +13,7 @@ where nothing else is said. C^-1 is kept as a factor W, in the smaller of two ex
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from functools import cached_property
 
@@ -274,6 +274,77 @@ class Gaussian:
             result[part] = squared.sqrt_()
         return result.mT
 
+    def distances_without(self, vectors: Tensor, *, ridge: float = 0.0) -> Tensor:
+        """Distances of vectors that it was made from, each image's by the Gaussian without that image.
+
+        `(batch, position, dimension)` to `(batch, position)`, in float64. The target, where there is one, follows from
+        the images too: it is E + `ridge` trace(E) / d I of the mean E of all positions' covariances.
+
+        With y = x - m, the covariance without x is C' = a C + D - c y y^T, a = (n - 1) / (n - 2), c = n / ((n - 1)
+        (n - 2)), where D is what the change of the target adds. Conjugate gradients on C' z = y, preconditioned by a C:
+        C' lies near it, so some ten steps suffice, and C z is known from the steps themselves. The factor's float32
+        costs an image that is 30 times as far out as the others up to 1e-3 of its distance, and the others nothing.
+        """
+        n, positions = self.count, self.mean.shape[0]
+        if n < 3:
+            raise ArgumentError.about("images", expected="at least 3, to leave one out", got=n)
+        a, c = self._shares()
+        y = vectors.double() - self.mean
+        eye = torch.eye(y.shape[2], dtype=y.dtype, device=y.device)
+        if self.target is None:
+            change = self.eps * (1 - a) * eye.expand(len(y), -1, -1)
+        else:
+            pooled = y.mT @ y * (c / positions)
+            traces = pooled.diagonal(dim1=1, dim2=2).sum(dim=1)
+            change = -self.eps * (pooled + ridge / y.shape[2] * traces[:, None, None] * eye)
+        squared = torch.empty(y.shape[:2], dtype=y.dtype, device=y.device)
+        for part in _chunks(positions, (self.factor.shape[1] + 8 * len(y)) * y.shape[2] * 8):
+            squared[:, part] = self._solved(part, y[:, part], change)
+        return (n / (n - 1)) * squared.sqrt()
+
+    def _shares(self) -> tuple[float, float]:
+        """a and c above."""
+        n = self.count
+        return (n - 1) / (n - 2), n / ((n - 1) * (n - 2))
+
+    def _solved(self, part: slice, y: Tensor, change: Tensor) -> Tensor:
+        """y^T C'^-1 y above, `(batch, positions)`."""
+        inverse, (a, c) = self._inverse(part), self._shares()
+        left, solution = y.clone(), torch.zeros_like(y)
+        step = inverse(left) / a
+        known, size = left.clone(), _dot(left, step)  # a C step, and |left| in the norm of (a C)^-1
+        enough, direction = 1e-13 * size, step
+        for _ in range(2 * y.shape[2]):
+            moved = known + direction @ change - c * _dot(y, direction)[..., None] * y
+            length = (size / _dot(direction, moved).clamp_min(1e-300))[..., None]
+            solution += length * direction
+            left -= length * moved
+            step = inverse(left) / a
+            size, before = _dot(left, step), size
+            if bool((size <= enough).all()):
+                break
+            turn = (size / before.clamp_min(1e-300))[..., None]
+            direction = step + turn * direction
+            known = left + turn * known
+        return _dot(y, solution)
+
+    def _inverse(self, part: slice) -> Callable[[Tensor], Tensor]:
+        """C^-1 at some positions, to be applied to `(batch, positions, dimension)` float64 vectors."""
+        w = self.factor[part].double()
+        if self.spectrum is None:
+            return lambda v: ((v.transpose(0, 1) @ w) @ w.mT).transpose(0, 1)
+        weights = (self.spectrum[part, None] + self.eps).reciprocal()
+        axes = torch.eye(w.shape[2], dtype=w.dtype, device=w.device) if self._axes is None else self._axes
+
+        def apply(v: Tensor) -> Tensor:
+            z = v.transpose(0, 1) @ axes.T
+            coordinates = z @ w.mT
+            outside = z - coordinates @ w
+            outside = outside - (outside @ w.mT) @ w  # twice: w has the digits of float32
+            return ((outside / self.eps + (coordinates * weights) @ w) @ axes).transpose(0, 1)
+
+        return apply
+
     def sample(self, *, seed: int) -> Tensor:
         """Draw one vector a position, `(1, position, dimension)` float32, about where normal vectors lie."""
         positions, rank, dimension = self.factor.shape
@@ -307,6 +378,10 @@ class Gaussian:
         typical = self.sample(seed=0)
         exact = self.distances(typical)
         return stored, float(((stored.distances(typical) - exact).abs() / exact).max())
+
+
+def _dot(a: Tensor, b: Tensor) -> Tensor:
+    return (a * b).sum(dim=-1)
 
 
 def _inverse_cholesky(covariance: Tensor) -> Tensor:

@@ -132,6 +132,10 @@ class ExactIndex:
         """Vectors of the bank as float32, all of them or some: `(n, dimension)`."""
         return self._decode(self._stored if indices is None else self._stored[indices])
 
+    def without(self, rows: Tensor) -> ExactIndex:
+        """The bank without some of its vectors, `rows` being `(vectors,)` bool: it finds what one of the rest does."""
+        return ExactIndex(self._stored[~rows], self._centre, self._scale)
+
     def search(self, queries: Tensor, k: int) -> tuple[Tensor, Tensor]:
         """Squared distances `(queries, k)` float32 and indices int64 of the k nearest, nearest first.
 

@@ -63,6 +63,11 @@ class PatchSums:
         for field in fields(self):
             getattr(self, field.name).add_(getattr(other, field.name))
 
+    def subtract(self, other: PatchSums) -> None:
+        """Forget what `other` has seen, which was seen here."""
+        for field in fields(self):
+            getattr(self, field.name).sub_(getattr(other, field.name))
+
     def moments(self) -> tuple[Tensor, Tensor]:
         """Mean `(d,)` and covariance `(d, d)`."""
         mean = self.linear / self.count

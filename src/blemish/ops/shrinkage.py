@@ -49,19 +49,58 @@ class ShrinkageSums:
         for field in fields(self):
             getattr(self, field.name).add_(getattr(other, field.name))
 
+    def subtract(self, other: ShrinkageSums) -> None:
+        """Forget what `other` has seen, which was seen here."""
+        for field in fields(self):
+            getattr(self, field.name).sub_(getattr(other, field.name))
+
     def estimate(self) -> tuple[Tensor, Tensor, float]:
         """Mean `(d,)`, shrunk covariance `(d, d)`, and the shrinkage s in [0, 1]."""
         n, d = float(self.count), len(self.linear)
-        mean = self.linear / n
-        covariance = self.outer / n - torch.outer(mean, mean)
+        mean, covariance = self._moments()
         mu = covariance.trace() / d
         m2 = mean @ mean
         # |x - m|^4 = (|x|^2 - 2 m.x + |m|^2)^2, multiplied out and summed.
         fourth = self.quartic + 4 * (mean @ self.outer @ mean) + n * m2**2
         fourth = fourth - 4 * (mean @ self.cubic) + 2 * m2 * self.outer.trace() - 4 * m2 * (mean @ self.linear)
-        spread = covariance.square().sum()
-        a = (spread / d - mu**2).clamp_min(0)
-        b = ((fourth / n - spread) / (n * d)).clamp_min(0)
-        shrinkage = float(torch.minimum(a, b) / a) if float(a) > 0 else 0.0
+        shrinkage = _shrinkage(covariance.square().sum() / d, mu, fourth / n / d, n)
         identity = torch.eye(d, dtype=torch.float64, device=mean.device)
-        return mean, (1 - shrinkage) * covariance + shrinkage * mu * identity, shrinkage
+        return mean, (1 - shrinkage) * covariance + shrinkage * mu * identity, float(shrinkage)
+
+    def squared_without(self, rows: Tensor) -> Tensor:
+        """Squared Mahalanobis distances of some of the vectors, each by the estimate without it: `(m, d)` to `(m,)`.
+
+        With y = x - mean and the covariance S of all n vectors, the covariance without x is a S - c y y^T, a = n/(n-1),
+        c = n/(n-1)^2, and x lies n/(n-1) y from the mean without it. The shrinkage comes from the sums without x. In
+        the eigenvectors of S, the shrunk covariance is diagonal plus rank one (Sherman and Morrison).
+        """
+        rows, n, d = rows.double(), float(self.count), len(self.linear)
+        mean, covariance = self._moments()
+        values, vectors = torch.linalg.eigh(covariance)
+        y = rows - mean
+        norms, own = y.square().sum(dim=1), rows.square().sum(dim=1)
+        a, c = n / (n - 1), n / (n - 1) ** 2
+        mu = (a * covariance.trace() - c * norms) / d
+        spread = a**2 * covariance.square().sum() - 2 * a * c * ((y @ covariance) * y).sum(dim=1) + c**2 * norms**2
+        others = mean - y / (n - 1)  # the mean of the others
+        m2, across = others.square().sum(dim=1), (others * rows).sum(dim=1)
+        fourth = self.quartic - own**2 + 4 * ((others @ self.outer * others).sum(dim=1) - across**2) + (n - 1) * m2**2
+        fourth = fourth - 4 * (others @ self.cubic - own * across) + 2 * m2 * (self.outer.trace() - own)
+        fourth = fourth - 4 * m2 * (others @ self.linear - across)
+        s = _shrinkage(spread / d, mu, fourth / (n - 1) / d, n - 1)
+        diagonal = (1 - s)[:, None] * a * values + (s * mu)[:, None]
+        squared = ((y @ vectors).square() / diagonal).sum(dim=1)
+        found: Tensor = a**2 * squared / (1 - (1 - s) * c * squared)
+        return found
+
+    def _moments(self) -> tuple[Tensor, Tensor]:
+        """Mean and covariance, not shrunk."""
+        mean = self.linear / self.count
+        return mean, self.outer / self.count - torch.outer(mean, mean)
+
+
+def _shrinkage(spread: Tensor, mu: Tensor, fourth: Tensor, n: float) -> Tensor:
+    """s in [0, 1] from |S|^2 / d, the mean variance and the mean of |y|^4 / d over n vectors; of any shape."""
+    a = (spread - mu**2).clamp_min(0)
+    b = ((fourth - spread) / n).clamp_min(0)
+    return torch.where(a > 0, torch.minimum(a, b) / a, 0.0)

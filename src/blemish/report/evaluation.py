@@ -62,7 +62,7 @@ def _headline(evaluation: Evaluation) -> str:
 def _verdict(evaluation: Evaluation) -> list[str]:
     """What the detector does at its threshold, in sentences."""
     figures = evaluation.figures
-    if figures.threshold is None:
+    if not figures.has_verdicts:
         return ["The detector was not calibrated: it gives scores, but has no threshold and gives no verdicts."]
     parts = [
         f"{_flagged(evaluation, anomalous=anomalous)} of {counted(total, f'{word} image')}"
@@ -71,7 +71,8 @@ def _verdict(evaluation: Evaluation) -> list[str]:
     ]
     if not parts:
         return ["No test image could be read."]
-    sentence = f"At the threshold fixed from held-out normal images it flags {' and '.join(parts)}."
+    at = "With p-values" if figures.threshold is None else "At the threshold"
+    sentence = f"{at} fixed from normal images it flags {' and '.join(parts)}."
     rates = (evaluation.realised, evaluation.realised_regions)
     said = [str(rate) for rate in rates if rate is not None and not rate.speaks_against_premise]  # else it is a warning
     return [sentence, *_extremes(evaluation), *_found_regions(evaluation), *said]
@@ -121,8 +122,8 @@ def _numbers(evaluation: Evaluation) -> list[Number]:
     found = None if figures.misses is None else 1 - figures.misses
     of = {wanted: f"{_flagged(evaluation, anomalous=wanted)} of" for wanted in (True, False)}
     rows = (
-        ("Found", found, f"{of[True]} {counted(figures.n_anomalous, 'anomalous image')} above the threshold"),
-        ("False alarms", figures.false_alarms, f"{of[False]} {counted(figures.n_normal, 'normal image')} above it"),
+        ("Found", found, f"{of[True]} {counted(figures.n_anomalous, 'anomalous image')} flagged"),
+        ("False alarms", figures.false_alarms, f"{of[False]} {counted(figures.n_normal, 'normal image')} flagged"),
         (TABLE["f1"].short, figures.f1, "balance of found anomalies and right alarms"),
         (TABLE["au_pro_30"].short, figures.au_pro_30, "how well the heat maps outline the defects"),
     )
@@ -137,7 +138,7 @@ def _figures_section(evaluation: Evaluation) -> Section:
     where = "original pixels" if evaluation.pixels == "original" else "pixels of the network's input, as in the papers"
     headings: dict[Topic, str] = {
         "ranking": "Ranking of images, no threshold needed",
-        "verdicts": "Verdicts at the threshold fixed from held-out normal images",
+        "verdicts": "Verdicts, fixed from normal images",
         "localisation": f"Localisation, on {where}",
         "oracle": "Not a result: an upper bound",
     }
@@ -186,8 +187,8 @@ def _reason(evaluation: Evaluation, row: Metric) -> str:
         if evaluation.maps is None:
             return "the method judges whole images and makes no maps."
         return "there are no ground-truth masks."
-    if "threshold" in row.needs and evaluation.figures.threshold is None:
-        return "the detector was not calibrated, so there is no threshold."
+    if "verdicts" in row.needs and not evaluation.figures.has_verdicts:
+        return "the detector was not calibrated, so there are no verdicts."
     return _one_class(evaluation.figures)
 
 
@@ -295,20 +296,19 @@ def _gallery(evaluation: Evaluation, scale: draw.Scale | None) -> Iterator[Legen
     if legend.strip or legend.keys:
         yield legend
     figures = evaluation.figures
-    decided = figures.threshold is not None
+    decided = figures.has_verdicts
     missed = figures.n_anomalous - _flagged(evaluation, anomalous=True)
     alarms = _flagged(evaluation, anomalous=False)
     plans = (
         (
             "Worst misses",
             "Anomalous images, lowest score first."
-            + (f" Not above the threshold: {missed} of {figures.n_anomalous}." if decided else ""),
+            + (f" Not flagged: {missed} of {figures.n_anomalous}." if decided else ""),
             _ordered(evaluation, anomalous=True)[:MISSES],
         ),
         (
             "Worst false alarms",
-            "Normal images, highest score first."
-            + (f" Above the threshold: {alarms} of {figures.n_normal}." if decided else ""),
+            "Normal images, highest score first." + (f" Flagged: {alarms} of {figures.n_normal}." if decided else ""),
             _ordered(evaluation, anomalous=False)[::-1][:FALSE_ALARMS],
         ),
         (

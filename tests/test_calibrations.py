@@ -1,0 +1,237 @@
+"""A detector with each calibration: what it learns, what its p-values compare, what its file keeps."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+from blemish import Detector, Preprocess, from_arrays
+from blemish.calibrate import plus_bound, with_margin
+from blemish.errors import ArgumentError, CalibrationError, ModelFileError, NotFittedError
+from blemish.folds import fold_of
+from blemish.images.groups import join_groups
+from blemish.methods import KNN, GaussianAD, PaDiM, PatchCore
+from small import BACKBONE
+
+SIDE = 24
+KINDS = ("split", "cross", "loo", "full")
+
+
+def pictures(n, seed=0, brightness=120):
+    random = np.random.default_rng(seed)
+    levels = brightness + random.normal(0, 8, (n, 1, 1, 1))
+    return list((levels + random.normal(0, 20, (n, SIDE, SIDE, 3))).clip(0, 255).astype(np.uint8))
+
+
+NORMAL, NEW = pictures(20), [*pictures(4, 1), *pictures(2, 2, 200)]
+
+
+def knn():
+    return KNN(backbone=BACKBONE)
+
+
+def make(calibration, method=knn, **settings):
+    given = {"preprocess": Preprocess(SIDE), "false_alarm_rate": 0.2, "folds": 4, "seed": 0, **settings}
+    return Detector(method=method(), calibration=calibration, **given)
+
+
+def scores(detector, images):
+    return [decision.score for decision in detector.predict(images)]
+
+
+def refitted(method, images, new):
+    return scores(make("none", method).fit(images), [new])[0]
+
+
+def without(images, *left_out):
+    return [image for i, image in enumerate(images) if i not in left_out]
+
+
+@pytest.fixture(scope="module", params=KINDS)
+def fitted(request):
+    return make(request.param).fit(NORMAL)
+
+
+def test_decisions_follow_the_p_values_and_survive_a_file(fitted, tmp_path):
+    decisions = list(fitted.predict(NEW))
+    assert [d.is_anomalous for d in decisions] == [d.p_value <= 0.2 for d in decisions]
+    assert [d.is_anomalous for d in decisions[4:]] == [True, True]
+    assert (decisions[0].threshold is None) == (fitted.calibration in ("cross", "full"))
+    fitted.save(tmp_path / "m")
+    again = Detector.load(tmp_path / "m", backbone=BACKBONE)
+    assert list(again.predict(NEW)) == decisions
+    assert again.calibration == fitted.calibration
+    np.testing.assert_array_equal(again.calibration_.scores, fitted.calibration_.scores)
+
+
+def test_each_calibration_states_what_it_learned_and_guarantees():
+    found = {kind: make(kind).fit(NORMAL) for kind in KINDS}
+    assert {kind: detector.images_ for kind, detector in found.items()} == {
+        "split": 16,
+        "cross": 20,
+        "loo": 20,
+        "full": 20,
+    }
+    guaranteed = {kind: detector.calibration_.promise.guaranteed_rate for kind, detector in found.items()}
+    assert guaranteed == pytest.approx(
+        {"split": 1 / 5, "cross": plus_bound(4, 20, folds=4), "loo": 7 / 21, "full": 4 / 21}
+    )
+
+
+def test_left_out_scores_are_those_of_fits_without_the_image():
+    expected = [refitted(knn, without(NORMAL, i), NORMAL[i]) for i in range(20)]
+    for kind in ("loo", "full"):
+        np.testing.assert_allclose(make(kind).fit(NORMAL).calibration_.scores, sorted(with_margin(expected)), rtol=1e-5)
+
+
+def test_each_model_of_cross_has_left_out_a_fold_of_its_own():
+    detector = make("cross").fit(NORMAL)
+    folds = fold_of(range(20), 4, seed=0)
+    models = [make("none").fit(without(NORMAL, *(i for i in range(20) if folds[i] == fold))) for fold in range(4)]
+    own = [scores(models[folds[i]], [NORMAL[i]])[0] for i in range(20)]
+    for decision, new in zip(detector.predict(NEW), NEW, strict=True):
+        by_model = [scores(model, [new])[0] for model in models]
+        beaten = sum(with_margin(own)[i] >= by_model[folds[i]] for i in range(20))
+        assert decision.p_value == pytest.approx((1 + beaten) / 21)
+        assert decision.score == pytest.approx(np.mean(by_model), rel=1e-5)
+
+
+@pytest.mark.parametrize("method", [knn, lambda: GaussianAD(backbone=BACKBONE)], ids=["knn", "gaussian"])
+def test_full_compares_each_image_with_the_new_one_as_fits_with_both_do(method):
+    few = NORMAL[:9]
+    detector = make("full", method).fit(few)
+    for new in (NEW[0], NEW[4]):
+        beside = [refitted(method, [*without(few, i), new], few[i]) for i in range(9)]
+        (decision,) = detector.predict([new])
+        assert decision.p_value == (1 + sum(with_margin(beside) >= refitted(method, few, new))) / 10
+
+
+def test_folds_are_of_one_size_and_keep_groups_whole():
+    groups = join_groups([i // 2 for i in range(23)])
+    folds = fold_of(groups, 5, seed=3)
+    assert sorted(folds.count(fold) for fold in (0, 1, 2, 3, 4)) in ([3, 4, 4, 4, 4], [4, 4, 4, 4, 4])
+    assert all(len({fold for fold, own in zip(folds, groups, strict=True) if own == group}) == 1 for group in groups)
+    assert fold_of(groups, 5, seed=4) != folds
+
+
+def test_copies_of_a_picture_are_left_out_together():
+    copied = [*NORMAL, NORMAL[0]]
+    detector = make("loo").fit(copied)
+    promise = detector.calibration_.promise
+    assert (promise.held_out, promise.in_groups) == (20, True)
+    assert min(detector.calibration_.scores) > 1e-3 * max(detector.calibration_.scores)  # no copy beside its own copy
+    with pytest.raises(ArgumentError, match="knn cannot leave out groups of up to 2 of the 21 images, such as copies"):
+        make("full").fit(copied)
+    crossed = make("cross").fit(copied)
+    assert crossed.calibration_.promise.in_groups
+    with pytest.raises(ArgumentError, match="padim cannot leave out groups of up to 2"):
+        make("loo", lambda: PaDiM(backbone=BACKBONE)).fit(copied)
+
+
+def test_a_coreset_and_a_size_found_in_the_images_guarantee_nothing():
+    patchcore = make("loo", lambda: PatchCore(backbone=BACKBONE, ratio=0.1)).fit(NORMAL)
+    assert patchcore.calibration_.promise.guaranteed_rate is None
+    assert patchcore.calibration_.promise.unproven == "the coreset is chosen in view of every image"
+    sizes = [picture[:, : 12 + i] for i, picture in enumerate(NORMAL[:12])] + NORMAL[12:]
+    for kind in ("loo", "cross", "full"):
+        settled = make(kind, preprocess=Preprocess("auto:24")).fit(sizes)
+        assert "settled in view of images of several sizes" in settled.calibration_.promise.unproven
+    assert not make("loo", preprocess=Preprocess("auto:24")).fit(NORMAL).calibration_.promise.unproven
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"method": lambda: "auto"}, "calibration: expected split with method auto, as images that choose cannot"),
+        ({"certain": 0.95}, "certain: expected None with calibration loo, got 0.95"),
+        ({"held_out": 0.5}, "held_out: expected None with calibration loo, got 0.5"),
+        ({"tile": 16}, "tile: expected None with calibration loo, got 16"),
+        (
+            {"method": lambda: "svdd"},
+            "calibration: expected split or cross with svdd, got loo. Methods that can: gaussian",
+        ),
+    ],
+)
+def test_what_leaving_out_does_not_go_with_is_refused(settings, message):
+    with pytest.raises(ArgumentError, match=message):
+        make("loo", **settings).fit(NORMAL)
+
+
+def test_too_few_images_are_refused_before_the_work():
+    with pytest.raises(CalibrationError, match=r"false_alarm_rate 0\.05 needs at least 19"):
+        make("loo", false_alarm_rate=0.05).fit(NORMAL[:18])
+    with pytest.raises(CalibrationError, match=r"false_alarm_rate 0\.05 needs at least 19"):
+        make("cross", false_alarm_rate=0.05, folds=7).fit(NORMAL)  # 14 images in 7 equal folds
+    assert make("cross", false_alarm_rate=0.05, folds=5).fit(NORMAL).calibration_.promise.guaranteed_rate < 0.2
+
+
+def test_new_normal_images_take_the_place_of_all_earlier_ones(fitted):
+    made = make(fitted.calibration).fit(NORMAL)
+    before = list(made.predict(NEW))
+    fresh = pictures(9, 5)
+    made.recalibrate(images=fresh)
+    np.testing.assert_allclose(made.calibration_.scores, sorted(with_margin(scores(made, fresh))), rtol=1e-6)
+    assert (made.calibration, made.calibration_.kind, made.images_) == ("split", "split", fitted.images_)
+    assert scores(made, NEW) == [decision.score for decision in before]
+    with pytest.raises(CalibrationError, match="needs at least 19"):
+        made.recalibrate(0.05, images=pictures(5, 6))
+    assert made.false_alarm_rate == made.calibration_.false_alarm_rate == 0.2
+    with pytest.raises(CalibrationError, match="there are 0"):  # learned ones do not count
+        make("loo").fit(NORMAL).recalibrate(images=NORMAL[:6])
+
+
+def test_a_recalibrated_model_of_several_folds_survives_a_file(tmp_path):
+    made = make("cross").fit(NORMAL).recalibrate(images=pictures(9, 5))
+    made.save(tmp_path / "m")
+    assert list(Detector.load(tmp_path / "m", backbone=BACKBONE).predict(NEW)) == list(made.predict(NEW))
+    with pytest.raises(ArgumentError, match="expected one model, to be updated, got cross with 4"):
+        made.update(pictures(3, 7))
+
+
+def test_a_detector_that_is_not_fitted_cannot_be_recalibrated():
+    with pytest.raises(NotFittedError, match="needs a fitted detector"):
+        make("split").recalibrate(images=NORMAL)
+    with pytest.raises(NotFittedError, match="a calibrated detector, or new normal images"):
+        make("none").fit(NORMAL).recalibrate(0.1)
+
+
+def test_an_update_drops_what_full_remembers():
+    made = make("full").fit(NORMAL).update(pictures(3, 7))
+    assert (made.calibration_, made.kept_) == (None, None)
+    assert next(made.predict(NEW)).p_value is None
+
+
+def test_bad_files_are_skipped_in_every_fold():
+    images = from_arrays([*NORMAL, np.zeros((SIDE, SIDE, 3), np.uint8)])  # of one colour: nothing to learn
+    for kind in ("cross", "loo"):
+        made = make(kind, on_error="skip").fit(images)
+        assert (made.images_, [name for name, _ in made.skipped_]) == (20, ["image 20"])
+        assert len(made.calibration_.scores) == (20 if kind == "loo" else 19)  # one is of no fold, or of an unequal one
+
+
+@pytest.mark.parametrize("kind", ["cross", "full"])
+def test_a_file_whose_parts_do_not_fit_is_refused(kind, tmp_path):
+    from blemish import persist
+
+    made = make(kind).fit(NORMAL)
+    made.save(tmp_path / "m")
+    tensors, manifest = persist.load(tmp_path / "m")
+    part = "fold.2." if kind == "cross" else "left_out."
+    persist.save(tmp_path / "less", {n: t for n, t in tensors.items() if not n.startswith(part)}, manifest)
+    with pytest.raises(ModelFileError, match=r"tensors? (fold|left_out|calibration\.folds)"):
+        Detector.load(tmp_path / "less", backbone=BACKBONE)
+    changed = {n: torch.zeros(3, 2) if n.startswith("left_out.") else t for n, t in tensors.items()}
+    changed = {n: t[:, :1] if n == "fold.1.bank" else t for n, t in changed.items()}
+    persist.save(tmp_path / "other", changed, manifest)
+    with pytest.raises(ModelFileError, match=r"tensor (nearest|bank|centre)|expected"):
+        Detector.load(tmp_path / "other", backbone=BACKBONE)
+
+
+def test_the_network_is_kept_once_for_all_folds(tmp_path):
+    from blemish import persist
+
+    make("cross").fit(NORMAL).save(tmp_path / "m")
+    names = persist.load(tmp_path / "m")[0]
+    assert not [name for name in names if name.startswith("fold.") and "backbone" in name]
+    assert {name.split(".")[1] for name in names if name.startswith("fold.")} == {"1", "2", "3"}
