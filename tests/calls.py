@@ -28,6 +28,7 @@ from blemish.detector import Detector
 from blemish.images.preprocess import Preprocess
 from blemish.methods import PaDiM
 from blemish.report.lines import judged
+from blemish.station.logbook import FILE, Logbook, Verdict
 from blemish.study.run import run_study
 from blemish.study.store import Store
 from test_persist import write_format_2
@@ -92,6 +93,10 @@ CALLS = {
     "ood reliability": Call(
         f"{{test}} {_STRIPES} --detectors msp --bin-size 9 --report {{out}}/o.html", "o.html"
     ),
+    "serve": Call(
+        "{model} --store {out}/s --port 0 --device cpu --check", f"s/{FILE}", f"s s/{FILE}*"
+    ),
+    "store export": Call("{kept} --out {out}/v.jsonl --pictures {out}/p", "v.jsonl p", "p"),
     "distil descriptor": Call(
         f"{{data}}/train --patch 17 --backbone filters {_TAUGHT} --set width=0.1 --set teacher_side=32 "
         "--set zoom=[1,1] --out {out}/d.safetensors", "d.safetensors d.json", "d.safetensors d.safetensors.checkpoint",
@@ -138,6 +143,8 @@ def prepare(folder: Path) -> dict[str, Path]:
     plan = studies.plan(folder, data=(str(data),), resize=32)
     with Store(folder / "study" / "study.sqlite") as store:
         run_study(plan, store, executor=studies.Inline())
+    with Logbook(folder / "kept") as book:
+        book.add([Verdict("m", "d" * 64, None, 1.0, 0.5, False, {"image": "a.png"}, _a_picture(data))]).result()
     images, labels = stripes.stripes(30, 11)
     for number, (image, label) in enumerate(zip(images, labels, strict=True)):
         path = folder / "test" / str(label) / f"{number}.png"
@@ -150,6 +157,10 @@ def prepare(folder: Path) -> dict[str, Path]:
         Image.fromarray(noise).save(drawn / "train" / "good" / f"more{number}.png")
     stripes.factory()
     return {path.name.partition(".")[0]: path for path in folder.iterdir()}
+
+
+def _a_picture(data: Path) -> bytes:
+    return next((data / "train" / "good").iterdir()).read_bytes()
 
 
 def begin(call: Call, places: dict[str, Path], out: Path) -> list[str]:
@@ -169,8 +180,8 @@ def files_in(folder: Path) -> set[str]:
 
 def check_whole(path: Path) -> None:
     """Raise where a file is torn."""
-    if path.name.startswith("study.sqlite"):
-        with closing(sqlite3.connect(path.with_name("study.sqlite"))) as file:
+    if path.name.startswith(("study.sqlite", FILE)):
+        with closing(sqlite3.connect(path.with_name(path.name.partition("-")[0]))) as file:
             assert file.execute("PRAGMA integrity_check").fetchone() == ("ok",)
     elif path.suffix in (".png", ".npy", ".npz"):
         Image.open(path).load() if path.suffix == ".png" else np.load(path)

@@ -75,6 +75,10 @@ FAST = {
 """In place of the longest calls: without their reports, and to a mistake where the work is long."""
 
 
+ENDLESS = {"serve": "--check"}
+"""Commands that go on until they are told to end, and what makes them end by themselves."""
+
+
 class Option(typing.NamedTuple):
     """One option or argument of a command."""
 
@@ -260,6 +264,8 @@ def fuzz(count: int, *, seed: int, processes: int = 0) -> Iterator[tuple[str, st
                     start = FAST[name].format(out=out, **places).split()
                 words = [*name.split(), *changed(start, options, draw, paths)]
                 os.chdir(out)
+                if name in ENDLESS:
+                    words.append(ENDLESS[name])
                 is_process = number < processes
                 try:
                     yield f"{name}: {as_process(words) if is_process else in_process(words)}", ""

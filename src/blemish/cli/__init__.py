@@ -9,7 +9,7 @@ from typer.core import TyperGroup
 
 from ..errors import BlemishError
 from ..memory import is_shortage
-from . import choose, compare, detector, distil, inspect, ood, study, upgrade, watch_scores
+from . import choose, compare, detector, distil, inspect, ood, station, study, upgrade, watch_scores
 from .console import notes_on_stderr
 
 
@@ -58,7 +58,9 @@ for name, command in (
     ("list", detector.list_),
     ("study", study.study),
     ("report", study.report),
+    ("serve", station.serve),
 ):
     app.command(name)(command)
 app.add_typer(ood.ood_app, name="ood")
+app.add_typer(station.store_app, name="store")
 app.add_typer(distil.distil_app, name="distil")

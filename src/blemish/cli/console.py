@@ -60,57 +60,16 @@ class Speaker:
         return ProgressView()
 
 
-def facts(detector: Detector) -> dict[str, str]:
-    """What a reader of a report must know to judge its figures."""
-    from ..calibrate import spell_promise
-
-    manifest = detector.manifest()
-    parameters = manifest["parameters"]
-    found = {"Method": manifest["method"], "Normal images learned": str(manifest["images"])}
-    if detector.calibration_ is not None:
-        calibration = detector.calibration_
-        out = "held out" if calibration.kind == "split" else f"left out in turn ({calibration.kind})"
-        found[f"Normal images {out}"] = str(len(calibration.scores))
-        if calibration.groups is not None:
-            found[f"Groups {out}"] = f"{calibration.n_groups}; the promised rate is that of one image of a new group"
-        found["Wanted false-alarm rate"] = f"{calibration.false_alarm_rate:g}"
-        found["Promise"] = spell_promise(calibration.promise)
-    if detector.excluded_:
-        found["Images excluded"] = _excluded(detector)
-    found |= {key.replace("_", " ").capitalize(): str(value) for key, value in parameters.items() if value is not None}
-    settings = manifest["detector"]
-    size = settings["preprocess"]
-    found["Input"] = f"resize {size['resize']}" + (f", centre crop {size['crop']}" if size["crop"] else ", no crop")
-    if settings["tile"]:
-        found["Input"] += f", tiles of {settings['tile']}"
-    if detector.region_ is not None:
-        mask = detector.region_.mask
-        found["Region of interest"] = "one for each image" if mask is None else f"{mask.mean():.1%} of each image"
-    found["Versions"] = ", ".join(f"{name} {number}" for name, number in manifest["versions"].items())
-    return found
-
-
-def _excluded(detector: Detector) -> str:
-    """What the promised rate is worth where images were thrown out by hand."""
-    count = detector.excluded_ + detector.images_ + _held_out(detector)
-    return f"{detector.excluded_} of {count}; the promise holds for images that the same rule would keep"
-
-
-def _held_out(detector: Detector) -> int:
-    """Images that the model has not learned from."""
-    calibration = detector.calibration_
-    return len(calibration.scores) if calibration is not None and calibration.kind == "split" else 0
-
-
 def print_fit(detector: Detector, out: Path, seconds: float, as_json: bool, *, extra: Mapping[str, object]) -> None:
     from ..calibrate import spell_promise
+    from ..report.facts import excluded_words, held_out_images
 
     calibration = detector.calibration_
     row: dict[str, Any] = {
         "model": str(out),
         "images": detector.images_,
-        "held_out": _held_out(detector),
-        "left_out": 0 if calibration is None else len(calibration.scores) - _held_out(detector),
+        "held_out": held_out_images(detector),
+        "left_out": 0 if calibration is None else len(calibration.scores) - held_out_images(detector),
         "groups": None if calibration is None or calibration.groups is None else calibration.n_groups,
         "excluded": detector.excluded_,
         "threshold": None if calibration is None else calibration.threshold,
@@ -138,7 +97,7 @@ def print_fit(detector: Detector, out: Path, seconds: float, as_json: bool, *, e
     if row["groups"]:
         typer.echo("The promised false-alarm rate counts groups: it is that of one image of a new group.")
     if detector.excluded_:
-        typer.echo(f"Excluded: {_excluded(detector)}.")
+        typer.echo(f"Excluded: {excluded_words(detector)}.")
 
 
 def print_evaluation(evaluation: Evaluation, as_json: bool, *, extra: Mapping[str, object]) -> None:

@@ -16,7 +16,7 @@ import typer
 from ..errors import ArgumentError, ImageError
 from ..files import check_output, make_folder, naming
 from ..parameters import parameters_of, read_texts, split_settings
-from .console import Speaker, facts, print_evaluation, print_fit, print_rows
+from .console import Speaker, print_evaluation, print_fit, print_rows
 from .options import (
     BatchOption,
     CertainOption,
@@ -76,6 +76,7 @@ def demo(
     from ..detector import Detector
     from ..evaluation.detector import evaluate
     from ..report.evaluation import write_report
+    from ..report.facts import facts
 
     say = Speaker()
     make_folder(out)
@@ -410,6 +411,7 @@ def evaluate_model(
     print_evaluation(evaluation, as_json, extra=extra)
     if report is not None:
         from ..report.evaluation import write_report
+        from ..report.facts import facts
 
         write_report(evaluation, report, title=data.resolve().name, facts=facts(detector))
         say.line(f"Report: {report}")

@@ -23,6 +23,8 @@ import os
 import stat
 import struct
 import sys
+from collections.abc import Callable
+from io import BytesIO
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
 
@@ -118,8 +120,22 @@ def decode(path: str | Path, *, max_pixels: int = MAX_PIXELS, behind: str = "whi
     Traceback (most recent call last):
     blemish.errors.ImageError: no-such-file.png: the file does not exist.
     """
+    return _decode(path, lambda: _open_file(path), max_pixels, behind)
+
+
+def decode_bytes(content: bytes, *, name: str, max_pixels: int = MAX_PIXELS) -> Picture:
+    """Read one image file whose bytes are at hand, as `decode` does; `name` is for messages alone.
+
+    >>> decode_bytes(b"no image", name="upload")
+    Traceback (most recent call last):
+    blemish.errors.ImageError: upload: not an image, or of a format that is not read. Read are BMP, ...
+    """
+    return _decode(name, lambda: BytesIO(content), max_pixels, "white")
+
+
+def _decode(path: str | Path, open_: Callable[[], BinaryIO], max_pixels: int, behind: str) -> Picture:
     _let_pillow_read(max_pixels)
-    with _open_file(path) as file:
+    with open_() as file:
         try:
             image = _recognise(path, file, max_pixels)
             _check_pixels(path, image.size, max_pixels)
@@ -128,7 +144,7 @@ def decode(path: str | Path, *, max_pixels: int = MAX_PIXELS, behind: str = "whi
             ImageOps.exif_transpose(image, in_place=True)
             if other_byte is None:
                 return _normal_mode(path, image, behind, levels)
-            with _open_file(path) as again:
+            with open_() as again:
                 low = _recognise(path, again, max_pixels)
                 low.tile = other_byte
                 low.load()

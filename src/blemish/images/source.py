@@ -25,6 +25,7 @@ from .decode import (
     Picture,
     check_shape,
     decode,
+    decode_bytes,
     extent,
     from_memory,
     is_constant,
@@ -142,6 +143,12 @@ def from_manifest(manifest: str | Path, *, max_pixels: int = MAX_PIXELS) -> Imag
         raise DatasetError(f"{manifest}: cannot be read as a UTF-8 text file ({error}).") from error
     lines = (line.split("#", 1)[0].strip() for line in text.splitlines())
     return from_paths((manifest.parent / line for line in lines if line), max_pixels=max_pixels)
+
+
+def from_bytes(files: Mapping[str, bytes], *, max_pixels: int = MAX_PIXELS) -> ImageSource:
+    """Take image files whose bytes are at hand, by name; a name is a text, and nothing is opened by it."""
+    names, contents = tuple(files), tuple(files.values())
+    return ImageSource(names, lambda i: decode_bytes(contents[i], name=names[i], max_pixels=max_pixels))
 
 
 def from_arrays(arrays: Sequence[InMemory], *, names: Sequence[str] | None = None) -> ImageSource:

@@ -36,6 +36,26 @@ def write_heatmap(file: str | Path | IO[bytes], map: NDArray[np.float32], *, thr
     image.save(file, "PNG", compress_level=1, pnginfo=ends)
 
 
+def write_overlay(
+    file: str | Path | IO[bytes], map: NDArray[np.float32], *, threshold: float | None, side: int = 1024
+) -> None:
+    """Write a map as a palette PNG to be laid over its picture: the colours of `write_heatmap`, clear where it is low.
+
+    What is below the middle of the scale is (nearly) transparent. At most `side` pixels: every n-th pixel is taken.
+    """
+    step = -(-max(map.shape) // side)
+    small = map[::step, ::step]
+    low, high = scale_of(small, threshold=threshold)
+    values = np.clip((small - low) / (high - low), 0, 1)
+    values *= 254
+    values[~np.isfinite(small)] = UNSEEN
+    image = Image.fromarray(np.rint(values).astype(np.uint8))
+    image.putpalette(_palette())
+    share = np.linspace(0, 1, 255)
+    alpha = np.clip((share - 0.35) / 0.3, 0, 1) * 255
+    image.save(file, "PNG", compress_level=1, transparency=bytes([*alpha.astype(np.uint8).tolist(), 0]))
+
+
 def scale_of(map: NDArray[np.float32], *, threshold: float | None) -> tuple[float, float]:
     """The scores at both ends of the scale, the same for all maps of one model.
 

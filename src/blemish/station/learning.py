@@ -1,0 +1,171 @@
+"""A first model without a command line: pictures of good parts are gathered, looked at, and learned."""
+
+from __future__ import annotations
+
+import logging
+import re
+import secrets
+import threading
+from collections import Counter
+from collections.abc import Callable, Iterable
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+from ..calibrate import images_needed
+from ..datasets.layouts import open_dataset
+from ..detector import Detector
+from ..errors import BlemishError
+from ..files import make_folder, write_whole
+from ..inspection.inspect import Inspection, inspect_dataset
+from .guard import Refusal
+from .judge import Sent
+from .logbook import Logbook
+from .models import Models
+
+_log = logging.getLogger("blemish")
+_RATES = (0.05, 0.1, 0.2)
+LEAST = 2 * images_needed(_RATES[-1])
+"""So few pictures that half of them still support a threshold."""
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,39}")
+
+
+class Learning:
+    """The tray of pictures to learn from, and the one thing that is done with it at a time, in a thread of its own.
+
+    Its files have names that the station makes: digests for pictures, drawn ones for models.
+    """
+
+    def __init__(self, folder: Path, models: Models, logbook: Logbook, *, device: str = "auto") -> None:
+        self._tray, self._made = make_folder(folder / "tray"), make_folder(folder / "models")
+        self._models, self._logbook, self._device = models, logbook, device
+        self._names: dict[str, str] = {path.stem: path.stem[:8] for path in sorted(self._tray.glob("*.png"))}
+        self._lock = threading.Lock()
+        self._pool = ThreadPoolExecutor(1, thread_name_prefix="blemish-learning")
+        self._work: Future[None] | None = None
+        self._said: dict[str, Any] = _nothing()
+        for row in logbook.models():
+            models.put(row["name"], self._made / row["file"])
+
+    def close(self) -> None:
+        """Wait for what is being learned."""
+        self._pool.shutdown(cancel_futures=True)
+
+    def status(self) -> dict[str, Any]:
+        """What is in the tray, what was found, how far the work has come."""
+        with self._lock:
+            pictures = [{"picture": digest, "name": name} for digest, name in self._names.items()]
+            return {"pictures": pictures, "count": len(pictures), "least": LEAST} | self._said
+
+    def settle(self) -> None:
+        """Wait until the work that was begun is done."""
+        if self._work is not None:
+            self._work.result()
+
+    def add(self, pictures: Iterable[Sent]) -> None:
+        """Put pictures into the tray. Raises `Refusal` (409) while one learns, `OutputError`."""
+        self._require_rest()
+        for picture in pictures:
+            write_whole(self._tray / f"{picture.digest}.png", picture.content)  # the content says the format
+            with self._lock:
+                self._names[picture.digest] = picture.name
+                self._said = _nothing()
+
+    def remove(self, digest: str | None) -> None:
+        """Take one picture out, or all. Raises `Refusal` (404, 409)."""
+        self._require_rest()
+        with self._lock:
+            if digest is not None and digest not in self._names:
+                raise Refusal(404, "There is no such picture in the tray.")
+            for name in list(self._names) if digest is None else [digest]:
+                (self._tray / f"{name}.png").unlink(missing_ok=True)
+                del self._names[name]
+            self._said = _nothing()
+
+    def content(self, digest: str) -> bytes:
+        """A picture of the tray. Raises `Refusal` (404)."""
+        with self._lock:
+            if digest not in self._names:
+                raise Refusal(404, "There is no such picture in the tray.")
+        return (self._tray / f"{digest}.png").read_bytes()
+
+    def inspect(self) -> None:
+        """Begin to look at the pictures. Raises `Refusal` (409)."""
+        self._begin("inspect", self._inspect)
+
+    def learn(self, name: str) -> None:
+        """Begin to learn a model of this name. Raises `Refusal` (409, 422)."""
+        if not _NAME.fullmatch(name):
+            raise Refusal(422, "name: 1 to 40 letters, digits and . _ -, with a letter or digit first.")
+        if name in self._models.names():
+            raise Refusal(409, "There is a model of this name already. Choose another one.")
+        if len(self._names) < LEAST:
+            raise Refusal(422, f"At least {LEAST} pictures are needed, there are {len(self._names)}.")
+        self._begin("fit", lambda: self._learn(name))
+
+    def _require_rest(self) -> None:
+        if self._work is not None and not self._work.done():
+            raise Refusal(409, "The station is looking or learning just now. Wait for its end.")
+
+    def _begin(self, stage: str, work: Callable[[], dict[str, Any]]) -> None:
+        with self._lock:
+            self._require_rest()
+            found = self._said["findings"]
+            self._said = _nothing() | {"state": "working", "stage": stage, "findings": found}
+            self._work = self._pool.submit(self._run, work)
+
+    def _run(self, work: Callable[[], dict[str, Any]]) -> None:
+        try:
+            done = {"state": "done"} | work()
+        except (BlemishError, OSError, MemoryError) as error:
+            done = {"state": "failed", "error": str(error) or "not enough memory"}
+        except Exception:
+            _log.exception("learning failed")
+            done = {"state": "failed", "error": "A fault of the station; its log says more."}
+        with self._lock:
+            self._said |= done
+
+    def _progress(self, stage: str, done: int, total: int) -> None:
+        with self._lock:
+            self._said |= {"stage": "inspect" if stage == "train" else stage, "done": done, "total": total}
+
+    def _inspect(self) -> dict[str, Any]:
+        found = inspect_dataset(open_dataset(self._tray), device=self._device, progress=self._progress)
+        return {"findings": _findings(found)}
+
+    def _learn(self, name: str) -> dict[str, Any]:
+        detector = Detector(false_alarm_rate=_rate_for(len(self._names)), on_error="skip")
+        detector.fit(self._tray, progress=self._progress)
+        path = self._made / f"{secrets.token_hex(8)}.blemish"
+        detector.save(path)
+        self._logbook.add_model(name, path.name, how="learned", base=None).result()
+        self._models.put(name, path)
+        return {"learned": name, "rate": detector.false_alarm_rate}
+
+
+def _nothing() -> dict[str, Any]:
+    return {
+        "state": "idle", "stage": None, "done": 0, "total": 0, "findings": None, "error": None, "learned": None,
+        "rate": None,
+    }  # fmt: skip
+
+
+def _rate_for(count: int) -> float:
+    """The lowest of our rates that can be held where at most half of so many pictures are held out."""
+    return next((rate for rate in _RATES if 2 * images_needed(rate) <= count), _RATES[-1])
+
+
+def _findings(inspection: Inspection) -> list[dict[str, Any]]:
+    """Kinds of findings, with the digests of the pictures."""
+    found = {
+        "identical": [name for names in inspection.identical for name in names[1:]],
+        "nearly_identical": [name for names in inspection.nearly_identical for name in names[1:]],
+        "constant": list(inspection.constant),
+        "exposure": [name for name, _ in inspection.exposure],
+        "unlike": [name for name, _ in inspection.most_unlike],
+    }
+    return [
+        {"kind": kind, "pictures": [Path(name).stem for name in Counter(names)]}
+        for kind, names in found.items()
+        if names
+    ]

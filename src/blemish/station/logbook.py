@@ -1,0 +1,373 @@
+"""What a station keeps: every verdict, what operators said of it, pictures by digest, models that it made.
+
+One SQLite file in WAL mode. A change is on the disk (`synchronous=FULL`) before its future is done, and changes that
+come at the same time share one commit. A kill at any moment, or a power cut on a disk that keeps its word, leaves whole
+changes only, and all of those that were confirmed.
+"""
+
+from __future__ import annotations
+
+import json
+import queue
+import sqlite3
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import Future
+from contextlib import closing, contextmanager, suppress
+from dataclasses import dataclass
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import Any, Literal, TypeVar
+
+from ..errors import ArgumentError, OutputError
+from ..files import make_folder, naming
+
+_T = TypeVar("_T")
+FILE = "station.sqlite"
+SCHEMA_VERSION = 1
+_AT_ONCE = 256
+"""Changes in one commit at most."""
+_SCHEMA = (
+    "CREATE TABLE verdicts (id INTEGER PRIMARY KEY, time REAL NOT NULL, model TEXT NOT NULL, "
+    "picture TEXT NOT NULL, part TEXT, score REAL NOT NULL, p_value REAL, anomalous INTEGER, line TEXT NOT NULL)",
+    "CREATE INDEX verdicts_by_model ON verdicts (model, time)",
+    "CREATE INDEX verdicts_by_picture ON verdicts (picture)",
+    "CREATE TABLE feedback (id INTEGER PRIMARY KEY, verdict INTEGER NOT NULL REFERENCES verdicts, "
+    "time REAL NOT NULL, said TEXT)",
+    "CREATE INDEX feedback_by_verdict ON feedback (verdict)",
+    "CREATE TABLE pictures (digest TEXT PRIMARY KEY, time REAL NOT NULL, size INTEGER NOT NULL, content BLOB NOT NULL)",
+    "CREATE INDEX pictures_by_time ON pictures (time)",
+    "CREATE TABLE models (id INTEGER PRIMARY KEY, time REAL NOT NULL, name TEXT NOT NULL, file TEXT NOT NULL, "
+    "how TEXT NOT NULL, base TEXT, undone INTEGER NOT NULL DEFAULT 0)",
+)
+_SAID = "(SELECT said FROM feedback WHERE verdict = verdicts.id ORDER BY feedback.id DESC LIMIT 1)"
+
+Said = Literal["fine", "defect"]
+"""What an operator says of a verdict's picture."""
+
+
+@dataclass(frozen=True)
+class Retention:
+    """How long pictures stay; verdicts stay for ever. Pictures that an operator spoke of outlive the others."""
+
+    days: float = 30.0
+    """Older ones go, but for those with feedback."""
+    max_bytes: int = 10_000_000_000
+    """Of all pictures: the oldest go first, those with feedback last."""
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """One picture that was judged, to be kept."""
+
+    model: str
+    picture: str
+    """Digest of its bytes."""
+    part: str | None
+    score: float
+    p_value: float | None
+    anomalous: bool | None
+    line: Mapping[str, object]
+    """All that is answered, but for `id`, time, name of the model and part, which this adds."""
+    content: bytes | None
+    """The file itself; None: the picture is not kept."""
+
+
+class Logbook:
+    """The store of a station; one process has it open for writing. Use it in a `with` statement.
+
+    Raises `ArgumentError` for a file of another kind or version, `OutputError` where it cannot be written.
+    """
+
+    def __init__(self, folder: str | Path, *, retention: Retention | None = None) -> None:
+        self.folder = make_folder(folder)
+        self.path = self.folder / FILE
+        self._retention = retention or Retention()
+        self._file = _connect(self.path)
+        try:
+            _open(self._file, self.path)
+            self._bytes = int(self._file.execute("SELECT coalesce(sum(size), 0) FROM pictures").fetchone()[0])
+            self._reader = _connect(self.path)
+        except BaseException:
+            self._file.close()
+            raise
+        self._reading = threading.Lock()
+        self._changes: queue.SimpleQueue[_Change | None] = queue.SimpleQueue()
+        self.commits = 0
+        """How many there were, for the metrics."""
+        self._thread = threading.Thread(target=self._run, name="blemish-logbook")
+        self._thread.start()
+
+    def __enter__(self) -> Logbook:
+        return self
+
+    def __exit__(self, *_error: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Write what waits, and close the file."""
+        self._changes.put(None)
+        self._thread.join()
+        self._reader.close()
+        self._file.close()
+
+    @property
+    def picture_bytes(self) -> int:
+        """Of all pictures that are kept."""
+        return self._bytes
+
+    def add(self, verdicts: Sequence[Verdict]) -> Future[list[dict[str, Any]]]:
+        """Keep verdicts; gives their lines, which are on the disk when the future is done."""
+
+        def change(file: sqlite3.Connection) -> list[dict[str, Any]]:
+            return [self._insert(file, verdict) for verdict in verdicts]
+
+        return self._change(change)
+
+    def say(self, verdict: int, said: Said | None) -> Future[bool]:
+        """Keep what an operator says of a verdict, None to take it back; gives whether there is such a verdict."""
+
+        def change(file: sqlite3.Connection) -> bool:
+            if file.execute("SELECT 1 FROM verdicts WHERE id = ?", (verdict,)).fetchone() is None:
+                return False
+            file.execute("INSERT INTO feedback (verdict, time, said) VALUES (?, ?, ?)", (verdict, time.time(), said))
+            return True
+
+        return self._change(change)
+
+    def add_model(self, name: str, file: str, *, how: str, base: str | None) -> Future[None]:
+        """Keep that a model of this name is now in a file of the store, and which model file it came from."""
+
+        def change(connection: sqlite3.Connection) -> None:
+            connection.execute(
+                "INSERT INTO models (time, name, file, how, base) VALUES (?, ?, ?, ?, ?)",
+                (time.time(), name, file, how, base),
+            )
+
+        return self._change(change)
+
+    def undo_model(self, name: str) -> Future[bool]:
+        """Take the latest model of a name back; gives whether there was one."""
+
+        def change(file: sqlite3.Connection) -> bool:
+            done = file.execute(
+                "UPDATE models SET undone = 1 WHERE id = (SELECT max(id) FROM models WHERE name = ? AND NOT undone)",
+                (name,),
+            )
+            return done.rowcount > 0
+
+        return self._change(change)
+
+    def models(self) -> list[dict[str, Any]]:
+        """The models that the station made and nobody took back, the oldest first."""
+        return self._rows("SELECT * FROM models WHERE NOT undone ORDER BY id", ())
+
+    def verdict(self, number: int) -> dict[str, Any] | None:
+        """One line with its feedback."""
+        found = self._lines("WHERE id = ?", (number,))
+        return found[0] if found else None
+
+    def history(
+        self,
+        *,
+        model: str | None = None,
+        anomalous: bool | None = None,
+        said: Said | Literal["anything"] | None = None,
+        part: str | None = None,
+        since: float | None = None,
+        before: int | None = None,
+        limit: int = 50,
+    ) -> list[dict[str, Any]]:
+        """Lines with their feedback, the latest first, those that all conditions hold for."""
+        wanted: list[tuple[str, object]] = [
+            ("model = ?", model),
+            ("anomalous = ?", anomalous),
+            ("part = ?", part),
+            ("time >= ?", since),
+            ("id < ?", before),
+            (f"{_SAID} IS NOT NULL OR ?", 0) if said == "anything" else (f"{_SAID} = ?", said),
+        ]
+        held = [(f"({text})", value) for text, value in wanted if value is not None]
+        where = "WHERE " + " AND ".join(text for text, _ in held) if held else ""
+        return self._lines(f"{where} ORDER BY id DESC LIMIT ?", (*(value for _, value in held), limit))
+
+    def p_values(self, model: str, *, since: float, limit: int = 100_000) -> list[float]:
+        """Of the verdicts of a model since a time, the latest first."""
+        rows = self._rows(
+            "SELECT p_value FROM verdicts WHERE model = ? AND time >= ? AND p_value IS NOT NULL "
+            "ORDER BY time DESC LIMIT ?",
+            (model, since, limit),
+        )
+        return [row["p_value"] for row in rows]
+
+    def picture(self, digest: str) -> bytes | None:
+        """The file of a picture; None where it is not kept, or not any more."""
+        found = self._rows("SELECT content FROM pictures WHERE digest = ?", (digest,))
+        return found[0]["content"] if found else None
+
+    def _lines(self, condition: str, values: Sequence[object]) -> list[dict[str, Any]]:
+        rows = self._rows(f"SELECT line, {_SAID} AS said FROM verdicts {condition}", values)
+        return [json.loads(row["line"]) | {"feedback": row["said"]} for row in rows]
+
+    def _rows(self, sql: str, values: Sequence[object]) -> list[dict[str, Any]]:
+        with self._reading, _blaming_the_disk(self.path), closing(self._reader.execute(sql, values)) as found:
+            names = [column[0] for column in found.description]
+            return [dict(zip(names, row, strict=True)) for row in found]
+
+    def _change(self, change: Callable[[sqlite3.Connection], _T]) -> Future[_T]:
+        waiting: Future[_T] = Future()
+        self._changes.put(_Change(change, waiting))
+        return waiting
+
+    def _insert(self, file: sqlite3.Connection, verdict: Verdict) -> dict[str, Any]:
+        now = time.time()
+        if verdict.content is not None:
+            size = len(verdict.content)
+            added = file.execute(
+                "INSERT INTO pictures VALUES (?, ?, ?, ?) ON CONFLICT (digest) DO NOTHING",
+                (verdict.picture, now, size, verdict.content),
+            ).rowcount
+            self._bytes += size if added else 0
+        (number,) = file.execute(
+            "INSERT INTO verdicts (time, model, picture, part, score, p_value, anomalous, line) "
+            "VALUES (?, ?, ?, ?, ?, ?, ?, '') RETURNING id",
+            (
+                now, verdict.model, verdict.picture, verdict.part, verdict.score, verdict.p_value, verdict.anomalous
+            ),
+        ).fetchone()  # fmt: skip
+        own = {"id": number, "time": spell_time(now), "model_name": verdict.model, "picture": verdict.picture}
+        line = dict(verdict.line) | own | ({} if verdict.part is None else {"part": verdict.part})
+        file.execute("UPDATE verdicts SET line = ? WHERE id = ?", (json.dumps(line), number))
+        return line
+
+    def _run(self) -> None:
+        """Commit what has come, again and again: while one commit reaches the disk, the next changes gather."""
+        ends = False
+        while not ends:
+            waiting = [self._changes.get()]
+            with suppress(queue.Empty):
+                while len(waiting) < _AT_ONCE:
+                    waiting.append(self._changes.get_nowait())
+            ends = None in waiting
+            changes = [change for change in waiting if change is not None]
+            if changes:
+                self._commit(changes)
+
+    def _commit(self, changes: Sequence[_Change]) -> None:
+        changes = [change for change in changes if change.waiting.set_running_or_notify_cancel()]
+        before = self._bytes
+        try:
+            with _blaming_the_disk(self.path):
+                self._file.execute("BEGIN IMMEDIATE")
+                found = [change.apply(self._file) for change in changes]
+                self._sweep()
+                self._file.execute("COMMIT")
+            self.commits += 1
+        except Exception as error:
+            self._bytes = before
+            with suppress(sqlite3.Error):
+                self._file.execute("ROLLBACK")
+            for change in changes:
+                change.waiting.set_exception(error)
+            return
+        for change, result in zip(changes, found, strict=True):
+            change.waiting.set_result(result)
+
+    def _sweep(self) -> None:
+        """Let pictures go that are too old, or too many."""
+        limit = time.time() - 86_400 * self._retention.days
+        spoken = "(SELECT picture FROM verdicts WHERE id IN (SELECT verdict FROM feedback))"
+        old = "SELECT digest, size FROM pictures WHERE time < ?"
+        if self._file.execute(f"{old} LIMIT 1", (limit,)).fetchone() is not None:
+            self._forget(self._file.execute(f"{old} AND digest NOT IN {spoken}", (limit,)).fetchall())
+        if self._bytes > self._retention.max_bytes:
+            oldest = f"SELECT digest, size FROM pictures ORDER BY digest IN {spoken}, time LIMIT 64"
+            while self._bytes > self._retention.max_bytes and (rows := self._file.execute(oldest).fetchall()):
+                self._forget(rows, until=self._retention.max_bytes)
+
+    def _forget(self, rows: Sequence[tuple[str, int]], *, until: int = -1) -> None:
+        for digest, size in rows:
+            if self._bytes > until:
+                self._file.execute("DELETE FROM pictures WHERE digest = ?", (digest,))
+                self._bytes -= size
+
+
+class _Change:
+    def __init__(self, change: Callable[[sqlite3.Connection], Any], waiting: Future[Any]) -> None:
+        self.apply, self.waiting = change, waiting
+
+
+def read_lines(folder: str | Path) -> Iterator[dict[str, Any]]:
+    """All verdicts of a store with their feedback, the oldest first, also while a station writes."""
+    with closing(_read_only(folder)) as file:
+        for line, said in file.execute(f"SELECT line, {_SAID} FROM verdicts ORDER BY id"):
+            yield json.loads(line) | {"feedback": said}
+
+
+def read_pictures(folder: str | Path) -> Iterator[tuple[str, bytes]]:
+    """All pictures that are kept, with their digests."""
+    with closing(_read_only(folder)) as file:
+        yield from file.execute("SELECT digest, content FROM pictures ORDER BY time")
+
+
+def spell_time(seconds: float) -> str:
+    """A moment in ISO 8601, UTC, to the millisecond."""
+    return datetime.fromtimestamp(seconds, timezone.utc).isoformat(timespec="milliseconds").replace("+00:00", "Z")
+
+
+def _read_only(folder: str | Path) -> sqlite3.Connection:
+    path = Path(folder) / FILE
+    if not path.is_file():
+        raise ArgumentError.about(str(folder), expected=f"the folder of a store, with {FILE}", got="another one")
+    file = _connect(path)
+    try:
+        _check_version(file, path)
+    except BaseException:
+        file.close()
+        raise
+    return file
+
+
+def _connect(path: Path) -> sqlite3.Connection:
+    with _blaming_the_disk(path):
+        return sqlite3.connect(path, isolation_level=None, timeout=60, check_same_thread=False)
+
+
+def _check_version(file: sqlite3.Connection, path: Path) -> int:
+    """The file's version, 0 for a new one; refuses other ones."""
+    try:
+        (version,) = file.execute("PRAGMA user_version").fetchone()
+        (tables,) = file.execute("SELECT count(*) FROM sqlite_master").fetchone()
+    except sqlite3.DatabaseError as error:
+        raise ArgumentError.about(str(path), expected="a store of a station", got=f"another file ({error})") from None
+    if version != SCHEMA_VERSION and (version or tables):
+        raise ArgumentError.about(
+            str(path), expected=f"a store of version {SCHEMA_VERSION}", got=f"version {version}",
+            instead="Name another folder.",
+        )  # fmt: skip
+    return int(version)
+
+
+def _open(file: sqlite3.Connection, path: Path) -> None:
+    version = _check_version(file, path)
+    with _blaming_the_disk(path):
+        file.execute("PRAGMA journal_mode = WAL")
+        file.execute("PRAGMA synchronous = FULL")
+        if version:
+            return
+        file.execute("BEGIN IMMEDIATE")
+        for statement in _SCHEMA:
+            file.execute(statement)
+        file.execute(f"PRAGMA user_version = {SCHEMA_VERSION}")
+        file.execute("COMMIT")
+
+
+@contextmanager
+def _blaming_the_disk(path: Path) -> Iterator[None]:
+    """A full disk, a folder that cannot be written, a lock: not the file's fault. Raises `OutputError`."""
+    with naming(path):
+        try:
+            yield
+        except sqlite3.OperationalError as error:
+            raise OutputError(f"{path}: cannot be read or written ({error}).") from error

@@ -1,0 +1,84 @@
+"""The process that listens: one socket, connections that must not dawdle, an end that drains."""
+
+from __future__ import annotations
+
+import asyncio
+import ipaddress
+import socket
+from pathlib import Path
+
+import uvicorn
+from uvicorn.protocols.http.h11_impl import H11Protocol
+
+from ..errors import ArgumentError
+from .guard import App
+from .limits import Limits
+
+_SHORTEST_TOKEN = 16
+
+
+def read_token(path: Path | None, *, host: str) -> str | None:
+    """The token of a file, which must be there where others than this machine can ask. Raises `ArgumentError`."""
+    if path is None:
+        if not is_loopback(host):
+            raise ArgumentError.about(
+                "--token-file", expected=f"a file with a token, as other machines can reach {host}", got="none",
+                instead="Make one: python -c 'import secrets; print(secrets.token_urlsafe(32))' > token",
+            )  # fmt: skip
+        return None
+    try:
+        token = path.read_text(encoding="utf-8").strip()
+    except (OSError, UnicodeDecodeError) as error:
+        raise ArgumentError(f"{path}: cannot be read as a token ({error}).") from error
+    if len(token) < _SHORTEST_TOKEN or not token.isascii() or not token.isprintable() or " " in token:
+        expected = f"a token of at least {_SHORTEST_TOKEN} letters and digits"
+        raise ArgumentError.about(str(path), expected=expected, got=f"one of {len(token)} characters")
+    return token
+
+
+def is_loopback(host: str) -> bool:
+    """Whether nobody beyond this machine can ask there."""
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
+
+
+def listen(host: str, port: int) -> socket.socket:
+    """A socket that listens. Raises `ArgumentError` where the address is taken, or none of this machine."""
+    try:
+        family = socket.AF_INET6 if ":" in host else socket.AF_INET
+        return socket.create_server((host, port), family=family, backlog=512)
+    except (OSError, OverflowError, UnicodeError) as error:
+        raise ArgumentError.about(
+            "--host and --port", expected="an address of this machine that is free", got=f"{host}:{port} ({error})"
+        ) from error
+
+
+def make_server(app: App, *, limits: Limits) -> uvicorn.Server:
+    """What serves until SIGTERM or Ctrl-C, then answers what was begun, and ends: `.run(sockets=[listener])`."""
+
+    class Connection(H11Protocol):
+        """One connection, closed where too many are open, or where no whole head of a request has come in time."""
+
+        def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+            super().connection_made(transport)
+            self._watch = self.loop.call_later(limits.seconds, self._end_if_idle)
+            if len(self.connections) > limits.connections:
+                transport.close()
+
+        def connection_lost(self, exc: Exception | None) -> None:
+            self._watch.cancel()
+            super().connection_lost(exc)
+
+        def _end_if_idle(self) -> None:
+            if self.cycle is None or self.cycle.response_complete:
+                self.transport.close()
+            else:
+                self._watch = self.loop.call_later(limits.seconds, self._end_if_idle)
+
+    config = uvicorn.Config(
+        app, http=Connection, ws="none", log_config=None, access_log=False, server_header=False, date_header=False,
+        proxy_headers=False, timeout_graceful_shutdown=int(2 * limits.seconds) + 1,
+    )  # fmt: skip
+    return uvicorn.Server(config)

@@ -1,0 +1,220 @@
+"""A station: models, the judge, the store and the figures, put together; what the routes of `app` call."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import io
+import logging
+import threading
+import time
+from collections import OrderedDict
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from ..errors import BlemishError, ImageError
+from ..images.decode import as_image, decode_bytes
+from ..report.heatmap import write_heatmap, write_overlay
+from ..report.lines import judged, not_judged
+from ..types import Decision
+from .guard import Refusal
+from .judge import Busy, Judge, Outcome, Sent
+from .learning import Learning
+from .limits import Limits
+from .logbook import Logbook, Verdict
+from .meters import Meters
+from .models import Loaded, Models
+
+_log = logging.getLogger("blemish")
+_DRAWN_BYTES = 64_000_000
+"""Of overlays that are at hand; older ones are drawn again."""
+
+
+class Station:
+    """What the routes call. `close` drains it: what was taken is judged, kept and answered."""
+
+    def __init__(
+        self, models: Models, logbook: Logbook, *, limits: Limits, keep_pictures: bool = True, device: str = "auto"
+    ) -> None:
+        self.models, self.logbook, self.limits, self.meters = models, logbook, limits, Meters()
+        self.learning = Learning(logbook.folder, models, logbook, device=device)
+        self._keep_pictures = keep_pictures
+        self._judge = Judge(limits, batch_done=self.meters.batch_done)
+        self._open = 0
+        self._drawn: OrderedDict[int, bytes] = OrderedDict()
+        self._drawing = threading.Lock()
+
+    def close(self) -> None:
+        """Judge and write what waits; then nothing runs any more."""
+        self._judge.close()
+        self.learning.close()
+        self.logbook.close()
+        self.models.close()
+
+    @property
+    def is_ready(self) -> bool:
+        """Whether it takes pictures."""
+        return self._judge.is_alive
+
+    @contextmanager
+    def admitted(self) -> Iterator[None]:
+        """One request that brings pictures, from its head to its answer. Raises `Refusal` (429)."""
+        if self._open >= self.limits.requests:
+            raise Refusal(429, f"{self._open} requests are at work already. Come again in a second.", retry_after=1)
+        self._open += 1
+        try:
+            yield
+        finally:
+            self._open -= 1
+
+    async def model(self, name: str) -> Loaded:
+        """The model of a name. Raises `Refusal` (404, 503)."""
+        if name not in self.models.names():
+            raise Refusal(404, "There is no model of this name; GET /v1/models names them.")
+        try:
+            return await asyncio.to_thread(self.models.get, name)
+        except (BlemishError, OSError) as error:
+            _log.warning("%s: %s", name, error)
+            raise Refusal(503, "The file of this model cannot be read; the station's log says why.") from error
+
+    async def predict(
+        self, name: str, sent: Sequence[Sent], *, part: str | None = None, draw: bool = False
+    ) -> list[dict[str, Any]]:
+        """Judge pictures; gives their lines once they are on the disk. Raises `Refusal`."""
+        start = time.perf_counter()
+        loaded = await self.model(name)
+        outcomes = await self._outcomes(loaded, sent)
+        good = [(one, outcome) for one, outcome in zip(sent, outcomes, strict=True) if isinstance(outcome, Decision)]
+        verdicts = [self._verdict(loaded, one, decision, part) for one, decision in good]
+        kept = await asyncio.wrap_future(self.logbook.add(verdicts)) if verdicts else []
+        lines = iter(kept)
+        rows = [
+            dict(not_judged(one.name, f"{one.name}: {outcome}")) if isinstance(outcome, str) else next(lines)
+            for one, outcome in zip(sent, outcomes, strict=True)
+        ]
+        if draw:
+            for line, (_, decision) in zip(kept, good, strict=True):
+                await asyncio.to_thread(self._draw, line["id"], decision)
+        for outcome in outcomes:
+            self.meters.verdicts.labels(name, _spell(outcome)).inc()
+        self.meters.seconds.observe(time.perf_counter() - start)
+        return rows
+
+    async def heatmap(self, name: str, one: Sent) -> bytes:
+        """The heat map of a picture as `predict --out` writes it; no verdict is kept. Raises `Refusal`."""
+        loaded = await self.model(name)
+        (outcome,) = await self._outcomes(loaded, [one])
+        decision, map = _require_map(outcome)
+        file = io.BytesIO()
+        await asyncio.to_thread(write_heatmap, file, map, threshold=decision.threshold)
+        return file.getvalue()
+
+    async def overlay(self, number: int) -> bytes:
+        """What to lay over the picture of a verdict; drawn again by the model that judged it. Raises `Refusal`."""
+        with self._drawing:
+            known = self._drawn.get(number)
+        if known is not None:
+            return known
+        line = await asyncio.to_thread(self.logbook.verdict, number)
+        if line is None:
+            raise Refusal(404, "There is no verdict of this number.")
+        content = await asyncio.to_thread(self.logbook.picture, line["picture"])
+        if content is None:
+            raise Refusal(410, "The picture of this verdict is not kept any more.")
+        loaded = await self.model(line["model_name"])
+        if loaded.digest != line["model"]:
+            raise Refusal(410, "The model that judged this picture has been replaced.")
+        (outcome,) = await self._outcomes(loaded, [Sent(line["image"], line["picture"], content)])
+        return await asyncio.to_thread(self._draw, number, _require_map(outcome)[0])
+
+    async def picture(self, digest: str, *, side: int) -> bytes:
+        """A kept picture as a browser shows it, at most `side` pixels. Raises `Refusal`."""
+        content = await asyncio.to_thread(self.logbook.picture, digest)
+        if content is None:
+            raise Refusal(404, "No picture of this digest is kept.")
+        return await self.viewable(content, side=side)
+
+    async def viewable(self, content: bytes, *, side: int) -> bytes:
+        """A picture of any format that is read, as a small JPEG for a browser. Raises `Refusal` (422)."""
+        return await asyncio.to_thread(_jpeg, content, side=side, max_pixels=self.limits.max_pixels)
+
+    def figures(self) -> bytes:
+        """All figures in Prometheus's text format."""
+        loaded = self.models.loaded().values()
+        self.meters.waiting.set(self._judge.waiting)
+        self.meters.open.set(self._open)
+        self.meters.loaded.set(len(loaded))
+        self.meters.held.set(sum(one.held for one in loaded))
+        self.meters.commits.set(self.logbook.commits)
+        self.meters.pictures.set(self.logbook.picture_bytes)
+        return self.meters.text()
+
+    async def _outcomes(self, loaded: Loaded, sent: Sequence[Sent]) -> list[Outcome]:
+        try:
+            answer = asyncio.wrap_future(self._judge.submit(loaded, sent))
+        except Busy as error:
+            raise Refusal(429, str(error), retry_after=1) from None
+        try:
+            return await asyncio.wait_for(answer, self.limits.seconds)
+        except asyncio.TimeoutError:
+            raise Refusal(503, f"No turn came within {self.limits.seconds:g} s.", retry_after=5) from None
+
+    def _verdict(self, loaded: Loaded, one: Sent, decision: Decision, part: str | None) -> Verdict:
+        line: Mapping[str, object] = dict(judged(replace(decision, name=one.name))) | {"model": loaded.digest}
+        return Verdict(
+            model=loaded.name,
+            picture=one.digest,
+            part=part,
+            score=decision.score,
+            p_value=decision.p_value,
+            anomalous=decision.is_anomalous,
+            line=line,
+            content=one.content if self._keep_pictures else None,
+        )
+
+    def _draw(self, number: int, decision: Decision) -> bytes:
+        file = io.BytesIO()
+        if decision.map is not None:
+            write_overlay(file, decision.map, threshold=decision.threshold)
+        with self._drawing:
+            self._drawn[number] = file.getvalue()
+            while sum(map(len, self._drawn.values())) > _DRAWN_BYTES and len(self._drawn) > 1:
+                self._drawn.popitem(last=False)
+        return file.getvalue()
+
+
+def sent_of(name: str, content: bytes) -> Sent:
+    """A picture of a request; its name becomes printable text."""
+    text = "".join(letter for letter in name if letter.isprintable())[:200]
+    return Sent(text or "picture", hashlib.sha256(content).hexdigest(), content)
+
+
+def _jpeg(content: bytes, *, side: int, max_pixels: int) -> bytes:
+    try:
+        image = as_image(decode_bytes(content, name="picture", max_pixels=max_pixels)).convert("RGB")
+    except ImageError as error:
+        raise Refusal(422, str(error)) from None
+    image.thumbnail((side, side), Image.Resampling.BICUBIC)
+    file = io.BytesIO()
+    image.save(file, "JPEG", quality=88)
+    return file.getvalue()
+
+
+def _require_map(outcome: Outcome) -> tuple[Decision, NDArray[np.float32]]:
+    if isinstance(outcome, str):
+        raise Refusal(422, f"The picture cannot be judged: {outcome}")
+    if outcome.map is None:
+        raise Refusal(404, "This model's method gives no maps.")
+    return outcome, outcome.map
+
+
+def _spell(outcome: Outcome) -> str:
+    if isinstance(outcome, str):
+        return "not judged"
+    return {True: "anomalous", False: "normal", None: "no threshold"}[outcome.is_anomalous]

@@ -1,0 +1,698 @@
+"""A station: verdicts as `predict` gives them, kept before they are answered; what is wrong hurts nobody."""
+
+from __future__ import annotations
+
+import os
+import socket
+import sqlite3
+import struct
+import subprocess
+import sys
+import threading
+import zlib
+from contextlib import closing, suppress
+from dataclasses import replace
+from functools import partial
+from urllib.parse import quote
+
+import pytest
+from typer.testing import CliRunner
+
+import stations
+from blemish.cli import app
+from blemish.detector import Detector
+from blemish.errors import ArgumentError, CalibrationError, ModelFileError, NotEnoughMemoryError, OutputError
+from blemish.images.preprocess import Preprocess
+from blemish.images.source import from_bytes
+from blemish.methods import PaDiM
+from blemish.report.lines import judged, model_digest
+from blemish.station.guard import Refusal
+from blemish.station.judge import Busy, Judge, Sent
+from blemish.station.learning import LEAST, Learning, _rate_for
+from blemish.station.limits import Limits
+from blemish.station.logbook import FILE, Logbook, Retention, Verdict, read_lines
+from blemish.station.models import Models
+from blemish.station.server import is_loopback, listen, read_token
+from blemish.types import Decision
+from stations import TOKEN, Client, defect, fitted, form, pictures, png, serving
+
+GOOD = png(pictures(1, seed=50)[0])
+
+
+@pytest.fixture(scope="module")
+def files(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("models")
+    for name, seed in (("small", 0), ("other", 1)):
+        fitted(seed).save(folder / f"{name}.blemish")
+    return {name: folder / f"{name}.blemish" for name in ("small", "other")}
+
+
+@pytest.fixture(scope="module")
+def running(files, tmp_path_factory):
+    """One station without a token, for all tests that leave it as it was."""
+    with serving(files, tmp_path_factory.mktemp("store")) as (ask, station):
+        yield ask, station
+
+
+@pytest.fixture(scope="module")
+def guarded(files, tmp_path_factory):
+    with serving(files, tmp_path_factory.mktemp("guarded"), token=TOKEN, names=["line-3"]) as (ask, _):
+        yield ask
+
+
+# Verdicts
+
+
+def test_an_answer_is_the_line_of_predict_and_is_kept(running, files):
+    ask, station = running
+    status, answer = ask.predict(defect(), "?image=a.png&part=A-7&draw=true")
+    assert status == 200
+    (line,) = answer["results"]
+    detector = fitted()
+    (decision,) = detector.predict(from_bytes({"a.png": defect()}))
+    wanted = dict(judged(decision))
+    assert line["score"] == pytest.approx(wanted["score"], rel=1e-5)
+    assert {key: line[key] for key in wanted if key != "score"} == {k: v for k, v in wanted.items() if k != "score"}
+    assert (line["model"], line["model_name"], line["part"]) == (model_digest(files["small"]), "small", "A-7")
+    assert line["anomalous"] is True
+    assert station.logbook.verdict(line["id"]) == line | {"feedback": None}
+    assert station.logbook.picture(line["picture"]) == defect()
+
+
+def test_several_pictures_come_back_in_order_and_a_bad_one_has_its_reason(running):
+    body = form(("a", "1.png", GOOD), ("b", "../../2.png", b"no image"), ("c", "3.png", defect()), ("d", "4.png", GOOD))
+    kind = "multipart/form-data; boundary=bound"
+    status, answer = running[0]("POST", "/v1/models/small/predict", body, content_type=kind)
+    names = [row["image"] for row in answer["results"]]
+    assert (status, names) == (200, ["1.png", "../../2.png", "3.png", "4.png"])
+    first, second, third, fourth = answer["results"]
+    assert second == {
+        "version": 1, "image": "../../2.png",
+        "error": "../../2.png: not an image, or of a format that is not read. Read are BMP, GIF, JPEG, JPEG2000, PNG, "
+        "PPM, TIFF, WEBP.",
+    }  # fmt: skip
+    assert (first["score"], first["picture"]) == (fourth["score"], fourth["picture"])
+    assert third["anomalous"]
+
+
+def test_pictures_for_eyes(running):
+    ask, _ = running
+    (line,) = ask.predict(defect())[1]["results"]
+    assert ask("GET", f"/v1/verdicts/{line['id']}/overlay")[1].startswith(b"\x89PNG")
+    status, jpeg = ask("GET", f"/v1/pictures/{line['picture']}?side=16")
+    assert (status, jpeg[:2], ask.headers["content-type"]) == (200, b"\xff\xd8", "image/jpeg")
+    status, heat = ask("POST", "/v1/models/small/heatmap", defect(), content_type="image/png")
+    assert (status, heat[:4]) == (200, b"\x89PNG")
+
+
+def test_feedback_is_kept_taken_back_and_found(running):
+    ask, _ = running
+    (line,) = ask.predict(GOOD, "?part=feedback")[1]["results"]
+    for said in ("defect", "fine"):
+        assert ask("POST", f"/v1/verdicts/{line['id']}/feedback?said={said}") == (
+            200, {"id": line["id"], "feedback": said},
+        )  # fmt: skip
+    found = ask("GET", "/v1/verdicts?said=fine&part=feedback")[1]["verdicts"]
+    assert [row["id"] for row in found] == [line["id"]]
+    assert ask("GET", "/v1/verdicts?said=defect&part=feedback")[1] == {"verdicts": []}
+    ask("POST", f"/v1/verdicts/{line['id']}/feedback")
+    assert ask("GET", "/v1/verdicts?said=anything&part=feedback")[1] == {"verdicts": []}
+
+
+def test_history_filters_and_pages(running):
+    ask, _ = running
+    ids = [ask.predict(content, "?part=pages")[1]["results"][0]["id"] for content in (GOOD, defect(), GOOD)]
+    rows = ask("GET", "/v1/verdicts?part=pages&limit=2&days=1&model=small")[1]["verdicts"]
+    assert [row["id"] for row in rows] == ids[:0:-1]
+    rows = ask("GET", f"/v1/verdicts?part=pages&before={ids[1]}")[1]["verdicts"]
+    assert [row["id"] for row in rows] == ids[:1]
+    rows = ask("GET", "/v1/verdicts?part=pages&anomalous=true")[1]["verdicts"]
+    assert [row["id"] for row in rows] == [ids[1]]
+    assert len(ask("GET", "/v1/models/small/p-values?days=1")[1]["p_values"]) >= 3
+
+
+def test_models_figures_and_the_page_are_there(running):
+    ask, _ = running
+    assert [row["name"] for row in ask("GET", "/v1/models")[1]["models"]] == ["small", "other"]
+    card = ask("GET", "/v1/models/other")[1]
+    assert card["facts"]["Method"] == "padim"
+    assert card["lowest_rate"] == 1 / (card["held_out"] + 1)
+    assert ask("GET", "/health")[1]["status"] == "alive"
+    assert ask("GET", "/ready") == (200, {"status": "ready"})
+    text = ask("GET", "/metrics")[1].decode()
+    assert 'blemish_verdicts_total{model="small",verdict="anomalous"}' in text
+    example = ask("GET", "/openapi.json")[1]["paths"]["/v1/models/{name}/predict"]["post"]
+    assert example["responses"]["200"]["content"]["application/json"]["example"]["results"][0]["anomalous"] is True
+    for path in ("/", "/station.css", "/station.js", "/texts.json", "/icon.svg"):
+        assert ask("GET", path)[0] == 200
+        assert "default-src 'none'" in ask.headers["content-security-policy"]
+
+
+# What is wrong is refused
+
+
+def request(method, target, *headers, body=b"", host="127.0.0.1", ends=True):
+    lines = [f"{method} {target} HTTP/1.1", f"Host: {host}", *headers]
+    if body and not any(line.lower().startswith(("content-length", "transfer-encoding")) for line in headers):
+        lines.append(f"Content-Length: {len(body)}")
+    if ends:
+        lines.append("Connection: close")
+    return "\r\n".join([*lines, "", ""]).encode("latin-1") + body
+
+
+def post(*headers, body=GOOD, kind="image/png", target="/v1/models/small/predict"):
+    return request("POST", target, f"Content-Type: {kind}", *headers, body=body)
+
+
+def chunked(*parts):
+    return b"".join(b"%x\r\n%s\r\n" % (len(part), part) for part in (*parts, b""))
+
+
+def claims(width, height):
+    """A PNG whose head claims a size."""
+    head = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
+    chunk = b"IHDR" + head
+    return b"\x89PNG\r\n\x1a\n" + struct.pack(">I", 13) + chunk + struct.pack(">I", zlib.crc32(chunk)) + GOOD[33:]
+
+
+FORM = "multipart/form-data; boundary=bound"
+BIG = b"\0" * (stations.LIMITS.max_bytes + 1)
+CHUNKED = "Transfer-Encoding: chunked"
+WRONG = {
+    "no HTTP": (b"hello\r\n\r\n", 400),
+    "TLS": (b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03\r\n\r\n", 400),
+    "HTTP/2": (b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n", 421),
+    "no host": (b"GET /health HTTP/1.1\r\n\r\n", 400),
+    "two hosts": (request("GET", "/health", "Host: localhost"), 400),
+    "a head without end": (b"GET /health HTTP/1.1\r\nHost: localhost\r\nX: " + b"a" * 70_000, 400),
+    "a header with a null": (request("GET", "/health", "X: a\0b"), 400),
+    "foreign host": (request("GET", "/v1/models", host="evil.example"), 421),
+    "foreign host with a port": (request("GET", "/v1/models", host="evil.example:8321"), 421),
+    "a host that begins like ours": (request("GET", "/v1/models", host="localhost.evil.example"), 421),
+    "a host with a user": (request("GET", "/v1/models", host="localhost@evil.example"), 421),
+    "empty host": (request("GET", "/v1/models", host=""), 421),
+    "foreign origin": (post("Origin: http://evil.example"), 403),
+    "origin of a file": (post("Origin: null"), 403),
+    "origin of another port": (post("Origin: http://127.0.0.1:1"), 403),
+    "model up the tree": (post(target="/v1/models/../../etc/passwd/predict"), 404),
+    "model up the tree, encoded": (post(target="/v1/models/..%2F..%2Fetc%2Fpasswd/predict"), 404),
+    "model up the tree, twice encoded": (post(target="/v1/models/%252e%252e%252fsmall/predict"), 404),
+    "model by its file": (post(target="/v1/models/small.blemish/predict"), 404),
+    "model with a null": (post(target="/v1/models/small%00/predict"), 404),
+    "model of no name": (post(target="/v1/models//predict"), 404),
+    "model in Unicode": (post(target="/v1/models/%EF%BD%93mall/predict"), 404),
+    "unknown model": (post(target="/v1/models/none/predict"), 404),
+    "unknown model's card": (request("GET", "/v1/models/none"), 404),
+    "unknown model's p-values": (request("GET", "/v1/models/none/p-values"), 404),
+    "page up the tree": (request("GET", "/../station.py"), 404),
+    "page up the tree, encoded": (request("GET", "/%2e%2e/%2e%2e/etc/passwd"), 404),
+    "page by a full path": (request("GET", "//etc/passwd"), 404),
+    "picture up the tree": (request("GET", "/v1/pictures/..%2F..%2Fstation.sqlite"), 404),
+    "picture with SQL": (request("GET", "/v1/pictures/x'%20OR%201=1--"), 404),
+    "picture that is not kept": (request("GET", f"/v1/pictures/{'0' * 64}"), 404),
+    "picture of an odd size": (request("GET", f"/v1/pictures/{'0' * 64}?side=1000000"), 422),
+    "wrong method": (request("DELETE", "/v1/models"), 405),
+    "an own method": (request("BREW", "/v1/models"), 405),
+    "GET where POST is meant": (request("GET", "/v1/models/small/predict"), 405),
+    "empty body": (post(body=b""), 400),
+    "text": (post(kind="text/plain"), 415),
+    "JSON": (post(kind="application/json", body=b'{"image": "/etc/passwd"}'), 415),
+    "form of a page": (post(kind="application/x-www-form-urlencoded", body=b"image=/etc/passwd"), 415),
+    "multipart without a boundary": (post(kind="multipart/form-data"), 400),
+    "multipart that is none": (post(kind=FORM), 400),
+    "multipart without a file": (
+        post(kind=FORM, body=b'--bound\r\nContent-Disposition: form-data; name="a"\r\n\r\nx\r\n--bound--\r\n'), 400,
+    ),
+    "multipart without names": (post(kind=FORM, body=b"--bound\r\n\r\nx\r\n--bound--\r\n"), 400),
+    "multipart with an empty file": (post(kind=FORM, body=form(("a", "a.png", b""))), 400),
+    "too many pictures": (post(kind=FORM, body=form(*[("a", "a.png", GOOD)] * 5)), 413),
+    "too many bytes": (post(body=BIG), 413),
+    "too many bytes, claimed": (request("POST", "/v1/models/small/predict", "Content-Length: 99999999999"), 413),
+    "too many bytes in chunks": (post(CHUNKED, body=chunked(BIG)), 413),
+    "negative length": (request("POST", "/v1/models/small/predict", "Content-Length: -1"), 400),
+    "length that is none": (request("POST", "/v1/models/small/predict", "Content-Length: ten"), 400),
+    "two lengths": (post("Content-Length: 3", "Content-Length: 5"), 400),
+    "chunks that are none": (post(CHUNKED, body=b"zz\r\nxx\r\n0\r\n\r\n"), 400),
+    "unknown transfer": (post("Transfer-Encoding: gzip"), 400),
+    "no image": (post(body=b"no image"), 422),
+    "truncated": (post(body=GOOD[:200]), 422),
+    "bomb": (post(body=claims(60_000, 60_000)), 422),
+    "SVG": (post(body=b'<svg xmlns="http://www.w3.org/2000/svg"><image href="file:///etc/passwd"/></svg>'), 422),
+    "PostScript": (post(body=b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n(/etc/passwd) run\n"), 422),
+    "compressed": (post("Content-Encoding: gzip", body=zlib.compress(GOOD)), 422),
+    "heat map of no image": (post(target="/v1/models/small/heatmap", body=b"no image"), 422),
+    "heat map of several": (
+        post(target="/v1/models/small/heatmap", kind=FORM, body=form(*[("a", "a.png", GOOD)] * 2)), 413,
+    ),
+    "a name that is too long": (post(target=f"/v1/models/small/predict?image={'a' * 300}"), 422),
+    "a choice that is none": (post(target="/v1/models/small/predict?draw=perhaps"), 422),
+    "verdict by a word": (request("GET", "/v1/verdicts/one"), 422),
+    "verdict that is none": (request("GET", "/v1/verdicts/999999"), 404),
+    "verdict beyond all numbers": (request("GET", "/v1/verdicts/99999999999999999999"), 422),
+    "overlay of no verdict": (request("GET", "/v1/verdicts/999999/overlay"), 404),
+    "feedback that is none": (request("POST", "/v1/verdicts/1/feedback?said=maybe"), 422),
+    "feedback on nothing": (request("POST", "/v1/verdicts/999999/feedback?said=fine"), 404),
+    "too much history": (request("GET", "/v1/verdicts?limit=100000"), 422),
+    "history of NaN days": (request("GET", "/v1/verdicts?days=nan"), 422),
+}  # fmt: skip
+
+
+def raw(port, content, *, ends=False):
+    """The status that some bytes get; None where the connection is closed without one."""
+    with closing(socket.create_connection(("127.0.0.1", port), timeout=60)) as line:
+        try:
+            line.sendall(content)
+            if ends:
+                line.shutdown(socket.SHUT_WR)
+        except ConnectionError:  # refused before all was sent
+            pass
+        answer = b""
+        try:
+            while part := line.recv(65536):
+                answer += part
+                if b"\r\n\r\n" in answer:
+                    break
+        except ConnectionError:
+            pass
+    return int(answer.split(b" ", 2)[1]) if answer else None
+
+
+@pytest.mark.parametrize("name", WRONG)
+def test_what_is_wrong_is_refused_and_hurts_nobody(running, name):
+    ask, station = running
+    content, status = WRONG[name]
+    before = len(station.logbook.history(limit=500))
+    assert raw(ask.port, content) == status
+    assert len(station.logbook.history(limit=500)) == before
+    assert ask("GET", "/ready")[0] == 200
+    assert station._open == 0
+
+
+@pytest.mark.parametrize(
+    "headers",
+    [
+        (), ("Authorization: Bearer",), ("Authorization: Bearer wrong-token-of-some-length",),
+        (f"Authorization: Basic {TOKEN}",), (f"Authorization: Bearer {TOKEN}x",),
+        (f"Authorization: Bearer {TOKEN[:-1]}",),
+        ("Authorization: Bearer \xe9\xff",), (f"X-Token: {TOKEN}",), (f"Cookie: token={TOKEN}",),
+    ],
+)  # fmt: skip
+@pytest.mark.parametrize("target", ["/v1/models", "/metrics", "/openapi.json", "/v1/pictures/x", "/nothing"])
+def test_without_the_token_nothing_is_told(guarded, headers, target):
+    assert raw(guarded.port, request("GET", f"{target}?token={TOKEN}", *headers)) == 401
+
+
+def test_with_the_token_under_another_name_all_is_well(guarded):
+    assert raw(guarded.port, request("GET", "/v1/models", f"Authorization: bearer  {TOKEN}", host="Line-3:80")) == 200
+    assert raw(guarded.port, request("GET", "/v1/models", f"Authorization: Bearer {TOKEN}", host="[::1]:80")) == 200
+    assert raw(guarded.port, request("GET", "/", host="10.1.2.3")) == 200
+    assert Client(guarded.port).predict(GOOD)[0] == 401
+    assert guarded.predict(GOOD)[0] == 200
+
+
+def test_who_dawdles_or_goes_away_is_dropped(files, tmp_path):
+    with serving(files, tmp_path, seconds=0.3) as (ask, station):
+        assert raw(ask.port, post("Content-Length: 500", body=GOOD[:9])) == 408
+        assert raw(ask.port, b"GET /health HTTP/1.1\r\nHost: loc") is None  # a head that never ends
+        assert raw(ask.port, b"") is None
+        with closing(socket.create_connection(("127.0.0.1", ask.port))) as line:
+            line.sendall(post("Content-Length: 500", body=GOOD[:9]))  # gone before it is complete
+        assert ask.predict(GOOD)[0] == 200
+        assert len(station.logbook.history()) == 1
+
+
+def test_too_many_at_a_time_come_again_later(files, tmp_path):
+    with serving(files, tmp_path, requests=1, waiting=2) as (ask, _):
+        body = form(*[("a", "a.png", GOOD)] * 3)
+        status, _ = ask("POST", "/v1/models/small/predict", body, content_type="multipart/form-data; boundary=bound")
+        assert (status, ask.headers["retry-after"]) == (429, "1")
+        with closing(socket.create_connection(("127.0.0.1", ask.port))) as line:
+            line.sendall(post("Expect: 100-continue", "Content-Length: 500", body=b"")[: -0 or None])
+            assert line.recv(100).startswith(b"HTTP/1.1 100")  # the station reads it: its only place is taken
+            assert ask.predict(GOOD)[0] == 429
+            assert ask("GET", "/v1/models")[0] == 200
+
+
+def test_many_at_a_time_are_judged_together_and_each_gets_its_own(running):
+    ask, _ = running
+    contents = [png(array) for array in pictures(24, seed=9)]
+    alone = [ask.predict(content)[1]["results"][0] for content in contents]
+    found = [None] * len(contents)
+
+    def one(number):
+        found[number] = Client(ask.port).predict(contents[number])[1]["results"][0]
+
+    threads = [threading.Thread(target=one, args=(number,)) for number in range(len(contents))]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    for before, line in zip(alone, found, strict=True):
+        assert line["picture"] == before["picture"]
+        assert line["score"] == pytest.approx(before["score"], rel=1e-5)
+    assert len({line["id"] for line in found}) == len(found)
+
+
+def test_what_was_begun_is_answered_at_the_end(files, tmp_path):
+    answers = []
+
+    def one(ask):
+        with suppress(ConnectionError):  # it came too late
+            answers.append(ask.predict(GOOD)[0])
+
+    with serving(files, tmp_path) as (ask, station):
+        threads = [threading.Thread(target=one, args=(ask,)) for _ in range(8)]
+        for thread in threads:
+            thread.start()
+        while not station._open:
+            pass
+    for thread in threads:
+        thread.join()
+    assert set(answers) == {200}
+    assert len(list(read_lines(tmp_path))) == len(answers)
+
+
+# Models
+
+
+def test_models_are_loaded_when_asked_for_within_a_bound(files):
+    size = files["small"].stat().st_size
+    models = Models(files, max_bytes=3 * size)  # one counts twice its file
+    try:
+        assert models.loaded() == {}
+        first = models.get("small")
+        assert models.get("small") is first
+        models.get("other")
+        assert list(models.loaded()) == ["other"]
+        assert models.get("small").digest == first.digest
+        with pytest.raises(KeyError):
+            models.get(str(files["small"]))
+        models.put("large", files["other"])
+        models._max_bytes = size
+        with pytest.raises(NotEnoughMemoryError, match="Allow more with --memory"):
+            models.get("large")
+        assert "the bound is" in models.fault("large")
+    finally:
+        models.close()
+
+
+def test_a_replaced_file_is_loaded_beside_the_old_model_and_a_broken_one_is_not(files, tmp_path):
+    path = tmp_path / "part.blemish"
+    path.write_bytes(files["small"].read_bytes())
+    models = Models({"part": path}, max_bytes=10**9)
+    try:
+        old = models.get("part")
+        path.write_bytes(files["other"].read_bytes() + b"")
+        os.utime(path, ns=(1, 1))
+        assert models.get("part") is old  # it answers until the new one is there
+        models.settle()
+        new = models.get("part")
+        assert new.digest == model_digest(files["other"]) != old.digest
+        path.write_bytes(b"torn")
+        assert models.get("part") is new
+        models.settle()
+        assert models.get("part").detector is new.detector
+        assert str(path) in models.fault("part")
+        path.unlink()
+        assert models.get("part").detector is new.detector
+        assert "gone" in models.fault("part")
+    finally:
+        models.close()
+    with pytest.raises(ModelFileError):
+        Models({"part": tmp_path / "none"}, max_bytes=10**9).get("part")
+
+
+# The judge
+
+
+class Slow:
+    """Stands for a loaded model whose network waits until it is let go, and remembers its batches."""
+
+    def __init__(self, *, spoilt=()):
+        self.batches, self.go, self.spoilt = [], threading.Event(), spoilt
+        self.detector, self.max_pixels, self.skipped_ = self, 1, []
+
+    def predict(self, source):
+        self.batches.append(source.names)
+        self.go.wait(60)
+        if any(name in self.spoilt for name in source.names):
+            raise ArgumentError(f"method: expected finite scores, got NaN or infinity for {source.names[0]}.")
+        return [Decision(name, float(len(name)), None, None, None) for name in source.names]
+
+
+def test_what_comes_meanwhile_is_judged_in_one_go_and_no_more_than_fits():
+    model, other, done = Slow(), Slow(), []
+    other.go.set()
+    judge = Judge(Limits(batch=3, waiting=7), batch_done=lambda pictures, _seconds: done.append(pictures))
+    first = judge.submit(model, [Sent("0", "0", b"")])
+    while not model.batches:
+        pass
+    answers = [judge.submit(model, [Sent(str(n), str(n), b"")]) for n in range(1, 6)]
+    elsewhere = judge.submit(other, [Sent("x", "x", b""), Sent("y", "y", b"")])
+    assert judge.waiting == 7
+    with pytest.raises(Busy):
+        judge.submit(model, [Sent("9", "9", b"")])
+    assert answers[4].cancel()  # who has waited too long
+    model.go.set()
+    judge.close()
+    assert [outcome.name for answer in (first, *answers[:4]) for outcome in answer.result()] == list("01234")
+    assert [outcome.name for outcome in elsewhere.result()] == ["x", "y"]
+    assert model.batches == [("0",), ("1", "2", "3"), ("4",)]
+    assert done in ([1, 3, 1, 2], [1, 3, 2, 1])
+    with pytest.raises(Busy):
+        judge.submit(model, [Sent("9", "9", b"")])
+
+
+def test_one_picture_cannot_spoil_the_turn_of_others():
+    model = Slow(spoilt=["bad"])
+    model.go.set()
+    judge = Judge(Limits(), batch_done=lambda *_: None)
+    answer = judge.submit(model, [Sent(name, name, b"") for name in ("a", "bad", "b", "a")])
+    judge.close()
+    good, bad, fine, again = answer.result()
+    assert (good.name, fine.name, again) == ("a", "b", good)
+    assert bad == "method: expected finite scores, got NaN or infinity for the picture."
+    assert model.batches == [("a", "bad", "b"), ("a",), ("bad",), ("b",)]
+
+
+def test_a_fault_of_ours_reaches_those_who_wait_and_the_next_ones_are_judged(monkeypatch):
+    judge, model = Judge(Limits(), batch_done=lambda *_: None), Slow()
+    model.go.set()
+    monkeypatch.setattr(model, "predict", lambda _source: 1 / 0)
+    broken = judge.submit(model, [Sent("a", "a", b"")])
+    assert isinstance(broken.exception(60), ZeroDivisionError)
+    monkeypatch.undo()
+    assert judge.submit(model, [Sent("a", "a", b"")]).result(60)[0].name == "a"
+    judge.close()
+
+
+# The store
+
+
+def verdict(number=0, content=b"", **changes):
+    line = {"image": f"{number}.png", "score": float(number)}
+    return replace(Verdict("m", f"d{number}", None, float(number), 0.5, False, line, content or None), **changes)
+
+
+def test_changes_that_come_together_share_a_commit(tmp_path):
+    with Logbook(tmp_path) as book:
+        hold = threading.Event()
+        book._change(lambda _file: hold.wait(60))  # one commit is at work
+        while not book._file.in_transaction:
+            pass
+        answers = [book.add([verdict(n)]) for n in range(20)]
+        hold.set()
+        numbers = [answer.result()[0]["id"] for answer in answers]
+        assert (numbers, book.commits) == (list(range(1, 21)), 2)
+    assert [row["score"] for row in read_lines(tmp_path)] == list(range(20))
+
+
+def test_a_commit_that_fails_is_told_and_leaves_nothing(tmp_path):
+    with Logbook(tmp_path) as book:
+        book.add([verdict(1, b"x" * 10)]).result()
+        book._file.execute("PRAGMA query_only = ON")
+        with pytest.raises(OutputError, match=r"station\.sqlite: cannot be read or written"):
+            book.add([verdict(2, b"x" * 10)]).result()
+        book._file.execute("PRAGMA query_only = OFF")
+        assert (len(book.history()), book.picture_bytes) == (1, 10)
+        book.add([verdict(3)]).result()
+        assert len(book.history()) == 2
+
+
+def test_pictures_go_by_age_and_size_and_those_that_were_spoken_of_go_last(tmp_path):
+    with Logbook(tmp_path, retention=Retention(max_bytes=35)) as book:
+        for number in range(3):
+            (line,) = book.add([verdict(number, b"x" * 10)]).result()
+            book.add([verdict(number, b"x" * 10)]).result()  # the same picture once more
+            if number == 0:
+                assert book.say(line["id"], "defect").result()
+        assert book.picture_bytes == 30
+        book.add([verdict(3, b"x" * 10)]).result()
+        kept = [book.picture(f"d{number}") is not None for number in range(4)]
+        assert (kept, book.picture_bytes, len(book.history())) == ([True, False, True, True], 30, 7)
+    with Logbook(tmp_path, retention=Retention(days=0)) as book:
+        book.add([verdict(4)]).result()
+        assert [book.picture(f"d{number}") is not None for number in range(4)] == [True, False, False, False]
+        assert book.picture_bytes == 10
+
+
+def test_a_store_of_another_version_is_refused(tmp_path):
+    with Logbook(tmp_path) as book:
+        book.add([verdict(1)]).result()
+    with closing(sqlite3.connect(tmp_path / FILE)) as file:
+        assert file.execute("PRAGMA journal_mode").fetchone() == ("wal",)
+        file.execute("PRAGMA user_version = 99")
+    for use in (Logbook, lambda folder: list(read_lines(folder))):
+        with pytest.raises(ArgumentError, match="expected a store of version 1, got version 99"):
+            use(tmp_path)
+    (tmp_path / FILE).write_bytes(b"no database" * 100)
+    with pytest.raises(ArgumentError, match="expected a store of a station"):
+        Logbook(tmp_path)
+    with pytest.raises(ArgumentError, match="expected the folder of a store"):
+        list(read_lines(tmp_path / "none"))
+
+
+_WRITER = """
+import sys
+from blemish.station.logbook import Logbook, Verdict
+with Logbook(sys.argv[1]) as book:
+    number = 0
+    while True:
+        adds = [book.add([Verdict("m", "d", None, 1.0, 0.5, False, {"n": number + i}, b"x" * 5000)]) for i in range(4)]
+        for add in adds:
+            add.result()
+            print(number, flush=True)
+            number += 1
+"""
+
+
+def test_what_was_confirmed_before_a_kill_is_there(tmp_path):
+    confirmed = 0
+    for kill in range(3):
+        command = [sys.executable, "-c", _WRITER, str(tmp_path)]
+        with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as writer:
+            for _ in range(20 + 7 * kill):
+                writer.stdout.readline()
+                confirmed += 1
+            writer.kill()
+            confirmed += len(writer.stdout.read().splitlines())
+        with closing(sqlite3.connect(tmp_path / FILE)) as file:
+            assert file.execute("PRAGMA integrity_check").fetchone() == ("ok",)
+        assert len(list(read_lines(tmp_path))) >= confirmed
+    assert confirmed >= 81
+
+
+# The process
+
+
+def test_a_token_is_needed_where_others_can_ask(tmp_path):
+    assert [is_loopback(host) for host in ("127.0.0.1", "::1", "localhost", "0.0.0.0", "10.0.0.1", "pc")] == [
+        True, True, True, False, False, False,
+    ]  # fmt: skip
+    assert read_token(None, host="127.0.0.1") is None
+    with pytest.raises(ArgumentError, match=r"other machines can reach 0\.0\.0\.0"):
+        read_token(None, host="0.0.0.0")
+    file = tmp_path / "token"
+    file.write_text(f"{TOKEN}\n")
+    assert read_token(file, host="0.0.0.0") == TOKEN
+    for bad in ("short", "with a blank in the middle", "\N{SNOWMAN}" * 20):
+        file.write_text(bad, "utf-8")
+        with pytest.raises(ArgumentError, match="expected a token of at least 16"):
+            read_token(file, host="127.0.0.1")
+    with pytest.raises(ArgumentError, match="cannot be read as a token"):
+        read_token(tmp_path, host="127.0.0.1")
+
+
+def test_an_address_that_is_taken_is_one_line():
+    with listen("127.0.0.1", 0) as taken, pytest.raises(ArgumentError, match="that is free"):
+        listen("127.0.0.1", taken.getsockname()[1])
+    with pytest.raises(ArgumentError, match="an address of this machine"):
+        listen("192.0.2.1", 0)
+
+
+def test_serve_says_what_is_wrong_before_it_listens(files, tmp_path):
+    def serve(*arguments):
+        options = ["--store", str(tmp_path / "s"), "--port", "0", "--check"]
+        return CliRunner().invoke(app, ["serve", *map(str, arguments), *options])
+
+    assert serve(*files.values()).exit_code == 0
+    assert "2 models" in serve(*files.values()).output
+    twice = serve(files["small"], files["small"])
+    assert (twice.exit_code, "files of different names" in twice.output) == (1, True)
+    assert serve(tmp_path / "none.blemish").exit_code == 1
+    assert "--token-file" in serve(files["small"], "--host", "0.0.0.0").output
+
+
+# Learning
+
+
+def test_a_first_model_from_pictures(tmp_path, monkeypatch):
+    small = partial(Detector, method=PaDiM(backbone="filters"), preprocess=Preprocess(32))
+    monkeypatch.setattr("blemish.station.learning.Detector", small)
+    with serving({}, tmp_path) as (ask, station):
+        status, answer = ask("POST", "/v1/learning/fit?name=part")
+        assert (status, answer["error"]) == (422, f"At least {LEAST} pictures are needed, there are 0.")
+        contents = [png(array) for array in pictures(LEAST + 1)]
+        for number, content in enumerate(contents):
+            status, answer = ask("POST", f"/v1/learning/pictures?image={number}.png", content, content_type="image/png")
+            assert status == 200
+        assert (answer["count"], answer["pictures"][0]["name"]) == (LEAST + 1, "0.png")
+        assert ask("POST", "/v1/learning/pictures", b"no image", content_type="image/png")[0] == 422
+        first = answer["pictures"][0]["picture"]
+        assert ask("GET", f"/v1/learning/pictures/{first}?side=16")[1][:2] == b"\xff\xd8"
+        assert ask("GET", "/v1/learning/pictures/..%2Fstation.sqlite")[0] == 404
+        assert ask("DELETE", f"/v1/learning/pictures/{first}")[1]["count"] == LEAST
+        assert ask("DELETE", f"/v1/learning/pictures/{first}")[0] == 404
+        assert ask("POST", "/v1/learning/inspect")[0] == 202
+        station.learning.settle()
+        found = ask("GET", "/v1/learning")[1]
+        assert (found["state"], [row["kind"] for row in found["findings"]]) == ("done", ["unlike"])
+        for name in ("", "../part", ".part", "a" * 41, "a b"):
+            assert ask("POST", f"/v1/learning/fit?name={quote(name, safe='')}")[0] == 422
+        assert ask("POST", "/v1/learning/fit?name=part")[0] == 202
+        station.learning.settle()
+        assert ask("GET", "/v1/learning")[1]["learned"] == "part"
+        assert ask.predict(defect(), name="part")[1]["results"][0]["anomalous"]
+        assert ask("POST", "/v1/learning/fit?name=part")[0] == 409
+    with serving({}, tmp_path) as (ask, _):  # it is there after a restart
+        assert [row["name"] for row in ask("GET", "/v1/models")[1]["models"]] == ["part"]
+        assert ask("DELETE", "/v1/learning/pictures")[1]["count"] == 0
+
+
+@pytest.mark.parametrize(("count", "rate"), [(8, 0.2), (17, 0.2), (18, 0.1), (37, 0.1), (38, 0.05), (500, 0.05)])
+def test_the_rate_is_one_that_half_of_the_pictures_can_hold(count, rate):
+    assert _rate_for(count) == rate
+
+
+def test_one_learns_at_a_time_and_a_failure_is_told(tmp_path, monkeypatch):
+    models = Models({}, max_bytes=10**9)
+    with Logbook(tmp_path) as book:
+        learning = Learning(tmp_path, models, book)
+        learning.add([stations_sent(n) for n in range(LEAST)])
+        hold = threading.Event()
+
+        class Broken:
+            def __init__(self, **_options):
+                pass
+
+            def fit(self, _images, progress):
+                progress("fit", 1, 2)
+                hold.wait(60)
+                raise CalibrationError("too few")
+
+        monkeypatch.setattr("blemish.station.learning.Detector", Broken)
+        learning.learn("part")
+        with pytest.raises(Refusal, match="just now"):
+            learning.learn("other")
+        with pytest.raises(Refusal, match="just now"):
+            learning.remove(None)
+        hold.set()
+        learning.settle()
+        assert {"state": "failed", "error": "too few", "done": 1, "total": 2}.items() <= learning.status().items()
+        assert models.names() == []
+        learning.close()
+    models.close()
+
+
+def stations_sent(number):
+    return Sent(f"{number}.png", f"{number:064x}", png(pictures(1, seed=number)[0]))
