@@ -89,7 +89,7 @@ def test_a_write_that_fails_is_one_line_and_leaves_nothing_torn(name, call, read
         assert any(fits(path, pattern) for path in files_in(out)), pattern
 
 
-@pytest.mark.parametrize("name", rows(name for name in CALLS if name not in ("list", "report")))
+@pytest.mark.parametrize("name", rows(name for name in CALLS if name not in ("list", "report", "store export")))
 def test_an_input_that_vanishes_is_one_line(name, call, ready, tmp_path):
     ready(name)
     out, seen = tmp_path / "out", []

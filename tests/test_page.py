@@ -17,7 +17,7 @@ from blemish.cli import app
 from blemish.detector import Detector
 from blemish.images.preprocess import Preprocess
 from blemish.methods import PaDiM
-from blemish.station.learning import LEAST
+from blemish.station.learning import FEWEST_NORMALS
 from stations import TOKEN, defect, fitted, pictures, png, serving
 
 PAGE = resources.files("blemish.station").joinpath("page")
@@ -85,10 +85,10 @@ def test_learn_judge_and_say_by_keyboard_alone(tmp_path, monkeypatch):
     monkeypatch.setattr("blemish.station.learning.Detector", small)
     with serving({}, tmp_path) as (ask, _), opened(ask, locale="en-GB") as page:
         assert page.locator("#learn").is_visible()  # without a model there is nothing else to do
-        page.set_input_files("#normals", given("good", *map(png, pictures(LEAST + 2))))
+        page.set_input_files("#normals", given("good", *map(png, pictures(FEWEST_NORMALS + 2))))
         page.wait_for_selector("#findings.card", timeout=60_000)
         page.wait_for_selector("#working", state="hidden")
-        assert page.locator("#tray li").count() == LEAST + 2
+        assert page.locator("#tray li").count() == FEWEST_NORMALS + 2
         page.focus("#name")
         page.keyboard.type("washer")
         page.keyboard.press("Enter")

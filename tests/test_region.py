@@ -12,7 +12,6 @@ from typer.testing import CliRunner
 
 from blemish import KNN, SPADE, Detector, PaDiM, PatchCore, Preprocess, Subspace
 from blemish.cli import app
-from blemish.cli.console import facts
 from blemish.datasets.layouts import open_dataset
 from blemish.datasets.region import Region
 from blemish.errors import ArgumentError, DatasetError, ImageError, ModelFileError
@@ -20,6 +19,7 @@ from blemish.evaluation.detector import evaluate
 from blemish.images.source import Batches, as_source
 from blemish.metrics import au_pro, pixel_auroc, pixel_average_precision, pixel_curve
 from blemish.ops.maps import mean_of_highest
+from blemish.report.facts import facts
 from blemish.report.figures import scale_of, tile
 
 SIZE = 48

@@ -28,7 +28,7 @@ from blemish.methods import PaDiM
 from blemish.report.lines import judged, model_digest
 from blemish.station.guard import Refusal
 from blemish.station.judge import Busy, Judge, Sent
-from blemish.station.learning import LEAST, Learning, _rate_for
+from blemish.station.learning import FEWEST_NORMALS, Learning, _rate_for
 from blemish.station.limits import Limits
 from blemish.station.logbook import FILE, Logbook, Retention, Verdict, read_lines
 from blemish.station.models import Models
@@ -72,7 +72,10 @@ def test_an_answer_is_the_line_of_predict_and_is_kept(running, files):
     (decision,) = detector.predict(from_bytes({"a.png": defect()}))
     wanted = dict(judged(decision))
     assert line["score"] == pytest.approx(wanted["score"], rel=1e-5)
-    assert {key: line[key] for key in wanted if key != "score"} == {k: v for k, v in wanted.items() if k != "score"}
+    assert [row["box"] for row in line["regions"]] == [list(row["box"]) for row in wanted["regions"]]
+    assert {key: line[key] for key in wanted if key not in ("score", "regions")} == {
+        key: value for key, value in wanted.items() if key not in ("score", "regions")
+    }
     assert (line["model"], line["model_name"], line["part"]) == (model_digest(files["small"]), "small", "A-7")
     assert line["anomalous"] is True
     assert station.logbook.verdict(line["id"]) == line | {"feedback": None}
@@ -631,17 +634,17 @@ def test_a_first_model_from_pictures(tmp_path, monkeypatch):
     monkeypatch.setattr("blemish.station.learning.Detector", small)
     with serving({}, tmp_path) as (ask, station):
         status, answer = ask("POST", "/v1/learning/fit?name=part")
-        assert (status, answer["error"]) == (422, f"At least {LEAST} pictures are needed, there are 0.")
-        contents = [png(array) for array in pictures(LEAST + 1)]
+        assert (status, answer["error"]) == (422, f"At least {FEWEST_NORMALS} pictures are needed, there are 0.")
+        contents = [png(array) for array in pictures(FEWEST_NORMALS + 1)]
         for number, content in enumerate(contents):
             status, answer = ask("POST", f"/v1/learning/pictures?image={number}.png", content, content_type="image/png")
             assert status == 200
-        assert (answer["count"], answer["pictures"][0]["name"]) == (LEAST + 1, "0.png")
+        assert (answer["count"], answer["pictures"][0]["name"]) == (FEWEST_NORMALS + 1, "0.png")
         assert ask("POST", "/v1/learning/pictures", b"no image", content_type="image/png")[0] == 422
         first = answer["pictures"][0]["picture"]
         assert ask("GET", f"/v1/learning/pictures/{first}?side=16")[1][:2] == b"\xff\xd8"
         assert ask("GET", "/v1/learning/pictures/..%2Fstation.sqlite")[0] == 404
-        assert ask("DELETE", f"/v1/learning/pictures/{first}")[1]["count"] == LEAST
+        assert ask("DELETE", f"/v1/learning/pictures/{first}")[1]["count"] == FEWEST_NORMALS
         assert ask("DELETE", f"/v1/learning/pictures/{first}")[0] == 404
         assert ask("POST", "/v1/learning/inspect")[0] == 202
         station.learning.settle()
@@ -668,7 +671,7 @@ def test_one_learns_at_a_time_and_a_failure_is_told(tmp_path, monkeypatch):
     models = Models({}, max_bytes=10**9)
     with Logbook(tmp_path) as book:
         learning = Learning(tmp_path, models, book)
-        learning.add([stations_sent(n) for n in range(LEAST)])
+        learning.add([stations_sent(n) for n in range(FEWEST_NORMALS)])
         hold = threading.Event()
 
         class Broken:

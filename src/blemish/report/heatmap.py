@@ -36,7 +36,7 @@ def write_heatmap(file: str | Path | IO[bytes], map: NDArray[np.float32], *, thr
     image.save(file, "PNG", compress_level=1, pnginfo=ends)
 
 
-def write_overlay(
+def write_layer(
     file: str | Path | IO[bytes], map: NDArray[np.float32], *, threshold: float | None, side: int = 1024
 ) -> None:
     """Write a map as a palette PNG to be laid over its picture: the colours of `write_heatmap`, clear where it is low.

@@ -7,6 +7,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, TypedDict
 
+from ..errors import ModelFileError
+
 if TYPE_CHECKING:
     from ..types import AnomalousRegion, Decision
 
@@ -86,9 +88,12 @@ def not_judged(name: str, reason: str) -> NotJudged:
 
 
 def model_digest(path: str | Path) -> str:
-    """Which model a line is of: the first 64 bits of the SHA-256 of its file, in hexadecimal."""
+    """Which model a line is of: 64 bits of the SHA-256 of its file, in hexadecimal. Raises `ModelFileError`."""
     found = hashlib.sha256()
-    with Path(path).open("rb") as file:
-        while part := file.read(1 << 20):
-            found.update(part)
+    try:
+        with Path(path).open("rb") as file:
+            while part := file.read(1 << 20):
+                found.update(part)
+    except OSError as error:
+        raise ModelFileError(f"{path}: cannot be read ({error.strerror}).") from error
     return found.hexdigest()[:16]

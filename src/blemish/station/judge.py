@@ -32,7 +32,7 @@ class Sent:
     content: bytes = field(repr=False)
 
 
-Outcome = Decision | str
+Judgement = Decision | str
 """A verdict, or why there is none."""
 
 
@@ -40,7 +40,7 @@ Outcome = Decision | str
 class _Job:
     loaded: Loaded
     pictures: Sequence[Sent]
-    answer: Future[list[Outcome]]
+    answer: Future[list[Judgement]]
 
 
 class Judge:
@@ -70,7 +70,7 @@ class Judge:
         """Whether it takes pictures."""
         return self._thread.is_alive() and not self._ends
 
-    def submit(self, loaded: Loaded, pictures: Sequence[Sent]) -> Future[list[Outcome]]:
+    def submit(self, loaded: Loaded, pictures: Sequence[Sent]) -> Future[list[Judgement]]:
         """Judge pictures when their turn comes, or not at all where the future is cancelled before. Raises `Busy`."""
         job = _Job(loaded, pictures, Future())
         with self._news:
@@ -122,7 +122,7 @@ class Judge:
             return taken
 
 
-def _judge(loaded: Loaded, pictures: Sequence[Sent]) -> list[Outcome]:
+def _judge(loaded: Loaded, pictures: Sequence[Sent]) -> list[Judgement]:
     """Judge pictures of one model; where all together fail, one by one, so that no picture can spoil another's turn."""
     contents = {picture.digest: picture.content for picture in pictures}
     try:
@@ -134,7 +134,7 @@ def _judge(loaded: Loaded, pictures: Sequence[Sent]) -> list[Outcome]:
     return [found[picture.digest] for picture in pictures]
 
 
-def _alone(loaded: Loaded, digest: str, content: bytes) -> Outcome:
+def _alone(loaded: Loaded, digest: str, content: bytes) -> Judgement:
     try:
         return _outcomes(loaded, {digest: content})[digest]
     except (BlemishError, MemoryError, RuntimeError) as error:
@@ -143,8 +143,8 @@ def _alone(loaded: Loaded, digest: str, content: bytes) -> Outcome:
         return str(error).replace(digest, "the picture") or "too large for the memory that is free."
 
 
-def _outcomes(loaded: Loaded, contents: dict[str, bytes]) -> dict[str, Outcome]:
+def _outcomes(loaded: Loaded, contents: dict[str, bytes]) -> dict[str, Judgement]:
     detector = loaded.detector
     source = from_bytes(contents, max_pixels=detector.max_pixels)
-    found: dict[str, Outcome] = {decision.name: decision for decision in detector.predict(source)}
+    found: dict[str, Judgement] = {decision.name: decision for decision in detector.predict(source)}
     return found | {name: reason.removeprefix(f"{name}: ") for name, reason in detector.skipped_}

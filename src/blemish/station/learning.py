@@ -25,7 +25,7 @@ from .models import Models
 
 _log = logging.getLogger("blemish")
 _RATES = (0.05, 0.1, 0.2)
-LEAST = 2 * images_needed(_RATES[-1])
+FEWEST_NORMALS = 2 * images_needed(_RATES[-1])
 """So few pictures that half of them still support a threshold."""
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,39}")
 
@@ -55,7 +55,7 @@ class Learning:
         """What is in the tray, what was found, how far the work has come."""
         with self._lock:
             pictures = [{"picture": digest, "name": name} for digest, name in self._names.items()]
-            return {"pictures": pictures, "count": len(pictures), "least": LEAST} | self._said
+            return {"pictures": pictures, "count": len(pictures), "least": FEWEST_NORMALS} | self._said
 
     def settle(self) -> None:
         """Wait until the work that was begun is done."""
@@ -99,8 +99,8 @@ class Learning:
             raise Refusal(422, "name: 1 to 40 letters, digits and . _ -, with a letter or digit first.")
         if name in self._models.names():
             raise Refusal(409, "There is a model of this name already. Choose another one.")
-        if len(self._names) < LEAST:
-            raise Refusal(422, f"At least {LEAST} pictures are needed, there are {len(self._names)}.")
+        if len(self._names) < FEWEST_NORMALS:
+            raise Refusal(422, f"At least {FEWEST_NORMALS} pictures are needed, there are {len(self._names)}.")
         self._begin("fit", lambda: self._learn(name))
 
     def _require_rest(self) -> None:

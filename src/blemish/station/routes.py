@@ -71,7 +71,7 @@ _ANSWERS: dict[int | str, dict[str, Any]] = {
         }.items()
     },
 }
-Number = Annotated[int, PathParameter(ge=0, le=2**62, description="The `id` of a line.")]
+VerdictNumber = Annotated[int, PathParameter(ge=0, le=2**62, description="The `id` of a line.")]
 Side = Annotated[int, Query(ge=16, le=4096, description="The longest side, in pixels.")]
 
 
@@ -160,7 +160,7 @@ def list_verdicts(
 
 
 @router.get("/v1/verdicts/{number}", summary="One verdict")
-def show_verdict(number: Number, here: Here) -> dict[str, Any]:
+def show_verdict(number: VerdictNumber, here: Here) -> dict[str, Any]:
     found = here.logbook.verdict(number)
     if found is None:
         raise Refusal(404, "There is no verdict of this number.")
@@ -168,13 +168,13 @@ def show_verdict(number: Number, here: Here) -> dict[str, Any]:
 
 
 @router.get("/v1/verdicts/{number}/overlay", summary="What to lay over its picture, as PNG", response_class=Response)
-async def draw_overlay(number: Number, here: Here) -> Response:
+async def draw_overlay(number: VerdictNumber, here: Here) -> Response:
     return Response(await here.overlay(number), media_type="image/png")
 
 
 @router.post("/v1/verdicts/{number}/feedback", summary="What somebody says who has seen the part")
 def give_feedback(
-    number: Number,
+    number: VerdictNumber,
     here: Here,
     said: Annotated[Said | None, Query(description="`fine` or `defect`; nothing: taken back.")] = None,
 ) -> dict[str, Any]:

@@ -16,15 +16,15 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
 
 from ..errors import BlemishError, ImageError
 from ..images.decode import as_image, decode_bytes
-from ..report.heatmap import write_heatmap, write_overlay
+from ..report.heatmap import write_heatmap, write_layer
 from ..report.lines import judged, not_judged
+from ..report.overlay import photograph
 from ..types import Decision
 from .guard import Refusal
-from .judge import Busy, Judge, Outcome, Sent
+from .judge import Busy, Judge, Judgement, Sent
 from .learning import Learning
 from .limits import Limits
 from .logbook import Logbook, Verdict
@@ -155,7 +155,7 @@ class Station:
         self.meters.pictures.set(self.logbook.picture_bytes)
         return self.meters.text()
 
-    async def _outcomes(self, loaded: Loaded, sent: Sequence[Sent]) -> list[Outcome]:
+    async def _outcomes(self, loaded: Loaded, sent: Sequence[Sent]) -> list[Judgement]:
         try:
             answer = asyncio.wrap_future(self._judge.submit(loaded, sent))
         except Busy as error:
@@ -181,7 +181,7 @@ class Station:
     def _draw(self, number: int, decision: Decision) -> bytes:
         file = io.BytesIO()
         if decision.map is not None:
-            write_overlay(file, decision.map, threshold=decision.threshold)
+            write_layer(file, decision.map, threshold=decision.threshold)
         with self._drawing:
             self._drawn[number] = file.getvalue()
             while sum(map(len, self._drawn.values())) > _DRAWN_BYTES and len(self._drawn) > 1:
@@ -197,16 +197,15 @@ def sent_of(name: str, content: bytes) -> Sent:
 
 def _jpeg(content: bytes, *, side: int, max_pixels: int) -> bytes:
     try:
-        image = as_image(decode_bytes(content, name="picture", max_pixels=max_pixels)).convert("RGB")
+        image = as_image(decode_bytes(content, name="picture", max_pixels=max_pixels))
     except ImageError as error:
         raise Refusal(422, str(error)) from None
-    image.thumbnail((side, side), Image.Resampling.BICUBIC)
     file = io.BytesIO()
-    image.save(file, "JPEG", quality=88)
+    photograph(image, min(side, max(image.size))).save(file, "JPEG", quality=88)
     return file.getvalue()
 
 
-def _require_map(outcome: Outcome) -> tuple[Decision, NDArray[np.float32]]:
+def _require_map(outcome: Judgement) -> tuple[Decision, NDArray[np.float32]]:
     if isinstance(outcome, str):
         raise Refusal(422, f"The picture cannot be judged: {outcome}")
     if outcome.map is None:
@@ -214,7 +213,7 @@ def _require_map(outcome: Outcome) -> tuple[Decision, NDArray[np.float32]]:
     return outcome, outcome.map
 
 
-def _spell(outcome: Outcome) -> str:
+def _spell(outcome: Judgement) -> str:
     if isinstance(outcome, str):
         return "not judged"
     return {True: "anomalous", False: "normal", None: "no threshold"}[outcome.is_anomalous]
