@@ -9,7 +9,7 @@ from typing import Annotated, Literal
 import typer
 
 from ..files import check_output
-from .console import Speaker, facts, print_rows
+from .console import Speaker, print_rows
 from .detector import AnomalousOption, MasksOption, NormalOption, load_model
 from .options import BatchOption, DeviceOption, JsonOption, ReportOption, WorkersOption
 
@@ -71,6 +71,8 @@ def compare_models(
         )  # fmt: skip
     names = (a.stem, b.stem) if a.stem != b.stem else (str(a), str(b))
     if report is not None:
+        from ..report.facts import facts
+
         write_pair(pair, report, title=data.resolve().name, names=names, facts=(facts(first), facts(second)))
         say.line(f"Report: {report}")
     if as_json:
