@@ -11,6 +11,10 @@ from PIL import Image
 from typer.testing import CliRunner
 
 from blemish import KNN, SPADE, Detector, PaDiM, PatchCore, Preprocess, Subspace
+from blemish.augment.changes import draw_change
+from blemish.choosing import choose as home
+from blemish.choosing.candidates import Candidate
+from blemish.choosing.choose import compare
 from blemish.cli import app
 from blemish.datasets.layouts import open_dataset
 from blemish.datasets.region import Region
@@ -71,6 +75,25 @@ def test_nothing_outside_reaches_a_number(name, tile):
     assert scored(one, good(100)) == scored(other, good(100, outside=7))
     (decision,) = one.predict(good(100))
     assert decision.map is None or np.array_equal(np.isnan(decision.map), ~INSIDE)
+
+
+def test_a_method_that_is_chosen_looks_inside_alone(monkeypatch):
+    """What is known of a picture already keeps its region, and no change that chooses is drawn outside."""
+    pictures = [good(i) for i in range(32)]
+    row = [Candidate(PatchCore(backbone="filters", ratio=0.1), Preprocess(SIZE))]
+    batches = Batches(as_source(pictures), Preprocess(SIZE), 4, region=Region(INSIDE))
+    inside = compare(batches, row)[1].batch(batches.source.names[5:7]).inside
+    assert torch.equal(inside, torch.from_numpy(INSIDE).expand(2, -1, -1))
+    drawn = []
+
+    def watched(*args, **settings):
+        drawn.append(draw_change(*args, **settings))
+        return drawn[-1]
+
+    monkeypatch.setattr(home, "draw_change", watched)
+    make().choose(pictures, row)
+    assert not any(mask[~torch.from_numpy(INSIDE)].any() for _, mask in drawn)
+    assert sum(bool(mask.any()) for _, mask in drawn) > 0.9 * len(drawn)
 
 
 def test_tiles_outside_are_neither_learned_nor_scored():

@@ -258,7 +258,7 @@ class Detector(Parameterised):
         self.calibration_, self.peaks_, self.images_, self._named, self._settled = None, None, 0, None, None
         self.learned_, self.calibrated_on_, self.chosen_ = frozenset(), frozenset(), ""
         self.others_, self.kept_ = (), None
-        self.region_ = None if self.roi is None else Region.read(self.roi, max_pixels=self.max_pixels)
+        self.region_ = self._read_roi()
         source = normal_images(images, max_pixels=self.max_pixels)
         kept = source.without(exclude)
         self.excluded_ = len(source) - len(kept)
@@ -310,7 +310,7 @@ class Detector(Parameterised):
         hold out for its threshold, with the same settings, are not looked at. Raises what `choosing.choose` raises.
         """
         self.check()
-        self._settled = None
+        self._settled, self.region_ = None, self._read_roi()
         train, _ = self._split(normal_images(images, max_pixels=self.max_pixels).without(exclude))
         self._settle(train)
         auto = self._auto or Auto()
@@ -754,7 +754,10 @@ class Detector(Parameterised):
         """Where to look; the folder of regions for each picture may have been given anew since the fit."""
         if self.region_ is None or self.region_.is_one or self.roi is None:
             return self.region_
-        return Region.read(self.roi, max_pixels=self.max_pixels)
+        return self._read_roi()
+
+    def _read_roi(self) -> Region | None:
+        return None if self.roi is None else Region.read(self.roi, max_pixels=self.max_pixels)
 
     @property
     def _seed(self) -> int:

@@ -120,10 +120,14 @@ CHANGES: dict[str, Change] = {
 """Name of a change, and the function that makes it."""
 
 
-def draw_change(name: str, image: Tensor, other: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-    """The changed image, and the pixels that the change altered, `(height, width)` bool."""
-    for _ in range(_TRIES):
+def draw_change(
+    name: str, image: Tensor, other: Tensor, generator: torch.Generator, *, inside: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
+    """The changed image, and the pixels that the change altered, `(height, width)` bool; all of them `inside`."""
+    for _ in range(_TRIES if inside is None else _TRIES * math.ceil(inside.numel() / max(1, int(inside.sum())))):
         changed = CHANGES[name](image, other, generator)
+        if inside is not None:
+            changed = torch.where(inside, changed, image)
         mask = (changed - image).abs().amax(dim=0) > VISIBLE
         if int(mask.sum()) >= _LEAST:
             break

@@ -270,9 +270,12 @@ class _Input:
             before = batch.pixels[-1]
             for turn in range(changes):
                 own = [FAMILIES[(number * changes + turn) % len(FAMILIES)] for number in numbers]
+                regions = [None] * len(batch) if batch.inside is None else [*batch.inside]
                 pairs = [
-                    draw_change(family, image, other, generator(seed, number, family))
-                    for number, family, image, other in zip(numbers, own, batch.pixels, others, strict=True)
+                    draw_change(family, image, other, generator(seed, number, family), inside=inside)
+                    for number, family, image, other, inside in zip(
+                        numbers, own, batch.pixels, others, regions, strict=True
+                    )
                 ]
                 changed = replace(batch, pixels=torch.stack([image for image, _ in pairs]))
                 self._score(self._seen(changed), torch.stack([mask for _, mask in pairs]))

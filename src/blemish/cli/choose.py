@@ -15,6 +15,7 @@ from .options import (
     DeviceOption,
     ErrorOption,
     JsonOption,
+    LearnedRoiOption,
     MemoryOption,
     RateOption,
     SeedOption,
@@ -47,6 +48,7 @@ def choose(
     group_by: Annotated[
         str | None, typer.Option(metavar="PATTERN", help="Keep bursts or parts together, as in `blemish fit`.")
     ] = None,
+    roi: LearnedRoiOption = None,
     exclude: Annotated[Path | None, typer.Option(help="Text file of images to leave out, as in `blemish fit`.")] = None,
     memory: MemoryOption = None,
     seed: SeedOption = 0,
@@ -79,7 +81,7 @@ def choose(
     ]  # fmt: skip
     detector = Detector(
         preprocess=sizes[0], false_alarm_rate=false_alarm_rate, certain=certain, held_out=held_out, group_by=group_by,
-        seed=seed, workers=workers, on_error=on_error,
+        roi=roi, seed=seed, workers=workers, on_error=on_error,
     )  # fmt: skip
     left_out = () if exclude is None else read_names(exclude)
     with say.progress() as progress:
@@ -90,6 +92,7 @@ def choose(
         also
         | {
             "certain": (certain, None),
+            "roi": (roi, None),
             "exclude": (exclude, None),
             "seed": (seed, 0),
             "white-level": (white_level, None),

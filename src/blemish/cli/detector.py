@@ -23,6 +23,7 @@ from .options import (
     DeviceOption,
     ErrorOption,
     JsonOption,
+    LearnedRoiOption,
     MaxPixelsOption,
     MemoryOption,
     RateOption,
@@ -162,10 +163,7 @@ def fit(
     min_area: Annotated[
         int, typer.Option(min=1, metavar="PIXELS", help="Report no regions of fewer pixels of the picture.")
     ] = 1,
-    roi: Annotated[
-        Path | None,
-        typer.Option(help="Where to look: a mask (white), a JSON file of polygons, or a folder with a mask an image."),
-    ] = None,
+    roi: LearnedRoiOption = None,
     exclude: Annotated[
         Path | None, typer.Option(help="Text file of images that are not normal, such as `blemish inspect --out`'s.")
     ] = None,

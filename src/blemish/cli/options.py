@@ -37,6 +37,12 @@ MaxPixelsOption = Annotated[
     int | None,
     typer.Option(min=1, help="Refuse files of more pixels, which may be bombs; default: 80 million."),
 ]
+LearnedRoiOption = Annotated[
+    Path | None,
+    typer.Option(
+        "--roi", help="Where to look: a mask (white), a JSON file of polygons, or a folder with a mask an image."
+    ),
+]
 RateOption = Annotated[float, typer.Option(help="Share of normal images that may be flagged.")]
 CertainOption = Annotated[
     float | None,

@@ -42,6 +42,8 @@ class FeatureMemory:
         self._images, self._budget, self._folder = images, budget, folder
         self._rows: dict[str, int] = {}
         self._sizes: list[Size] = []
+        self._inside: list[Tensor] = []
+        """The region of interest of each image; empty without one."""
         self._maps: dict[str, Tensor] = {}
         """By tap `(images, h, w, channels)`, or `(images, channels, h, w)` where the network's maps lie like that."""
         self._channels_last: dict[str, bool] = {}
@@ -68,6 +70,7 @@ class FeatureMemory:
             new = maps[tap]
             kept[start:end] = new.permute(0, 2, 3, 1) if self._channels_last[tap] else new
         self._sizes += batch.sizes
+        self._inside += [] if batch.inside is None else [*batch.inside]
         self._rows |= {name: start + i for i, name in enumerate(batch.names)}
 
     def batch(self, names: Sequence[str]) -> ImageBatch:
@@ -78,7 +81,8 @@ class FeatureMemory:
         for tap, kept in self._maps.items():
             chosen = kept[rows]
             features[tap] = chosen.permute(0, 3, 1, 2) if self._channels_last[tap] else chosen
-        return ImageBatch(pixels, tuple(names), tuple(self._sizes[row] for row in rows.tolist()), features)
+        inside = torch.stack([self._inside[row] for row in rows.tolist()]) if self._inside else None
+        return ImageBatch(pixels, tuple(names), tuple(self._sizes[row] for row in rows.tolist()), features, inside)
 
     def _set_aside(self, maps: Mapping[str, Tensor]) -> None:
         shapes: dict[str, tuple[int, ...]] = {}
