@@ -151,6 +151,23 @@ def test_models_figures_and_the_page_are_there(running):
         assert "default-src 'none'" in ask.headers["content-security-policy"]
 
 
+def test_drift_is_seen_and_said_the_same_after_a_restart(files, tmp_path):
+    good, changed = ([png(array) for array in pictures(12, seed=70, side=side)] for side in (32, 24))
+    with serving(files, tmp_path) as (ask, _):
+        for content in good[:6]:
+            ask.predict(content)
+        before = ask("GET", "/v1/models/small")[1]["drift"]
+        assert (before["images"], before["is_alarm"]) == (6, False)
+        assert 'blemish_drift_alarm{model="small"} 0.0' in ask("GET", "/metrics")[1].decode()
+        for content in changed * 4:
+            ask.predict(content)
+        after = ask("GET", "/v1/models/small")[1]["drift"]
+        assert (after["images"], after["is_alarm"]) == (54, True)
+        assert ask("GET", "/v1/models/other")[1]["drift"]["images"] == 0
+    with serving(files, tmp_path) as (ask, _):
+        assert ask("GET", "/v1/models/small")[1]["drift"] == after
+
+
 # What is wrong is refused
 
 

@@ -201,6 +201,15 @@ class Logbook:
         )
         return [row["p_value"] for row in rows]
 
+    def scores(self, model: str, digest: str, *, after: int) -> list[tuple[int, float]]:
+        """Number and score of each verdict of one version of a model, behind one of a number, the oldest first."""
+        rows = self._rows(
+            "SELECT id, score FROM verdicts WHERE id > ? AND model = ? AND json_extract(line, '$.model') = ? "
+            "ORDER BY id",
+            (after, model, digest),
+        )
+        return [(row["id"], row["score"]) for row in rows]
+
     def picture(self, digest: str) -> bytes | None:
         """The file of a picture; None where it is not kept, or not any more."""
         found = self._rows("SELECT content FROM pictures WHERE digest = ?", (digest,))

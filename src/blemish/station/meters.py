@@ -27,6 +27,7 @@ class Meters:
         self.loaded = Gauge("blemish_loaded_models", "In memory", registry=add)
         self.held = Gauge("blemish_loaded_bytes", "That the loaded models are counted with", registry=add)
         self.commits = Gauge("blemish_commits", "Of the store since the start", registry=add)
+        self.drift = Gauge("blemish_drift_alarm", "1: the stream is not what was learned", ["model"], registry=add)
         self.pictures = Gauge("blemish_picture_bytes", "That the store keeps", registry=add)
 
     def batch_done(self, pictures: int, seconds: float) -> None:

@@ -48,6 +48,7 @@ _IMAGE_BODY = {
 _LINE = {
     "version": 1, "image": "part-17.png", "score": 2.31, "p_value": 0.04, "model_p_value": None, "threshold": 2.1,
     "false_alarm_rate": 0.05, "guaranteed_rate": 0.05, "certain": None, "anomalous": True, "model": "6f0c1a52d9e37b84",
+    "regions": [], "size": [768, 1024],
     "id": 1841, "time": "2026-03-02T07:41:12.250Z", "model_name": "washer", "picture": "9b1d...", "part": "A-17",
 }  # fmt: skip
 _ANSWERS: dict[int | str, dict[str, Any]] = {
@@ -88,7 +89,7 @@ async def ready(here: Here) -> dict[str, str]:
 
 
 @router.get("/metrics", summary="Figures for Prometheus", response_class=Response)
-async def show_metrics(here: Here) -> Response:
+def show_metrics(here: Here) -> Response:
     return Response(here.figures(), media_type="text/plain; version=0.0.4; charset=utf-8")
 
 
@@ -105,6 +106,7 @@ async def show_model(name: str, here: Here) -> dict[str, Any]:
         "facts": facts(loaded.detector),
         "held_out": None if known is None else known.n_groups,
         "lowest_rate": None if known is None else 1 / (known.n_groups + 1),
+        "drift": await asyncio.to_thread(here.watching.drift, loaded),
     }
 
 

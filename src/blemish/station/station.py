@@ -30,6 +30,7 @@ from .limits import Limits
 from .logbook import Logbook, Verdict
 from .meters import Meters
 from .models import Loaded, Models
+from .watching import Watching
 
 _log = logging.getLogger("blemish")
 _DRAWN_BYTES = 64_000_000
@@ -44,6 +45,7 @@ class Station:
     ) -> None:
         self.models, self.logbook, self.limits, self.meters = models, logbook, limits, Meters()
         self.learning = Learning(logbook.folder, models, logbook, device=device)
+        self.watching = Watching(logbook)
         self._keep_pictures = keep_pictures
         self._judge = Judge(limits, batch_done=self.meters.batch_done)
         self._open = 0
@@ -153,6 +155,10 @@ class Station:
         self.meters.held.set(sum(one.held for one in loaded))
         self.meters.commits.set(self.logbook.commits)
         self.meters.pictures.set(self.logbook.picture_bytes)
+        for one in loaded:
+            drift = self.watching.drift(one)
+            if drift is not None:
+                self.meters.drift.labels(one.name).set(drift["is_alarm"])
         return self.meters.text()
 
     async def _outcomes(self, loaded: Loaded, sent: Sequence[Sent]) -> list[Judgement]:
@@ -166,7 +172,10 @@ class Station:
             raise Refusal(503, f"No turn came within {self.limits.seconds:g} s.", retry_after=5) from None
 
     def _verdict(self, loaded: Loaded, one: Sent, decision: Decision, part: str | None) -> Verdict:
-        line: Mapping[str, object] = dict(judged(replace(decision, name=one.name))) | {"model": loaded.digest}
+        size = None if decision.map is None else list(decision.map.shape)
+        line: Mapping[str, object] = dict(judged(replace(decision, name=one.name))) | {
+            "model": loaded.digest, "size": size,
+        }  # fmt: skip
         return Verdict(
             model=loaded.name,
             picture=one.digest,

@@ -134,8 +134,22 @@ function show(line) {
   $("photo").alt = t("photo", { image });
   $("overlay").alt = t("overlay");
   $("overlay").hidden = false;
+  showRegions(line);
   fill($("photo"), `/v1/pictures/${line.picture}?side=1280`);
   fill($("overlay"), `/v1/verdicts/${line.id}/overlay`);
+}
+
+/** Contours in pixels of the picture, in a drawing of its size that lies over it. */
+function showRegions({ regions, size }) {
+  const found = size ? regions ?? [] : [];
+  if (size) $("regions").setAttribute("viewBox", `0 0 ${size[1]} ${size[0]}`);
+  $("regions").replaceChildren(...found.map(({ contour }) => {
+    const outline = document.createElementNS("http://www.w3.org/2000/svg", "polygon");
+    outline.setAttribute("points", contour.map((point) => point.join(",")).join(" "));
+    return outline;
+  }));
+  const lowest = Math.min(...found.map((region) => region.p_value));
+  $("region-words").textContent = found.length ? t(found.length === 1 ? "region" : "regions", { count: found.length, p: number(lowest, 3) }) : "";
 }
 
 async function judge(files) {

@@ -1,0 +1,39 @@
+"""Whether the pictures of a station still are what its models learned."""
+
+from __future__ import annotations
+
+import threading
+from typing import Any
+
+from ..drift import DriftMonitor
+from .logbook import Logbook
+from .models import Loaded
+
+
+class Watching:
+    """One monitor for each model; all verdicts that the store has of this version of it are the stream.
+
+    A monitor takes what is new in the store when somebody asks, so it says the same after a restart.
+    """
+
+    def __init__(self, logbook: Logbook) -> None:
+        self._logbook = logbook
+        self._monitors: dict[str, tuple[str, int, DriftMonitor]] = {}
+        self._lock = threading.Lock()
+
+    def drift(self, loaded: Loaded) -> dict[str, Any] | None:
+        """How far the stream has gone from what was learned; None for a model without a calibration."""
+        calibration = loaded.detector.calibration_
+        if calibration is None:
+            return None
+        with self._lock:
+            digest, last, monitor = self._monitors.get(loaded.name, ("", 0, None))
+            if monitor is None or digest != loaded.digest:
+                last, monitor = 0, DriftMonitor.of(calibration)
+            new = self._logbook.scores(loaded.name, loaded.digest, after=last)
+            found = monitor.extend(score for _, score in new) if new else monitor.drift
+            self._monitors[loaded.name] = (loaded.digest, new[-1][0] if new else last, monitor)
+        return {
+            "images": found.images, "evidence": found.evidence, "is_alarm": found.is_alarm,
+            "alarm_at": found.alarm_at, "sign": found.sign,
+        }  # fmt: skip
