@@ -70,6 +70,7 @@ CALLS = {
         "{model} {data} --out {out}/r --heatmaps npy --overlays --coco {out}/c.json",
         "r/results.jsonl r/heatmaps r/overlays c.json", "r r/results.jsonl r/heatmaps r/overlays",
     ),
+    "explain": Call("{model} {data} --normal {data}/train/good --report {out}/x.html", "x.html"),
     "evaluate": Call("{model} {data} --report {out}/e.html", "e.html"),
     "compare": Call("{model} {other} {data} --repetitions 9 --pixel-repetitions 2 --report {out}/e.html", "e.html"),
     "watch-scores": Call("{model} {lines} --state {out}/d.json", "d.json"),

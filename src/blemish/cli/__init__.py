@@ -9,7 +9,7 @@ from typer.core import TyperGroup
 
 from ..errors import BlemishError
 from ..memory import is_shortage
-from . import choose, compare, detector, distil, inspect, ood, station, study, upgrade, watch_scores
+from . import choose, compare, detector, distil, explain, inspect, ood, station, study, upgrade, watch_scores
 from .console import notes_on_stderr
 
 
@@ -52,6 +52,7 @@ for name, command in (
     ("recalibrate", detector.recalibrate),
     ("upgrade", upgrade.upgrade),
     ("predict", detector.predict),
+    ("explain", explain.explain_regions),
     ("evaluate", detector.evaluate_model),
     ("compare", compare.compare_models),
     ("watch-scores", watch_scores.watch_scores),

@@ -345,7 +345,7 @@ def predict(
         raise ArgumentError.about("--overlays", expected="a folder for them, --out FOLDER", got="none")
     detector.batch_size, detector.workers, detector.on_error = batch_size, workers, on_error
     detector.max_pixels = max_pixels or detector.max_pixels
-    paths = [path for path in _image_paths(images, say) if out is None or out.resolve() not in path.resolve().parents]
+    paths = [path for path in image_paths(images, say) if out is None or out.resolve() not in path.resolve().parents]
     writer = ResultWriter(out, heatmaps, model=model, overlays=overlays, coco=coco)
     left = writer.left(paths)
     if len(left) < len(paths):
@@ -543,7 +543,7 @@ def _root(images: list[Path]) -> Path | None:
     return images[0] if len(images) == 1 and images[0].is_dir() else None
 
 
-def _image_paths(images: list[Path], say: Speaker) -> list[Path]:
+def image_paths(images: list[Path], say: Speaker) -> list[Path]:
     from ..datasets.layouts import open_to_judge
     from ..datasets.taken import take
 
