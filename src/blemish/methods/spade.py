@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from itertools import chain
 from typing import ClassVar, Literal
 
@@ -65,8 +65,7 @@ class SPADE(LeavingMethod):
         return "" if self.top_share is None else f"scores of maps (top_share={self.top_share:g})"
 
     def _left_out(self, features: FeatureMaps, members: Sequence[Tensor]) -> Scores:
-        # Without an image others are among the nearest, and a map may shrink: nothing would be proven of its regions.
-        return replace(one_by_one(features, members, self._without), maps=None)
+        return one_by_one(features, members, self._without)
 
     def _without(self, members: Tensor, features: FeatureMaps) -> SPADE:
         """Without maps: a copy of the gallery for each image would be too much."""
