@@ -7,6 +7,7 @@ import shutil
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 from sklearn.covariance import ledoit_wolf
 from typer.testing import CliRunner
@@ -21,7 +22,7 @@ from blemish.inspection.alike import find_identical, find_nearly_identical
 from blemish.inspection.inspect import inspect_dataset, inspection_json
 from blemish.inspection.masks import suspicious_masks
 from blemish.inspection.pictures import looked_at
-from blemish.inspection.unlike import leave_one_out
+from blemish.inspection.unlike import at_its_place, leave_one_out
 from contract.laws import normal_pixels
 from test_detector import arrays
 
@@ -61,6 +62,21 @@ def test_leave_one_out_is_what_leaving_out_gives(n, dimension):
 def test_leave_one_out_of_few_or_equal_images_says_nothing():
     assert leave_one_out(np.ones((20, 3))).tolist() == [0.0] * 20
     assert leave_one_out(np.eye(4)).tolist() == [0.0] * 4
+
+
+def test_an_image_is_compared_with_the_others_place_by_place():
+    places = np.random.default_rng(0).normal(size=(9, 5, 2))
+    places[4, 1] += 6
+    scaled, expected = places / places.std(axis=(0, 1), ddof=1), []
+    for i in range(9):
+        nearest = [min(np.linalg.norm(scaled[i, p] - scaled[j, p]) for j in range(9) if j != i) for p in range(5)]
+        expected.append(np.mean(sorted(nearest)[-3:]))
+    found = at_its_place(torch.from_numpy(places))
+    np.testing.assert_allclose(found, expected, rtol=1e-6)
+    assert found.argmax() == 4
+    some = at_its_place(torch.from_numpy(places), references=4)  # fewer to be near to
+    assert (some >= found - 1e-9).all()
+    assert some.argmax() == 4
 
 
 def pictures_of(images):

@@ -106,6 +106,6 @@ def _list(inspection: Inspection) -> str:
         "# The normal images least like the others, the most unlike first.",
         "# Remove the # before those that are not normal, then: blemish fit DATA --exclude THIS_FILE",
         "# Good images that merely look unusual must stay: without them the promised false-alarm rate does not hold.",
-        *(f"# {name} # {score:.1f}" for name, score in inspection.most_unlike),
+        *(f"# {name} # {score:.3f}" for name, score in inspection.most_unlike),
     ]
     return "\n".join(lines) + "\n"

@@ -13,14 +13,12 @@ from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
 
 import numpy as np
-import torch
 
 from ..datasets.layouts import Dataset, OneClass
 from ..datasets.taken import take
 from ..device import find_device
 from ..features.backbones import find_backbone
 from ..features.extract import build_extractor
-from ..features.patches import pool
 from ..features.weights import find_weights
 from ..images.preprocess import Preprocess
 from ..images.source import Batches, ImageSource, Skipped
@@ -28,7 +26,7 @@ from ..progress import Progress
 from .alike import find_identical, find_nearly_identical
 from .masks import suspicious_masks
 from .pictures import Picture, looked_at
-from .unlike import FEWEST, leave_one_out
+from .unlike import Seen
 
 INPUT = Preprocess(128)
 """What the backbone sees. Chosen on `screw` and `bottle`: 256 pixels cost three times as much and ranked no better."""
@@ -71,7 +69,7 @@ class Inspection:
     masks: tuple[tuple[str, str], ...]
     """Mask and what is odd about it."""
     unlike: tuple[tuple[str, float], ...]
-    """Normal training images by their leave-one-out score, the most unlike first; empty where they are too few."""
+    """Normal training images by how unlike the others they are, 1 at most, the most unlike first; empty if too few."""
     seconds: float
 
     def names_below(self, names: Iterable[str]) -> list[str]:
@@ -91,7 +89,7 @@ def inspect_dataset(
     """Read each picture once, and tell what is odd."""
     start = time.perf_counter()
     root = _folder(dataset.root)
-    train, unreadable, vectors = _read_train(dataset.train_images(), device, workers, progress)
+    train, unreadable, seen = _read_train(dataset.train_images(), device, workers, progress)
     test, bad = _read_test(dataset.test_images(), workers, progress)
     sizes = {picture.name: picture.size for picture in test}
     masks = [(_below(root, mask), remark) for mask, remark in suspicious_masks(dataset.test, sizes, workers=workers)]
@@ -99,8 +97,7 @@ def inspect_dataset(
     pictures = [*sides[0], *sides[1]]
     identical = find_identical(pictures)
     of_train, of_test = ({picture.name for picture in side} for side in sides)
-    scores = leave_one_out(vectors) if len(vectors) >= FEWEST else np.empty(0)
-    unlike = sorted(zip((p.name for p in sides[0]), scores.tolist(), strict=False), key=lambda row: -row[1])
+    unlike = sorted(zip((p.name for p in sides[0]), seen.scores().tolist(), strict=False), key=lambda row: -row[1])
     return Inspection(
         root=dataset.root,
         layout=dataset.layout,
@@ -148,21 +145,20 @@ def inspection_json(inspection: Inspection) -> dict[str, object]:
 
 def _read_train(
     source: ImageSource, device: str, workers: int, progress: Progress | None
-) -> tuple[list[Picture], list[Skipped], np.ndarray[tuple[int, ...], np.dtype[np.float64]]]:
-    """Pictures, files that cannot be read, and a vector an image: the backbone's maps, averaged over all positions."""
+) -> tuple[list[Picture], list[Skipped], Seen]:
+    """Pictures, files that cannot be read, and what the backbone saw."""
     row = find_backbone("compact")
     extractor = build_extractor(row, weights=find_weights(row), device=find_device(device))
     watched, known = looked_at(source)
     batches = Batches(watched, INPUT, workers=workers, on_error="skip")
     names: list[str] = []
-    vectors: list[torch.Tensor] = []
+    seen = Seen()
     for batch in batches:
-        vectors.append(torch.cat([pool(m) for m in extractor(batch.pixels).maps], dim=1).cpu())
+        seen.add(extractor(batch.pixels).maps)
         names += batch.names
         if progress is not None:
             progress("train", len(names), len(source))
-    found = torch.cat(vectors).double().numpy() if vectors else np.empty((0, 1))
-    return [known[name] for name in names], list(batches.skipped), found
+    return [known[name] for name in names], list(batches.skipped), seen
 
 
 def _read_test(source: ImageSource, workers: int, progress: Progress | None) -> tuple[list[Picture], list[Skipped]]:

@@ -125,7 +125,7 @@ def _card(name: str, score: float, source: ImageSource, index: int) -> Card:
         kind=Path(name).parent.name,
         badge="",
         is_wrong=False,
-        numbers=f"distance {score:.1f}",
+        numbers=f"unlike {score:.2f} of 1",
         photo=photo,
         heat=None,
         heat_words="",

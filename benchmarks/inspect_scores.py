@@ -1,0 +1,145 @@
+"""Which score ranks defects among normal images highest? What `blemish inspect` uses, beside other candidates.
+
+    python benchmarks/inspect_scores.py ../shared/data/mvtec_ad/screw --draws 6 --chosen-on
+    python benchmarks/inspect_scores.py ../shared/data/mtd ../shared/data/mpdd/metal_plate --draws 10
+
+Of the test defects, so many are drawn into the training images that they are 5 % of them; figure: the share of them
+among the most unlike tenth, mean over draws. With `--chosen-on` also eight drawn products, each of 100 images; the
+last column is the mean of the products and of the sets given, half each, by which a score was chosen.
+"""
+
+from __future__ import annotations
+
+import argparse
+import random
+from collections.abc import Callable
+from itertools import combinations
+from pathlib import Path
+
+import numpy as np
+import torch
+from scipy.stats import rankdata
+
+from blemish import Preprocess
+from blemish.datasets._defects import DEFECTS
+from blemish.datasets.layouts import open_dataset
+from blemish.datasets.synthetic import PRODUCTS, draw
+from blemish.device import find_device
+from blemish.features.backbones import find_backbone
+from blemish.features.extract import build_extractor
+from blemish.features.weights import find_weights
+from blemish.images.source import Batches, as_source
+from blemish.inspection.unlike import leave_one_out
+
+Maps = list[torch.Tensor]
+
+
+def averages(maps: Maps) -> np.ndarray:
+    return leave_one_out(torch.cat([m.mean((2, 3)) for m in maps], 1).double().numpy())
+
+
+def deviations(maps: Maps) -> np.ndarray:
+    return leave_one_out(torch.cat([m.std((2, 3)) for m in maps], 1).double().numpy())
+
+
+def both(maps: Maps) -> np.ndarray:
+    return leave_one_out(torch.cat([f for m in maps for f in (m.mean((2, 3)), m.std((2, 3)))], 1).double().numpy())
+
+
+def highest(maps: Maps) -> np.ndarray:
+    return leave_one_out(torch.cat([m.flatten(2).topk(3, 2).values.mean(2) for m in maps], 1).double().numpy())
+
+
+def same_place(maps: Maps, layer: int = 2, highest: int = 3, channels: int = 0) -> np.ndarray:
+    """Distance to the nearest patch of another image at the same place; mean of the highest."""
+    values = maps[layer].flatten(2)
+    if channels:
+        draw = torch.Generator().manual_seed(0)
+        values = torch.einsum("ncp,cd->ndp", values, torch.randn(values.shape[1], channels, generator=draw))
+    values = values / values.std((0, 2), keepdim=True).clamp_min(1e-6)
+    found = []
+    for place in range(values.shape[2]):
+        distances = torch.cdist(values[:, :, place], values[:, :, place])
+        found.append(distances.fill_diagonal_(torch.inf).min(1).values)
+    return torch.stack(found, 1).topk(highest, 1).values.mean(1).double().numpy()
+
+
+SINGLE: dict[str, Callable[[Maps], np.ndarray]] = {
+    "averages": averages, "deviations": deviations, "averages+deviations": both, "highest": highest,
+    "same place, stride 16": same_place, "same place, stride 8": lambda maps: same_place(maps, 1),
+    "same place, stride 4": lambda maps: same_place(maps, 0),
+    "same place, stride 8, 32 projections": lambda maps: same_place(maps, 1, channels=32),
+    "same place, stride 8, 64 projections": lambda maps: same_place(maps, 1, channels=64),
+    "same place, stride 8, highest": lambda maps: same_place(maps, 1, 1),
+    "same place, stride 8, 10 highest": lambda maps: same_place(maps, 1, 10),
+}  # fmt: skip
+
+
+def scores(maps: Maps) -> dict[str, np.ndarray]:
+    known = {name: rankdata(score(maps)) for name, score in SINGLE.items()}
+    found = dict(known)
+    for count in (2,):
+        for names in combinations(known, count):
+            found["mean rank: " + ", ".join(names)] = np.mean([known[name] for name in names], 0)
+    return found
+
+
+def features(images: object, side: int) -> Maps:
+    row = find_backbone("compact")
+    extractor = build_extractor(row, weights=find_weights(row), device=find_device("cpu"))
+    found = [extractor(batch.pixels).maps for batch in Batches(as_source(images), Preprocess(side))]
+    return [torch.cat(layer) for layer in zip(*found, strict=True)]
+
+
+def shares(normal: Maps, defects: Maps, draws: int, seed: int) -> dict[str, list[float]]:
+    n, found = len(normal[0]), {}
+    count = max(1, round(n * 0.05 / 0.95))
+    for number in range(draws):
+        chosen = random.Random(f"{seed} {number}").sample(range(len(defects[0])), min(count, len(defects[0])))
+        mixed = [torch.cat([a, b[chosen]]) for a, b in zip(normal, defects, strict=True)]
+        tenth = -(-len(mixed[0]) // 10)
+        for name, values in scores(mixed).items():
+            found.setdefault(name, []).append(float((np.argsort(-values)[:tenth] >= n).sum() / len(chosen)))
+    return found
+
+
+def drawn(product: str, side: int) -> tuple[Maps, Maps]:
+    kinds = list(DEFECTS)
+    normal = [draw(product, seed=seed, size=side).pixels for seed in range(100)]
+    defects = [draw(product, seed=1000 + s, defect=kinds[s % len(kinds)], size=side).pixels for s in range(24)]
+    return features(normal, side), features(defects, side)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("data", type=Path, nargs="*")
+    parser.add_argument("--draws", type=int, default=6)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--side", type=int, default=128, help="pixels that the backbone sees")
+    parser.add_argument("--chosen-on", action="store_true")
+    settings = parser.parse_args()
+    columns: dict[str, dict[str, float]] = {}
+    for path in settings.data:
+        dataset = open_dataset(path)
+        defects = [sample.path for sample in dataset.test if sample.anomalous]
+        found = shares(
+            features(dataset.train_images(), settings.side),
+            features(defects, settings.side),
+            settings.draws,
+            settings.seed,
+        )
+        columns[path.name] = {name: float(np.mean(values)) for name, values in found.items()}
+    if settings.chosen_on:
+        for product in PRODUCTS:
+            found = shares(*drawn(product, settings.side), settings.draws, settings.seed)
+            columns[product] = {name: float(np.mean(values)) for name, values in found.items()}
+    print("|".join(["score", *columns]))
+    rows = {name: [column[name] for column in columns.values()] for name in next(iter(columns.values()))}
+    real = len(settings.data)
+    for name, values in sorted(rows.items(), key=lambda row: -np.mean(row[1][:real])):
+        half = f"|{(np.mean(values[:real]) + np.mean(values[real:])) / 2:.3f}" if settings.chosen_on else ""
+        print("|".join([name, *(f"{value:.2f}" for value in values)]) + half)
+
+
+if __name__ == "__main__":
+    main()
