@@ -97,6 +97,9 @@ CALLS = {
     "serve": Call(
         "{model} --store {out}/s --port 0 --device cpu --check", f"s/{FILE}", f"s s/{FILE}*"
     ),
+    "watch": Call(
+        "{model} {more} --out {out}/w.jsonl --once --settle 0 --every 0 --patience 0", "w.jsonl", "w.jsonl"
+    ),
     "store export": Call("{kept} --out {out}/v.jsonl --pictures {out}/p", "v.jsonl p", "p"),
     "distil descriptor": Call(
         f"{{data}}/train --patch 17 --backbone filters {_TAUGHT} --set width=0.1 --set teacher_side=32 "

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import http.client
 import os
 import socket
 import sqlite3
@@ -9,6 +10,7 @@ import struct
 import subprocess
 import sys
 import threading
+import time
 import zlib
 from contextlib import closing, suppress
 from dataclasses import replace
@@ -339,6 +341,15 @@ def test_who_dawdles_or_goes_away_is_dropped(files, tmp_path):
             line.sendall(post("Content-Length: 500", body=GOOD[:9]))  # gone before it is complete
         assert ask.predict(GOOD)[0] == 200
         assert len(station.logbook.history()) == 1
+
+
+def test_who_keeps_asking_keeps_the_connection(files, tmp_path):
+    with serving(files, tmp_path, seconds=0.2) as (ask, _):
+        connection, begin = http.client.HTTPConnection("127.0.0.1", ask.port), time.monotonic()
+        while time.monotonic() < begin + 1:  # five times as long as a connection may be idle
+            connection.request("GET", "/v1/verdicts")
+            assert connection.getresponse().read() == b'{"verdicts":[]}'
+        connection.close()
 
 
 def test_too_many_at_a_time_come_again_later(files, tmp_path):

@@ -60,6 +60,7 @@ for name, command in (
     ("study", study.study),
     ("report", study.report),
     ("serve", station.serve),
+    ("watch", station.watch),
 ):
     app.command(name)(command)
 app.add_typer(ood.ood_app, name="ood")

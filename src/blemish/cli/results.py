@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import sys
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
@@ -12,7 +11,7 @@ from typing import IO, TYPE_CHECKING, Any, Literal, cast
 
 from ..errors import OutputError
 from ..files import check_output, make_folder, naming, whole_file, write_whole
-from ..report.lines import VERSION, Judged, NotJudged, RegionLine, judged, model_digest, not_judged
+from ..report.lines import VERSION, Judged, NotJudged, RegionLine, file_state, judged, model_digest, not_judged
 from .coco import write_coco
 
 if TYPE_CHECKING:
@@ -93,7 +92,7 @@ class ResultWriter:
         row = cast(JudgedInFolder, judged(decision))
         self._anomalous |= decision.is_anomalous is True
         if self._out is not None:
-            row["model"], row["file"] = self._model, _state(decision.name)
+            row["model"], row["file"] = self._model, file_state(decision.name)
             if decision.map is not None and self._heatmaps != "none":
                 row["heatmap"] = self._write_map(self._out, decision)
             if decision.regions and self._overlays:
@@ -123,7 +122,7 @@ class ResultWriter:
             row.get("version") == VERSION
             and "regions" in row
             and row.get("model") == self._model
-            and row.get("file") == _state(str(row.get("image")))
+            and row.get("file") == file_state(str(row.get("image")))
             and ("heatmap" not in row or row["heatmap"].endswith(f".{self._heatmaps}"))
             and (not wants_map or (self._out / row["heatmap"]).is_file())
             and (not wants_overlay or (self._out / row.get("overlay", "")).is_file())
@@ -188,12 +187,3 @@ def _rows(path: Path) -> list[dict[str, Any]]:
         if isinstance(row, dict) and "score" in row and "image" in row:
             rows.append(row)
     return rows
-
-
-def _state(name: str) -> str | None:
-    """Size and time of a file, which change with its content; None where there is none."""
-    try:
-        found = os.stat(name)
-    except OSError:
-        return None
-    return f"{found.st_size} {found.st_mtime_ns}"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, TypedDict
@@ -97,3 +98,12 @@ def model_digest(path: str | Path) -> str:
     except OSError as error:
         raise ModelFileError(f"{path}: cannot be read ({error.strerror}).") from error
     return found.hexdigest()[:16]
+
+
+def file_state(path: str | Path) -> str | None:
+    """Size and time of a file, which change with its content; None where there is none."""
+    try:
+        found = os.stat(path)
+    except OSError:
+        return None
+    return f"{found.st_size} {found.st_mtime_ns}"

@@ -59,20 +59,28 @@ def make_server(app: App, *, limits: Limits) -> uvicorn.Server:
     """What serves until SIGTERM or Ctrl-C, then answers what was begun, and ends: `.run(sockets=[listener])`."""
 
     class Connection(H11Protocol):
-        """One connection, closed where too many are open, or where no whole head of a request has come in time."""
+        """One connection, closed where too many are open, or where no whole head of a request comes in time."""
 
         def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
             super().connection_made(transport)
+            self._last, self._begun = self.cycle, self.loop.time()
             self._watch = self.loop.call_later(limits.seconds, self._end_if_idle)
             if len(self.connections) > limits.connections:
                 transport.close()
+
+        def data_received(self, data: bytes) -> None:
+            super().data_received(data)
+            if self.cycle is not self._last:  # a request has begun
+                self._last, self._begun = self.cycle, self.loop.time()
 
         def connection_lost(self, exc: Exception | None) -> None:
             self._watch.cancel()
             super().connection_lost(exc)
 
         def _end_if_idle(self) -> None:
-            if self.cycle is None or self.cycle.response_complete:
+            longest = limits.seconds * (1 if self.cycle is None else 2)  # a request comes, and is judged
+            is_idle = self.cycle is None or self.cycle.response_complete
+            if is_idle and self.loop.time() - self._begun >= longest:
                 self.transport.close()
             else:
                 self._watch = self.loop.call_later(limits.seconds, self._end_if_idle)
