@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx
 import typer
 from PIL import Image
 from safetensors.torch import load as load_tensors
@@ -74,6 +75,7 @@ CALLS = {
     "evaluate": Call("{model} {data} --report {out}/e.html", "e.html"),
     "compare": Call("{model} {other} {data} --repetitions 9 --pixel-repetitions 2 --report {out}/e.html", "e.html"),
     "watch-scores": Call("{model} {lines} --state {out}/d.json", "d.json"),
+    "export": Call("{model} --out {out}/m.onnx", "m.onnx run.py"),
     "list": Call("methods"),
     "choose": Call("{drawn}/board-95-0 --backbone filters --resize 32 --false-alarm-rate 0.2 --workers 1"),
     "study": Call(
@@ -206,6 +208,7 @@ _CHECKS: dict[str, Callable[[bytes], object]] = {
     ".safetensors": load_tensors,
     ".json": json.loads,
     ".jsonl": lambda content: [json.loads(line) for line in content.splitlines()],
+    ".onnx": onnx.load_model_from_string,
     ".html": _check_end(b"</html>", b"</html>\n"),
-    **{suffix: _check_end(b"\n") for suffix in (".md", ".csv", ".toml", ".txt")},
+    **{suffix: _check_end(b"\n") for suffix in (".md", ".csv", ".toml", ".txt", ".py")},
 }

@@ -26,8 +26,8 @@ from faults import FAULTS, WriteFault, failing, watching
 from fuzz import kills
 
 WRITERS = [name for name, call in CALLS.items() if call.writes]
-HEAVY = ("distil descriptor",)
-"""Seconds; the same lines of code write what `distil backbone` writes."""
+HEAVY = ("distil descriptor", "export")
+"""Seconds; the same lines of code write what `distil backbone` writes, and `files.write_whole` what `export` does."""
 
 
 def rows(names):

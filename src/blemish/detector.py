@@ -623,7 +623,7 @@ class Detector(Parameterised):
             bad = self._learn(method, rest, f"fit {fold + 1} of {count}", progress)
             own = self._batches(learned.source.subset([i for i, number in enumerate(numbers) if number == fold]))
             own = replace(own, refuse_constant=True)
-            found += self._judged((batch, self._score_by(method, batch)) for batch in own)
+            found += self._judged((batch, self._in_tiles(batch, method.score)) for batch in own)
             skipped |= {entry[0]: entry for entry in [*bad, *own.skipped]}
         self.others_, self.skipped_ = tuple(methods[1:]), list(skipped.values())
         self.images_ = len(learned.source) - len(skipped)
@@ -774,28 +774,41 @@ class Detector(Parameterised):
         tiling, size = self._tiling, self.preprocessing.size
         return batches if tiling is None else Tiles(batches, tiling, size=size, at_once=self.batch_size)
 
+    def measure(self, batch: ImageBatch) -> Scores:
+        """Score a batch that was checked, by operations on tensors alone: an export traces them.
+
+        Raises `ArgumentError` for a method that cannot be exported.
+        """
+        return self._in_tiles(batch, self._measure)
+
+    def _measure(self, batch: ImageBatch) -> Scores:
+        found = self.method_.measure(batch)
+        if found is None:
+            raise ArgumentError.about("method", expected="one that scores by tensors alone", got=self.method_.name)
+        return found
+
     def _score(self, batch: ImageBatch) -> Scores:
         """Scores, and what p-values need beside them; with `cross` the mean over the folds' models."""
         if self.others_:
             if isinstance(self.method_, FrozenMethod) and self.tile is None:
                 batch = self.method_.with_maps(batch)
-            found = [self._score_by(method, batch) for method in (self.method_, *self.others_)]
+            found = [self._in_tiles(batch, method.score) for method in (self.method_, *self.others_)]
             maps = [scores.maps for scores in found if scores.maps is not None]
             images = torch.stack([scores.images for scores in found], dim=1)
             return Scores(images.mean(dim=1), torch.stack(maps).mean(dim=0) if maps else None, plus=images)
-        scores = self._score_by(self.method_, batch)
+        scores = self._in_tiles(batch, self.method_.score)
         if self.kept_ is None:
             return scores
         assert isinstance(self.method_, ScoresBeside)
         return replace(scores, plus=self.method_.beside(batch, self.kept_))
 
-    def _score_by(self, method: Method, batch: ImageBatch) -> Scores:
+    def _in_tiles(self, batch: ImageBatch, score: Callable[[ImageBatch], Scores]) -> Scores:
         tiling = self._tiling
         if tiling is None:
-            return method.score(batch)
+            return score(batch)
         size = (batch.pixels.shape[2], batch.pixels.shape[3])
         cut = tiling.cut(batch, at_once=self.batch_size)
-        return tiling.join([scored_inside(method.score(tiles), tiles) for tiles in cut], size)
+        return tiling.join([scored_inside(score(tiles), tiles) for tiles in cut], size)
 
     @property
     def preprocessing(self) -> Preprocess:

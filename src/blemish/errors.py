@@ -9,6 +9,7 @@
     ├── NotEnoughMemoryError a fit would not fit into the memory there is  (also a MemoryError)
     ├── CalibrationError     a false-alarm rate that the held-out images cannot support
     ├── TrainingError        a training run met NaN or an infinity
+    ├── ExportError          an exported file would not say what its detector says
     ├── OutputError          a file or folder cannot be written            (also an OSError)
     ├── ModelFileError       a model file or checkpoint is damaged, foreign or from another version
     └── MissingPackageError  an optional package is not installed          (also an ImportError)
@@ -66,6 +67,10 @@ class CalibrationError(BlemishError):
 
 class TrainingError(BlemishError):
     """A loss, gradient, parameter or criterion became NaN or infinite; the message names the step and the cause."""
+
+
+class ExportError(BlemishError):
+    """An exported file would not say what its detector says; it was not written."""
 
 
 class OutputError(BlemishError, OSError):

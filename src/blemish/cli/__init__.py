@@ -9,7 +9,7 @@ from typer.core import TyperGroup
 
 from ..errors import BlemishError
 from ..memory import is_shortage
-from . import choose, compare, detector, distil, explain, inspect, ood, station, study, upgrade, watch_scores
+from . import choose, compare, detector, distil, explain, export, inspect, ood, station, study, upgrade, watch_scores
 from .console import notes_on_stderr
 
 
@@ -56,6 +56,7 @@ for name, command in (
     ("evaluate", detector.evaluate_model),
     ("compare", compare.compare_models),
     ("watch-scores", watch_scores.watch_scores),
+    ("export", export.export),
     ("list", detector.list_),
     ("study", study.study),
     ("report", study.report),

@@ -158,7 +158,7 @@ class Preprocess:
         if self.crop is None:
             kept = _stretch(image, width, height)
         elif height * width <= _PLAIN:
-            kept = image.resize((width, height), Image.Resampling.BILINEAR).crop(self._box(height, width))
+            kept = _stretch(image, width, height).crop(self._box(height, width))
         else:
             kept = _resize_region(image, width, height, self._box(height, width))
         return np.array(kept)
@@ -245,14 +245,17 @@ class Preprocess:
 
 
 def _stretch(image: Image.Image, width: int, height: int) -> Image.Image:
-    """Resize an image to this size.
+    """Resize an image to this size: columns, then rows.
 
-    Pillow begins with the width. Where the image becomes wider and less high, what is between would be larger than
-    both ends (10 million times 256 for a line of 10 million x 1); beyond a bound, the height goes first then.
+    In two calls, because 8-bit values are rounded in between, and Pillow 13 takes another order than Pillow 12 for some
+    shapes: scores must not depend on that, nor differ from those of an exported graph, which takes this order.
+
+    Where the image becomes wider and less high, what is between would be larger than both ends (10 million times 256
+    for a line of 10 million x 1); beyond a bound, rows go first then.
     """
-    if width > image.width and height < image.height and width * image.height > _PLAIN:
-        image = image.resize((image.width, height), Image.Resampling.BILINEAR)
-    return image.resize((width, height), Image.Resampling.BILINEAR)
+    rows_first = width > image.width and height < image.height and width * image.height > _PLAIN
+    between = (image.width, height) if rows_first else (width, image.height)
+    return image.resize(between, Image.Resampling.BILINEAR).resize((width, height), Image.Resampling.BILINEAR)
 
 
 def _resize_region(image: Image.Image, width: int, height: int, box: tuple[int, int, int, int]) -> Image.Image:

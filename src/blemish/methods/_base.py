@@ -58,6 +58,12 @@ class Method(ABC, Parameterised):
     def score(self, batch: ImageBatch) -> Scores:
         """Score a batch; pure."""
 
+    def measure(self, batch: ImageBatch) -> Scores | None:
+        """Hook: what `score` makes of a batch that was checked, by operations on tensors alone: an export traces them.
+
+        Without `p_values`. None: the method cannot be exported.
+        """
+
     @abstractmethod
     def state(self) -> dict[str, Tensor]:
         """Everything learned, by name, contiguous and on the CPU or the method's device."""
@@ -211,7 +217,12 @@ class FeatureMethod(Method):
         self._require_fit("score")
         self._check_batch(batch)
         with torch.inference_mode():
-            return self._score(self._maps(batch))
+            features = self._maps(batch)
+            return replace(self._score(features), p_values=self._p_values(features))
+
+    def measure(self, batch: ImageBatch) -> Scores:
+        """Score a batch of images that was checked."""
+        return self._score(self._maps(batch))
 
     def tapped(self) -> tuple[str, ...]:
         """Names of the modules whose outputs it reads: `taps`, or what it recommends for the backbone."""
@@ -241,6 +252,9 @@ class FeatureMethod(Method):
 
     def _turns(self) -> int | None:
         """Hook: in how many directions each image is learned, where in more than its own."""
+
+    def _p_values(self, features: FeatureMaps) -> Tensor | None:
+        """Hook: `(batch,)` by the method's own model of normality, where it has one."""
 
     def _check_state(self, state: dict[str, Tensor]) -> None:
         """Hook: refuse a state before a network is built for it."""

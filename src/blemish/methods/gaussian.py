@@ -123,13 +123,20 @@ class GaussianAD(LeavingMethod):
         self._finish(sums)
 
     def _score(self, features: FeatureMaps) -> Scores:
-        total, least = torch.zeros(len(features.maps[0]), device=features.maps[0].device), 1.0
-        for m, mean, factor in zip(features.maps, self.means_, self.factors_, strict=True):
-            squared = ((pool(m) - mean) @ factor).square().sum(dim=1)
-            total += squared.sqrt()
-            least = np.minimum(least, chi2.sf(squared.cpu().double().numpy(), factor.shape[1]))
+        return Scores(torch.stack([squared.sqrt() for squared in self._squared(features)]).sum(dim=0), None)
+
+    def _p_values(self, features: FeatureMaps) -> Tensor:
+        tails = [
+            chi2.sf(squared.cpu().double().numpy(), factor.shape[1])
+            for squared, factor in zip(self._squared(features), self.factors_, strict=True)
+        ]
         # Levels depend on each other, so their p-values are combined by Bonferroni's bound.
-        return Scores(total, None, torch.from_numpy(np.minimum(1.0, least * len(self.means_))).float())
+        return torch.from_numpy(np.minimum(1.0, np.minimum.reduce(tails) * len(tails))).float()
+
+    def _squared(self, features: FeatureMaps) -> list[Tensor]:
+        """Squared Mahalanobis distances, `(batch,)` a level."""
+        levels = zip(features.maps, self.means_, self.factors_, strict=True)
+        return [((pool(m) - mean) @ factor).square().sum(dim=1) for m, mean, factor in levels]
 
     def _learned(self) -> dict[str, Tensor]:
         learned: dict[str, Tensor] = {}

@@ -106,7 +106,11 @@ class Students(MapMethod, Method):
         require_fit(self, "scales_", "score")
         _checked(batch)
         with torch.inference_mode():
-            maps = torch.stack([scale.map(batch.pixels) for scale in self.scales_.values()]).mean(dim=0)
+            return self.measure(batch)
+
+    def measure(self, batch: ImageBatch) -> Scores:
+        """Score a batch of images that was checked."""
+        maps = torch.stack([scale.map(batch.pixels) for scale in self.scales_.values()]).mean(dim=0)
         return Scores(self._image_scores(maps, None if batch.inside is None else batch.inside.to(maps.device)), maps)
 
     def state(self) -> dict[str, Tensor]:

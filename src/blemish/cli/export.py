@@ -1,0 +1,54 @@
+"""`blemish export`: a fitted model as one file for another program, on the command line."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict
+from pathlib import Path
+from typing import Annotated, Literal
+
+import typer
+
+from ..files import check_output
+from .console import Speaker
+from .options import JsonOption
+
+
+def export(
+    model: Annotated[Path, typer.Argument(help="Model file written by `blemish fit`.")],
+    *,
+    format: Annotated[Literal["onnx"], typer.Option(help="Of the file.")] = "onnx",
+    out: Annotated[Path, typer.Option(help="File to write; run.py comes beside it.")] = Path("model.onnx"),
+    images: Annotated[
+        Path | None,
+        typer.Option(help="Folder of normal images to compare on, best those of the fit; default: drawn pictures."),
+    ] = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Write the whole decision as one file that needs neither torch nor blemish.
+
+    Pictures of 8 bits and any size go in; score, map, p-value, threshold and verdict come out. Both ways are compared
+    on images first: a file that would say something else is not written. Beside it lies run.py, which prints the lines
+    of `blemish predict` and needs numpy, Pillow and onnxruntime alone.
+
+    Example: blemish export bottle.blemish --images bottle --out device/bottle.onnx
+    """
+    from ..detector import Detector
+    from ..export.write import export_model
+
+    say = Speaker()
+    check_output(out)
+    detector = Detector.load(model, device="cpu")
+    with say.progress() as progress:
+        made = export_model(detector, out, images=images, model=model, progress=progress)
+    row = asdict(made) | {"path": str(made.path), "run": str(made.run), "format": format}
+    if as_json:
+        typer.echo(json.dumps(row))
+        return
+    parity = made.parity
+    maps = "" if parity.map is None else f", maps by {parity.map:.1e}"
+    typer.echo(
+        f"{made.path}: {made.bytes / 1e6:.1f} MB; on {parity.images} {'drawn' if parity.drawn else 'given'} images "
+        f"scores differ by {parity.score:.1e} of the largest{maps}, and no verdict does.\n{made.run}: judges pictures "
+        f"with it: python {made.run} {made.path} PICTURES"
+    )

@@ -1,0 +1,1 @@
+"""A fitted detector as one file for another program: the whole decision, proven equal before it is written."""

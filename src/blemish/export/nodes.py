@@ -1,0 +1,118 @@
+"""ONNX graphs written as expressions: `a + b` is a node, and the name of what it makes."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+
+@dataclass
+class Nodes:
+    """Nodes and constants, in the order in which they are needed; `prefix` keeps their names apart from others."""
+
+    prefix: str
+    nodes: list[Any] = field(default_factory=list)
+    constants: list[Any] = field(default_factory=list)
+
+    def make(self, kind: str, *terms: Made | int | float | NDArray[Any] | None, **attributes: Any) -> Made:
+        """A node of one output; numbers become constants, whole ones int64, others float64, and None is left out."""
+        from onnx import helper
+
+        name = f"{self.prefix}.{len(self.nodes)}"
+        inputs = ["" if term is None else self.value(term).name for term in terms]
+        self.nodes.append(helper.make_node(kind, inputs, [name], name=name, **attributes))
+        return Made(self, name)
+
+    def value(self, term: Made | int | float | NDArray[Any]) -> Made:
+        """A term as a value of this graph."""
+        from onnx import numpy_helper
+
+        if isinstance(term, Made):
+            return term
+        name, array = f"{self.prefix}.constant.{len(self.constants)}", np.asarray(term)
+        whole = array.dtype.kind == "i"  # of 32 bits on some systems
+        self.constants.append(numpy_helper.from_array(array.astype(np.int64) if whole else array, name))
+        return Made(self, name)
+
+    def stack(self, *terms: Made | int) -> Made:
+        """Whole numbers as one list, such as a shape."""
+        one_each = [self.make("Reshape", self.value(term), np.array([1])) for term in terms]
+        return self.make("Concat", *one_each, axis=0)
+
+    def rename(self, value: Made, name: str) -> None:
+        """Give a value the name of an output."""
+        from onnx import helper
+
+        self.nodes.append(helper.make_node("Identity", [value.name], [name], name=name))
+
+
+@dataclass(frozen=True)
+class Made:
+    """What a node makes, or a constant, or an input."""
+
+    graph: Nodes
+    name: str
+
+    def __add__(self, other: Made | float | NDArray[Any]) -> Made:
+        return self.graph.make("Add", self, other)
+
+    def __sub__(self, other: Made | float | NDArray[Any]) -> Made:
+        return self.graph.make("Sub", self, other)
+
+    def __mul__(self, other: Made | float | NDArray[Any]) -> Made:
+        return self.graph.make("Mul", self, other)
+
+    def __truediv__(self, other: Made | float | NDArray[Any]) -> Made:
+        """Of whole numbers, the quotient without its fraction."""
+        return self.graph.make("Div", self, other)
+
+    def __matmul__(self, other: Made) -> Made:
+        return self.graph.make("MatMul", self, other)
+
+    def is_below(self, other: Made | float | NDArray[Any]) -> Made:
+        """Where it is less."""
+        return self.graph.make("Less", self, other)
+
+    def is_above(self, other: Made | float | NDArray[Any]) -> Made:
+        """Where it is more."""
+        return self.graph.make("Greater", self, other)
+
+    def is_at_least(self, other: Made | float | NDArray[Any]) -> Made:
+        """Where it is as much or more."""
+        return self.graph.make("GreaterOrEqual", self, other)
+
+    def __and__(self, other: Made) -> Made:
+        return self.graph.make("And", self, other)
+
+    def __getitem__(self, index: int) -> Made:
+        """One entry of the first axis, which goes."""
+        return self.graph.make("Gather", self, index)
+
+    def at_least(self, other: Made | float) -> Made:
+        """The larger of both."""
+        return self.graph.make("Max", self, other)
+
+    def at_most(self, other: Made | float) -> Made:
+        """The smaller of both."""
+        return self.graph.make("Min", self, other)
+
+    def floor(self) -> Made:
+        """The next whole number below."""
+        return self.graph.make("Floor", self)
+
+    def to(self, dtype: Any) -> Made:
+        """Another type of numbers."""
+        from onnx import helper
+
+        return self.graph.make("Cast", self, to=helper.np_dtype_to_tensor_dtype(np.dtype(dtype)))
+
+    def shaped(self, *sides: Made | int) -> Made:
+        """Another shape; -1 is what is left."""
+        return self.graph.make("Reshape", self, self.graph.stack(*sides))
+
+    def turned(self, *axes: int) -> Made:
+        """The axes in another order."""
+        return self.graph.make("Transpose", self, perm=axes)

@@ -1,0 +1,149 @@
+"""Whether an exported file says what the detector says: found out before it is written."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from PIL import Image
+
+from ..errors import ArgumentError, ExportError
+from ..images.decode import Picture
+from ..images.source import ImageSource, from_arrays
+from ..progress import Progress
+from .trace import layers_of
+
+if TYPE_CHECKING:
+    from ..detector import Detector
+
+TOLERANCE = 1e-4
+"""Of the largest score, and of the largest value of a map: by no more may the file differ."""
+
+
+@dataclass(frozen=True)
+class Parity:
+    """By how much a file differs from its detector, over all images that were compared."""
+
+    images: int
+    score: float
+    """The largest difference of a score, relative to the largest score."""
+    map: float | None
+    """The largest difference of a map's value, relative to the map's largest; None where there is no map."""
+    nearest: float | None
+    """How near to the threshold a score came, relative to the threshold; None without a threshold."""
+    drawn: bool
+    """Whether the images were drawn, for want of real ones."""
+
+
+def open_session(model: Any, *, threads: int = 0) -> Any:
+    """What runs a graph, an `onnx.ModelProto`, with ONNX Runtime; 0 threads: as many as there are."""
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = threads
+    options.log_severity_level = 3
+    return onnxruntime.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
+
+
+def check_parity(
+    detector: Detector, model: Any, images: ImageSource | None, *, path: str, progress: Progress | None = None
+) -> Parity:
+    """Judge images both ways. Raises `ExportError` where a verdict, a score or a map differs, and names the layer."""
+    source = images or drawn(detector)
+    session, total = open_session(model), len(source)
+    names = [output.name for output in session.get_outputs()]
+    scores, held_out = [], detector.calibration_
+    largest = 0.0 if held_out is None else float(np.abs(held_out.scores).max())
+    furthest: float | None = None
+    worst, at = 0.0, 0
+    for i, decision in enumerate(detector.predict(source)):
+        found = dict(zip(names, session.run(None, {"pixels": pixels_of(source.load(i), source.names[i])}), strict=True))
+        scores.append((decision.score, float(found["score"][0])))
+        if decision.is_anomalous is not None and decision.is_anomalous != bool(found["anomalous"][0]):
+            verdict = "anomalous" if decision.is_anomalous else "normal"
+            raise _refusal(
+                path,
+                f"{decision.name} is {verdict}, and not by the file (scores {decision.score} and {found['score'][0]}, "
+                f"threshold {decision.threshold})",
+                first=_first_difference(detector, model, source.load(i)),
+            )
+        if decision.map is not None:
+            away = _map_difference(decision.map, found["map"][0])
+            furthest = away if furthest is None else max(furthest, away)
+        if max(abs(scores[-1][0] - scores[-1][1]), 0.0 if furthest is None else furthest) >= worst:
+            worst, at = abs(scores[-1][0] - scores[-1][1]), i
+        if progress is not None:
+            progress("compare", i + 1, total)
+    ours, theirs = np.array(scores).T
+    difference = float(np.abs(ours - theirs).max() / max(largest, float(np.abs(ours).max()), 1e-30))
+    if max(difference, furthest or 0.0) > TOLERANCE or not np.isfinite(theirs).all():
+        raise _refusal(
+            path,
+            f"scores differ by {difference:.1e}, maps by {furthest or 0.0:.1e} of their largest values, above the "
+            f"{TOLERANCE:g} that rounding explains",
+            first=_first_difference(detector, model, source.load(at)),
+        )
+    threshold = None if held_out is None else held_out.threshold
+    nearest = None if threshold is None else float(np.abs(ours - threshold).min() / max(abs(threshold), 1e-30))
+    return Parity(len(ours), difference, furthest, nearest, images is None)
+
+
+def pixels_of(picture: Picture, name: str) -> NDArray[np.uint8]:
+    """`(1, height, width, 3)` of a decoded picture. Raises `ArgumentError` for one of more than 8 bits."""
+    if not isinstance(picture, Image.Image) or picture.mode != "RGB":
+        raise ArgumentError.about("images", expected="pictures of 8 bits, as an exported file takes", got=name)
+    return np.asarray(picture)[None]
+
+
+def drawn(detector: Detector) -> ImageSource:
+    """Eight pictures of clouds, as large as the network's input, larger, smaller and wider."""
+    height, width = detector.preprocessing.size
+    region = None if detector.region_ is None else detector.region_.mask
+    scales = ((1, 1), (1, 1), (2, 2), (1.37, 1.61), (0.7, 0.6), (1.5, 0.8), (0.9, 1.3), (3.1, 2.9))
+    sizes = [(max(1, round(height * down)), max(1, round(width * across))) for down, across in scales]
+    if region is not None:
+        sizes = [(region.shape[0], region.shape[1])] * len(scales)
+    return from_arrays(list(_clouds(sizes)))
+
+
+def _clouds(sizes: list[tuple[int, int]]) -> Iterator[NDArray[np.uint8]]:
+    random = np.random.default_rng(0)
+    for size in sizes:
+        noise = random.integers(0, 256, (*size, 3), dtype=np.uint8)
+        coarse = Image.fromarray(random.integers(0, 256, (7, 9, 3), dtype=np.uint8)).resize(size[::-1])
+        yield (0.8 * np.asarray(coarse) + 0.2 * noise).astype(np.uint8)
+
+
+def _map_difference(ours: NDArray[np.float32], theirs: NDArray[np.float32]) -> float:
+    if ours.shape != theirs.shape or (np.isnan(ours) != np.isnan(theirs)).any():
+        return float("inf")
+    return float(np.nanmax(np.abs(ours - theirs)) / max(float(np.nanmax(np.abs(ours))), 1e-30))
+
+
+def _refusal(path: str, difference: str, *, first: str) -> ExportError:
+    return ExportError(
+        f"{path}: not written, because {difference}. The first that differs: {first}. "
+        "Report it with the versions of torch and onnxruntime; until then, predict with blemish itself."
+    )
+
+
+def _first_difference(detector: Detector, model: Any, picture: Picture) -> str:
+    """The first layer, from the picture on, at which both ways part."""
+    import onnx
+
+    pixels = detector.preprocessing.pixels(picture)[None]
+    ours = {"network.input": pixels} | layers_of(detector, pixels)
+    opened = onnx.ModelProto()
+    opened.CopyFrom(model)
+    del opened.graph.output[:]
+    opened.graph.output.extend(onnx.helper.make_empty_tensor_value_info(name) for name in ours)
+    theirs = open_session(opened).run(list(ours), {"pixels": pixels_of(picture, "image")})
+    for (name, mine), their in zip(ours.items(), theirs, strict=True):
+        largest = float(mine.abs().max()) or 1.0
+        if not float((mine - torch.from_numpy(their)).abs().max()) <= TOLERANCE * largest:
+            return name
+    return f"what {detector.method_.name} makes of the layers"

@@ -1,0 +1,109 @@
+"""Judges pictures with an exported blemish model. It needs numpy, Pillow and onnxruntime; neither torch nor blemish.
+
+    python run.py MODEL.onnx PICTURE_OR_FOLDER ... [--maps FOLDER] [--threads N] [--exit-code]
+
+One JSON line a picture, as `blemish predict` prints them. A file that cannot be judged has a line with "error".
+"""
+
+import argparse
+import json
+import os
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image, ImageOps
+
+OPENED = ("BMP", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP")
+ENDINGS = frozenset("apng bmp gif j2k jfif jp2 jpe jpeg jpg mpo pbm pgm png pnm ppm tif tiff webp".split())  # noqa: SIM905
+Image.MAX_IMAGE_PIXELS = 40_000_000  # Pillow refuses twice as many
+
+
+def read_pixels(path: Path) -> Any:
+    """A picture as (1, height, width, 3) uint8, upright, over white; ValueError for more than 8 bits a channel."""
+    with Image.open(path, formats=OPENED) as image:
+        tiles: Any = [tile[3] for tile in getattr(image, "tile", ())]
+        levels = [part for tile in tiles if isinstance(tile, tuple) for part in tile if isinstance(part, int)]
+        tags: Any = getattr(image, "tag_v2", {})
+        bits = max(tags.get(258, (8,))) if image.format == "TIFF" else 8
+        deep = image.format == "PPM" and max(levels, default=0) > 255
+        if image.mode[:1] in ("I", "F") or ";16" in str(tiles) or bits > 8 or deep:
+            raise ValueError("more than 8 bits a channel; save it as 8 bits, or use blemish itself")
+        image.load()
+        upright: Any = ImageOps.exif_transpose(image)
+    if upright.mode in ("LA", "PA", "RGBA", "La", "RGBa") or "transparency" in upright.info:
+        upright = upright.convert("RGBA")
+        if upright.getextrema()[3][1] == 0:
+            raise ValueError("transparent everywhere")
+        upright = Image.alpha_composite(Image.new("RGBA", upright.size, "white"), upright)
+    return np.asarray(upright.convert("RGB"))[None]
+
+
+class Model:
+    """An exported model, on ONNX Runtime."""
+
+    def __init__(self, path: str, threads: int) -> None:
+        import onnxruntime
+
+        options = onnxruntime.SessionOptions()
+        options.intra_op_num_threads = threads
+        try:
+            self._session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+            self.card = json.loads(self._session.get_modelmeta().custom_metadata_map["blemish"])
+        except Exception as error:
+            reason = "it has no card" if isinstance(error, KeyError) else str(error).splitlines()[0]
+            raise SystemExit(f"error: {path}: not a file that `blemish export` wrote, or damaged ({reason}).") from None
+        self._names = [output.name for output in self._session.get_outputs()]
+
+    def __call__(self, pixels: Any) -> dict[str, Any]:
+        """All outputs by name."""
+        return dict(zip(self._names, self._session.run(None, {"pixels": pixels}), strict=True))
+
+
+def listed(place: Path) -> list[Path]:
+    """A file, or the pictures below a folder, sorted; hidden ones are passed over."""
+    if not place.is_dir():
+        return [place]
+    hidden = [path for path in place.rglob("*") if any(part[0] == "." for part in path.relative_to(place).parts)]
+    return sorted(p for p in set(place.rglob("*")) - set(hidden) if p.is_file() and p.suffix.lower()[1:] in ENDINGS)
+
+
+def judge(model: Model, path: Path, maps: Path | None) -> dict[str, Any]:
+    """The line of one picture."""
+    line: dict[str, Any] = model.card["line"]
+    try:
+        found = model(read_pixels(path))
+    except Exception as error:  # Pillow's readers raise almost anything; a runtime refuses a size
+        return {"version": line["version"], "image": str(path), "error": f"{path}: {error or type(error).__name__}"}
+    line = line | {"image": str(path), "score": float(found["score"][0])}
+    if "anomalous" in found:
+        line |= {"p_value": float(found["p_value"][0]), "anomalous": bool(found["anomalous"][0])}
+    if maps is not None and "map" in found:
+        os.makedirs(maps, exist_ok=True)
+        number = sum(1 for _ in maps.iterdir())
+        line["heatmap"] = f"{number:06}-{path.stem}.npy"
+        np.save(maps / line["heatmap"], found["map"][0])
+    return line
+
+
+def judge_all() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("model")
+    parser.add_argument("pictures", nargs="+", type=Path)
+    parser.add_argument("--maps", type=Path, metavar="FOLDER", help="write each map there; a line names its own")
+    parser.add_argument("--threads", type=int, default=0, help="0: as many as there are")
+    parser.add_argument("--exit-code", action="store_true", help="3: one is anomalous; 4: one was not judged")
+    given = parser.parse_args()
+    model = Model(given.model, given.threads)
+    status = 0
+    for place in given.pictures:
+        for path in listed(place):
+            line = judge(model, path, given.maps)
+            print(json.dumps(line), flush=True)
+            status = 3 if line.get("anomalous") or status == 3 else 4 if "error" in line else status
+    return status if given.exit_code else 0
+
+
+if __name__ == "__main__":
+    sys.exit(judge_all())

@@ -1,0 +1,156 @@
+"""A detector's own arithmetic as an ONNX graph: from the network's input to score and map.
+
+Nothing is written a second time: the detector runs once on a blank input while every operation is recorded.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import logging
+import warnings
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+from ..errors import ArgumentError, BlemishError, MissingPackageError
+from ..features.layout import main_output
+from ..types import ImageBatch
+
+if TYPE_CHECKING:
+    from ..detector import Detector
+    from ..features.extract import Extractor
+
+OPSET = 18
+"""Of ONNX: the first whose reductions take their axes as inputs, as the nodes of this room do."""
+
+_MOST_BYTES = (1 << 31) - (1 << 24)
+"""Of one file: the format's own limit, less some room for the nodes."""
+
+
+def require_onnx() -> None:
+    """Refuse, before any work, to go on without the packages that write and run ONNX files."""
+    try:
+        import onnx  # noqa: F401
+        import onnxruntime  # noqa: F401
+        import onnxscript  # noqa: F401
+    except ImportError as error:
+        raise MissingPackageError(
+            f"export: the package {error.name} is not installed. Install blemish[onnx], which brings it."
+        ) from error
+
+
+def trace_detector(detector: Detector, inside: Tensor | None) -> Any:
+    """The graph, an `onnx.ModelProto`: input `network.input`, outputs `network.score` and perhaps `network.map`.
+
+    Behind them come the outputs of the tapped layers, named `layer.NAME`. `inside` is the region of interest at the
+    network's input, `(1, height, width)`. Raises `ArgumentError` where the method cannot be exported, and says why.
+    """
+    require_onnx()
+    size = detector.preprocessing.size
+    watched = _Watched(detector, inside)
+    pixels = torch.full((1, 3, *size), 0.5)
+    try:
+        with torch.no_grad(), _quiet():
+            watched(pixels)  # says what there is; the exporter forgets what it sees
+            program = torch.export.export(watched, (pixels,), strict=False)
+            # The exporter's optimiser takes numbers such as 1e-8 for 0; the runtime has its own, which does not.
+            written: Any = torch.onnx.export(
+                program, (), dynamo=True, verbose=False, opset_version=OPSET, optimize=False
+            )
+            model = written.model_proto
+    except BlemishError:
+        raise
+    except Exception as error:  # the exporters raise almost anything
+        reason = next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
+        raise ArgumentError.about(
+            "method", expected="operations that an ONNX graph can hold",
+            got=f"{detector.method_.name} with its parameters ({reason.strip()[:200]})",
+            instead="docs/export.md says which methods can be exported.",
+        ) from error  # fmt: skip
+    if model.ByteSize() > _MOST_BYTES:
+        raise ArgumentError.about(
+            "method", expected="a model below 2 GB, the format's limit", got=f"{model.ByteSize() / 1e9:.1f} GB",
+            instead="Keep fewer vectors or dimensions.",
+        )  # fmt: skip
+    outputs = ["network.score", *["network.map"] * watched.has_map, *(f"layer.{name}" for name in watched.layers)]
+    _rename(model.graph, dict(zip((value.name for value in model.graph.output), outputs, strict=True)))
+    _rename(model.graph, {model.graph.input[0].name: "network.input"})
+    return model
+
+
+def layers_of(detector: Detector, pixels: Tensor) -> dict[str, Tensor]:
+    """The outputs of the tapped layers for `(1, 3, height, width)` pixels, named as in its graph."""
+    watched = _Watched(detector, None)
+    with torch.inference_mode():
+        outputs = watched(pixels)
+    return dict(zip((f"layer.{name}" for name in watched.layers), outputs[-len(watched.layers) :], strict=False))
+
+
+class _Watched(nn.Module):
+    """A detector whose tapped layers can be looked at as well."""
+
+    def __init__(self, detector: Detector, inside: Tensor | None) -> None:
+        super().__init__()
+        self._detector, self._inside = detector, inside
+        self.has_map = False
+        self.layers: list[str] = []
+
+    def forward(self, pixels: Tensor) -> tuple[Tensor, ...]:
+        size = (pixels.shape[2], pixels.shape[3])
+        batch = ImageBatch(pixels, ("traced",), (size,), inside=self._inside)
+        with _taps_of(self._detector) as found:
+            scores = self._detector.measure(batch)
+        self.has_map, self.layers = scores.maps is not None, list(found)
+        maps = () if scores.maps is None else (scores.maps,)
+        return scores.images, *maps, *(tensor.float() for tensor in found.values())
+
+
+@contextlib.contextmanager
+def _taps_of(detector: Detector) -> Iterator[dict[str, Tensor]]:
+    """The outputs of the network's tapped modules, by name, in the order in which they come."""
+    found: dict[str, Tensor] = {}
+    extractor: Extractor | None = getattr(detector.method_, "extractor_", None)
+
+    def keep(name: str) -> Any:
+        def hook(_module: nn.Module, _inputs: Any, output: Any) -> None:
+            found.setdefault(name, main_output(output))
+
+        return hook
+
+    layers = {} if extractor is None else {tap: extractor.module.get_submodule(tap) for tap in extractor.taps}
+    hooks = [layer.register_forward_hook(keep(tap)) for tap, layer in layers.items()]
+    try:
+        yield found
+    finally:
+        for hook in hooks:
+            hook.remove()
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """The exporter speaks of its own affairs, on every way there is."""
+    loud = [logging.getLogger(name) for name in ("torch.onnx", "onnxscript", "onnx_ir")]
+    levels = [log.level for log in loud]
+    for log in loud:
+        log.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        for log, level in zip(loud, levels, strict=True):
+            log.setLevel(level)
+
+
+def _rename(graph: Any, names: dict[str, str]) -> None:
+    """Give values other names, wherever they are made or used."""
+    for node in graph.node:
+        for kept in (node.input, node.output):
+            for i, name in enumerate(kept):
+                kept[i] = names.get(name, name)
+    for values in (graph.input, graph.output, graph.value_info):
+        for value in values:
+            value.name = names.get(value.name, value.name)

@@ -1,0 +1,130 @@
+"""The whole decision as one ONNX graph: picture, network, method, map, p-value, threshold, verdict, and the card."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from PIL import Image
+
+from ..calibrate import Calibration
+from ..errors import ArgumentError
+from ..report.lines import judged, model_digest
+from .nodes import Made, Nodes
+from .pixels import PictureFrame
+from .trace import OPSET, trace_detector
+
+if TYPE_CHECKING:
+    from ..detector import Detector
+
+CARD = "blemish"
+"""Under this key of the file's metadata."""
+_IR = 9
+"""Version of the file format that runtimes of the last years read."""
+
+
+def check_exportable(detector: Detector) -> None:
+    """Refuse what a graph could not do as the detector does. Raises `ArgumentError`."""
+    region = detector.region_
+    precision = getattr(detector.method_, "precision", "float32")
+    kind = "none" if detector.calibration_ is None else detector.calibration_.kind
+    rules = (
+        (kind in ("cross", "full"), "calibration", "split or loo, whose p-values follow from the score alone", kind),
+        (region is not None and region.mask is None, "roi", "one region for all pictures", "one for each picture"),
+        (detector.preprocessing.white_level is not None, "white_level", "pictures of 8 bits", "a camera of more bits"),
+        (precision != "float32", "precision", "float32", precision),
+    )
+    for refused, what, expected, got in rules:
+        if refused:
+            raise ArgumentError.about(what, expected=f"{expected}, to be exported", got=got)
+
+
+def build(detector: Detector, model: str | Path | None) -> Any:
+    """An `onnx.ModelProto`, with the digest of the model file it was made of on its card.
+
+    Input `pixels`, `(1, height, width, 3)` uint8; outputs `score` `(1,)` float32, `map` `(1, height, width)` float32
+    where the method has one, and of a calibrated detector `p_value` `(1,)` float64, `threshold` float64, `anomalous`
+    `(1,)` bool. A detector with a region of interest takes pictures of the region's size alone.
+    """
+    from onnx import TensorProto, helper
+
+    check_exportable(detector)
+    preprocess, mask = detector.preprocessing, None if detector.region_ is None else detector.region_.mask
+    inside = None if mask is None else torch.from_numpy(preprocess.mask(mask))[None]
+    core = trace_detector(detector, inside)
+    graph = Nodes("blemish")
+    pictures = Made(graph, "pixels")
+    if mask is not None:
+        grey = np.array(int(preprocess.middle(Image.new("RGB", (1, 1)))), np.uint8)
+        pictures = graph.make("Where", mask[None, :, :, None], pictures, grey)
+    frame = PictureFrame(graph, pictures, preprocess)
+    graph.rename(frame.network_input(), "network.input")
+    before = len(graph.nodes)
+    score = Made(graph, "network.score")
+    graph.rename(score, "score")
+    kinds: dict[str, tuple[int, list[int | str]]] = {"score": (TensorProto.FLOAT, [1])}
+    height, width = ("height", "width") if mask is None else mask.shape
+    if any(output.name == "network.map" for output in core.graph.output):
+        placed = frame.to_original(Made(graph, "network.map"))
+        if inside is not None and mask is not None:
+            seen = preprocess.inside(inside[0], (mask.shape[0], mask.shape[1]))
+            placed = graph.make("Where", seen[None], placed, np.array(np.nan, np.float32))
+        graph.rename(placed, "map")
+        kinds["map"] = (TensorProto.FLOAT, [1, height, width])
+    if detector.calibration_ is not None:
+        _decide(graph, score, detector.calibration_)
+        kinds |= {"p_value": (TensorProto.DOUBLE, [1]), "threshold": (TensorProto.DOUBLE, [])}
+        kinds["anomalous"] = (TensorProto.BOOL, [1])
+    whole = helper.make_graph(
+        [*graph.nodes[:before], *core.graph.node, *graph.nodes[before:]],
+        "blemish",
+        [helper.make_tensor_value_info("pixels", TensorProto.UINT8, [1, height, width, 3])],
+        [helper.make_tensor_value_info(name, kind, shape) for name, (kind, shape) in kinds.items()],
+        [*graph.constants, *core.graph.initializer],
+    )
+    opsets = [helper.make_opsetid("", OPSET), *(known for known in core.opset_import if known.domain)]
+    made = helper.make_model(whole, opset_imports=opsets, functions=core.functions, ir_version=_IR)
+    helper.set_model_props(made, {CARD: json.dumps(card(detector, model))})
+    return made
+
+
+def _decide(graph: Nodes, score: Made, calibration: Calibration) -> None:
+    """p-value, threshold and verdict, by comparisons of float32 that are those of the float64 that they stand for."""
+    scores, threshold = calibration.scores, calibration.threshold
+    # Of any score, the p-value is that of the next held-out score above it, or of infinity.
+    p_values = calibration.p_values(np.concatenate([[np.inf], scores[::-1]]))
+    above = graph.value(_below(scores)).is_at_least(score)
+    count = graph.make("ReduceSum", above.to(np.int64), np.array([0]), keepdims=1)
+    graph.rename(graph.make("Gather", graph.value(p_values), count), "p_value")
+    graph.rename(graph.value(np.float64(threshold)), "threshold")
+    graph.rename(score.is_above(_below(np.array(threshold))), "anomalous")
+
+
+def _below(values: Any) -> Any:
+    """The largest float32 that are at most these float64: a float32 compares with both alike."""
+    found = values.astype(np.float32)
+    return np.where(found > values, np.nextafter(found, np.float32(-np.inf)), found).astype(np.float32)
+
+
+def card(detector: Detector, model: str | Path | None) -> dict[str, Any]:
+    """What the file says about itself, JSON types only."""
+    import onnx
+
+    calibration = detector.calibration_
+    known: dict[str, Any] = {}
+    if calibration is not None:
+        known = {"scores": calibration.scores.tolist(), "false_alarm_rate": calibration.false_alarm_rate}
+        known |= {"certain": calibration.certain, "threshold": calibration.threshold}
+        known["groups"] = None if calibration.groups is None else calibration.groups.tolist()
+    manifest = detector.manifest()
+    return {
+        "line": judged(detector.decide("", 0.0)),
+        "made_of": manifest | {"versions": manifest["versions"] | {"onnx": onnx.__version__}},
+        "model": None if model is None else model_digest(model),
+        "input": list(detector.preprocessing.size),
+        "calibration": known or None,
+        "digests": {"learned": sorted(detector.learned_), "calibration": sorted(detector.calibrated_on_)},
+    }

@@ -1,0 +1,289 @@
+"""An exported file says what its detector says, without torch and blemish, or is not written."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from dataclasses import replace
+
+import numpy as np
+import onnx
+import onnxruntime
+import pytest
+import torch
+from onnx import TensorProto, helper, numpy_helper
+from PIL import Image
+from typer.testing import CliRunner
+
+from blemish.cli import app
+from blemish.datasets.synthetic import write_dataset
+from blemish.detector import Detector
+from blemish.errors import ArgumentError, ExportError, MissingPackageError, NotFittedError, OutputError
+from blemish.export import parity, run
+from blemish.export.nodes import Made, Nodes
+from blemish.export.pixels import PictureFrame
+from blemish.export.whole import check_exportable
+from blemish.export.write import export_model
+from blemish.images.decode import SUFFIXES, decode
+from blemish.images.preprocess import Preprocess
+from blemish.images.source import from_paths
+from blemish.methods import KNN, PaDiM
+
+# Runs a program as if torch and blemish were not installed.
+BLOCKED = """
+import runpy, sys
+class Blocker:
+    def find_spec(self, name, path=None, target=None):
+        if name.split(".")[0] in ("torch", "blemish", "scipy", "torchvision"):
+            raise ModuleNotFoundError(f"{name} is not there", name=name)
+sys.meta_path.insert(0, Blocker())
+sys.argv = sys.argv[1:]
+runpy.run_path(sys.argv[0], run_name="__main__")
+"""
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    """Pictures of a product at three sizes, larger and smaller than the network's input."""
+    folder = tmp_path_factory.mktemp("export") / "data"
+    write_dataset(folder, product="washer", n_train=24, n_test_normal=3, n_per_defect=1, size=64)
+    for path, size in zip(sorted(folder.glob("test/*/*.png")), ((101, 33), (40, 64), (20, 30)), strict=False):
+        Image.open(path).resize(size).save(path)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def detector(data):
+    method = PaDiM(backbone="filters", dimensions=8)
+    return Detector(method=method, preprocess=Preprocess((32, 40)), false_alarm_rate=0.25).fit(data)
+
+
+@pytest.fixture(scope="module")
+def device(detector, data, tmp_path_factory):
+    """A folder with a model file and what `blemish export` made of it."""
+    folder = tmp_path_factory.mktemp("device")
+    detector.save(folder / "m.blemish")
+    options = ("--images", data, "--out", folder / "m.onnx", "--json")
+    done = CliRunner().invoke(app, [str(a) for a in ("export", folder / "m.blemish", *options)])
+    assert done.exit_code == 0, done.output
+    made = json.loads(done.stdout)
+    assert made["parity"]["images"] == 24
+    assert 0 <= made["parity"]["score"] < 1e-5 > made["parity"]["map"]
+    assert made["parity"]["nearest"] < 1e-4  # a held-out image made the threshold
+    assert made["bytes"] == (folder / "m.onnx").stat().st_size
+    return folder
+
+
+def on_device(folder, *arguments):
+    """What run.py prints where there is no torch: the lines, and the exit status."""
+    command = [sys.executable, "-c", BLOCKED, str(folder / "run.py"), *map(str, arguments)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
+    assert "Traceback" not in done.stderr, done.stderr
+    return [json.loads(line) for line in done.stdout.splitlines()], done
+
+
+def test_the_device_prints_the_lines_of_predict(device, data, tmp_path):
+    pictures = sorted(data.glob("test/*/*.png"))
+    Image.open(pictures[0]).convert("RGBA").save(tmp_path / "alpha.png")
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    Image.open(pictures[0]).convert("RGB").save(tmp_path / "turned.jpg", exif=exif)
+    Image.open(pictures[0]).convert("P").save(tmp_path / "palette.gif")
+    (tmp_path / "torn.png").write_bytes(pictures[0].read_bytes()[:60])
+    Image.fromarray(np.zeros((40, 40), np.uint16)).save(tmp_path / "deep.png")
+    (tmp_path / ".hidden.png").write_bytes(b"")
+    places = (data / "test", tmp_path)
+    here, done = on_device(device, device / "m.onnx", *places, "--exit-code", "--maps", tmp_path / "maps")
+    done_there = CliRunner().invoke(app, ["predict", str(device / "m.blemish"), *map(str, (*pictures, tmp_path))])
+    there = {line["image"]: line for line in map(json.loads, done_there.stdout.splitlines())}
+    deep = there.pop(str(tmp_path / "deep.png"))
+    refused = [line for line in here if line["image"] == deep["image"]]
+    assert "8 bits" in refused[0]["error"]  # which only blemish can judge
+    here = {line["image"]: line for line in here if line["image"] != deep["image"]}
+    assert here.keys() == there.keys()
+    assert "score" in here[str(tmp_path / "turned.jpg")]
+    maps = {}
+    for name, line in there.items():
+        heatmap = here[name].pop("heatmap", None)
+        assert list(here[name]) == list(line)
+        if "error" in line:
+            assert name in here[name]["error"]
+            continue
+        maps[name] = np.load(tmp_path / "maps" / heatmap)
+        del line["regions"], here[name]["regions"]  # which need more than one graph
+        assert here[name].pop("score") == pytest.approx(line.pop("score"), rel=1e-5)
+        assert here[name] == line
+    assert {line.get("anomalous") for line in here.values()} == {True, False, None}
+    assert done.returncode == 3
+    for decision in Detector.load(device / "m.blemish").predict(pictures):
+        np.testing.assert_allclose(maps[decision.name], decision.map, rtol=1e-4)
+
+
+def test_the_device_refuses_what_is_no_model(device, tmp_path):
+    (tmp_path / "torn.onnx").write_bytes((device / "m.onnx").read_bytes()[:5000])
+    graph = helper.make_graph(
+        [helper.make_node("Identity", ["pixels"], ["score"])], "foreign",
+        [helper.make_tensor_value_info("pixels", TensorProto.FLOAT, [1])],
+        [helper.make_tensor_value_info("score", TensorProto.FLOAT, [1])],
+    )  # fmt: skip
+    opset = [helper.make_opsetid("", 18)]
+    onnx.save(helper.make_model(graph, opset_imports=opset, ir_version=9), tmp_path / "foreign.onnx")
+    for name in ("torn", "foreign", "missing"):
+        lines, done = on_device(device, tmp_path / f"{name}.onnx", tmp_path)
+        assert (lines, done.returncode) == ([], 1)
+        assert f"{name}.onnx: not a file that `blemish export` wrote, or damaged" in done.stderr
+
+
+def test_the_card_says_where_the_file_comes_from(device, detector):
+    session = onnxruntime.InferenceSession(device / "m.onnx", providers=["CPUExecutionProvider"])
+    card = json.loads(session.get_modelmeta().custom_metadata_map["blemish"])
+    assert card["made_of"]["method"] == "padim"
+    assert card["made_of"]["parameters"]["dimensions"] == 8
+    assert card["calibration"]["scores"] == detector.calibration_.scores.tolist()
+    assert card["digests"]["learned"] == sorted(detector.learned_)
+    assert card["parity"]["score"] < 1e-5
+    assert set(card["made_of"]["versions"]) >= {"blemish", "torch", "onnx"}
+    assert len((device / "run.py").read_text(encoding="utf-8").splitlines()) < 120
+
+
+def frame(preprocess):
+    """A graph of a `PictureFrame` alone: from `pixels` to `input`, and from `maps` to `map`."""
+    graph = Nodes("frame")
+    made = PictureFrame(graph, Made(graph, "pixels"), preprocess)
+    graph.rename(made.network_input(), "input")
+    graph.rename(made.to_original(Made(graph, "maps")), "map")
+    shapes = {"pixels": (TensorProto.UINT8, [None, None, None, 3]), "maps": (TensorProto.FLOAT, [None, None, None])}
+    inputs = [helper.make_tensor_value_info(name, *kind) for name, kind in shapes.items()]
+    outputs = [helper.make_tensor_value_info(name, TensorProto.FLOAT, None) for name in ("input", "map")]
+    whole = helper.make_graph(graph.nodes, "frame", inputs, outputs, graph.constants)
+    model = helper.make_model(whole, opset_imports=[helper.make_opsetid("", 18)], ir_version=9)
+    return onnxruntime.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
+
+
+@pytest.mark.parametrize("preprocess", [Preprocess((48, 80)), Preprocess(57, 32)], ids=["stretched", "cropped"])
+def test_the_resize_in_the_graph_is_ours_bit_for_bit(preprocess):
+    session, random = frame(preprocess), np.random.default_rng(0)
+    for size in ((200, 300), (48, 80), (101, 79), (1, 1), (3, 170), (61, 30), (57, 57), (233, 90)):
+        picture = random.integers(0, 256, (*size, 3), dtype=np.uint8)
+        map = random.normal(size=preprocess.size).astype(np.float32)
+        pixels, placed = session.run(None, {"pixels": picture[None], "maps": map[None]})
+        assert (pixels[0] == preprocess.pixels(Image.fromarray(picture)).numpy()).all()
+        wanted = preprocess.to_original(torch.from_numpy(map), size)
+        np.testing.assert_allclose(placed[0], wanted, atol=1e-3)  # noise, of which a pixel is a step
+
+
+def test_all_p_values_are_those_of_the_calibration(detector):
+    """At each held-out score, and at the next float32 on both sides, with ties and groups."""
+    from blemish.export.whole import _decide
+
+    scores = np.sort(np.random.default_rng(0).normal(size=19).astype(np.float32).astype(np.float64) * (1 + 1e-9))
+    scores[4] = scores[5]
+    for groups in (None, np.arange(19) // 2):
+        known = replace(detector.calibration_, scores=scores, groups=groups)
+        graph = Nodes("decide")
+        _decide(graph, Made(graph, "score"), known)
+        kinds = {"p_value": TensorProto.DOUBLE, "threshold": TensorProto.DOUBLE, "anomalous": TensorProto.BOOL}
+        whole = helper.make_graph(
+            graph.nodes, "decide", [helper.make_tensor_value_info("score", TensorProto.FLOAT, [1])],
+            [helper.make_tensor_value_info(name, kind, None) for name, kind in kinds.items()], graph.constants,
+        )  # fmt: skip
+        model = helper.make_model(whole, opset_imports=[helper.make_opsetid("", 18)], ir_version=9)
+        session = onnxruntime.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
+        near = scores.astype(np.float32)
+        for score in (*near, *np.nextafter(near, np.float32(9)), *np.nextafter(near, np.float32(-9))):
+            p_value, threshold, anomalous = session.run(None, {"score": score[None]})
+            assert p_value[0] == known.p_value(float(score))
+            assert (float(threshold), bool(anomalous[0])) == (known.threshold, float(score) > known.threshold)
+
+
+@pytest.fixture(scope="module")
+def built(device):
+    return onnx.load(device / "m.onnx")
+
+
+def damaged(model, axes):
+    """The same graph with its largest constant of so many axes a hundredth larger."""
+    found = onnx.ModelProto()
+    found.CopyFrom(model)
+    tensors = [t for t in found.graph.initializer if (t.data_type, len(t.dims)) == (TensorProto.FLOAT, axes)]
+    chosen = max(tensors, key=lambda tensor: int(np.prod(tensor.dims)))
+    chosen.CopyFrom(numpy_helper.from_array(numpy_helper.to_array(chosen) * np.float32(1.01), chosen.name))
+    return found
+
+
+@pytest.mark.parametrize(
+    ("axes", "first"),
+    [(4, r"first that differs: layer\.\w+\."), (3, "first that differs: what padim makes of the layers")],
+    ids=["network", "method"],
+)
+def test_a_file_that_says_something_else_is_not_written(built, detector, data, tmp_path, monkeypatch, axes, first):  # noqa: PLR0917
+    monkeypatch.setattr("blemish.export.write.build", lambda *_: damaged(built, axes))
+    with pytest.raises(ExportError, match=rf"m\.onnx: not written, because .* The {first}"):
+        export_model(detector, tmp_path / "m.onnx", images=data)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_verdict_that_differs_is_enough(built, detector, data, monkeypatch):
+    """Even where scores agree as far as rounding goes."""
+    calibration = detector.calibration_
+    held_out = [decision for decision in detector.predict(data / "train" / "good")]
+    score = np.median([decision.score for decision in held_out])
+    shifted = replace(calibration, scores=np.full(5, score), false_alarm_rate=0.4)
+    monkeypatch.setattr(detector, "calibration_", shifted)
+    images = from_paths(sorted(data.glob("train/good/*.png")))
+    with pytest.raises(ExportError, match=r"good/\d+\.png is (normal|anomalous), and not by the file"):
+        parity.check_parity(detector, built, images, path="m.onnx")
+
+
+def test_what_cannot_be_exported_is_refused_before_the_work(detector, data, tmp_path, monkeypatch):
+    with pytest.raises(NotFittedError, match="fitted detector"):
+        export_model(Detector(method="padim"), tmp_path / "m.onnx")
+    (tmp_path / "run.py").write_text("print('mine')\n", encoding="utf-8")
+    with pytest.raises(OutputError, match=r"run\.py: is there already, and none of ours"):
+        export_model(detector, tmp_path / "m.onnx")
+    camera = Detector(method=PaDiM(backbone="filters"), preprocess=Preprocess(32, white_level=1023.0))
+    with pytest.raises(ArgumentError, match="white_level: expected pictures of 8 bits"):
+        check_exportable(camera)
+    folded = Detector(method=PaDiM(backbone="filters"), preprocess=Preprocess(32))
+    folded.calibration_ = replace(detector.calibration_, kind="cross")
+    with pytest.raises(ArgumentError, match="calibration: expected split or loo"):
+        check_exportable(folded)
+    half = Detector(method=PaDiM(backbone="filters", precision="bfloat16"), preprocess=Preprocess(32))
+    with pytest.raises(ArgumentError, match="precision: expected float32"):
+        check_exportable(half)
+    monkeypatch.setitem(sys.modules, "onnxscript", None)
+    with pytest.raises(MissingPackageError, match=r"onnxscript is not installed. Install blemish\[onnx\]"):
+        export_model(detector, data / "other.onnx")
+
+
+def test_a_method_that_no_graph_can_hold_is_named(data, tmp_path):
+    class Odd(KNN):
+        def _score(self, features):
+            return super()._score(features) if float(features.maps[0].sum()) > 0 else None
+
+    odd = Detector(method=Odd(backbone="filters"), preprocess=Preprocess(32), calibration="none").fit(data)
+    with pytest.raises(ArgumentError, match="method: expected operations that an ONNX graph can hold, got knn"):
+        export_model(odd, tmp_path / "m.onnx")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_region_of_interest_is_in_the_graph(data, tmp_path):
+    mask = np.zeros((64, 64), bool)
+    mask[10:50, 5:40] = True
+    method = PaDiM(backbone="filters", dimensions=8)
+    detector = Detector(method=method, preprocess=Preprocess(32), calibration="none", roi=mask).fit(data / "train")
+    made = export_model(detector, tmp_path / "m.onnx", images=data / "train")
+    assert (made.parity.images, made.parity.nearest) == (24, None)
+    session = onnxruntime.InferenceSession(made.path, providers=["CPUExecutionProvider"])
+    assert [output.name for output in session.get_outputs()] == ["score", "map"]
+    picture = np.asarray(decode(sorted(data.glob("train/good/*.png"))[0]))
+    other = picture.copy()
+    other[~mask] = 7  # what is outside is not looked at
+    score, map = session.run(None, {"pixels": picture[None]})
+    assert session.run(None, {"pixels": other[None]})[0] == score
+    assert (np.isnan(map[0]) == ~mask).mean() > 0.97  # its edge is one of the network's input
+
+
+def test_the_program_lists_the_pictures_that_we_list():
+    assert {f".{ending}" for ending in run.ENDINGS} == SUFFIXES
