@@ -26,7 +26,9 @@ from blemish import persist
 from blemish.cli import app
 from blemish.datasets.synthetic import write_dataset
 from blemish.detector import Detector
+from blemish.images.digest import pixel_digest
 from blemish.images.preprocess import Preprocess
+from blemish.images.source import as_source
 from blemish.methods import PaDiM
 from blemish.report.lines import judged
 from blemish.station.logbook import FILE, Logbook, Verdict
@@ -66,6 +68,7 @@ CALLS = {
     "recalibrate": Call(
         "{out}/model.blemish {held_out} --false-alarm-rate 0.2", "model.blemish", begins_with="model.blemish"
     ),
+    "forget": Call("{out}/other.blemish {learned}", "other.blemish", begins_with="other.blemish"),
     "upgrade": Call("{out}/old.blemish", "old.blemish", begins_with="old.blemish"),
     "predict": Call(
         "{model} {data} --out {out}/r --heatmaps npy --overlays --coco {out}/c.json",
@@ -139,7 +142,10 @@ def prepare(folder: Path) -> dict[str, Path]:
         shutil.copytree(drawn / "train" / "good", place)
     detector = Detector(method=PaDiM(backbone="filters"), preprocess=Preprocess(32), false_alarm_rate=0.2)
     detector.fit(data).save(folder / "model.blemish")
-    Detector(method="knn", preprocess=Preprocess(32), false_alarm_rate=0.2).fit(data).save(folder / "other.blemish")
+    knn = Detector(method="knn", preprocess=Preprocess(32), false_alarm_rate=0.2).fit(data)
+    knn.save(folder / "other.blemish")
+    learned = (path for path in sorted((data / "train").rglob("*.png")) if _digest(path) in knn.learned_)
+    shutil.copy(next(learned), folder / "learned.png")
     (folder / "lines.jsonl").write_text(
         "".join(json.dumps(judged(decision)) + "\n" for decision in detector.predict(more)), encoding="utf-8"
     )
@@ -167,6 +173,10 @@ def prepare(folder: Path) -> dict[str, Path]:
 
 def _a_picture(data: Path) -> bytes:
     return next((data / "train" / "good").iterdir()).read_bytes()
+
+
+def _digest(path: Path) -> int:
+    return pixel_digest(as_source(path).load(0))
 
 
 def begin(call: Call, places: dict[str, Path], out: Path) -> list[str]:

@@ -182,3 +182,27 @@ def test_nothing_to_test_on_is_said(detector, tmp_path):
     Image.fromarray(SQUARE).save(tmp_path / "0.png")
     with pytest.raises(DatasetError, match=r"no test images \(folder layout\)"):
         evaluate(detector, open_dataset(tmp_path))
+
+
+def test_a_few_defects_have_an_exact_interval(detector, dataset):
+    """Clopper and Pearson by their definition: at each end, so many misses or more (fewer) have a chance of 2.5 %."""
+    evaluation = evaluate(detector, dataset, intervals=True)
+    missed = evaluation.missed
+    assert missed.images == 4
+    assert missed.misses == round(4 * evaluation.figures.misses)
+    low, high = missed.interval
+    at_least = reference.binomial_tail(4, low, missed.misses)
+    at_most = 1 - reference.binomial_tail(4, high, missed.misses + 1)
+    assert missed.misses == 0 or at_least == pytest.approx(0.025)
+    assert missed.misses == 4 or at_most == pytest.approx(0.025)
+    assert evaluation.intervals["misses"] == missed.interval
+    assert f"{missed.misses} of 4 anomalous test images are missed" in str(missed)
+    assert evaluation_json(evaluation)["missed"]["interval"] == missed.interval
+    alarms = round(5 * evaluation.figures.false_alarms)
+    assert evaluation.intervals["false_alarms"] == evaluation.realised.interval
+    assert evaluation.realised.alarms == alarms
+
+
+def test_without_a_threshold_nothing_is_missed(dataset):
+    uncalibrated = make(calibration="none").fit(dataset.train_images())
+    assert evaluate(uncalibrated, dataset).missed is None

@@ -173,7 +173,7 @@ def test_verdict_and_figures_are_those_of_the_evaluation(evaluation, page):
 
 
 def test_intervals_are_printed_beside_their_figures(evaluation, page):
-    assert len(evaluation.intervals) == 11
+    assert len(evaluation.intervals) == 14
     for name, (low, high) in evaluation.intervals.items():
         value = percent(getattr(evaluation.figures, name))
         printed = [page.words[i + 1] for i, word in enumerate(page.words[:-1]) if word == value]

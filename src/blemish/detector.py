@@ -31,7 +31,7 @@ from .features.backbones import Backbone, find_backbone
 from .features.memory import FeatureMemory
 from .folds import fold_of, same_again
 from .images.decode import MAX_PIXELS
-from .images.digest import with_digests
+from .images.digest import pixel_digest, with_digests
 from .images.groups import GroupBy, Grouped, find_groups, hold_out, join_groups, read_pattern, without_copies
 from .images.preprocess import Preprocess
 from .images.settle import is_found_in, settle
@@ -48,7 +48,16 @@ from .images.source import (
 )  # fmt: skip
 from .images.tiling import Tiles, Tiling, scored_inside
 from .localise import Localiser
-from .methods import FeatureMethod, FrozenMethod, Incremental, LeavesOut, Method, ScoresBeside, cannot_take_groups
+from .methods import (
+    FeatureMethod,
+    Forgetful,
+    FrozenMethod,
+    Incremental,
+    LeavesOut,
+    Method,
+    ScoresBeside,
+    cannot_take_groups,
+)
 from .methods.registry import METHODS, find_method
 from .ops.neighbours import IndexFactory
 from .parameters import Parameterised, check_parameters, parameter, parameters_of, plain_parameters
@@ -369,11 +378,7 @@ class Detector(Parameterised):
             raise ArgumentError.about(
                 "method", expected=f"one that can be updated ({able})", got=method.name, instead="Fit again."
             )
-        if self.others_:
-            raise ArgumentError.about(
-                "calibration", expected="one model, to be updated", got=f"cross with {1 + len(self.others_)}",
-                instead="Fit again.",
-            )  # fmt: skip
+        self._require_one_model("to be updated")
         source = normal_images(images, max_pixels=self.max_pixels)
         _require_any(len(source))
         fresh = (
@@ -393,6 +398,42 @@ class Detector(Parameterised):
         if fresh is not None:
             self._calibrate(fresh, progress)
         return self
+
+    def forget(self, images: ImageInput, *, progress: Progress | None = None) -> Detector:
+        """Unlearn images, which must come again, as if they had never been there; the calibration is dropped.
+
+        They are known by the digests of their pictures; of copies that were learned, one is forgotten for each that is
+        given. Raises `ArgumentError` for a method that cannot, for what was not learned, and where an exact result is
+        not possible; then nothing changes.
+        """
+        self.check()
+        method = self.method_
+        if not isinstance(method, Forgetful):
+            able = ", ".join(name for name, method in METHODS.items() if issubclass(method, Forgetful))
+            raise ArgumentError.about(
+                "method", expected=f"one that can forget ({able})", got=method.name, instead="Fit again without them."
+            )
+        self._require_one_model("to forget images")
+        source = normal_images(images, max_pixels=self.max_pixels)
+        _require_any(len(source))
+        digests = [pixel_digest(source.load(index)) for index in range(len(source))]
+        for name, digest in zip(source.names, digests, strict=True):
+            if digest not in self.learned_:
+                raise ArgumentError.about("images", expected="pictures that were learned", got=f"{name}, which was not")
+        had_copies = len(self.learned_) != self.images_
+        method.forget(self._tiled(Reporting(self._batches(source, learn=True), "forget", progress)))
+        self.images_ -= len(source)
+        if not had_copies:
+            self.learned_ -= frozenset(digests)
+        self.calibration_, self.peaks_, self.calibrated_on_, self.kept_ = None, None, frozenset(), None
+        return self
+
+    def _require_one_model(self, what: str) -> None:
+        if self.others_:
+            raise ArgumentError.about(
+                "calibration", expected=f"one model, {what}", got=f"cross with {1 + len(self.others_)}",
+                instead="Fit again.",
+            )  # fmt: skip
 
     def predict(
         self, images: ImageInput | Iterable[str | Path | InMemory], *, progress: Progress | None = None

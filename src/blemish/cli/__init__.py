@@ -50,6 +50,7 @@ for name, command in (
     ("fit", detector.fit),
     ("update", detector.update),
     ("recalibrate", detector.recalibrate),
+    ("forget", detector.forget),
     ("upgrade", upgrade.upgrade),
     ("predict", detector.predict),
     ("explain", explain.explain_regions),

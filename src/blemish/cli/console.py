@@ -128,7 +128,7 @@ def print_evaluation(evaluation: Evaluation, as_json: bool, *, extra: Mapping[st
             for kind in evaluation.kinds
         ]
     )
-    for rate in (evaluation.realised, evaluation.realised_regions):
+    for rate in (evaluation.missed, evaluation.realised, evaluation.realised_regions):
         if rate is not None:
             typer.echo(rate)
 

@@ -139,6 +139,10 @@ def fit(
         str | None, typer.Option(help="What searches the bank: exact, or faiss:ivf256, faiss:hnsw32, faiss:pq16 ...")
     ] = None,
     memory: MemoryOption = None,
+    keep: Annotated[
+        Literal["factor", "sums"] | None,
+        typer.Option(help="padim, gaussian: sums keeps what `blemish forget` needs; a larger file."),
+    ] = None,
     calibration: Annotated[
         Literal["split", "cross", "loo", "full", "none"] | None,
         typer.Option(
@@ -190,6 +194,7 @@ def fit(
         "taps": None if taps is None else read_option("--taps", tuple[str, ...], taps),
         "index": index,
         "memory_gb": memory,
+        "keep": keep,
         "seed": seed,
         "device": device,
     }
@@ -297,6 +302,35 @@ def recalibrate(
     say.skipped(detector)
 
 
+def forget(
+    model: ModelArgument,
+    images: Annotated[Path, typer.Argument(help="Image file or folder of images that were learned.")],
+    *,
+    out: Annotated[Path | None, typer.Option(help="Where to write; default: replace the model.")] = None,
+    roi: RoiOption = None,
+    device: DeviceOption = "auto",
+    as_json: JsonOption = False,
+) -> None:
+    """Unlearn images, as if they had never been there: exact, or refused. The threshold is dropped.
+
+    They are known by their pictures, so give the files that were learned. padim and gaussian need `fit --keep sums`.
+
+    Example: blemish fit bottle --method padim --keep sums; blemish forget model.blemish bottle/train/good/007.png
+    """
+    from ..images.source import as_source
+
+    say = Speaker()
+    check_output(out or model)
+    start = time.perf_counter()
+    detector = load_model(model, device, roi)
+    source = as_source(images, max_pixels=detector.max_pixels)
+    say.line(f"{images}: {len(source)} images to forget")
+    with say.progress() as progress:
+        detector.forget(source, progress=progress)
+    detector.save(out or model)
+    print_fit(detector, out or model, time.perf_counter() - start, as_json, extra={"forgotten": len(source)})
+
+
 def predict(
     model: ModelArgument,
     images: Annotated[list[Path], typer.Argument(help="Image files or folders.")],
@@ -375,7 +409,9 @@ def evaluate_model(
         Literal["original", "network"] | None,
         typer.Option(help="Pixel figures on the original pixels, or on the network's input."),
     ] = None,
-    intervals: Annotated[bool, typer.Option("--intervals", help="Add 95 % bootstrap intervals (slower).")] = False,
+    intervals: Annotated[
+        bool, typer.Option("--intervals", help="Add 95 % intervals of every figure (slower).")
+    ] = False,
     allow_overlap: Annotated[
         bool, typer.Option("--allow-overlap", help="Go on at test images that were learned from, and mark the figures.")
     ] = False,

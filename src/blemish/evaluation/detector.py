@@ -117,13 +117,31 @@ class RealisedRate:
 
 
 @dataclass(frozen=True)
+class MissRate:
+    """How many of the defects at hand the threshold misses, and what that says of others like them."""
+
+    misses: int
+    images: int
+    """Anomalous test images."""
+    interval: _Ends
+    """Exact 95 % interval of the rate."""
+
+    def __str__(self) -> str:
+        low, high = (f"{100 * end:.1f}" for end in self.interval)
+        return (
+            f"{self.misses} of {self.images} anomalous test images are missed: the miss rate of this threshold, on "
+            f"defects like these, is {low} to {high} % (exact 95 % interval)."
+        )
+
+
+@dataclass(frozen=True)
 class Evaluation:
     """What `evaluate` returns."""
 
     figures: Figures
     kinds: tuple[KindFigures, ...]
     intervals: dict[str, _Ends]
-    """95 % bootstrap intervals by figure name; empty unless asked for."""
+    """95 % intervals by figure name, exact ones of shares of images, else by the bootstrap; empty unless asked for."""
     records: tuple[Record, ...]
     skipped: tuple[Skipped, ...]
     pixels: PixelSpace
@@ -145,6 +163,9 @@ class Evaluation:
     """None without a threshold, and without normal test images."""
     realised_regions: RealisedRate | None = None
     """The same of normal test images with any region; None also where the detector reports no regions."""
+
+    missed: MissRate | None = None
+    """None without a threshold, and without anomalous test images."""
 
     def map(self, index: int) -> NDArray[np.float32] | None:
         """The anomaly map of one record on its original pixels, `(height, width)`; None for image-level methods."""
@@ -216,6 +237,7 @@ def evaluate(
         realised=_realised(detector.calibration_, outcome, "are flagged"),
         realised_regions=_realised(detector.peaks_, outcome, "show a region"),
         outcome=replace(outcome, curve=None),
+        missed=_missed(outcome),
     )
 
 
@@ -243,6 +265,16 @@ def _realised(
     return RealisedRate(
         calibration.promise, alarms, images, (interval.low, interval.high), what, calibration.chance(alarms, images)
     )
+
+
+def _missed(outcome: Outcome) -> MissRate | None:
+    share, images = TABLE["misses"].of(outcome), int(outcome.anomalous.sum())
+    return None if share is None else MissRate(round(share * images), images, _exact(share, images))
+
+
+def _exact(share: float, images: int) -> _Ends:
+    interval = metrics.binomial_interval(round(share * images), images)
+    return interval.low, interval.high
 
 
 def _found(detector: Detector, records: Sequence[Record], pairs: _Pairs | None) -> metrics.FoundRegions | None:
@@ -418,6 +450,10 @@ def _intervals(outcome: Outcome, pairs: _Pairs | None, repetitions: int) -> dict
     rows = {name: row for name, row in TABLE.items() if row.has_interval and all(map(outcome.has, row.needs))}
     of_pixels = [name for name in rows if "masks" in rows[name].needs]
     found = {name: _image_interval(outcome, row) for name, row in rows.items() if name not in of_pixels}
+    counts = {"normal": int((~outcome.anomalous).sum()), "anomalous": int(outcome.anomalous.sum())}
+    for name, row in TABLE.items():
+        if row.share_of is not None and (share := row.of(outcome)) is not None:
+            found[name] = _exact(share, counts[row.share_of])
     if pairs is None or not repetitions:
         return found
 
@@ -457,6 +493,7 @@ def evaluation_json(evaluation: Evaluation) -> dict[str, object]:
         "overlap": len(evaluation.overlap),
         "realised": _realised_json(evaluation.realised),
         "realised_regions": _realised_json(evaluation.realised_regions),
+        "missed": None if evaluation.missed is None else asdict(evaluation.missed),
     }
 
 

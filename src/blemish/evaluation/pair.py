@@ -109,25 +109,22 @@ def _both_have(a: Evaluation, b: Evaluation, name: str) -> bool:
 
 def _of_images(a: Outcome, b: Outcome, names: list[str]) -> Statistic:
     """Figures of ranks, verdicts and counts of regions, which two detectors can swap."""
-    ranked, flagged = [ranks(one.scores) for one in (a, b)], [_flagged(one) for one in (a, b)]
+    ranked = [ranks(one.scores) for one in (a, b)]
 
     def statistic(images: NDArray[np.intp], swapped: NDArray[np.bool_]) -> NDArray[np.float64]:
         labels, found = a.anomalous[images], []
         for i, j in ((0, 1), (1, 0)):
-            scores, verdicts = (np.where(swapped, x[j][images], x[i][images]) for x in (ranked, flagged))
-            regions = _regions((a, b)[i].found, (a, b)[j].found, images, swapped)
-            outcomes = Outcome(scores, labels, None, None, regions), Outcome(verdicts, labels, 0.5, None, regions)
-            found.append([TABLE[name].of(outcomes["threshold" in TABLE[name].needs]) for name in names])
+            own, other = (a, b)[i], (a, b)[j]
+            scores = np.where(swapped, ranked[j][images], ranked[i][images])
+            flagged = None
+            if own.flagged is not None and other.flagged is not None:
+                flagged = np.where(swapped, other.flagged[images], own.flagged[images])
+            regions = _regions(own.found, other.found, images, swapped)
+            outcome = Outcome(scores, labels, None, None, regions, flagged)
+            found.append([TABLE[name].of(outcome) for name in names])
         return np.array(found)
 
     return statistic
-
-
-def _flagged(outcome: Outcome) -> NDArray[np.float64]:
-    """Verdicts as 1 and 0; none where the detector has no threshold."""
-    if outcome.threshold is None:
-        return np.zeros(outcome.scores.shape)
-    return (outcome.scores > outcome.threshold).astype(np.float64)
 
 
 def _regions(

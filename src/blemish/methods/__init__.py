@@ -6,6 +6,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 from ._base import FeatureMethod as FeatureMethod
+from ._base import Forgetful as Forgetful
 from ._base import FrozenMethod as FrozenMethod
 from ._base import Incremental as Incremental
 from ._base import LeavesOut as LeavesOut

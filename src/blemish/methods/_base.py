@@ -16,7 +16,7 @@ from dataclasses import dataclass, replace
 from itertools import chain
 from pathlib import Path
 from time import perf_counter
-from typing import Any, ClassVar, Protocol, TypeVar, runtime_checkable
+from typing import Any, ClassVar, Literal, Protocol, TypeVar, runtime_checkable
 
 import torch
 from torch import Tensor
@@ -150,6 +150,27 @@ class ScoresBeside(Protocol):
 
     def beside(self, batch: ImageBatch, kept: dict[str, Tensor]) -> Tensor:
         """`(batch, n)`: each learned image's score by a model of all the others and the new image."""
+
+
+@runtime_checkable
+class Forgetful(Protocol):
+    """A method that can unlearn images, as if they had never been there."""
+
+    def forget(self, images: ImageBatches) -> object:
+        """Unlearn images that were learned, and come again. Raises `ArgumentError`, and then forgets none of them."""
+
+
+Keep = Literal["factor", "sums"]
+"""What a method keeps of what it learned: what scoring needs, or also what forgetting needs."""
+
+
+def require_kept(method: Any) -> None:
+    """Refuse to forget where only the factor is there: subtracting from it would leave no digits (docs/forget.md)."""
+    if method.keep != "sums":
+        raise ArgumentError.about(
+            "keep", expected="sums, without which nothing can be forgotten", got=method.keep,
+            instead="Fit with keep='sums' (--keep sums).",
+        )  # fmt: skip
 
 
 @dataclass(frozen=True, kw_only=True)

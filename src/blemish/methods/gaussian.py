@@ -18,14 +18,15 @@ import torch
 from scipy.stats import chi2
 from torch import Tensor
 
-from ..errors import ArgumentError
+from ..errors import ArgumentError, ModelFileError
 from ..features.backbones import Backbone
 from ..features.patches import pool
+from ..ops.forget import without_rows
 from ..ops.shrinkage import ShrinkageSums
 from ..parameters import parameter
 from ..tensors import check_tensors
 from ..types import FeatureMaps, ImageBatch, ImageBatches, Scores
-from ._base import FitPlan, LeavingMethod, cannot_take_groups, one_by_one
+from ._base import FitPlan, Keep, LeavingMethod, cannot_take_groups, one_by_one, require_kept
 
 
 @dataclass(kw_only=True)
@@ -37,12 +38,26 @@ class GaussianAD(LeavingMethod):
     components: `all` directions; `pca`, the fewest of largest variance that hold the share `variance`; or `npca`,
         those of smallest variance that hold at most the share `variance` (at least one).
     variance: share of the variance for `pca` or `npca`; None takes the paper's, 0.99 or 0.01.
+    keep: `sums` keeps the vectors of all images beside the sums, 4 bytes a channel and image, so that images can be
+        forgotten.
     """
 
     name: ClassVar[str] = "gaussian"
 
     components: Literal["all", "pca", "npca"] = "all"
     variance: float | None = parameter(None, above=0, at_most=1)
+    keep: Keep = parameter("factor", option=True)
+
+    def forget(self, images: ImageBatches) -> GaussianAD:
+        """Unlearn images that come again; what remains is a fit without them."""
+        self._require_fit("forget")
+        require_kept(self)
+        left = without_rows(self.rows_, torch.cat([_vectors(maps) for maps in self._features(images)]))
+        sums = [ShrinkageSums.empty(len(s.linear), left.device) for s in self.sums_]
+        for of_level, rows in zip(sums, torch.split(left, [len(s.linear) for s in sums], dim=1), strict=True):
+            of_level.update(rows)
+        self._finish(sums, left)
+        return self
 
     def unproven(self, groups: Sequence[int]) -> str:
         """Mean and covariance move either way without an image."""
@@ -87,17 +102,17 @@ class GaussianAD(LeavingMethod):
         sums, model = copy.deepcopy(self.sums_), copy.copy(self)
         for of_level, of_image in zip(sums, own, strict=True):
             of_level.subtract(of_image)
-        model._finish(sums)
+        model._finish(sums, self.rows_[:0])
         return model
 
     def _images(self, first: FeatureMaps) -> int:
         return int(self.sums_[0].count)
 
     def _learn_more(self, features: Iterator[FeatureMaps], *, expected: int | None) -> None:
-        sums = copy.deepcopy(self.sums_)
+        sums, rows = copy.deepcopy(self.sums_), [self.rows_]
         for maps in features:
-            _update(sums, maps)
-        self._finish(sums)
+            rows.append(self._update(sums, maps))
+        self._finish(sums, torch.cat(rows))
 
     def _absorb(self, other: GaussianAD) -> None:
         mine, theirs = ([len(s.linear) for s in method.sums_] for method in (self, other))
@@ -106,7 +121,9 @@ class GaussianAD(LeavingMethod):
         merged = copy.deepcopy(self.sums_)
         for sums, others in zip(merged, other.sums_, strict=True):
             sums.merge(others)
-        self._finish(merged)
+        if self.keep != other.keep:
+            raise ArgumentError.about("other", expected=f"a GaussianAD with keep {self.keep}", got=other.keep)
+        self._finish(merged, torch.cat([self.rows_, other.rows_]))
 
     def _default_taps(self, row: Backbone) -> tuple[str, ...]:
         return row.taps if not row.deepest or row.deepest in row.taps else (*row.taps, row.deepest)
@@ -118,9 +135,8 @@ class GaussianAD(LeavingMethod):
     def _learn(self, features: Iterator[FeatureMaps], *, expected: int | None) -> None:
         first = next(features)
         sums = [ShrinkageSums.empty(m.shape[1], m.device) for m in first.maps]
-        for maps in chain([first], features):
-            _update(sums, maps)
-        self._finish(sums)
+        rows = [self._update(sums, maps) for maps in chain([first], features)]
+        self._finish(sums, torch.cat(rows))
 
     def _score(self, features: FeatureMaps) -> Scores:
         return Scores(torch.stack([squared.sqrt() for squared in self._squared(features)]).sum(dim=0), None)
@@ -143,7 +159,7 @@ class GaussianAD(LeavingMethod):
         for i, (sums, mean, factor) in enumerate(zip(self.sums_, self.means_, self.factors_, strict=True)):
             learned |= {f"{i}.{field.name}": getattr(sums, field.name) for field in fields(sums)}
             learned |= {f"{i}.mean": mean, f"{i}.factor": factor}
-        return learned
+        return learned | ({"rows": self.rows_} if self.keep == "sums" else {})
 
     def _relearn(self, learned: dict[str, Tensor]) -> None:
         levels = range(len(self.extractor_.taps))
@@ -157,8 +173,15 @@ class GaussianAD(LeavingMethod):
         self.sums_ = [ShrinkageSums(*(learned[f"{i}.{name}"] for name in names)) for i in levels]
         self.means_ = [learned[f"{i}.mean"] for i in levels]
         self.factors_ = [learned[f"{i}.factor"] for i in levels]
+        self.rows_ = learned.get("rows", self.means_[0].new_zeros(0, 0))
+        if self.keep == "sums":
+            own = {"rows": learned["rows"]}
+            sizes = check_tensors(own, {"rows": "float32 images channels"})
+            expected = {"images": int(self.sums_[0].count), "channels": sum(len(mean) for mean in self.means_)}
+            if sizes != expected:
+                raise ModelFileError.about("tensor rows", expected=f"{expected}", got=sizes)
 
-    def _finish(self, sums: list[ShrinkageSums]) -> None:
+    def _finish(self, sums: list[ShrinkageSums], rows: Tensor) -> None:
         if sums[0].count < 2:
             raise ArgumentError.about("images", expected="at least 2 normal images", got=int(sums[0].count))
         means, factors = [], []
@@ -175,7 +198,7 @@ class GaussianAD(LeavingMethod):
             kept = self._kept(values)
             means.append(mean.float())
             factors.append((vectors[:, kept] * values[kept].rsqrt()).float())
-        self.sums_, self.means_, self.factors_ = sums, means, factors
+        self.sums_, self.means_, self.factors_, self.rows_ = sums, means, factors, rows
 
     def _kept(self, values: Tensor) -> slice:
         """Which components to keep; `values` are variances in ascending order."""
@@ -186,7 +209,17 @@ class GaussianAD(LeavingMethod):
             return slice(0, max(1, int((shares <= (self.variance or 0.01)).sum())))
         return slice(int((shares <= 1 - (self.variance or 0.99) + 1e-12).sum()), None)
 
+    def _update(self, sums: list[ShrinkageSums], features: FeatureMaps) -> Tensor:
+        """Take more images; gives their vectors where these are kept."""
+        _update(sums, features)
+        return _vectors(features) if self.keep == "sums" else features.maps[0].new_zeros(0, 0)
+
 
 def _update(sums: list[ShrinkageSums], features: FeatureMaps) -> None:
     for of_level, m in zip(sums, features.maps, strict=True):
         of_level.update(pool(m))
+
+
+def _vectors(features: FeatureMaps) -> Tensor:
+    """All levels of each image in one row."""
+    return torch.cat([pool(m) for m in features.maps], dim=1)

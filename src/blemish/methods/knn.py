@@ -19,6 +19,7 @@ from torch.nn import functional
 from ..errors import ArgumentError
 from ..features.backbones import Backbone
 from ..features.patches import pool
+from ..ops.forget import without_rows
 from ..ops.neighbours import Exact, ExactIndex, IndexFactory, midpoints, recall
 from ..parameters import parameter
 from ..tensors import check_tensors
@@ -85,6 +86,15 @@ class KNN(LeavingMethod):
         rows = torch.zeros(len(self.bank_), dtype=torch.bool)
         rows[members] = True
         return self.bank_.without(rows.to(self._device()))
+
+    def forget(self, images: ImageBatches) -> KNN:
+        """Unlearn images that come again; what remains is exactly a fit without them."""
+        self._require_fit("forget")
+        left = without_rows(self.bank_.vectors(), torch.cat([self._embed(maps) for maps in self._features(images)]))
+        if len(left) < self.k:
+            raise ArgumentError.about("images", expected=f"at least k = {self.k} images to remain", got=len(left))
+        self._build(left)
+        return self
 
     def _images(self, first: FeatureMaps) -> int:
         return len(self.bank_)

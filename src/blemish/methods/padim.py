@@ -15,7 +15,7 @@ is not more sensitive to noise than the others by more than that.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import chain
 from typing import ClassVar, Literal
 
@@ -25,12 +25,13 @@ from torch import Tensor
 from ..errors import ArgumentError, ModelFileError
 from ..features.backbones import Backbone, find_backbone
 from ..features.patches import cells_inside, concatenate, project, random_channels, semi_orthogonal
+from ..ops.forget import not_learned, vector_digest
 from ..ops.gaussian import Gaussian, Moments
 from ..ops.maps import enlarge_and_smooth
 from ..parameters import parameter
-from ..tensors import check_tensors
-from ..types import FeatureMaps, Scores
-from ._base import FitPlan, LeavingMethod, MapMethod, cannot_take_groups
+from ..tensors import below, check_tensors
+from ..types import FeatureMaps, ImageBatch, ImageBatches, Scores
+from ._base import FitPlan, Keep, LeavingMethod, MapMethod, cannot_take_groups, require_kept
 
 _SHARE = 0.3
 """Of the pooled covariance, added to every position's: chosen without defects (docs/experiments/padim.md)."""
@@ -51,6 +52,9 @@ class PaDiM(MapMethod, LeavingMethod):
         their mean over all positions instead, which fits any backbone and part.
     sigma: smoothing of the map, in pixels of the network's input (the paper: 4).
     storage: `float32`, or `float16` for half the file and memory; `storage_error_` then holds the measured error.
+    keep: `sums` also keeps, at each position, the rows of n images in float32 while n is at most the number d of
+        dimensions (4 n d bytes), then mean and scatter in float64 (4 d (d + 3) bytes), so that images can be forgotten.
+        Images then go through the network one by one: the same picture gives the same numbers again.
     """
 
     name: ClassVar[str] = "padim"
@@ -61,8 +65,11 @@ class PaDiM(MapMethod, LeavingMethod):
     eps: float | None = parameter(None, above=0, at_most=1e6)
     sigma: float = parameter(4.0, at_least=0)
     storage: Literal["float32", "float16"] = "float32"
+    keep: Keep = parameter("factor", option=True)
 
     def __post_init__(self) -> None:
+        self.sums_: dict[str, Tensor] = {}
+        self.digests_: list[int] = []
         self.channels_: tuple[Tensor, ...] | None = None
         self.projection_: Tensor | None = None
 
@@ -83,11 +90,42 @@ class PaDiM(MapMethod, LeavingMethod):
     def _learn_more(self, features: Iterator[FeatureMaps], *, expected: int | None) -> None:
         """The same model as one fit on all images, up to the factor's precision."""
         coming = self.gaussian_.mean.shape[1] if expected is None else expected
-        moments = Moments.from_factor(self.gaussian_, expected=coming)
+        moments = self._moments(expected=coming)
+        self._finish(moments, [*self.digests_, *self._update(moments, features)])
+
+    def _update(self, moments: Moments, features: Iterator[FeatureMaps]) -> list[int]:
+        """Take more images; gives the digests of their vectors where images can be forgotten."""
+        digests = []
         for maps in features:
             self._check_size(maps)
-            moments.update(self._embed(maps))
-        self._finish(moments)
+            embedded = self._embed(maps)
+            moments.update(embedded)
+            if self.keep == "sums":
+                digests += [vector_digest(image) for image in embedded]
+        return digests
+
+    def _moments(self, *, expected: int) -> Moments:
+        """What was learned, as moments; exact where the sums are kept."""
+        if self.keep == "sums":
+            return Moments.of_state(self.sums_, count=self.gaussian_.count, expected=expected)
+        return Moments.from_factor(self.gaussian_, expected=expected)
+
+    def forget(self, images: ImageBatches) -> PaDiM:
+        """Unlearn images that come again; what remains is a fit without them, up to rounding."""
+        self._require_fit("forget")
+        require_kept(self)
+        moments, digests = self._moments(expected=0), list(self.digests_)
+        for number, maps in enumerate(self._features(images)):
+            (embedded,) = self._embed(maps)
+            if (digest := vector_digest(embedded)) not in digests:
+                raise not_learned(number)
+            moments.remove(digests.index(digest), embedded)
+            digests.remove(digest)
+        self._finish(moments, digests)
+        return self
+
+    def _features(self, images: ImageBatches) -> Iterator[FeatureMaps]:
+        return super()._features(_one_by_one(images) if self.keep == "sums" else images)
 
     def _absorb(self, other: PaDiM) -> None:
         mine, theirs = self._embedding(), other._embedding()
@@ -99,9 +137,11 @@ class PaDiM(MapMethod, LeavingMethod):
                 expected="a PaDiM with the same taps, dimensions, seed and image size",
                 got=f"other {', '.join(different)}",
             )
-        moments = Moments.from_factor(self.gaussian_, expected=other.gaussian_.count)
-        moments.merge(Moments.from_factor(other.gaussian_, expected=1))
-        self._finish(moments)
+        if self.keep != other.keep:
+            raise ArgumentError.about("other", expected=f"a PaDiM with keep {self.keep}", got=other.keep)
+        moments = self._moments(expected=other.gaussian_.count)
+        moments.merge(other._moments(expected=1))
+        self._finish(moments, [*self.digests_, *other.digests_])
 
     def _default_taps(self, row: Backbone) -> tuple[str, ...]:
         # A Gaussian's distance stays the same under linear maps: where layers were only widened, a choice of d channels
@@ -115,6 +155,9 @@ class PaDiM(MapMethod, LeavingMethod):
         numbers = positions * d * min(images, d) * (2 if self.storage == "float16" else 4)
         # Few images: their rows become the factor. Many: the float64 scatter, then half of the rows or the factor.
         peak = positions * d * images * 4 if images <= d else positions * d * d * 12
+        if self.keep == "sums":
+            kept = positions * (4 * images * d if images <= d else 4 * d * (d + 3))
+            numbers, peak = numbers + kept, peak + kept
         return FitPlan(
             model_bytes=numbers,
             peak_bytes=peak,
@@ -129,12 +172,10 @@ class PaDiM(MapMethod, LeavingMethod):
         embedded = self._embed(first)
         self.grid_ = max((m.shape[2], m.shape[3]) for m in first.maps)
         moments = Moments(embedded.shape[1], embedded.shape[2], expected=expected, device=embedded.device)
-        for maps in chain([first], features):
-            self._check_size(maps)
-            moments.update(self._embed(maps))
+        digests = self._update(moments, chain([first], features))
         if moments.count < 2:
             raise ArgumentError.about("images", expected="at least 2 normal images", got=moments.count)
-        self._finish(moments)
+        self._finish(moments, digests)
 
     def _score(self, features: FeatureMaps) -> Scores:
         self._check_size(features)
@@ -160,6 +201,9 @@ class PaDiM(MapMethod, LeavingMethod):
             learned["spectrum"] = gaussian.spectrum
         if gaussian.target is not None:
             learned["target"] = gaussian.target
+        if self.keep == "sums":
+            learned |= {f"sums.{name}": value for name, value in self.sums_.items()}
+            learned["digests"] = torch.tensor(self.digests_)
         return learned | self._embedding()
 
     def _embedding(self) -> dict[str, Tensor]:
@@ -186,6 +230,8 @@ class PaDiM(MapMethod, LeavingMethod):
             factor = _full_square(factor, mean.shape[1])
         count, eps = int(learned["count"]), _SHARE if self.eps is None else self.eps
         self.gaussian_ = Gaussian(count, mean, factor, eps, spectrum, learned.get("target"))
+        self.sums_ = below(learned, "sums.")
+        self.digests_ = learned["digests"].tolist() if "digests" in learned else []
 
     def _check_learned(self, learned: dict[str, Tensor]) -> None:
         """Refuse, before anything is made of them, tensors that do not go together."""
@@ -203,7 +249,9 @@ class PaDiM(MapMethod, LeavingMethod):
             patterns |= {"channels?": "int64 d", "channels_of_map?": "int64 maps"}
         if self.eps is None:
             patterns["target"] = "float64 d d"
+        patterns |= self._sums_patterns(learned)
         sizes = check_tensors(learned, patterns)
+        self._check_sums(learned, sizes)
         d, (height, width) = sizes["d"], learned["grid"].tolist()
         if dense and sizes["triangle"] != d * (d + 1) // 2:
             raise ModelFileError.about("tensor factor", expected=f"{d * (d + 1) // 2} numbers", got=sizes["triangle"])
@@ -217,6 +265,23 @@ class PaDiM(MapMethod, LeavingMethod):
             raise ModelFileError("tensor target: expected a positive definite matrix.")
         if "channels_of_map" in learned and int(learned["channels_of_map"].min()) < 0:
             raise ModelFileError("tensor channels_of_map: below 0.")
+
+    def _sums_patterns(self, learned: dict[str, Tensor]) -> dict[str, str]:
+        if self.keep != "sums":
+            return {}
+        if "sums.rows" in learned:
+            return {"digests": "int64 images", "sums.rows": "float32 positions images d"}
+        return {
+            "digests": "int64 images", "sums.mean": "float64 positions d", "sums.scatter": "float64 positions half"
+        }  # fmt: skip
+
+    @staticmethod
+    def _check_sums(learned: dict[str, Tensor], sizes: dict[str, int]) -> None:
+        d, count = sizes["d"], int(learned["count"])
+        if sizes.get("half", d * (d + 1) // 2) != d * (d + 1) // 2:
+            raise ModelFileError.about("tensor sums.scatter", expected=f"{d * (d + 1) // 2}", got=sizes["half"])
+        if sizes.get("images", count) != count:
+            raise ModelFileError.about("tensor digests", expected=f"{count} images", got=sizes["images"])
 
     def _dimensions(self) -> int | None:
         """Dimensions to keep; None keeps all channels."""
@@ -239,10 +304,11 @@ class PaDiM(MapMethod, LeavingMethod):
             return project(features, self.projection_)
         return concatenate(features, self.channels_)
 
-    def _finish(self, moments: Moments) -> None:
+    def _finish(self, moments: Moments, digests: list[int]) -> None:
+        sums = moments.state() if self.keep == "sums" else {}  # whitening uses the moments up
         target = None if self.eps is not None else _target(moments)
         self.gaussian_ = moments.whiten(_SHARE if self.eps is None else self.eps, target)
-        self.storage_error_ = 0.0
+        self.sums_, self.digests_, self.storage_error_ = sums, digests, 0.0
         if self.storage == "float16":
             self.gaussian_, self.storage_error_ = self.gaussian_.stored_as(torch.float16)
 
@@ -254,6 +320,17 @@ class PaDiM(MapMethod, LeavingMethod):
                 got=f"size {features.image_size}",
                 instead="PaDiM has one Gaussian a position; use one Preprocess for all images.",
             )
+
+
+def _one_by_one(images: ImageBatches) -> Iterator[ImageBatch]:
+    """Batches of one image: what a network makes of it then does not depend on the others."""
+    for batch in images:
+        for i in range(len(batch)):
+            yield replace(
+                batch, pixels=batch.pixels[i : i + 1], names=batch.names[i : i + 1], sizes=batch.sizes[i : i + 1],
+                features=None if batch.features is None else {k: v[i : i + 1] for k, v in batch.features.items()},
+                inside=None if batch.inside is None else batch.inside[i : i + 1],
+            )  # fmt: skip
 
 
 def _target(moments: Moments) -> Tensor:

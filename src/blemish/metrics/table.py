@@ -68,6 +68,9 @@ class Metric:
     """`facts` are what the figures rest on; the others are shares in [0, 1]."""
     better: Literal["larger", "smaller"] | None = None
     has_interval: bool = False
+    """By the bootstrap."""
+    share_of: Literal["normal", "anomalous"] | None = None
+    """The test images of which it is the share: its interval is exact, and no bootstrap's."""
     label: str = field(kw_only=True)
     abbreviation: str = ""
     explanation: str = ""
@@ -180,17 +183,17 @@ class Figures:
         lambda _scores, _anomalous, threshold: threshold, ("threshold",), label="Threshold",
     ))
     false_alarms: float | None = row(Metric(
-        _false_alarms, ("verdicts", "normal"), "verdicts", "smaller",
+        _false_alarms, ("verdicts", "normal"), "verdicts", "smaller", share_of="normal",
         label="False alarms", explanation="Share of normal images that are flagged", place=1,
     ))
     """Share of the normal test images that are flagged."""
     misses: float | None = row(Metric(
-        _misses, ("verdicts", "anomalous"), "verdicts", "smaller",
+        _misses, ("verdicts", "anomalous"), "verdicts", "smaller", share_of="anomalous",
         label="Misses", explanation="Share of anomalous images that pass as normal",
     ))
     """Share of the anomalous test images that are not flagged."""
     false_regions: float | None = row(Metric(
-        _false_regions, ("regions", "normal"), "verdicts", "smaller",
+        _false_regions, ("regions", "normal"), "verdicts", "smaller", share_of="normal",
         label="Normal images with a region", explanation="Share of normal images in which any region is reported",
         place=3,
     ))

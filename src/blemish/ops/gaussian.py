@@ -13,7 +13,7 @@ where nothing else is said. C^-1 is kept as a factor W, in the smaller of two ex
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
 
@@ -25,6 +25,10 @@ from ..errors import ArgumentError
 
 _CHUNK_BYTES = 4 << 20
 """Working memory for one chunk of positions."""
+
+
+_MOST_LOST = 1e-6
+"""Relative error of a covariance, in the direction where it is smallest, that removals may leave."""
 
 
 class Moments:
@@ -47,6 +51,7 @@ class Moments:
         self._used = 0
         self._mean = torch.zeros(positions, dimension, dtype=torch.float64, device=device)
         self._scatter: Tensor | None = None
+        self._lost = 0.0
 
     @classmethod
     def from_factor(cls, gaussian: Gaussian, *, expected: int) -> Moments:
@@ -121,6 +126,56 @@ class Moments:
         for part in _chunks(len(self._mean), self.dimension**2 * 16):
             self._fold_chunk(part, self.count, other.count, other._mean[part], other._scatter[part])
         self.count += other.count
+
+    def remove(self, index: int, row: Tensor) -> None:
+        """Take one image away again: `row` is its `(position, dimension)` float32 vectors, the `index`-th that came.
+
+        Exact while only rows are there. From the scatter it is subtracted, and refused where the digits that this
+        leaves are too few: a strong outlier made the sums large, and their rounding with them. Raises `ArgumentError`.
+        """
+        if self.count < 3:
+            raise ArgumentError.about("images", expected="at least 2 to remain", got=self.count - 1)
+        if self._only_rows():
+            self._rows[:, index : self.count - 1] = self._rows[:, index + 1 : self.count].clone()
+            self.count, self._used = self.count - 1, self._used - 1
+            return
+        self._fold()
+        assert self._scatter is not None
+        before = _traces(self._scatter)
+        difference = row.double() - self._mean
+        share = self.count / (self.count - 1)
+        for part in _chunks(len(row), self.dimension**2 * 8):
+            outer = difference[part, :, None]
+            self._scatter[part].baddbmm_(outer, outer.mT, alpha=-share)
+        self._mean -= difference / (self.count - 1)
+        self.count -= 1
+        self._lost = max(self._lost, float(before.max()) * 2.0**-52)
+
+    def state(self) -> dict[str, Tensor]:
+        """What `of_state` takes: the rows while only they are there, else mean and upper triangle of the scatter."""
+        if self._only_rows():
+            return {"rows": self._rows[:, : self.count].clone()}
+        self._fold()
+        assert self._scatter is not None
+        rows, columns = torch.triu_indices(self.dimension, self.dimension, device=self._mean.device)
+        return {"mean": self._mean.clone(), "scatter": self._scatter[:, rows, columns]}
+
+    @classmethod
+    def of_state(cls, state: Mapping[str, Tensor], *, count: int, expected: int = 0) -> Moments:
+        """The moments of so many images, from their `state`; `expected` more are to come."""
+        if "rows" in state:
+            rows = state["rows"]
+            moments = cls(rows.shape[0], rows.shape[2], expected=count + expected, device=rows.device)
+            moments.update(rows.transpose(0, 1))
+            return moments
+        positions, d = state["mean"].shape
+        moments = cls(positions, d, expected=max(1, expected), device=state["mean"].device)
+        moments.count = count
+        moments._mean.copy_(state["mean"])
+        rows, columns = torch.triu_indices(d, d, device=moments._mean.device)
+        moments._scatter = state["scatter"].new_zeros(positions, d, d)
+        moments._scatter[:, rows, columns] = moments._scatter[:, columns, rows] = state["scatter"]
+        return moments
 
     def mean(self) -> Tensor:
         """`(position, dimension)` float64."""
@@ -202,11 +257,23 @@ class Moments:
         factor = torch.empty(positions, dimension, dimension, dtype=torch.float32, device=self._mean.device)
         eye = torch.eye(dimension, dtype=torch.float64, device=self._mean.device)
         added = eps * (eye if target is None else target)
+        self._require_digits(added)
         for part in _chunks(positions, dimension * dimension * 24):
             covariance = self._scatter[part] / (self.count - 1) + added
             factor[part] = _inverse_cholesky(covariance).mT.float()
         self._scatter = None
         return Gaussian(self.count, self._mean, factor, eps, target=target)
+
+    def _require_digits(self, added: Tensor) -> None:
+        """Refuse a scatter that removals left without digits: `_lost` is the rounding of what was there before."""
+        if not self._lost:
+            return
+        error = self._lost / (self.count - 1) / float(torch.linalg.eigvalsh(added)[0])
+        if not error <= _MOST_LOST:
+            raise ArgumentError.about(
+                "images", expected=f"images whose removal leaves a relative error of at most {_MOST_LOST:g}",
+                got=f"one that may leave {error:.1g}: it lies far from all others", instead="Fit again without.",
+            )  # fmt: skip
 
     def _whiten_rows(self, eps: float, target: Tensor | None) -> Gaussian:
         positions, _, dimension = self._rows.shape
@@ -396,6 +463,10 @@ def _inverse_cholesky(covariance: Tensor) -> Tensor:
     eye = torch.eye(lower.shape[-1], dtype=lower.dtype, device=lower.device)
     inverse: Tensor = torch.linalg.solve_triangular(lower, eye.expand_as(lower), upper=False)
     return inverse
+
+
+def _traces(squares: Tensor) -> Tensor:
+    return squares.diagonal(dim1=1, dim2=2).sum(dim=1)
 
 
 def _chunks(positions: int, bytes_each: int) -> Iterator[slice]:

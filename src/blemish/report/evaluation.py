@@ -75,7 +75,8 @@ def _verdict(evaluation: Evaluation) -> list[str]:
     sentence = f"{at} fixed from normal images it flags {' and '.join(parts)}."
     rates = (evaluation.realised, evaluation.realised_regions)
     said = [str(rate) for rate in rates if rate is not None and not rate.speaks_against_premise]  # else it is a warning
-    return [sentence, *_extremes(evaluation), *_found_regions(evaluation), *said]
+    missed = [] if evaluation.missed is None else [str(evaluation.missed)]
+    return [sentence, *missed, *_extremes(evaluation), *_found_regions(evaluation), *said]
 
 
 def _found_regions(evaluation: Evaluation) -> list[str]:
@@ -154,8 +155,8 @@ def _figures_section(evaluation: Evaluation) -> Section:
         Column("What it says", is_number=False, style="why"),
     ]
     lead = (
-        "The intervals are 95 % bootstrap intervals over test images: how far a figure would move with other images of "
-        "the same sort."
+        "The intervals are 95 % intervals, exact for shares of images, else by the bootstrap: how far a figure would "
+        "move with other images of the same sort."
         if evaluation.intervals
         else "Without intervals: these were not asked for."
     )
