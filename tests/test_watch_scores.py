@@ -128,3 +128,8 @@ def test_one_score_of_each_group_is_compared():
     known = DriftMonitor.of(calibration, seed=1).state()["scores"]
     assert [score // 2 for score in known] == list(range(20))
     assert {score % 2 for score in known} == {0, 1}
+
+
+def test_scores_of_images_left_out_in_turn_are_no_reference():
+    calibration = calibrate(np.arange(40.0), false_alarm_rate=0.1, kind="loo")
+    assert DriftMonitor.of(calibration).calibration_images == 0

@@ -103,7 +103,13 @@ class DriftMonitor:
 
     @classmethod
     def of(cls, calibration: Calibration, *, delta: float = 0.01, seed: int = 0) -> DriftMonitor:
-        """A monitor that begins with the scores of a calibration, one of each group, drawn by `seed`."""
+        """A monitor that begins with the scores of a calibration, one of each group, drawn by `seed`.
+
+        Only those of `split` are scores of images that this very model has not learned. Others are not exchangeable
+        with a stream's, which then is compared with itself alone.
+        """
+        if calibration.kind != "split":
+            return cls([], delta=delta, seed=seed)
         scores = calibration.scores
         if calibration.groups is not None:
             drawn = np.random.default_rng(seed).permutation(len(scores))

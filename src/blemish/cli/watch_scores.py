@@ -71,6 +71,7 @@ class _Watch:
     model: str
     """Its digest."""
     threshold: float | None
+    alone: bool
     taken: int = 0
     """Bytes of the latest file of lines."""
     digest: str = field(default_factory=lambda: hashlib.sha256().hexdigest())
@@ -114,7 +115,7 @@ class _Watch:
 
     def as_json(self) -> dict[str, Any]:
         """What the state file holds."""
-        kept = ("model", "threshold", "taken", "digest", "alarm_image")
+        kept = ("model", "threshold", "alone", "taken", "digest", "alarm_image")
         return {"format": FORMAT, **{name: getattr(self, name) for name in kept}, "monitor": self.monitor.state()}
 
 
@@ -135,7 +136,7 @@ def _begin(model: Path, state: Path, *, delta: float, alone: bool, seed: int, re
                 instead="A new model begins a new stream: --restart, or another --state.",
             )  # fmt: skip
     if known is not None and not restart:
-        of_stream = (known.monitor.delta, known.monitor.seed, known.monitor.calibration_images == 0)
+        of_stream = (known.monitor.delta, known.monitor.seed, known.alone)
         if of_stream != (delta, seed, alone):
             spelled = f"--delta {of_stream[0]:g} --seed {of_stream[1]}" + (" --alone" if of_stream[2] else "")
             raise ArgumentError.about(
@@ -156,7 +157,7 @@ def _begin(model: Path, state: Path, *, delta: float, alone: bool, seed: int, re
             "MODEL", expected="a model with calibration scores", got=f"{model}, which has none",
             instead="Compare the stream with itself: --alone.",
         )  # fmt: skip
-    watch = _Watch(made, digest, None if calibration is None else calibration.threshold)
+    watch = _Watch(made, digest, None if calibration is None else calibration.threshold, alone)
     if known is not None:
         watch.taken, watch.digest = known.taken, known.digest
     return watch

@@ -11,7 +11,7 @@ from __future__ import annotations
 import logging
 from abc import ABC, abstractmethod
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence, Sized
+from collections.abc import Callable, Iterable, Iterator, Sequence, Sized
 from dataclasses import dataclass, replace
 from itertools import chain
 from pathlib import Path
@@ -425,12 +425,26 @@ class FrozenMethod(FeatureMethod):
         expected = announced(images)
         return None if expected is None else expected * self._directions()
 
+    def _reads_singly(self) -> bool | None:
+        """Hook: whether images go through the network one by one, so that one gives the same numbers in any batch."""
+
     def _features(self, images: ImageBatches) -> Iterator[FeatureMaps]:
-        directions = self._directions()
-        for batch in self._checked(images):
+        directions, batches = self._directions(), self._checked(images)
+        for batch in _singly(batches) if self._reads_singly() else batches:
             yield self._maps(batch)
             for i in range(1, directions):
                 yield self._seen(turned(batch.pixels, 360 * i / directions))
+
+
+def _singly(batches: Iterable[ImageBatch]) -> Iterator[ImageBatch]:
+    """The same images in batches of one."""
+    for batch in batches:
+        for i in range(len(batch)):
+            yield replace(
+                batch, pixels=batch.pixels[i : i + 1], names=batch.names[i : i + 1], sizes=batch.sizes[i : i + 1],
+                features=None if batch.features is None else {k: v[i : i + 1] for k, v in batch.features.items()},
+                inside=None if batch.inside is None else batch.inside[i : i + 1],
+            )  # fmt: skip
 
 
 def announced(images: ImageBatches) -> int | None:

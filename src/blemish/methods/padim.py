@@ -15,7 +15,7 @@ is not more sensitive to noise than the others by more than that.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from itertools import chain
 from typing import ClassVar, Literal
 
@@ -30,7 +30,7 @@ from ..ops.gaussian import Gaussian, Moments
 from ..ops.maps import enlarge_and_smooth
 from ..parameters import parameter
 from ..tensors import below, check_tensors
-from ..types import FeatureMaps, ImageBatch, ImageBatches, Scores
+from ..types import FeatureMaps, ImageBatches, Scores
 from ._base import FitPlan, Keep, LeavingMethod, MapMethod, cannot_take_groups, require_kept
 
 _SHARE = 0.3
@@ -124,8 +124,8 @@ class PaDiM(MapMethod, LeavingMethod):
         self._finish(moments, digests)
         return self
 
-    def _features(self, images: ImageBatches) -> Iterator[FeatureMaps]:
-        return super()._features(_one_by_one(images) if self.keep == "sums" else images)
+    def _reads_singly(self) -> bool:
+        return self.keep == "sums"
 
     def _absorb(self, other: PaDiM) -> None:
         mine, theirs = self._embedding(), other._embedding()
@@ -320,17 +320,6 @@ class PaDiM(MapMethod, LeavingMethod):
                 got=f"size {features.image_size}",
                 instead="PaDiM has one Gaussian a position; use one Preprocess for all images.",
             )
-
-
-def _one_by_one(images: ImageBatches) -> Iterator[ImageBatch]:
-    """Batches of one image: what a network makes of it then does not depend on the others."""
-    for batch in images:
-        for i in range(len(batch)):
-            yield replace(
-                batch, pixels=batch.pixels[i : i + 1], names=batch.names[i : i + 1], sizes=batch.sizes[i : i + 1],
-                features=None if batch.features is None else {k: v[i : i + 1] for k, v in batch.features.items()},
-                inside=None if batch.inside is None else batch.inside[i : i + 1],
-            )  # fmt: skip
 
 
 def _target(moments: Moments) -> Tensor:
