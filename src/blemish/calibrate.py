@@ -473,6 +473,25 @@ def benjamini_hochberg(p_values: ArrayLike, level: float) -> NDArray[np.bool_]:
     return values <= limits[passed[-1]] if passed.size else np.zeros(values.shape, dtype=np.bool_)
 
 
+def benjamini_yekutieli(p_values: ArrayLike, level: float) -> NDArray[np.bool_]:
+    """The same for p-values that depend on each other in any way, as those of `cross`, `loo` and `full` may do.
+
+    It is `benjamini_hochberg` at the level divided by 1 + 1/2 + ... + 1/m, so it finds less. Each p-value must be
+    valid by itself: those of `loo` and `cross` are so only when doubled, as they promise twice the nominal rate; and
+    none is where no rate is guaranteed. Benjamini and Yekutieli, "The control of the false discovery rate in multiple
+    testing under dependency", Annals of Statistics 2001.
+
+    >>> benjamini_yekutieli([0.01, 0.8, 0.04, 0.03], 0.1)
+    array([ True, False, False, False])
+    >>> doubled = np.minimum(1, 2 * np.array([0.005, 0.4]))
+    >>> benjamini_yekutieli(doubled, 0.05)
+    array([ True, False])
+    """
+    _check_share("level", level)
+    count = np.size(np.asarray(p_values))
+    return benjamini_hochberg(p_values, level / float((1 / np.arange(1, count + 1)).sum() or 1))
+
+
 def _check_share(name: str, value: float) -> None:
     if not 0 < value < 1:
         raise ArgumentError.about(name, expected="a number between 0 and 1", got=value)

@@ -61,11 +61,14 @@ from .methods import (
 from .methods.registry import METHODS, find_method
 from .ops.neighbours import IndexFactory
 from .parameters import Parameterised, check_parameters, parameter, parameters_of, plain_parameters
+from .parts import Parts, Views, learned_views, views_of
 from .presets import find_preset
 from .progress import Progress
 from .tensors import below, check_finite
-from .types import AnomalousRegion, CalibrationKind, Decision, ImageBatch, Scores, Size
+from .types import AnomalousRegion, CalibrationKind, Decision, ImageBatch, PartDecision, Scores, Size
 
+_MOST_OF_A_VIEW = 50
+"""Learned images that say what a view scores, some more where there are nearly twice as many."""
 _MOST_PIXELS = 1 << 28
 """Of one batch: 3.2 GB in float32. A parameter, perhaps out of a file, must not be able to ask for any memory."""
 
@@ -106,6 +109,8 @@ class Detector(Parameterised):
         the path below the data set's folder, whose first group is the key, or a function from that path to the key.
         Groups are held out whole, and the promised rate counts groups: it is that of one image of a new group.
         Copies of one picture always are a group.
+    part_by: for several images of one part: a regular expression on the path whose first group names the part, and the
+        second, where there is one, the view. Parts are held out whole and judged as one (docs/parts.md), with `split`.
     false_alarm_rate: the share of normal images that may be called anomalous.
     certain: the probability with which that rate holds for the held-out images at hand; None: it holds on average over
         draws of them. A higher threshold from more held-out images (59 for 5 % at 0.95), with `split` alone.
@@ -139,6 +144,7 @@ class Detector(Parameterised):
     false_alarm_rate: float = parameter(0.05, above=0, below=1)
     certain: float | None = parameter(None, above=0, below=1)
     min_area: int = parameter(1, at_least=1)
+    part_by: str | None = None
     seed: int | None = None
     batch_size: int = parameter(8, at_least=1)
     workers: int = parameter(2, at_least=1, role="place")
@@ -151,6 +157,9 @@ class Detector(Parameterised):
     calibration_: Calibration | None = field(default=None, init=False, repr=False)
     peaks_: Calibration | None = field(default=None, init=False, repr=False)
     """Of the peaks of held-out maps, for regions; None without maps, and from files that are older than regions."""
+    parts_: Parts | None = field(default=None, init=False, repr=False)
+    """Of held-out parts, with `part_by`."""
+    _views: Views = field(default_factory=dict, init=False, repr=False, compare=False)
     images_: int = field(default=0, init=False, repr=False)
     """Normal images that the method learned from; the held-out ones come on top."""
     skipped_: list[Skipped] = field(default_factory=list, init=False, repr=False)
@@ -205,6 +214,8 @@ class Detector(Parameterised):
         check_parameters(self)
         if isinstance(self.group_by, str):
             read_pattern(self.group_by)
+        if self.part_by is not None:
+            self._check_parts(self.part_by)
         if self.roi is not None and self.features is not None:
             raise ArgumentError.about("roi", expected="None with the features of whole images", got=self.roi)
         if self.certain is not None and self.calibration != "split":
@@ -218,6 +229,13 @@ class Detector(Parameterised):
             raise ArgumentError.about("overlap", expected="None without tiles", got=self.overlap, instead="Give tile.")
         if not isinstance(self.preprocessing.resize, str):
             self._check_size()
+
+    def _check_parts(self, part_by: str) -> None:
+        read_pattern(part_by)
+        if self.group_by is not None:
+            raise ArgumentError.about("group_by", expected="None with part_by: parts are the groups", got=self.group_by)
+        if self.calibration != "split":
+            raise ArgumentError.about("part_by", expected=f"None with calibration {self.calibration}", got=part_by)
 
     def _check_left_out(self, kind: str) -> None:
         """Refuse what leaving images out does not go with."""
@@ -266,7 +284,7 @@ class Detector(Parameterised):
         self.check()
         self.calibration_, self.peaks_, self.images_, self._named, self._settled = None, None, 0, None, None
         self.learned_, self.calibrated_on_, self.chosen_ = frozenset(), frozenset(), ""
-        self.others_, self.kept_ = (), None
+        self.others_, self.kept_, self.parts_, self._views = (), None, None, {}
         self.region_ = self._read_roi()
         source = normal_images(images, max_pixels=self.max_pixels)
         kept = source.without(exclude)
@@ -284,6 +302,8 @@ class Detector(Parameterised):
         self.skipped_ = self._learn(self.method_, train, "fit", progress, known=known)
         self.images_ = len(train) - len(self.skipped_)
         self.learned_ = frozenset(digests.values())
+        if self.part_by is not None:
+            self._views = self._learned_views(train, self.part_by, progress)
         if held_out is not None:
             self._calibrate(held_out, progress)
         elif learned is not None:
@@ -360,6 +380,7 @@ class Detector(Parameterised):
                 known and known.at(changed.false_alarm_rate, certain=changed.certain)
                 for known in (self.calibration_, self.peaks_)
             )
+            changed.parts_ = self.parts_ and self.parts_.at(changed.false_alarm_rate, certain=changed.certain)
         vars(self).update(vars(changed))
         return self
 
@@ -395,6 +416,7 @@ class Detector(Parameterised):
         self.skipped_ = list(batches.skipped)
         self.learned_ |= frozenset(digests.values())
         self.calibration_, self.peaks_, self.calibrated_on_, self.kept_ = None, None, frozenset(), None
+        self.parts_ = None
         if fresh is not None:
             self._calibrate(fresh, progress)
         return self
@@ -508,6 +530,17 @@ class Detector(Parameterised):
         """Where, for each image of a batch and the `scores` that `score` gave it; see `Decision.regions`."""
         return self.localiser.regions(batch, scores, self.peaks_)
 
+    def judge_parts(self, decisions: Iterable[Decision], paths: Iterable[str]) -> list[PartDecision]:
+        """The verdict on each part of these images; `paths` are those in which `part_by` looks, one an image.
+
+        Raises `NotFittedError` without held-out parts, and `ArgumentError` for a path in which no part is named.
+        """
+        if self.parts_ is None or self.part_by is None:
+            raise NotFittedError("Detector.judge_parts needs held-out parts. Fit with part_by=PATTERN.")
+        found = list(decisions)
+        images = views_of([one.name for one in found], paths, self.part_by)
+        return list(self.parts_.judge(images, [one.score for one in found], [one.p_value or 1.0 for one in found]))
+
     def save(self, path: str | Path) -> None:
         """Write everything, the backbone's parameters included, into one safetensors file.
 
@@ -516,7 +549,8 @@ class Detector(Parameterised):
         if not self.images_:
             raise NotFittedError("Detector.save needs a fitted detector. Call fit(normal_images) first.")
         tensors = {f"method.{name}": tensor for name, tensor in self.method_.state().items()}
-        seen = model_file.write_seen(self.learned_, self.calibrated_on_, self.calibration_, self.peaks_)
+        parts = None if self.parts_ is None else self.parts_.calibration
+        seen = model_file.write_seen(self.learned_, self.calibrated_on_, self.calibration_, self.peaks_, parts)
         seen |= {} if self.region_ is None else self.region_.state()
         folds = model_file.write_folds(self.method_, self.others_)
         kept = {f"left_out.{name}": tensor for name, tensor in (self.kept_ or {}).items()}
@@ -554,7 +588,8 @@ class Detector(Parameterised):
             kept = model_file.read_seen(
                 seen, about.left_out, false_alarm_rate=detector.false_alarm_rate, certain=detector.certain
             )
-            detector.learned_, detector.calibrated_on_, detector.calibration_, detector.peaks_ = kept
+            detector.learned_, detector.calibrated_on_, detector.calibration_, detector.peaks_, of_parts = kept
+            detector._views, detector.parts_ = model_file.read_parts(of_parts, about.parts)
             model_file.restore_method(method, below(tensors, "method."), size=detector._input_size())
             detector.others_ = model_file.read_folds(method, tensors, size=detector._input_size())
             detector.kept_ = below(tensors, "left_out.") or None
@@ -612,12 +647,12 @@ class Detector(Parameterised):
         )  # fmt: skip
 
     def _grouped(self, source: ImageSource) -> Grouped:
-        return Grouped(source, find_groups(source, source.paths(), self.group_by))
+        return Grouped(source, find_groups(source, source.paths(), self.group_by or self.part_by))
 
     def _require(self, groups: Sequence[int], *, total: int | None = None) -> None:
         """Refuse too few groups, which are images where none belong together."""
         count = len(set(groups))
-        alone = count == len(groups) and self.group_by is None
+        alone = count == len(groups) and self.group_by is None and self.part_by is None
         of = "normal images" if alone else "groups of normal images"
         require_images(count, self.false_alarm_rate, certain=self.certain, of=of, total=total)
 
@@ -637,6 +672,24 @@ class Detector(Parameterised):
         groups = join_groups(held_out.of(names), [digests.get(name, name) for name in names])
         self.calibrated_on_ = frozenset(digests.values()) - self.learned_
         self._set_calibration(fresh, groups, "split")
+        if self.part_by is not None:
+            view_of = {one.name: one for one in views_of(source.names, source.paths(), self.part_by)}
+            self.parts_ = Parts.of(
+                [view_of[name] for name in names], [judged.score for judged in fresh], groups,
+                views=self._views, false_alarm_rate=self.false_alarm_rate, certain=self.certain,
+            )  # fmt: skip
+
+    def _learned_views(self, learned: ImageSource, part_by: str, progress: Progress | None) -> Views:
+        """What the learned images of each view score; nothing where the pattern names no views."""
+        if read_pattern(part_by).groups < 2:
+            return {}
+        images = views_of(learned.names, learned.paths(), part_by)
+        some = {view: [i for i, one in enumerate(images) if one.view == view] for view in {one.view for one in images}}
+        kept = sorted(i for found in some.values() for i in found[:: max(1, len(found) // _MOST_OF_A_VIEW)])
+        batches = self._batches(learned.subset(kept))
+        view_of = {images[i].name: images[i] for i in kept}
+        judged = self._judged((batch, self._score(batch)) for batch in Reporting(batches, "scale", progress))
+        return learned_views([view_of[one.name] for one in judged], [one.score for one in judged])
 
     def _leave_out(self, learned: Grouped, digests: Mapping[str, int], progress: Progress | None) -> None:
         """Make the calibration of the images that were learned, each by the model without its group."""
@@ -881,6 +934,7 @@ class Detector(Parameterised):
             "versions": model_file.versions(),
             **({"chosen": self.chosen_} if self.chosen_ else {}),
             **model_file.write_left_out(self.calibration_),
+            **model_file.write_parts(self._views, self.parts_),
         }
 
 

@@ -26,6 +26,7 @@ from .methods import FeatureMethod, Method, ScoresBeside
 from .methods.registry import METHODS
 from .ops.neighbours import Exact, IndexFactory
 from .parameters import parameter, parameters_of, plain_parameters, read_plain
+from .parts import Parts, Views
 from .persist import Manifest
 from .tensors import below, check_tensors
 from .types import CalibrationKind, ImageBatch, Size
@@ -33,8 +34,8 @@ from .types import CalibrationKind, ImageBatch, Size
 _NETWORK = ("backbone.", "input.")
 """Of a method's state: the network, which the models of several folds share unless they train it."""
 
-_CALIBRATIONS = {"calibration": "k", "peaks": "p"}
-"""Of image scores and of map peaks, and the word for how many."""
+_CALIBRATIONS = {"calibration": "k", "peaks": "p", "parts": "q"}
+"""Of image scores, of map peaks and of parts, and the word for how many."""
 _PARTS = {"scores": "float64", "groups": "int64", "folds": "int64"}
 
 
@@ -56,6 +57,7 @@ class ModelManifest:
     digests: of what was learned, by name.
     sums: over what was learned, by name.
     left_out: about scores of normal images by models that were fitted without them.
+    parts: what learned images of each view score, and how many images of it a held-out part has.
     runtime: how another program shall run the model.
     """
 
@@ -69,6 +71,7 @@ class ModelManifest:
     digests: dict[str, Any] | None = None
     sums: dict[str, Any] | None = None
     left_out: dict[str, Any] | None = None
+    parts: dict[str, Any] | None = None
     runtime: dict[str, Any] | None = None
 
 
@@ -101,12 +104,14 @@ def versions() -> dict[str, str]:
 
 
 def write_seen(
-    learned: frozenset[int], calibrated_on: frozenset[int], calibration: Calibration | None, peaks: Calibration | None
+    learned: frozenset[int], calibrated_on: frozenset[int], *calibrations: Calibration | None
 ) -> dict[str, Tensor]:
-    """What a file keeps of the pictures: which were learned, which set the thresholds, and their scores and peaks."""
+    """What a file keeps of the pictures: which were learned, which set the thresholds; scores, peaks and parts."""
     digests = {"learned.digests": learned, "calibration.digests": calibrated_on}
     kept = {name: torch.tensor(sorted(found)) for name, found in digests.items() if found}
-    return kept | _write_calibration("calibration", calibration) | _write_calibration("peaks", peaks)
+    for name, calibration in zip(_CALIBRATIONS, calibrations, strict=True):
+        kept |= _write_calibration(name, calibration)
+    return kept
 
 
 def _write_calibration(name: str, calibration: Calibration | None) -> dict[str, Tensor]:
@@ -132,7 +137,7 @@ def read_seen(
     *,
     false_alarm_rate: float,
     certain: float | None,
-) -> tuple[frozenset[int], frozenset[int], Calibration | None, Calibration | None]:
+) -> tuple[frozenset[int], frozenset[int], Calibration | None, Calibration | None, Calibration | None]:
     """What `write_seen` was given; `left_out` is what `write_left_out` gave."""
     # An update drops the calibration, so that also a detector with `split` may have none.
     forms = {"learned.digests?": "int64 n", "calibration.digests?": "int64 m"}
@@ -146,10 +151,28 @@ def read_seen(
     )
     known = {name: value for name, value in (left_out or {}).items() if name in parameters_of(LeftOut)}
     how = LeftOut(**read_plain(LeftOut, known, of="left_out"))
-    calibration, peaks = (
+    calibration, peaks, parts = (
         _read_calibration(kept, name, how, false_alarm_rate=false_alarm_rate, certain=certain) for name in _CALIBRATIONS
     )
-    return learned, calibrated_on, calibration, peaks
+    return learned, calibrated_on, calibration, peaks, parts
+
+
+def write_parts(views: Views, parts: Parts | None) -> dict[str, Any]:
+    """The section of the manifest of a detector that judges parts."""
+    if not views and parts is None:
+        return {}
+    return {"parts": {"views": dict(views), "most": {} if parts is None else dict(parts.most)}}
+
+
+def read_parts(calibration: Calibration | None, section: Mapping[str, Any] | None) -> tuple[Views, Parts | None]:
+    """What `write_parts` was given; `calibration` is that of the parts."""
+    known = section or {}
+    views = {str(name): (float(mean), float(spread)) for name, (mean, spread) in known.get("views", {}).items()}
+    if any(not spread > 0 for _, spread in views.values()):
+        raise ModelFileError.about("parts", expected="spreads above 0", got=views)
+    if calibration is None:
+        return views, None
+    return views, Parts(views, {str(name): int(count) for name, count in known.get("most", {}).items()}, calibration)
 
 
 def _read_calibration(

@@ -156,3 +156,29 @@ class Decision:
         if self.p_value is None or self.promise is None:
             return None
         return self.p_value <= self.promise.false_alarm_rate * (1 + 1e-12)  # rates and p-values are rounded
+
+
+@dataclass(frozen=True, slots=True)
+class PartDecision:
+    """The verdict on one part, from all its images."""
+
+    name: str
+    """What the pattern found in the paths of its images."""
+    images: tuple[str, ...]
+    worst: str
+    """The image that decides: that of the largest scaled score."""
+    score: float
+    """The largest over its images, in spreads from the mean of the learned images of the same view."""
+    p_value: float
+    """Conformal: of parts like the held-out ones, at most this share scores so high."""
+    threshold: float | None
+    """Of the score; None for a part with more views than the held-out ones, whose p-value is Bonferroni's."""
+    promise: Promise
+    """What the verdict promises of new normal parts."""
+
+    @property
+    def is_anomalous(self) -> bool:
+        """True where the score exceeds the threshold; without one, where the p-value is at most the rate."""
+        if self.threshold is None:
+            return self.p_value <= self.promise.false_alarm_rate * (1 + 1e-12)
+        return self.score > self.threshold

@@ -164,6 +164,14 @@ def fit(
             metavar="PATTERN", help="Keep bursts or parts together: a regular expression whose first group names them."
         ),
     ] = None,
+    part_by: Annotated[
+        str | None,
+        typer.Option(
+            metavar="PATTERN",
+            help="Several images of one part get one verdict: a regular expression on the path; its first group names "
+            "the part and whose second, where there is one, the view.",
+        ),
+    ] = None,
     min_area: Annotated[
         int, typer.Option(min=1, metavar="PIXELS", help="Report no regions of fewer pixels of the picture.")
     ] = 1,
@@ -213,6 +221,7 @@ def fit(
         workers=workers,
         on_error=on_error,
         group_by=group_by,
+        part_by=part_by,
         min_area=min_area,
         roi=roi,
     )
@@ -364,6 +373,8 @@ def predict(
     have a promise of their own: of normal images, at most the share of the false-alarm rate shows any. "anomalous"
     follows the image's score alone. On an image with a defect nothing is promised of what lies beside it.
 
+    A model that was fitted with --part-by also writes a line for each part, and the exit status follows the parts.
+
     An unreadable file gives a line with "error" and does not stop the run; --on-error raise stops there instead.
 
     Exit status: 0 done, 1 refused, 2 wrong options; 3 and 4 with --exit-code alone.
@@ -384,15 +395,24 @@ def predict(
     left = writer.left(paths)
     if len(left) < len(paths):
         say.line(f"{len(paths) - len(left)} of {len(paths)} images were judged by an earlier run; their lines stay.")
+    parts = [] if detector.parts_ is None else writer.earlier()
     with writer, say.progress() as progress:
         source = replace(from_paths(left, max_pixels=detector.max_pixels), root=_root(images))
         for decision in detector.predict(source, progress=progress) if left else ():
             writer.write(decision)
+            if detector.parts_ is not None:
+                parts.append(replace(decision, map=None, regions=None))
         writer.write_skipped(detector.skipped_)
         writer.write_coco()
+        if detector.parts_ is not None:
+            root = _root(images)
+            named = replace(from_paths([part.name for part in parts]), root=root)
+            writer.write_parts(detector.judge_parts(parts, named.paths()))
     say.skipped(detector)
     if out is not None:
         say.line(f"{len(paths) - len(detector.skipped_)} images: {out / 'results.jsonl'}")
+    if out is not None and detector.parts_ is not None:
+        say.line(f"Parts: {out / 'parts.jsonl'}")
     if exit_code:
         raise typer.Exit({"normal": 0, "anomalous": 3, "not judged": 4}[writer.verdict()])
 
@@ -530,7 +550,10 @@ def _check_regions(detector: Detector, model: Path, say: Speaker, wanted: Mappin
     """Say where a calibrated model has no regions; refuse the options that want some."""
     if detector.peaks_ is not None:
         return
-    why = "it keeps no peaks of held-out maps. Either its method has no maps, or it is older than regions: fit again."
+    why = (
+        "it keeps no peaks of held-out maps. Its method has no maps, its calibration is cross or full, or it is older "
+        "than regions (fit again)."
+    )
     for option in (option for option, is_wanted in wanted.items() if is_wanted):
         raise ArgumentError.about(option, expected="a model with regions", got=f"{model}: {why}")
     if detector.calibration_ is not None:

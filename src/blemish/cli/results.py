@@ -11,12 +11,22 @@ from typing import IO, TYPE_CHECKING, Any, Literal, cast
 
 from ..errors import OutputError
 from ..files import check_output, make_folder, naming, whole_file, write_whole
-from ..report.lines import VERSION, Judged, NotJudged, RegionLine, file_state, judged, model_digest, not_judged
+from ..report.lines import (
+    VERSION,
+    Judged,
+    NotJudged,
+    RegionLine,
+    file_state,
+    judged,
+    judged_part,
+    model_digest,
+    not_judged,
+)
 from .coco import write_coco
 
 if TYPE_CHECKING:
     from ..images.source import Skipped
-    from ..types import Decision
+    from ..types import Decision, PartDecision
 
 
 class JudgedInFolder(Judged, total=False):
@@ -51,6 +61,7 @@ class ResultWriter:
         self._pictures: set[str] = set()
         self._lines: IO[str] = sys.stdout
         self._anomalous = self._unknown = False
+        self._parts: Sequence[PartDecision] | None = None
         if coco is not None:
             check_output(coco)
         if out is not None:
@@ -82,8 +93,15 @@ class ResultWriter:
         return [path for path in paths if str(path) not in self._kept]
 
     def verdict(self) -> Literal["normal", "anomalous", "not judged"]:
-        """What one exit status can say of all images, those of an earlier run with them: the first finding counts."""
-        if self._anomalous or any(row.get("anomalous") for row in self._kept.values()):
+        """What one exit status can say of all images, those of an earlier run with them: the first finding counts.
+
+        Of all parts, where parts are judged.
+        """
+        if self._parts is not None:
+            found = any(part.is_anomalous for part in self._parts)
+        else:
+            found = self._anomalous or any(row.get("anomalous") for row in self._kept.values())
+        if found:
             return "anomalous"
         return "not judged" if self._unknown else "normal"
 
@@ -106,6 +124,24 @@ class ResultWriter:
         if self._coco is not None:
             kept = {name: row["regions"] for name, row in self._kept.items()}
             write_coco(self._coco, kept | self._regions)
+
+    def earlier(self) -> list[Decision]:
+        """What the lines of an earlier run say of their images, as far as a part needs it."""
+        from ..types import Decision
+
+        rows = self._kept.values()
+        return [Decision(row["image"], row["score"], None, row["p_value"], row["threshold"]) for row in rows]
+
+    def write_parts(self, parts: Sequence[PartDecision]) -> None:
+        """Write a line for each part, behind those of images or to DIR/parts.jsonl; the verdict is of parts then."""
+        self._parts = parts
+        lines = "".join(json.dumps(judged_part(part)) + "\n" for part in parts)
+        if self._out is not None:
+            write_whole(self._out / "parts.jsonl", lines)
+            return
+        with naming(self._lines.name):
+            self._lines.write(lines)
+            self._lines.flush()
 
     def write_skipped(self, skipped: Iterable[Skipped]) -> None:
         """Write a line with `error` for each file that could not be judged."""

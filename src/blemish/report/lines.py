@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, TypedDict
 from ..errors import ModelFileError
 
 if TYPE_CHECKING:
-    from ..types import AnomalousRegion, Decision
+    from ..types import AnomalousRegion, Decision, PartDecision
 
 VERSION = 1
 """Of the lines: another one where a field goes, or changes its type or meaning; a new field changes nothing."""
@@ -43,6 +43,22 @@ class Judged(TypedDict):
     certain: float | None
     anomalous: bool | None
     regions: list[RegionLine] | None
+
+
+class PartLine(TypedDict):
+    """The line of a part, from all its images; docs/parts.md says what each field means."""
+
+    version: int
+    part: str
+    images: Sequence[str]
+    worst: str
+    score: float
+    p_value: float
+    threshold: float | None
+    false_alarm_rate: float
+    guaranteed_rate: float | None
+    certain: float | None
+    anomalous: bool
 
 
 class NotJudged(TypedDict):
@@ -80,6 +96,23 @@ def _place(region: AnomalousRegion) -> RegionLine:
         "peak": region.peak,
         "mean": region.mean,
         "p_value": region.p_value,
+    }
+
+
+def judged_part(decision: PartDecision) -> PartLine:
+    """The line of the verdict on a part."""
+    return {
+        "version": VERSION,
+        "part": decision.name,
+        "images": decision.images,
+        "worst": decision.worst,
+        "score": decision.score,
+        "p_value": decision.p_value,
+        "threshold": decision.threshold,
+        "false_alarm_rate": decision.promise.false_alarm_rate,
+        "guaranteed_rate": decision.promise.guaranteed_rate,
+        "certain": decision.promise.certain,
+        "anomalous": decision.is_anomalous,
     }
 
 
