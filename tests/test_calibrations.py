@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import logging
+
 import numpy as np
 import pytest
 import torch
@@ -9,9 +11,9 @@ import torch
 from blemish import Detector, Preprocess, from_arrays
 from blemish.calibrate import plus_bound, with_margin
 from blemish.errors import ArgumentError, CalibrationError, ModelFileError, NotFittedError
-from blemish.folds import fold_of
+from blemish.folds import fold_of, pick_calibration
 from blemish.images.groups import join_groups
-from blemish.methods import KNN, GaussianAD, PaDiM, PatchCore
+from blemish.methods import KNN, PANDA, GaussianAD, PaDiM, PatchCore
 from small import BACKBONE
 
 SIDE = 24
@@ -235,3 +237,31 @@ def test_the_network_is_kept_once_for_all_folds(tmp_path):
     names = persist.load(tmp_path / "m")[0]
     assert not [name for name in names if name.startswith("fold.") and "backbone" in name]
     assert {name.split(".")[1] for name in names if name.startswith("fold.")} == {"1", "2", "3"}
+
+
+@pytest.mark.parametrize(
+    ("method", "count", "kind"),
+    [
+        (knn, 18, "split"), (knn, 19, "loo"), (knn, 94, "loo"), (knn, 95, "split"),
+        (lambda: PaDiM(backbone=BACKBONE), 37, "loo"), (lambda: PaDiM(backbone=BACKBONE), 38, "split"),
+        (lambda: PatchCore(backbone=BACKBONE), 20, "loo"), (lambda: PatchCore(backbone=BACKBONE, ratio=1.0), 60, "loo"),
+        (lambda: PatchCore(backbone=BACKBONE, turns=4), 20, "cross"), (lambda: PANDA(backbone=BACKBONE), 20, "split"),
+    ],
+)  # fmt: skip
+def test_the_number_of_images_picks_the_calibration(method, count, kind):
+    picked, reason = pick_calibration(method(), range(count), 0.05)
+    assert picked == kind
+    assert bool(reason) == (kind != "split")
+
+
+def test_the_calibration_of_few_images_is_said_and_kept(caplog, tmp_path):
+    with caplog.at_level(logging.INFO, logger="blemish"):
+        detector = make(None).fit(NORMAL)
+    assert "calibration loo: a fifth of 20 images is fewer than the 4" not in caplog.text  # a fifth suffices here
+    with caplog.at_level(logging.INFO, logger="blemish"):
+        detector = make(None, false_alarm_rate=0.05).fit(NORMAL)
+    assert "calibration loo: a fifth of 20 images is fewer than the 19 that 5 % takes, and knn can leave" in caplog.text
+    assert (detector.calibration, detector.calibration_.kind, detector.images_) == (None, "loo", 20)
+    detector.save(tmp_path / "m")
+    assert Detector.load(tmp_path / "m", backbone=BACKBONE).calibration == "loo"
+    assert make(None, held_out=0.5, false_alarm_rate=0.1).fit(NORMAL).calibration_.kind == "split"

@@ -212,7 +212,7 @@ def test_the_command_line_says_what_to_fit(tmp_path):
     assert run.exit_code == 0, run.output
     found = json.loads(run.stdout)
     assert found["command"].startswith(f"blemish fit {tmp_path} --method ")
-    assert found["command"].endswith("--resize 32 --false-alarm-rate 0.2 --seed 2")
+    assert found["command"].endswith("--resize 32 --calibration split --false-alarm-rate 0.2 --seed 2")
     assert found["picked"] in [row["candidate"] for row in found["ranking"]]
     assert len(found["held_out"]) == 8
     model = tmp_path / "m.blemish"

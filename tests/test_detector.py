@@ -153,7 +153,7 @@ def test_as_many_images_are_held_out_as_the_rate_needs(images, rate, held_out):
 
 def test_more_than_half_is_never_held_out_unasked():
     with pytest.raises(CalibrationError, match="needs at least 19 held-out normal images, there are 7"):
-        make(false_alarm_rate=0.05).fit(NORMAL[:37])
+        make(calibration="split", false_alarm_rate=0.05).fit(NORMAL[:37])
 
 
 def test_too_few_readable_held_out_files_are_found_before_the_fit(tmp_path):
@@ -255,7 +255,7 @@ def test_reading_batches_by_hand_gives_the_same(fitted):
             {"calibration": "maybe"},
             NORMAL,
             ArgumentError,
-            "calibration: expected split, cross, loo, full or none, got maybe",
+            "calibration: expected split, cross, loo, full or none or None, got maybe",
         ),
         ({"held_out": 1.0}, NORMAL, ArgumentError, r"held_out: expected a number in \(0, 1\) or None, got 1.0"),
         (

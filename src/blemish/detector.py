@@ -29,7 +29,7 @@ from .errors import (
 )
 from .features.backbones import Backbone, find_backbone
 from .features.memory import FeatureMemory
-from .folds import fold_of, same_again
+from .folds import fold_of, pick_calibration, same_again
 from .images.decode import MAX_PIXELS
 from .images.digest import pixel_digest, with_digests
 from .images.groups import GroupBy, Grouped, find_groups, hold_out, join_groups, read_pattern, without_copies
@@ -48,16 +48,7 @@ from .images.source import (
 )  # fmt: skip
 from .images.tiling import Tiles, Tiling, scored_inside
 from .localise import Localiser
-from .methods import (
-    FeatureMethod,
-    Forgetful,
-    FrozenMethod,
-    Incremental,
-    LeavesOut,
-    Method,
-    ScoresBeside,
-    cannot_take_groups,
-)
+from .methods import FeatureMethod, Forgetful, FrozenMethod, Incremental, LeavesOut, Method, ScoresBeside
 from .methods.registry import METHODS, find_method
 from .ops.neighbours import IndexFactory
 from .parameters import Parameterised, check_parameters, parameter, parameters_of, plain_parameters
@@ -101,7 +92,7 @@ class Detector(Parameterised):
     calibration: what p-values and verdicts rest on (docs/decisions.md). `split` holds out a seeded share of the normal
         images; `loo` learns all of them, and scores each by the model without it; `cross` keeps a model for each of
         several folds, which it has not learned; `full` compares a new image with the learned ones as one of them;
-        `none` gives raw scores only.
+        `none` gives raw scores only; None: `split`, or with few images `loo` or `cross`.
     folds: with `cross`, in how many; scoring takes as many times as long.
     held_out: the share to hold out; None: a fifth, or as many as `false_alarm_rate` needs where a fifth is too few and
         at least as many remain to learn from.
@@ -138,7 +129,7 @@ class Detector(Parameterised):
     preprocess: Preprocess | str = "default"
     tile: int | tuple[int, int] | None = parameter(None, at_least=1)
     overlap: int | None = parameter(None, at_least=0)
-    calibration: Literal["split", "cross", "loo", "full", "none"] = "split"
+    calibration: Literal["split", "cross", "loo", "full", "none"] | None = None
     folds: int = parameter(10, at_least=2)
     held_out: float | None = parameter(None, above=0, below=1)
     false_alarm_rate: float = parameter(0.05, above=0, below=1)
@@ -176,6 +167,10 @@ class Detector(Parameterised):
     """With `cross`, the models of all folds but the first, which is `method_`."""
     kept_: dict[str, Tensor] | None = field(default=None, init=False, repr=False, compare=False)
     """With `full`, what the method remembers of the learned images."""
+    _kind: str = field(default="split", init=False, repr=False, compare=False)
+    """`calibration`, or what took its place in the latest fit."""
+    _has_chosen: bool = field(default=False, init=False, repr=False, compare=False)
+    """Whether `choose` has looked at images, which then cannot calibrate."""
     _settled: Preprocess | None = field(default=None, init=False, repr=False, compare=False)
     region_: Region | None = field(default=None, init=False, repr=False, compare=False)
     """The region of interest of the latest fit, which a model file keeps."""
@@ -218,7 +213,7 @@ class Detector(Parameterised):
             self._check_parts(self.part_by)
         if self.roi is not None and self.features is not None:
             raise ArgumentError.about("roi", expected="None with the features of whole images", got=self.roi)
-        if self.certain is not None and self.calibration != "split":
+        if self.certain is not None and self.calibration not in (None, "split"):
             raise ArgumentError.about(
                 "certain", expected=f"None with calibration {self.calibration}", got=self.certain,
                 instead="Take calibration='split'.",
@@ -289,13 +284,16 @@ class Detector(Parameterised):
         source = normal_images(images, max_pixels=self.max_pixels)
         kept = source.without(exclude)
         self.excluded_ = len(source) - len(kept)
-        train, held_out = self._split(kept)
-        learned = self._require_left_out(train) if self.calibration in ("cross", "loo", "full") else None
+        _require_normal(kept)
+        grouped = Grouped(kept, ()) if self.calibration == "none" else self._grouped(kept)
+        self._kind = self.calibration or self._pick(grouped)
+        train, held_out = self._split(grouped) if self._kind == "split" else (kept, None)
+        learned = self._require_left_out(grouped) if self._kind in ("cross", "loo", "full") else None
         self._settle(train)
         if held_out is not None and self.on_error == "skip":
             self._require_readable(held_out)
         train, digests = with_digests(train)
-        if learned is not None and self.calibration == "cross":
+        if learned is not None and self._kind == "cross":
             self._fit_folds(replace(learned, source=train), digests, progress)
             return self
         known = None if self._auto is None else self._choose(self._auto, train, progress)
@@ -340,7 +338,11 @@ class Detector(Parameterised):
         """
         self.check()
         self._settled, self.region_ = None, self._read_roi()
-        train, _ = self._split(normal_images(images, max_pixels=self.max_pixels).without(exclude))
+        train = normal_images(images, max_pixels=self.max_pixels).without(exclude)
+        _require_normal(train)
+        if self.calibration in (None, "split"):
+            train, _ = self._split(self._grouped(train))
+        self._has_chosen = True
         self._settle(train)
         auto = self._auto or Auto()
         rows = auto.candidates(self.preprocessing, seed=self._seed) if candidates is None else candidates
@@ -604,16 +606,21 @@ class Detector(Parameterised):
             return self.preprocessing.size
         return self.tile if isinstance(self.tile, tuple) else (self.tile, self.tile)
 
-    def _split(self, source: ImageSource) -> tuple[ImageSource, Grouped | None]:
-        if not len(source):
-            raise DatasetError.about("images", expected="normal images to fit on", got="none")
-        if self.calibration != "split":
-            return source, None
-        grouped = self._grouped(source)
+    def _pick(self, grouped: Grouped) -> str:
+        """The calibration for these images, where none is named; says why in one line."""
+        settings = (self._auto, self.tile, self.held_out, self.certain)
+        if self._has_chosen or any(setting is not None for setting in settings):
+            return "split"
+        kind, reason = pick_calibration(self.method_, grouped.groups, self.false_alarm_rate)
+        if reason:
+            _log.info("calibration %s: %s", kind, reason)
+        return kind
+
+    def _split(self, grouped: Grouped) -> tuple[ImageSource, Grouped]:
         train, held_out = hold_out(grouped.groups, self._share_to_hold_out(grouped.groups), seed=self._seed)
         chosen = grouped.subset(held_out)
         self._require(chosen.groups, total=len(set(grouped.groups)))
-        return source.subset(train), chosen
+        return grouped.source.subset(train), chosen
 
     def _share_to_hold_out(self, groups: Sequence[int]) -> float:
         if self.held_out is not None:
@@ -696,11 +703,10 @@ class Detector(Parameterised):
         batches, method = self._batches(learned.source, learn=True), self.method_
         assert isinstance(method, LeavesOut)
         _, groups = self._read(learned, digests)
-        if self.calibration == "full" and (reason := cannot_take_groups(groups)):
-            raise ArgumentError.about("images", expected="single ones with calibration full", got=reason)
+        self._refuse_left_out(groups)  # copies in files of other kinds are known now
         found = self._judged(method.left_out(Reporting(batches, "leave out", progress), groups))
         kind: CalibrationKind = "loo"
-        if self.calibration == "full":
+        if self._kind == "full":
             assert isinstance(method, ScoresBeside)
             kind, self.kept_ = "full", method.remember(batches)
         self._set_calibration(found, groups, kind, unproven=self._unproven(learned, groups))
@@ -783,30 +789,32 @@ class Detector(Parameterised):
         # A region needs a threshold, which the other kinds have none of.
         self.peaks_ = calibrated(peaks) if len(peaks) == len(found) and kind in ("split", "loo") else None
 
-    def _require_left_out(self, source: ImageSource) -> Grouped:
+    def _require_left_out(self, learned: Grouped) -> Grouped:
         """Refuse, before the fit, images that cannot be left out, or are too few."""
-        learned, method = self._grouped(source), self.method_
-        reason, count = "", len(set(learned.groups))
-        if self.calibration != "cross":
-            assert isinstance(method, LeavesOut)
-            reason = method.cannot_leave_out(learned.groups)
-        if self.calibration == "full":
-            reason = reason or cannot_take_groups(learned.groups)
+        self._refuse_left_out(learned.groups)
+        count = len(set(learned.groups))
+        folds = min(self.folds, count)
+        self._require(range(count // folds * folds) if self._kind == "cross" else learned.groups)
+        return learned
+
+    def _refuse_left_out(self, groups: Sequence[int]) -> None:
+        method, reason = self.method_, ""
+        if self._kind == "full" and isinstance(method, ScoresBeside):
+            reason = method.cannot_score_beside(groups)
+        elif self._kind == "loo" and isinstance(method, LeavesOut):
+            reason = method.cannot_leave_out(groups)
         if reason:
             raise ArgumentError.about(
-                "calibration", expected="split or cross here", got=self.calibration,
+                "calibration", expected="split or cross here", got=self._kind,
                 instead=f"{method.name} cannot leave out {reason}.",
             )  # fmt: skip
-        folds = min(self.folds, count)
-        self._require(range(count // folds * folds) if self.calibration == "cross" else learned.groups)
-        return learned
 
     def _unproven(self, learned: Grouped, groups: Sequence[int]) -> str:
         """Why leaving these images out guarantees nothing; empty where it does."""
         if is_found_in(self._preset, learned.source):
             return "the input was settled in view of images of several sizes: give a size"
         method = self.method_
-        return method.unproven(groups) if self.calibration == "loo" and isinstance(method, LeavesOut) else ""
+        return method.unproven(groups) if self._kind == "loo" and isinstance(method, LeavesOut) else ""
 
     def _require_readable(self, held_out: Grouped) -> None:
         """Find out before the fit, not after it, that too few held-out files can be read."""
@@ -929,6 +937,7 @@ class Detector(Parameterised):
                 "preprocess": {name: getattr(preprocess, name) for name in ("resize", "crop", "white_level")},
                 "false_alarm_rate": self.calibration_.false_alarm_rate if self.calibration_ else self.false_alarm_rate,
                 "certain": self.calibration_.certain if self.calibration_ else self.certain,
+                "calibration": self.calibration_.kind if self.calibration_ else self.calibration,
                 "seed": self._seed,
             },
             "versions": model_file.versions(),
@@ -936,6 +945,11 @@ class Detector(Parameterised):
             **model_file.write_left_out(self.calibration_),
             **model_file.write_parts(self._views, self.parts_),
         }
+
+
+def _require_normal(images: ImageSource) -> None:
+    if not len(images):
+        raise DatasetError.about("images", expected="normal images to fit on", got="none")
 
 
 def _require_any(images: int) -> None:

@@ -1,13 +1,33 @@
-"""Cross-fitting: the normal images in folds of equal size, each left out by one of several models."""
+"""Which calibration a number of normal images is given, and the folds of equal size that cross-fitting leaves out."""
 
 from __future__ import annotations
 
 import random
 from collections.abc import Sequence
 
-from .methods import Method
+from .calibrate import images_needed
+from .methods import FrozenMethod, LeavesOut, Method
 
 ALWAYS_LEARNED = -1
+
+
+def pick_calibration(method: Method, groups: Sequence[int], false_alarm_rate: float) -> tuple[str, str]:
+    """The calibration, and why in one line; what is proven comes before what is not, then what learns more images.
+
+    `split`, of which nothing is said, holds out a fifth, or up to half. `full` costs a threshold, and has to be named.
+    """
+    count, needed = len(set(groups)), images_needed(false_alarm_rate)
+    if count >= 5 * needed or count < needed:  # fewer than needed are refused, whatever leaves them out
+        return "split", ""
+    few = f"a fifth of {count} images is fewer than the {needed} that {100 * false_alarm_rate:g} % takes"
+    if isinstance(method, LeavesOut) and not method.cannot_leave_out(groups):
+        if not method.unproven(groups):
+            return "loo", f"{few}, and {method.name} can leave each of them out."
+        if count < 2 * needed:
+            return "loo", f"{few}, and to hold out so many would leave too few. `cross` would have a guarantee."
+    elif count < 2 * needed and isinstance(method, FrozenMethod):
+        return "cross", f"{few}, and {method.name} can leave none out without a fit."
+    return "split", ""
 
 
 def fold_of(groups: Sequence[int], folds: int, *, seed: int) -> list[int]:

@@ -26,7 +26,8 @@ class Preset:
     parameters: Mapping[str, Any] = field(default_factory=dict)
     """Those of `method` that differ from its defaults."""
     preprocess: Preprocess = _OWN_ASPECT
-    calibration: Literal["split", "none"] = "split"
+    calibration: Literal["none"] | None = None
+    """None: by the number of images."""
     is_paper: bool = False
     """Whether a method takes the parameters of its paper; then, as without any, it may be another one than `method`."""
 

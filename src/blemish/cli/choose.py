@@ -86,7 +86,8 @@ def choose(
     left_out = () if exclude is None else read_names(exclude)
     with say.progress() as progress:
         choice = detector.choose(dataset.train_images(), rows, exclude=left_out, progress=progress)
-    command = f"blemish fit {shlex.quote(str(data))} {choice.picked.options}"
+    # Images that chose cannot calibrate: those that were set aside do.
+    command = f"blemish fit {shlex.quote(str(data))} {choice.picked.options} --calibration split"
     also = {"false-alarm-rate": (false_alarm_rate, 0.05), "held-out": (held_out, None), "group-by": (group_by, None)}
     for name, (value, usual) in (
         also

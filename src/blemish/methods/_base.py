@@ -143,7 +143,10 @@ class LeavesOut(Protocol):
 
 @runtime_checkable
 class ScoresBeside(Protocol):
-    """A method that `LeavesOut`, and scores the images that it has learned as if a new one were among them."""
+    """A method that scores the images that it has learned as if a new one were among them."""
+
+    def cannot_score_beside(self, groups: Sequence[int]) -> str:
+        """Why it cannot, with these parameters and groups of images; empty where it can."""
 
     def remember(self, images: ImageBatches) -> dict[str, Tensor]:
         """What `beside` needs to know of the images of the fit, by name, for a model file."""

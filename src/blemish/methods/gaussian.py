@@ -63,6 +63,10 @@ class GaussianAD(LeavingMethod):
         """Mean and covariance move either way without an image."""
         return "Mahalanobis distances may shrink without an image"
 
+    def cannot_score_beside(self, groups: Sequence[int]) -> str:
+        """Components that are chosen anew for each image would take an eigendecomposition for each pair of images."""
+        return self.cannot_leave_out(groups) if self.components == "all" else f"components={self.components}"
+
     def remember(self, images: ImageBatches) -> dict[str, Tensor]:
         """The pooled features of every image: for each level `(n, channels)`."""
         with torch.inference_mode():
@@ -71,8 +75,6 @@ class GaussianAD(LeavingMethod):
 
     def beside(self, batch: ImageBatch, kept: dict[str, Tensor]) -> Tensor:
         """One eigenbasis a new image: of the sums with it."""
-        if self.components != "all":
-            raise ArgumentError.about("components", expected="all with calibration full", got=self.components)
         channels = enumerate(self.means_)
         check_tensors(kept, {f"rows.{i}": f"float32 {int(self.sums_[0].count)} {len(mean)}" for i, mean in channels})
         with torch.inference_mode():

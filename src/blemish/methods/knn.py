@@ -24,7 +24,7 @@ from ..ops.neighbours import Exact, ExactIndex, IndexFactory, midpoints, recall
 from ..parameters import parameter
 from ..tensors import check_tensors
 from ..types import FeatureMaps, ImageBatch, ImageBatches, Scores
-from ._base import FitPlan, LeavingMethod, counts_of, one_by_one
+from ._base import FitPlan, LeavingMethod, cannot_take_groups, counts_of, one_by_one
 
 _RECALL_QUERIES = 2048
 
@@ -50,6 +50,10 @@ class KNN(LeavingMethod):
     def unproven(self, groups: Sequence[int]) -> str:
         """Distances to the nearest of fewer images can only grow."""
         return ""
+
+    def cannot_score_beside(self, groups: Sequence[int]) -> str:
+        """Images that belong together would have to be judged together."""
+        return self.cannot_leave_out(groups) or cannot_take_groups(groups)
 
     def remember(self, images: ImageBatches) -> dict[str, Tensor]:
         """The squared distances of each image to its k nearest others, `(n, k)`."""

@@ -95,7 +95,7 @@ class PatchCore(MapMethod, TurnedMethod, LeavingMethod):
     def unproven(self, groups: Sequence[int]) -> str:
         """Distances to the nearest of fewer patches can only grow, where nothing else depends on an image."""
         reasons = {
-            "the coreset is chosen in view of every image": len(self.bank_) < self.seen_,
+            "the coreset is chosen in view of every image": self.ratio < 1 or self.count is not None or self.radius > 0,
             f"storage={self.storage} is scaled by all images": self.storage != "float32",
             "reweight may lower a score": self.reweight > 0,
         }

@@ -1,0 +1,370 @@
+"""What each calibration guarantees, against what happens: by simulation, on real normal images, and against refits.
+
+    python benchmarks/calibrations.py simulate
+    python benchmarks/calibrations.py features mvtec_ad/screw mvtec_ad/bottle mtd --out features.npz
+    python benchmarks/calibrations.py real features.npz
+    python benchmarks/calibrations.py refits mvtec_ad/bottle
+    python benchmarks/calibrations.py time mvtec_ad/screw
+
+`simulate` draws images of one distribution as vectors, and one new image a repetition; a promise below the exact 99.9 %
+interval of what happened ends in FAILS. `features` makes pooled features once, `real` draws normal images from them:
+how many of the others are flagged, and how many defects. `refits` compares left-out scores with fits without the
+image, `time` the passes of `loo` with one fit.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable, Iterator
+from functools import partial
+from pathlib import Path
+from time import perf_counter
+from typing import Any
+
+import numpy as np
+import torch
+from decisions import print_table, share
+from numpy.typing import NDArray
+
+from blemish import Batches, PaDiM, PatchCore, Preprocess, open_dataset
+from blemish.calibrate import Calibration, calibrate, images_needed, plus_bound, with_margin
+from blemish.features.patches import pool
+from blemish.folds import fold_of
+from blemish.methods import KNN, GaussianAD, Subspace
+from blemish.ops.shrinkage import ShrinkageSums
+
+Floats = NDArray[np.float64]
+Judge = Callable[[Floats, Floats, float], Floats | None]
+"""From the rows of normal images, those of new ones and a rate to the new ones' p-values; None where too few."""
+FOLDS, K, REPETITIONS, DRAWS = 10, 2, 2000, 200
+RATES = (0.01, 0.02, 0.05, 0.1)
+
+
+# Rules: scores of rows by a model of other rows
+
+
+def nearest(learned: Floats, rows: Floats) -> Floats:
+    """Mean squared distance to the K nearest."""
+    squared = ((rows[:, None] - learned) ** 2).sum(axis=2)
+    found: Floats = np.partition(squared, K - 1, axis=1)[:, :K].mean(axis=1)
+    return found
+
+
+def nearest_left_out(rows: Floats) -> Floats:
+    squared = ((rows[:, None] - rows) ** 2).sum(axis=2)
+    np.fill_diagonal(squared, np.inf)
+    found: Floats = np.partition(squared, K - 1, axis=1)[:, :K].mean(axis=1)
+    return found
+
+
+def mahalanobis(learned: Floats, rows: Floats) -> Floats:
+    """By Ledoit and Wolf's covariance, as `gaussian`."""
+    mean, covariance, _ = sums_of(learned).estimate()
+    z = rows - mean.numpy()
+    found: Floats = np.sqrt((z @ np.linalg.inv(covariance.numpy()) * z).sum(axis=1))
+    return found
+
+
+def mahalanobis_left_out(rows: Floats) -> Floats:
+    found: Floats = sums_of(rows).squared_without(torch.from_numpy(rows)).sqrt().numpy()
+    return found
+
+
+def sums_of(rows: Floats) -> ShrinkageSums:
+    sums = ShrinkageSums.empty(rows.shape[1], torch.device("cpu"))
+    sums.update(torch.from_numpy(rows))
+    return sums
+
+
+def unstable(learned: Floats, rows: Floats) -> Floats:
+    """Mahalanobis in the learned images' span: at one more image than dimensions, the model without one is another."""
+    z = rows - learned.mean(axis=0)
+    found: Floats = (z @ np.linalg.pinv(np.cov(learned.T, bias=True), rcond=1e-9) * z).sum(axis=1)
+    return found
+
+
+def refitted(score: Callable[[Floats, Floats], Floats], rows: Floats) -> Floats:
+    return np.array([score(np.delete(rows, i, axis=0), rows[i : i + 1])[0] for i in range(len(rows))])
+
+
+RULES: dict[str, tuple[Callable[[Floats, Floats], Floats], Callable[[Floats], Floats]]] = {
+    "knn": (nearest, nearest_left_out),
+    "gaussian": (mahalanobis, mahalanobis_left_out),
+    "unstable": (unstable, partial(refitted, unstable)),
+}
+
+
+# Calibrations: p-values of new rows
+
+
+def split(rule: str, rows: Floats, new: Floats, rate: float, *, certain: float | None = None) -> Floats | None:
+    """As `Detector` holds out: a fifth, or what the rate takes, up to half."""
+    needed = images_needed(rate, certain=certain)
+    count = needed if 0.2 < needed / len(rows) <= 0.5 else round(0.2 * len(rows))
+    if count < needed:
+        return None
+    score, _ = RULES[rule]
+    made = calibrate(score(rows[count:], rows[:count]), false_alarm_rate=rate, certain=certain)
+    scores = score(rows[count:], new)
+    if certain is not None:  # the threshold of the certainty has no p-value of its own
+        return np.where(scores > made.threshold, 0.0, 1.0)
+    return made.p_values(scores)
+
+
+def loo(rule: str, rows: Floats, new: Floats, rate: float) -> Floats | None:
+    score, left_out = RULES[rule]
+    return None if len(rows) < images_needed(rate) else made_of(left_out(rows), rate, "loo").p_values(score(rows, new))
+
+
+def cross(rule: str, rows: Floats, new: Floats, rate: float, *, folds: int = FOLDS) -> Floats | None:
+    score, _ = RULES[rule]
+    numbers = np.array(fold_of(range(len(rows)), folds, seed=0))
+    own = numbers >= 0
+    if own.sum() < images_needed(rate):
+        return None
+    scores = np.empty(len(rows))
+    plus = np.empty((len(new), folds))
+    for fold in range(folds):
+        learned = rows[numbers != fold]
+        scores[numbers == fold] = score(learned, rows[numbers == fold])
+        plus[:, fold] = score(learned, new)
+    made = calibrate(scores[own], false_alarm_rate=rate, kind="cross", folds=numbers[own])
+    return made.p_values(plus.mean(axis=1), plus=plus)
+
+
+def full(rule: str, rows: Floats, new: Floats, rate: float) -> Floats | None:
+    """Each learned image by all the others and the new one, which is scored by all of them."""
+    score, left_out = RULES[rule]
+    if len(rows) < images_needed(rate):
+        return None
+    plus = [left_out(np.vstack([rows, row]))[:-1] for row in new]
+    return made_of(left_out(rows), rate, "full").p_values(score(rows, new), plus=plus)
+
+
+def made_of(scores: Floats, rate: float, kind: Any) -> Calibration:
+    return calibrate(with_margin(scores), false_alarm_rate=rate, kind=kind)
+
+
+# The tables
+
+
+def guaranteed(kind: str, rule: str, n: int, rate: float) -> float | None:
+    """What `Promise.guaranteed_rate` says; None: nothing."""
+    if kind == "loo" and rule != "knn":
+        return None
+    allowed = int(rate * (n + 1) * (1 + 1e-12))
+    if kind in ("loo", "full"):
+        return plus_bound(allowed, n, folds=n) if kind == "loo" else allowed / (n + 1)
+    if kind == "cross":
+        size = n // FOLDS * FOLDS
+        return plus_bound(int(rate * (size + 1) * (1 + 1e-12)), size, folds=FOLDS)
+    certain = 0.95 if kind == "certain" else None
+    needed = images_needed(rate, certain=certain)
+    count = needed if 0.2 < needed / n <= 0.5 else round(0.2 * n)
+    return calibrate(range(count), false_alarm_rate=rate, certain=certain).promise.guaranteed_rate
+
+
+def simulate() -> None:
+    """One new image a repetition, of the distribution of the normal ones."""
+    random = np.random.default_rng(0)
+    kinds: dict[str, Any] = {
+        "split": split, "certain": partial(split, certain=0.95), "loo": loo, "cross": cross, "full": full,
+    }  # fmt: skip
+    cases = [("knn", kind, n, 4) for n in (20, 50, 100) for kind in kinds]
+    cases += [("gaussian", kind, n, 4) for n in (20, 50) for kind in ("split", "loo", "cross", "full")]
+    cases += [("unstable", kind, 20, 19) for kind in ("split", "loo", "cross", "full")]
+    rows = []
+    for rule, kind, n, d in cases:
+        depends = kind in ("split", "certain")  # how many are held out follows the rate
+        found: dict[float, list[bool]] = {}
+        for _ in range(REPETITIONS):
+            drawn = random.standard_gamma(2.0, size=(n + 1, d))
+            p_values = None
+            for rate in (0.1, 0.05):
+                p_values = kinds[kind](rule, drawn[:n], drawn[n:], rate) if depends or p_values is None else p_values
+                if p_values is not None:
+                    found.setdefault(rate, []).append(p_values[0] <= rate * (1 + 1e-12))
+        for rate, happened in sorted(found.items()):
+            proven = guaranteed(kind, rule, n, rate)
+            rows.append([
+                rule, kind, str(n), f"{rate:.0%}", "none" if proven is None else f"{proven:.2%}",
+                share(happened, most=1.0 if proven is None else proven),
+            ])  # fmt: skip
+    print_table(["rule", "calibration", "n", "asked for", "guaranteed", "realised"], rows)
+
+
+def features(paths: list[str], out: Path) -> None:
+    """Pooled features of `compact`, of every image of the data sets: `NAME.normal`, `NAME.defects`, for two levels."""
+    kept = {}
+    for path in paths:
+        dataset = open_dataset(path)
+        for kind, source in (("train", dataset.train_images()), ("test", dataset.test_images())):
+            method: Any = KNN(taps=("stride8", "stride16"))
+            batches = Batches(source, Preprocess(256), 8, 1, "raise")
+            method.extractor_ = method._extractor(method._initial_weights())
+            with torch.inference_mode():
+                maps = [[pool(m) for m in method.extractor_(batch.pixels).maps] for batch in batches]
+            for level in (0, 1):
+                kept[f"{Path(path).name}.{kind}.{level}"] = torch.cat([pair[level] for pair in maps]).numpy()
+        kept[f"{Path(path).name}.anomalous"] = np.array([sample.anomalous for sample in dataset.test])
+    np.savez(out, **kept)
+
+
+def real(file: Path) -> None:
+    """Draws of n normal images; all others are new ones."""
+    kept = np.load(file)
+    rows = []
+    for name in sorted({key.partition(".")[0] for key in kept}):
+        anomalous = kept[f"{name}.anomalous"]
+        for rule, level in (("knn", 1), ("gaussian", 0)):
+            train, test = (kept[f"{name}.{part}.{level}"].astype(np.float64) for part in ("train", "test"))
+            normal, defects = np.vstack([train, test[~anomalous]]), test[anomalous]
+            for n in (20, 50, 100, len(normal) * 3 // 4):
+                rows += list(of_draws(name, rule, normal, defects, n=n))
+    heads = [
+        "data",
+        "rule",
+        "n",
+        "asked for",
+        "calibration",
+        "guaranteed",
+        "realised",
+        "its 5 to 95 %",
+        "found",
+        "its 5 to 95 %",
+    ]
+    print_table(heads, rows)
+
+
+def of_draws(name: str, rule: str, normal: Floats, defects: Floats, *, n: int) -> Iterator[list[str]]:
+    kinds: dict[str, Any] = {"split": split, "loo": loo, "cross": cross} | (
+        {"full": full_nearest} if rule == "knn" else {}
+    )
+    random = np.random.default_rng(0)
+    found: dict[tuple[float, str], list[tuple[float, float]]] = {}
+    for _ in range(DRAWS):
+        order = random.permutation(len(normal))
+        learned, others = normal[order[:n]], normal[order[n : n + 300]]
+        new = np.vstack([others, defects])
+        for kind, judge in kinds.items():
+            same = None  # p-values that do not depend on the rate
+            for rate in RATES:
+                if kind == "split" or same is None:
+                    same = judge(rule, learned, new, rate)
+                if same is not None:
+                    flagged = same <= rate * (1 + 1e-12)
+                    pair = float(flagged[: len(others)].mean()), float(flagged[len(others) :].mean())
+                    found.setdefault((rate, kind), []).append(pair)
+    for (rate, kind), pairs in sorted(found.items()):
+        proven = guaranteed(kind, rule, n, rate)
+        values = np.array(pairs)
+        low, high = np.quantile(values, (0.05, 0.95), axis=0)
+        mean = values.mean(axis=0)
+        yield [
+            name, rule, str(n), f"{rate:.0%}", kind, "none" if proven is None else f"{proven:.1%}",
+            f"{mean[0]:.1%}", f"{low[0]:.1%} to {high[0]:.1%}", f"{mean[1]:.1%}", f"{low[1]:.1%} to {high[1]:.1%}",
+        ]  # fmt: skip
+
+
+def full_nearest(_rule: str, rows: Floats, new: Floats, rate: float) -> Floats | None:
+    """`full` of `knn` for many new rows: a nearer new image takes the place of the last of an image's neighbours."""
+    if len(rows) < images_needed(rate):
+        return None
+    squared = ((rows[:, None] - rows) ** 2).sum(axis=2)
+    np.fill_diagonal(squared, np.inf)
+    near = np.sort(squared, axis=1)[:, :K]
+    to_new = ((new[:, None] - rows) ** 2).sum(axis=2)
+    plus = near.mean(axis=1) - np.maximum(near[:, -1] - to_new, 0) / K
+    return made_of(near.mean(axis=1), rate, "full").p_values(nearest(rows, new), plus=plus)
+
+
+def refits(path: str, n: int, side: int) -> None:
+    """Left-out scores against fits without the image, relative."""
+    source = open_dataset(path).train_images().subset(range(n))
+    methods = {
+        "knn": KNN, "gaussian": GaussianAD, "gaussian pca": partial(GaussianAD, components="pca"),
+        "subspace": Subspace, "padim": PaDiM, "padim eps 0.01": partial(PaDiM, eps=0.01),
+        "patchcore ratio 1": partial(PatchCore, ratio=1.0), "patchcore 0.1": partial(PatchCore, ratio=0.1),
+        "patchcore 0.01": PatchCore,
+    }  # fmt: skip
+    rows = []
+    for name, make in methods.items():
+        method: Any = make()
+
+        def batches(indices: list[int]) -> Batches:
+            return Batches(source.subset(indices), Preprocess(side), 8, 1, "raise")
+
+        everything = batches(list(range(n)))
+        method.fit(everything)
+        left_out = torch.cat([scores.images for _, scores in method.left_out(everything, range(n))]).double()
+        alone, whole = [], []
+        for i in range(n):
+            (one,) = batches([i])
+            alone.append(float(make().fit(batches([j for j in range(n) if j != i])).score(one).images))
+            whole.append(float(method.score(one).images))
+        expected = torch.tensor(alone, dtype=torch.float64)
+        off = ((left_out - expected) / expected).abs()
+        ranks = np.corrcoef(left_out.argsort().argsort().numpy(), expected.argsort().argsort().numpy())[0, 1]
+        higher = (left_out > expected * (1 + 1e-5)).double().mean()
+        rows.append([name, f"{off.median():.1e}", f"{off.max():.1e}", f"{ranks:.3f}", f"{higher:.0%}",
+                     f"{np.mean(whole) / float(expected.mean()):.2f}"])  # fmt: skip
+        print(rows[-1], flush=True)
+    heads = [
+        "method",
+        "off, median",
+        "off, largest",
+        "rank correlation",
+        "larger than the refit's",
+        "learned / left out",
+    ]
+    print_table(heads, rows)
+
+
+def time(path: str, n: int, side: int) -> None:
+    """One fit, and the pass that leaves out, side by side."""
+    source = open_dataset(path).train_images().subset(range(n))
+    batches = Batches(source, Preprocess(side), 8, 1, "raise")
+    rows = []
+    for method in (KNN(), GaussianAD(), Subspace(), PaDiM(), PatchCore(), PatchCore(ratio=0.1)):
+        start = perf_counter()
+        method.fit(batches)
+        fitted = perf_counter()
+        for _ in method.left_out(batches, range(n)):
+            pass
+        end = perf_counter()
+        ratio = getattr(method, "ratio", "")
+        rows.append(
+            [
+                f"{method.name} {ratio}",
+                f"{fitted - start:.1f}",
+                f"{end - fitted:.1f}",
+                f"{(end - start) / (fitted - start):.2f}",
+            ]
+        )
+        print(rows[-1], flush=True)
+    print_table(["method", "fit, s", "leave out, s", "both / fit"], rows)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    commands = parser.add_subparsers(dest="command", required=True)
+    commands.add_parser("simulate")
+    for name in ("features", "real", "refits", "time"):
+        command = commands.add_parser(name)
+        command.add_argument("data", nargs="+")
+        command.add_argument("--out", type=Path)
+        command.add_argument("--images", type=int, default=30)
+        command.add_argument("--side", type=int, default=128)
+    options = parser.parse_args()
+    if options.command == "simulate":
+        simulate()
+    elif options.command == "features":
+        features(options.data, options.out)
+    elif options.command == "real":
+        real(Path(options.data[0]))
+    else:
+        {"refits": refits, "time": time}[options.command](options.data[0], options.images, options.side)
+
+
+if __name__ == "__main__":
+    main()
