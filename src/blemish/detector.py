@@ -229,7 +229,7 @@ class Detector(Parameterised):
         read_pattern(part_by)
         if self.group_by is not None:
             raise ArgumentError.about("group_by", expected="None with part_by: parts are the groups", got=self.group_by)
-        if self.calibration != "split":
+        if self.calibration not in (None, "split"):
             raise ArgumentError.about("part_by", expected=f"None with calibration {self.calibration}", got=part_by)
 
     def _check_left_out(self, kind: str) -> None:
@@ -608,7 +608,7 @@ class Detector(Parameterised):
 
     def _pick(self, grouped: Grouped) -> str:
         """The calibration for these images, where none is named; says why in one line."""
-        settings = (self._auto, self.tile, self.held_out, self.certain)
+        settings = (self._auto, self.tile, self.held_out, self.certain, self.part_by)
         if self._has_chosen or any(setting is not None for setting in settings):
             return "split"
         kind, reason = pick_calibration(self.method_, grouped.groups, self.false_alarm_rate)
