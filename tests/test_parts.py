@@ -143,6 +143,17 @@ def test_parts_are_held_out_whole_and_kept_in_the_file(detector, folder, tmp_pat
     assert loaded.recalibrate(0.5).parts_.calibration.threshold < detector.parts_.calibration.threshold
 
 
+def test_what_held_out_parts_promised_goes_with_the_old_model(folder, tmp_path):
+    detector = make().fit(folder / "train")
+    views = detector.parts_.views
+    detector.update(folder / "new")
+    assert (detector.parts_, detector.peaks_, detector.calibration_) == (None, None, None)
+    detector.save(tmp_path / "m.blemish")
+    again = Detector.load(tmp_path / "m.blemish").recalibrate(0.2, images=folder / "train")
+    assert again.parts_ is not None
+    assert dict(again.parts_.views) == {name: tuple(stats) for name, stats in views.items()}  # of what was learned
+
+
 def test_a_part_of_one_image_a_view_without_names_is_its_image(folder):
     """Nothing is scaled where the pattern names no views, so parts of one image are ranked as images are."""
     detector = make(part_by=r"(p\d+_[ab])").fit(folder / "train")

@@ -417,8 +417,7 @@ class Detector(Parameterised):
         self.images_ += len(batches) - len(batches.skipped)
         self.skipped_ = list(batches.skipped)
         self.learned_ |= frozenset(digests.values())
-        self.calibration_, self.peaks_, self.calibrated_on_, self.kept_ = None, None, frozenset(), None
-        self.parts_ = None
+        self._drop_calibration()
         if fresh is not None:
             self._calibrate(fresh, progress)
         return self
@@ -449,8 +448,13 @@ class Detector(Parameterised):
         self.images_ -= len(source)
         if not had_copies:
             self.learned_ -= frozenset(digests)
-        self.calibration_, self.peaks_, self.calibrated_on_, self.kept_ = None, None, frozenset(), None
+        self._drop_calibration()
         return self
+
+    def _drop_calibration(self) -> None:
+        """It belongs to the model that was."""
+        self.calibration_, self.peaks_, self.parts_ = None, None, None
+        self.calibrated_on_, self.kept_ = frozenset(), None
 
     def _require_one_model(self, what: str) -> None:
         if self.others_:
