@@ -69,6 +69,10 @@ CALLS = {
         "{out}/model.blemish {held_out} --false-alarm-rate 0.2", "model.blemish", begins_with="model.blemish"
     ),
     "forget": Call("{out}/other.blemish {learned}", "other.blemish", begins_with="other.blemish"),
+    "feedback": Call(
+        "{out}/model.blemish {judged} --fine {fine} --sample {looked} --yes", "model.blemish",
+        begins_with="model.blemish",
+    ),
     "upgrade": Call("{out}/old.blemish", "old.blemish", begins_with="old.blemish"),
     "predict": Call(
         "{model} {data} --out {out}/r --heatmaps npy --overlays --coco {out}/c.json",
@@ -142,6 +146,14 @@ def prepare(folder: Path) -> dict[str, Path]:
         shutil.copytree(drawn / "train" / "good", place)
     detector = Detector(method=PaDiM(backbone="filters"), preprocess=Preprocess(32), false_alarm_rate=0.2)
     detector.fit(data).save(folder / "model.blemish")
+    looked_at = sorted((folder / "held_out").iterdir())
+    decisions = list(detector.predict([*sorted((data / "test").rglob("*.png")), *looked_at]))
+    (folder / "judged.jsonl").write_text(
+        "".join(json.dumps(judged(decision)) + "\n" for decision in decisions), encoding="utf-8"
+    )
+    flagged = next(decision.name for decision in decisions if decision.is_anomalous)
+    (folder / "fine.txt").write_text(flagged + "\n", encoding="utf-8")
+    (folder / "looked.txt").write_text("".join(f"{path}\n" for path in looked_at), encoding="utf-8")
     knn = Detector(method="knn", preprocess=Preprocess(32), false_alarm_rate=0.2).fit(data)
     knn.save(folder / "other.blemish")
     learned = (path for path in sorted((data / "train").rglob("*.png")) if _digest(path) in knn.learned_)

@@ -9,7 +9,21 @@ from typer.core import TyperGroup
 
 from ..errors import BlemishError
 from ..memory import is_shortage
-from . import choose, compare, detector, distil, explain, export, inspect, ood, station, study, upgrade, watch_scores
+from . import (
+    choose,
+    compare,
+    detector,
+    distil,
+    explain,
+    export,
+    feedback,
+    inspect,
+    ood,
+    station,
+    study,
+    upgrade,
+    watch_scores,
+)
 from .console import notes_on_stderr
 
 
@@ -51,6 +65,7 @@ for name, command in (
     ("update", detector.update),
     ("recalibrate", detector.recalibrate),
     ("forget", detector.forget),
+    ("feedback", feedback.feedback),
     ("upgrade", upgrade.upgrade),
     ("predict", detector.predict),
     ("explain", explain.explain_regions),

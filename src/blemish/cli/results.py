@@ -69,7 +69,7 @@ class ResultWriter:
                 raise OutputError(f"{out}: expected a folder for the results, got a file. Choose another name.")
             make_folder(out)
             check_output(out / "results.jsonl")
-            self._kept = {row["image"]: row for row in _rows(out / "results.jsonl") if self._still_holds(row)}
+            self._kept = {row["image"]: row for row in read_rows(out / "results.jsonl") if self._still_holds(row)}
 
     def __enter__(self) -> ResultWriter:
         if self._out is not None:
@@ -208,7 +208,7 @@ class ResultWriter:
             yield path.as_posix(), file
 
 
-def _rows(path: Path) -> list[dict[str, Any]]:
+def read_rows(path: Path) -> list[dict[str, Any]]:
     """The whole lines of a file of results; a kill may have torn the last one."""
     try:
         lines = path.read_text(encoding="utf-8", errors="replace").splitlines()

@@ -1,0 +1,136 @@
+"""`blemish feedback`: what people said of flagged pictures goes back into the model, on the command line."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from ..errors import ArgumentError
+from ..files import check_output
+from .console import Speaker, print_rows
+from .detector import ModelArgument, RoiOption, load_model
+from .options import DeviceOption, JsonOption, read_names
+from .results import read_rows
+
+if TYPE_CHECKING:
+    from ..detector import Detector
+
+
+def feedback(
+    model: ModelArgument,
+    results: Annotated[Path, typer.Argument(help="Lines of `blemish predict` by this model.")],
+    *,
+    fine: Annotated[Path, typer.Option(metavar="LIST", help="Text file of images that were flagged, but are fine.")],
+    sample: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="LIST",
+            help="Text file of images that were looked at and are fine: all of a period, or drawn at "
+            "random, flagged or not. They make the new threshold.",
+        ),
+    ] = None,
+    group_by: Annotated[
+        str | None, typer.Option(metavar="PATTERN", help="Keep bursts or parts together, as in `blemish fit`.")
+    ] = None,
+    yes: Annotated[bool, typer.Option("--yes", help="Save; without it only what would change is shown.")] = False,
+    out: Annotated[Path | None, typer.Option(help="Where to write; default: replace the model.")] = None,
+    roi: RoiOption = None,
+    device: DeviceOption = "auto",
+    as_json: JsonOption = False,
+) -> None:
+    """Learn pictures that were flagged but are fine, and show what changes before it is saved.
+
+    They were chosen by their score, so they never set the threshold: that would raise it without end, and no promise
+    would be left. A new threshold takes --sample; a picture in both lists sets the threshold, and is not learned.
+    Without a sample the model has no threshold afterwards.
+
+    Example: blemish feedback part.blemish today/results.jsonl --fine fine.txt --sample looked_at.txt
+    """
+    say = Speaker()
+    check_output(out or model)
+    rows = _rows_of(model, results)
+    chosen, confirmed = _named(fine, rows), {} if sample is None else _named(sample, rows)
+    for name, row in chosen.items():
+        if row.get("anomalous") is not True:
+            raise ArgumentError.about(
+                f"{fine}", expected="images that were flagged", got=f"{name}, which was not",
+                instead="Only false alarms teach something; for a new threshold, put it into --sample.",
+            )  # fmt: skip
+    learned = [name for name in chosen if name not in confirmed]
+    if not learned:
+        raise ArgumentError.about(f"{fine}", expected="images to learn that are not in --sample too", got="none")
+    before, after = (load_model(model, device, roi) for _ in range(2))
+    after.group_by = group_by
+    say.line(f"{len(learned)} images to learn, {len(confirmed)} to calibrate on")
+    with say.progress() as progress:
+        after.update(learned, held_out=list(confirmed) or None, progress=progress)
+        changes = _changes(before, after, {"fine": learned, "sample": list(confirmed)})
+    if yes:
+        after.save(out or model)
+    if as_json:
+        typer.echo(json.dumps({"saved": str(out or model) if yes else None, "changes": changes}))
+        return
+    print_rows([{"": name, "before": old, "after": new} for name, (old, new) in changes.items()])
+    if after.calibration_ is None:
+        typer.echo("No threshold afterwards: give --sample, or `blemish recalibrate` with new normal images.")
+    typer.echo(f"Saved: {out or model}." if yes else "Nothing was saved. Look at what changes, then add --yes.")
+
+
+def _rows_of(model: Path, results: Path) -> dict[str, dict[str, Any]]:
+    """Lines by image; refuses those of another model."""
+    from ..report.lines import model_digest
+
+    rows = {row["image"]: row for row in read_rows(results)}
+    if not rows:
+        raise ArgumentError.about("RESULTS", expected="a file of lines of `blemish predict`", got=f"{results}: no line")
+    try:
+        digest = model_digest(model)
+    except OSError as error:
+        raise ArgumentError(f"{model}: cannot be read ({error.strerror}). Give a model file.") from None
+    for name, row in rows.items():
+        if row.get("model", digest) != digest:
+            raise ArgumentError.about(
+                f"{results}", expected="lines of this model", got=f"one of another model, {name}",
+                instead="Judge the images again: what this model flags may be others.",
+            )  # fmt: skip
+    return rows
+
+
+def _named(listed: Path, rows: Mapping[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
+    """The lines of the images in a list, named as in the lines, or by their file name where that is enough."""
+    by_file: dict[str, list[str]] = {}
+    for name in rows:
+        by_file.setdefault(Path(name).name, []).append(name)
+    found = {}
+    for text in read_names(listed):
+        names = [text] if text in rows else by_file.get(text, [])
+        if len(names) != 1:
+            got = f"{text}, which {'several lines have' if names else 'none has'}"
+            raise ArgumentError.about(f"{listed}", expected="images of the lines", got=got)
+        found[names[0]] = rows[names[0]]
+    return found
+
+
+def _changes(before: Detector, after: Detector, images: Mapping[str, Sequence[str]]) -> dict[str, tuple[Any, Any]]:
+    """What a reader looks at before he saves: numbers by name, of the model before and after."""
+    both = before, after
+    changes: dict[str, tuple[Any, Any]] = {"images learned": (before.images_, after.images_)}
+    promises = [None if one.calibration_ is None else one.calibration_.promise for one in both]
+    changes["threshold"] = _pair([None if one.calibration_ is None else one.calibration_.threshold for one in both])
+    changes["guaranteed rate"] = _pair([None if promise is None else promise.guaranteed_rate for promise in promises])
+    for of, names in images.items():
+        if names:
+            decisions = [list(one.predict(names)) for one in both]
+            flagged = [[d.is_anomalous for d in found] for found in decisions]
+            changes[f"flagged of {len(names)} in --{of}"] = _pair([None if None in f else sum(f) for f in flagged])  # type: ignore[arg-type]
+            changes[f"mean score in --{of}"] = _pair([sum(d.score for d in f) / len(f) for f in decisions])
+    return changes
+
+
+def _pair(values: Sequence[float | None]) -> tuple[float | None, float | None]:
+    old, new = (None if value is None else float(f"{value:.5g}") for value in values)
+    return old, new
