@@ -42,16 +42,8 @@ def test_both_languages_have_all_words_and_the_same_gaps():
 def test_every_word_of_the_page_is_in_the_table_and_none_is_left_over():
     html, script = read("index.html"), read("station.js")
     used = set(re.findall(r'data-(?:text|label)="(\w+)"', html)) | set(re.findall(r'\bt\("(\w+)"', script))
-    used |= {f"was_{said}" for said in ("fine", "defect")} | {
-        "ok",
-        "check",
-        "ready",
-        "no_model",
-        "about",
-        "about_part",
-        "region",
-        "regions",
-    }
+    used |= {f"was_{said}" for said in ("fine", "defect")} | {f"tried_{said}" for said in ("fine", "defect")}
+    used |= set(["ok", "check", "ready", "no_model", "about", "about_part", "region", "regions", "saved", "undone"])
     used |= {f"stage_{stage}" for stage in ("inspect", "fit", "calibrate")} | {"count", "count_few"}
     used |= {f"find_{kind}" for kind in ("identical", "nearly_identical", "constant", "exposure", "unlike")}
     assert used == json.loads(read("texts.json"))["en"].keys()
@@ -118,6 +110,18 @@ def test_learn_judge_and_say_by_keyboard_alone(tmp_path, monkeypatch):
         page.wait_for_selector("#fine[aria-pressed=true]")
         page.keyboard.press("3")
         page.wait_for_selector("#rate-words:has-text('1 of the 1 pictures')")
+        page.focus("#rate")
+        page.keyboard.press("End")
+        page.focus("#try-rate")
+        page.keyboard.press("Enter")
+        page.wait_for_selector("#preview-rows:has-text('Of 1 that were fine')")
+        page.keyboard.press("Enter")  # save has the focus
+        page.wait_for_selector(".note.good")
+        page.wait_for_selector("#undo:not([disabled])")
+        for kind in ("good:has-text('version before answers')", "bad:has-text('no version before')"):
+            page.focus("#undo")
+            page.keyboard.press("Enter")
+            page.wait_for_selector(f".note.{kind}")
     (line,) = [json.loads(row) for row in export(tmp_path)]
     assert (line["model_name"], line["feedback"], line["image"]) == ("washer", "fine", "bad0.png")
 

@@ -34,7 +34,9 @@ from blemish.station.learning import FEWEST_NORMALS, Learning, _rate_for
 from blemish.station.limits import Limits
 from blemish.station.logbook import FILE, Logbook, Retention, Verdict, read_lines
 from blemish.station.models import Models
+from blemish.station.revising import Revising
 from blemish.station.server import is_loopback, listen, read_token
+from blemish.station.work import Work
 from blemish.types import Decision
 from stations import TOKEN, Client, defect, fitted, form, pictures, png, serving
 
@@ -675,13 +677,13 @@ def test_a_first_model_from_pictures(tmp_path, monkeypatch):
         assert ask("DELETE", f"/v1/learning/pictures/{first}")[1]["count"] == FEWEST_NORMALS
         assert ask("DELETE", f"/v1/learning/pictures/{first}")[0] == 404
         assert ask("POST", "/v1/learning/inspect")[0] == 202
-        station.learning.settle()
+        station.work.settle()
         found = ask("GET", "/v1/learning")[1]
         assert (found["state"], [row["kind"] for row in found["findings"]]) == ("done", ["unlike"])
         for name in ("", "../part", ".part", "a" * 41, "a b"):
             assert ask("POST", f"/v1/learning/fit?name={quote(name, safe='')}")[0] == 422
         assert ask("POST", "/v1/learning/fit?name=part")[0] == 202
-        station.learning.settle()
+        station.work.settle()
         assert ask("GET", "/v1/learning")[1]["learned"] == "part"
         assert ask.predict(defect(), name="part")[1]["results"][0]["anomalous"]
         assert ask("POST", "/v1/learning/fit?name=part")[0] == 409
@@ -696,9 +698,9 @@ def test_the_rate_is_one_that_half_of_the_pictures_can_hold(count, rate):
 
 
 def test_one_learns_at_a_time_and_a_failure_is_told(tmp_path, monkeypatch):
-    models = Models({}, max_bytes=10**9)
+    models, work = Models({}, max_bytes=10**9), Work()
     with Logbook(tmp_path) as book:
-        learning = Learning(tmp_path, models, book)
+        learning = Learning(tmp_path, models, Revising(tmp_path, models, book, work), work)
         learning.add([stations_sent(n) for n in range(FEWEST_NORMALS)])
         hold = threading.Event()
 
@@ -718,10 +720,102 @@ def test_one_learns_at_a_time_and_a_failure_is_told(tmp_path, monkeypatch):
         with pytest.raises(Refusal, match="just now"):
             learning.remove(None)
         hold.set()
-        learning.settle()
+        work.settle()
         assert {"state": "failed", "error": "too few", "done": 1, "total": 2}.items() <= learning.status().items()
         assert models.names() == []
-        learning.close()
+        work.close()
+    models.close()
+
+
+def feed(ask, contents, **said):
+    """Judge pictures, and say of each what is known."""
+    for content in contents:
+        (line,) = ask.predict(content)[1]["results"]
+        if said:
+            ask("POST", f"/v1/verdicts/{line['id']}/feedback?said={said['said']}")
+
+
+def test_another_rate_is_tried_saved_and_taken_back(files, tmp_path):
+    with serving(files, tmp_path) as (ask, station):
+        before = ask("GET", "/v1/models/small")[1]
+        feed(ask, [defect()], said="defect")
+        assert ask("POST", "/v1/models/small/revise?rate=0.5")[0] == 202
+        station.work.settle()
+        status = ask("GET", "/v1/revision")[1]
+        assert (status["state"], status["promise"]["false_alarm_rate"]) == ("done", 0.5)
+        assert status["tried"]["defect"] == {"pictures": 1, "flagged_before": 1, "flagged_after": 1}
+        assert ask("GET", "/v1/models/small")[1]["digest"] == before["digest"]  # nothing is saved yet
+        assert ask("POST", "/v1/revision/save") == (200, {"model": "small"})
+        ask("GET", "/v1/models/small")
+        station.models.settle()
+        after = ask("GET", "/v1/models/small")[1]
+        assert (after["false_alarm_rate"], after["versions"]) == (0.5, ["rate 0.5"])
+        assert ask("POST", "/v1/revision/save")[0] == 409
+    with serving(files, tmp_path) as (ask, station):  # it is there after a restart
+        assert ask("GET", "/v1/models/small")[1]["digest"] == after["digest"]
+        assert ask("POST", "/v1/models/small/undo") == (200, {"model": "small", "versions": []})
+        ask("GET", "/v1/models/small")
+        station.models.settle()
+        assert ask("GET", "/v1/models/small")[1]["digest"] == before["digest"]
+        assert ask("POST", "/v1/models/small/undo")[0] == 409
+        assert ask("POST", "/v1/models/none/undo")[0] == 404
+        for query in ("", "?rate=0.1&days=1", "?rate=2", "?days=-1"):
+            assert ask("POST", f"/v1/models/small/revise{query}")[0] == 422
+        ask("POST", "/v1/models/small/revise?rate=0.001")
+        station.work.settle()
+        assert "needs at least 999" in ask("GET", "/v1/revision")[1]["error"]
+        assert ask("POST", "/v1/revision/save")[0] == 409
+
+
+def test_feedback_learns_what_was_fine_and_calibrates_on_a_complete_sample(files, tmp_path):
+    brighter = [png((array * 0.7 + 70).astype("uint8")) for array in pictures(24, seed=30)]
+    with serving(files, tmp_path) as (ask, station):
+        feed(ask, brighter[:6], said="fine")
+        with closing(sqlite3.connect(tmp_path / FILE)) as file, file:
+            file.execute("UPDATE verdicts SET time = time - 864000")  # before the sample's days
+        feed(ask, brighter[6:])
+        feed(ask, [defect()], said="defect")
+
+        def revise():
+            assert ask("POST", "/v1/models/small/revise?days=7")[0] == 202
+            station.work.settle()
+            return ask("GET", "/v1/revision")[1]
+
+        flagged = ask("GET", "/v1/verdicts?anomalous=true&days=1&limit=500")[1]["verdicts"]
+        assert len(flagged) > 10  # another light: the old model flags nearly all
+        assert "have no answer" in revise()["error"]
+        for line in flagged:
+            if line["feedback"] is None:
+                ask("POST", f"/v1/verdicts/{line['id']}/feedback?said=fine")
+        status = revise()
+        assert (status["state"], status["learned_from"], status["sample"]) == ("done", 6, 18)
+        assert status["promise"]["held_out"] == 18
+        fine = status["tried"]["fine"]
+        assert fine["flagged_after"] < fine["flagged_before"] / 2
+        assert ask("DELETE", "/v1/revision")[1]["state"] == "idle"
+        assert ask("POST", "/v1/revision/save")[0] == 409
+        assert revise()["state"] == "done"
+        assert ask("POST", "/v1/revision/save")[0] == 200
+        ask("GET", "/v1/models/small")
+        station.models.settle()
+        assert ask("GET", "/v1/models/small")[1]["versions"] == ["feedback: 6 learned, 18 for the threshold"]
+
+
+def test_versions_belong_to_the_file_that_was_given(files, tmp_path):
+    given = tmp_path / "small.blemish"
+    given.write_bytes(files["small"].read_bytes())
+    models = Models({"small": given}, max_bytes=10**9)
+    with Logbook(tmp_path / "s") as book:
+        work = Work()
+        Revising(tmp_path / "s", models, book, work).keep("small", models.read("small").detector, how="again")
+        assert models.path("small") != given
+        for content, is_given in ((files["small"], False), (files["other"], True)):
+            given.write_bytes(content.read_bytes())
+            table = Models({"small": given}, max_bytes=10**9)
+            Revising(tmp_path / "s", table, book, work)
+            assert (table.path("small") == given) is is_given
+            table.close()
+        work.close()
     models.close()
 
 

@@ -2,28 +2,24 @@
 
 from __future__ import annotations
 
-import logging
 import re
-import secrets
 import threading
 from collections import Counter
-from collections.abc import Callable, Iterable
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 from ..calibrate import images_needed
 from ..datasets.layouts import open_dataset
 from ..detector import Detector
-from ..errors import BlemishError
 from ..files import make_folder, write_whole
 from ..inspection.inspect import Inspection, inspect_dataset
 from .guard import Refusal
 from .judge import Sent
-from .logbook import Logbook
 from .models import Models
+from .revising import Revising
+from .work import Work
 
-_log = logging.getLogger("blemish")
 _RATES = (0.05, 0.1, 0.2)
 FEWEST_NORMALS = 2 * images_needed(_RATES[-1])
 """So few pictures that half of them still support a threshold."""
@@ -31,56 +27,44 @@ _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,39}")
 
 
 class Learning:
-    """The tray of pictures to learn from, and the one thing that is done with it at a time, in a thread of its own.
+    """The tray of pictures to learn from.
 
-    Its files have names that the station makes: digests for pictures, drawn ones for models.
+    Its files have names that the station makes: digests.
     """
 
-    def __init__(self, folder: Path, models: Models, logbook: Logbook, *, device: str = "auto") -> None:
-        self._tray, self._made = make_folder(folder / "tray"), make_folder(folder / "models")
-        self._models, self._logbook, self._device = models, logbook, device
+    def __init__(self, folder: Path, models: Models, revising: Revising, work: Work, *, device: str = "auto") -> None:
+        self._tray = make_folder(folder / "tray")
+        self._models, self._revising, self._work, self._device = models, revising, work, device
         self._names: dict[str, str] = {path.stem: path.stem[:8] for path in sorted(self._tray.glob("*.png"))}
+        self._findings: list[dict[str, Any]] | None = None
         self._lock = threading.Lock()
-        self._pool = ThreadPoolExecutor(1, thread_name_prefix="blemish-learning")
-        self._work: Future[None] | None = None
-        self._said: dict[str, Any] = _nothing()
-        for row in logbook.models():
-            models.put(row["name"], self._made / row["file"])
-
-    def close(self) -> None:
-        """Wait for what is being learned."""
-        self._pool.shutdown(cancel_futures=True)
 
     def status(self) -> dict[str, Any]:
         """What is in the tray, what was found, how far the work has come."""
         with self._lock:
             pictures = [{"picture": digest, "name": name} for digest, name in self._names.items()]
-            return {"pictures": pictures, "count": len(pictures), "least": FEWEST_NORMALS} | self._said
-
-    def settle(self) -> None:
-        """Wait until the work that was begun is done."""
-        if self._work is not None:
-            self._work.result()
+            found = {"pictures": pictures, "count": len(pictures), "least": FEWEST_NORMALS, "findings": self._findings}
+        return found | {"learned": None, "rate": None} | self._work.status()
 
     def add(self, pictures: Iterable[Sent]) -> None:
         """Put pictures into the tray. Raises `Refusal` (409) while one learns, `OutputError`."""
-        self._require_rest()
+        self._work.clear()
         for picture in pictures:
             write_whole(self._tray / f"{picture.digest}.png", picture.content)  # the content says the format
             with self._lock:
                 self._names[picture.digest] = picture.name
-                self._said = _nothing()
+                self._findings = None
 
     def remove(self, digest: str | None) -> None:
         """Take one picture out, or all. Raises `Refusal` (404, 409)."""
-        self._require_rest()
+        self._work.clear()
         with self._lock:
             if digest is not None and digest not in self._names:
                 raise Refusal(404, "There is no such picture in the tray.")
             for name in list(self._names) if digest is None else [digest]:
                 (self._tray / f"{name}.png").unlink(missing_ok=True)
                 del self._names[name]
-            self._said = _nothing()
+            self._findings = None
 
     def content(self, digest: str) -> bytes:
         """A picture of the tray. Raises `Refusal` (404)."""
@@ -91,7 +75,7 @@ class Learning:
 
     def inspect(self) -> None:
         """Begin to look at the pictures. Raises `Refusal` (409)."""
-        self._begin("inspect", self._inspect)
+        self._work.begin("inspect", self._inspect)
 
     def learn(self, name: str) -> None:
         """Begin to learn a model of this name. Raises `Refusal` (409, 422)."""
@@ -101,53 +85,22 @@ class Learning:
             raise Refusal(409, "There is a model of this name already. Choose another one.")
         if len(self._names) < FEWEST_NORMALS:
             raise Refusal(422, f"At least {FEWEST_NORMALS} pictures are needed, there are {len(self._names)}.")
-        self._begin("fit", lambda: self._learn(name))
-
-    def _require_rest(self) -> None:
-        if self._work is not None and not self._work.done():
-            raise Refusal(409, "The station is looking or learning just now. Wait for its end.")
-
-    def _begin(self, stage: str, work: Callable[[], dict[str, Any]]) -> None:
-        with self._lock:
-            self._require_rest()
-            found = self._said["findings"]
-            self._said = _nothing() | {"state": "working", "stage": stage, "findings": found}
-            self._work = self._pool.submit(self._run, work)
-
-    def _run(self, work: Callable[[], dict[str, Any]]) -> None:
-        try:
-            done = {"state": "done"} | work()
-        except (BlemishError, OSError, MemoryError) as error:
-            done = {"state": "failed", "error": str(error) or "not enough memory"}
-        except Exception:
-            _log.exception("learning failed")
-            done = {"state": "failed", "error": "A fault of the station; its log says more."}
-        with self._lock:
-            self._said |= done
+        self._work.begin("fit", lambda: self._learn(name))
 
     def _progress(self, stage: str, done: int, total: int) -> None:
-        with self._lock:
-            self._said |= {"stage": "inspect" if stage == "train" else stage, "done": done, "total": total}
+        self._work.progress("inspect" if stage == "train" else stage, done, total)
 
     def _inspect(self) -> dict[str, Any]:
         found = inspect_dataset(open_dataset(self._tray), device=self._device, progress=self._progress)
-        return {"findings": _findings(found)}
+        with self._lock:
+            self._findings = _findings(found)
+        return {}
 
     def _learn(self, name: str) -> dict[str, Any]:
         detector = Detector(false_alarm_rate=_rate_for(len(self._names)), on_error="skip")
         detector.fit(self._tray, progress=self._progress)
-        path = self._made / f"{secrets.token_hex(8)}.blemish"
-        detector.save(path)
-        self._logbook.add_model(name, path.name, how="learned", base=None).result()
-        self._models.put(name, path)
+        self._revising.keep(name, detector, how="learned")
         return {"learned": name, "rate": detector.false_alarm_rate}
-
-
-def _nothing() -> dict[str, Any]:
-    return {
-        "state": "idle", "stage": None, "done": 0, "total": 0, "findings": None, "error": None, "learned": None,
-        "rate": None,
-    }  # fmt: skip
 
 
 def _rate_for(count: int) -> float:

@@ -201,6 +201,13 @@ class Logbook:
         )
         return [row["p_value"] for row in rows]
 
+    def told(self, model: str) -> dict[str, dict[str, Any]]:
+        """The latest verdict of each picture that a model judged, by digest: `time`, `anomalous`, `said`."""
+        rows = self._rows(
+            f"SELECT picture, time, anomalous, {_SAID} AS said FROM verdicts WHERE model = ? ORDER BY id", (model,)
+        )
+        return {row["picture"]: row for row in rows}
+
     def scores(self, model: str, digest: str, *, after: int) -> list[tuple[int, float]]:
         """Number and score of each verdict of one version of a model, behind one of a number, the oldest first."""
         rows = self._rows(

@@ -118,6 +118,10 @@ class Models:
             known = self.loaded().get(name)
             return self._load(name, path) if known is None else known
 
+    def read(self, name: str) -> Loaded:
+        """The model of a name from its file, beside the one that answers. Raises what `get` raises."""
+        return self._read(name, self.path(name))
+
     def settle(self) -> None:
         """Wait until replaced files that were noticed are loaded."""
         for coming in list(self._coming.values()):

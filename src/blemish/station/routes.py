@@ -106,6 +106,7 @@ async def show_model(name: str, here: Here) -> dict[str, Any]:
         "facts": facts(loaded.detector),
         "held_out": None if known is None else known.n_groups,
         "lowest_rate": None if known is None else 1 / (known.n_groups + 1),
+        "versions": await asyncio.to_thread(here.revising.history, name),
         "drift": await asyncio.to_thread(here.watching.drift, loaded),
     }
 
@@ -195,6 +196,47 @@ def list_p_values(name: str, here: Here, days: Annotated[float, Query(gt=0, le=3
 @router.get("/v1/pictures/{digest}", summary="A kept picture, as a JPEG", response_class=Response)
 async def show_picture(digest: str, here: Here, side: Side = 1024) -> Response:
     return Response(await here.picture(digest, side=side), media_type="image/jpeg")
+
+
+@router.post("/v1/models/{name}/revise", summary="Make a new version, to be looked at first", status_code=202)
+async def revise_model(
+    name: str,
+    here: Here,
+    rate: Annotated[float | None, Query(gt=0, lt=1, description="Another false-alarm rate.")] = None,
+    days: Annotated[
+        float | None, Query(gt=0, le=366, description="From feedback; all pictures of these days set the threshold.")
+    ] = None,
+) -> dict[str, Any]:
+    await here.model(name)
+    if (rate is None) == (days is None):
+        raise Refusal(422, "rate or days: expected one of them.")
+    if rate is not None:
+        here.revising.try_rate(name, rate)
+    elif days is not None:
+        here.revising.try_feedback(name, days)
+    return here.work.status()
+
+
+@router.get("/v1/revision", summary="How far the new version has come, and what it would change")
+def show_revision(here: Here) -> dict[str, Any]:
+    return here.work.status()
+
+
+@router.post("/v1/revision/save", summary="Let the new version answer from now on")
+def save_revision(here: Here) -> dict[str, Any]:
+    return {"model": here.revising.save()}
+
+
+@router.delete("/v1/revision", summary="Forget the new version")
+def discard_revision(here: Here) -> dict[str, Any]:
+    here.revising.discard()
+    return here.work.status()
+
+
+@router.post("/v1/models/{name}/undo", summary="Go back to the version before")
+def undo_revision(name: str, here: Here) -> dict[str, Any]:
+    here.revising.undo(name)
+    return {"model": name, "versions": here.revising.history(name)}
 
 
 @router.get("/v1/learning", summary="The pictures to learn from, what was found, how far it has come")

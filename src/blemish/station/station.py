@@ -30,7 +30,9 @@ from .limits import Limits
 from .logbook import Logbook, Verdict
 from .meters import Meters
 from .models import Loaded, Models
+from .revising import Revising
 from .watching import Watching
+from .work import Work
 
 _log = logging.getLogger("blemish")
 _DRAWN_BYTES = 64_000_000
@@ -44,7 +46,9 @@ class Station:
         self, models: Models, logbook: Logbook, *, limits: Limits, keep_pictures: bool = True, device: str = "auto"
     ) -> None:
         self.models, self.logbook, self.limits, self.meters = models, logbook, limits, Meters()
-        self.learning = Learning(logbook.folder, models, logbook, device=device)
+        self.work = Work()
+        self.revising = Revising(logbook.folder, models, logbook, self.work)
+        self.learning = Learning(logbook.folder, models, self.revising, self.work, device=device)
         self.watching = Watching(logbook)
         self._keep_pictures = keep_pictures
         self._judge = Judge(limits, batch_done=self.meters.batch_done)
@@ -55,7 +59,7 @@ class Station:
     def close(self) -> None:
         """Judge and write what waits; then nothing runs any more."""
         self._judge.close()
-        self.learning.close()
+        self.work.close()
         self.logbook.close()
         self.models.close()
 

@@ -272,6 +272,7 @@ async function showModel() {
   $("rate").disabled = !has;
   if (has) $("rate").value = 100 * (Math.log(state.card.false_alarm_rate / state.card.lowest_rate) / Math.log(0.5 / state.card.lowest_rate));
   showRate();
+  showRevision(await askJson("/v1/revision"));
 }
 
 function showRate() {
@@ -286,10 +287,58 @@ function showRate() {
   const now = state.card.false_alarm_rate;
   $("rate-shown").textContent = percent(rate);
   $("rate").setAttribute("aria-valuetext", percent(rate));
+  state.rate = rate;
   $("rate-words").textContent = state.p_values.length
     ? t("rate_words", { rate: percent(rate), flagged: above(rate), count: state.p_values.length, now: percent(now), before: above(now) })
     : t("rate_none");
 }
+
+// A new version of the model: tried first, then saved
+
+function showRevision(status) {
+  const works = status.state === "working";
+  $("revising").hidden = !works;
+  $("revise-bar").value = status.total ? status.done / status.total : 0;
+  for (const id of ["revise", "try-rate"]) $(id).disabled = works || state.card?.lowest_rate == null;
+  $("undo").disabled = works || !state.card?.versions.length;
+  const tried = status.state === "done" && status.tried && status.model === $("models").value;
+  $("preview").hidden = !tried;
+  if (!tried) return;
+  const { fine, defect } = status.tried;
+  const rows = [["tried_fine", fine], ["tried_defect", defect]].filter(([, row]) => row.pictures);
+  const words = rows.map(([key, row]) => t(key, { count: row.pictures, before: row.flagged_before, after: row.flagged_after }));
+  if (status.sample) words.unshift(t("tried_from", { learned: status.learned_from, sample: status.sample }));
+  if (!rows.length) words.push(t("tried_nothing"));
+  $("preview-rows").replaceChildren(...words.map((line) => h("li", {}, line)));
+  $("preview-promise").textContent = t("tried_promise", { rate: percent(status.promise.false_alarm_rate), count: status.promise.held_out });
+}
+
+async function revise(query) {
+  let status = await askJson(`/v1/models/${encodeURIComponent($("models").value)}/revise?${query}`, { method: "POST" });
+  showRevision(status);
+  while (status.state === "working") {
+    await new Promise((done) => setTimeout(done, 300));
+    status = await askJson("/v1/revision");
+    showRevision(status);
+  }
+  if (status.error) note(status.error);
+  else $("save").focus();
+}
+
+async function settleRevision(path, method, words) {
+  await askJson(path, { method });
+  await go("model");
+  if (words) note(t(words), "good");
+}
+
+/** What a button does, and one line where it cannot. */
+const trying = (work) => async () => {
+  try {
+    await work();
+  } catch (error) {
+    note(error.message);
+  }
+};
 
 async function loadCard() {
   const name = $("models").value;
@@ -434,6 +483,11 @@ function listen() {
   });
   $("opacity").addEventListener("input", () => { $("overlay").style.opacity = $("opacity").value / 100; });
   $("rate").addEventListener("input", showRate);
+  $("try-rate").addEventListener("click", trying(() => revise(`rate=${state.rate.toPrecision(3)}`)));
+  $("revise").addEventListener("click", trying(() => revise(`days=${$("sample").value}`)));
+  $("save").addEventListener("click", trying(() => settleRevision("/v1/revision/save", "POST", "saved")));
+  $("discard").addEventListener("click", trying(() => settleRevision("/v1/revision", "DELETE")));
+  $("undo").addEventListener("click", trying(() => settleRevision(`/v1/models/${encodeURIComponent($("models").value)}/undo`, "POST", "undone")));
   $("filters").addEventListener("change", () => go("history"));
   $("filters").addEventListener("submit", (event) => event.preventDefault());
   $("more").addEventListener("click", () => listHistory(document.querySelector("#rows li:last-child button").dataset.id));
