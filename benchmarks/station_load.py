@@ -65,6 +65,8 @@ class Served:
         )
         assert self.process.stderr is not None
         line = self.process.stderr.readline()
+        if not line.startswith("http"):
+            raise SystemExit(line + self.process.stderr.read())
         self.port = int(line.split("/")[2].rpartition(":")[2])
         threading.Thread(target=self.process.stderr.read, daemon=True).start()
 
