@@ -76,8 +76,8 @@ def trace_detector(detector: Detector, inside: Tensor | None) -> Any:
             instead="Keep fewer vectors or dimensions.",
         )  # fmt: skip
     outputs = ["network.score", *["network.map"] * watched.has_map, *(f"layer.{name}" for name in watched.layers)]
-    _rename(model.graph, dict(zip((value.name for value in model.graph.output), outputs, strict=True)))
-    _rename(model.graph, {model.graph.input[0].name: "network.input"})
+    made = [value.name for value in model.graph.output]
+    _rename(model.graph, dict(zip(made, outputs, strict=True)) | {model.graph.input[0].name: "network.input"})
     return model
 
 
@@ -146,11 +146,16 @@ def _quiet() -> Iterator[None]:
 
 
 def _rename(graph: Any, names: dict[str, str]) -> None:
-    """Give values other names, wherever they are made or used."""
+    """Give values these names wherever they are made or used, and all others a prefix, apart from names of our own."""
+
+    def found(name: str) -> str:
+        return names.get(name, f"core.{name}" if name else "")
+
     for node in graph.node:
         for kept in (node.input, node.output):
-            for i, name in enumerate(kept):
-                kept[i] = names.get(name, name)
-    for values in (graph.input, graph.output, graph.value_info):
+            kept[:] = [found(name) for name in kept]
+        node.name = f"core.{node.name}"
+    for values in (graph.input, graph.output, graph.initializer):
         for value in values:
-            value.name = names.get(value.name, value.name)
+            value.name = found(value.name)
+    del graph.value_info[:]

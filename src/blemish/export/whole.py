@@ -39,7 +39,9 @@ def check_exportable(detector: Detector) -> None:
     )
     for refused, what, expected, got in rules:
         if refused:
-            raise ArgumentError.about(what, expected=f"{expected}, to be exported", got=got)
+            raise ArgumentError.about(
+                what, expected=f"{expected}, to be exported", got=got, instead="Fit again, for a model to be exported."
+            )
 
 
 def build(detector: Detector, model: str | Path | None) -> Any:

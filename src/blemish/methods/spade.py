@@ -163,8 +163,9 @@ class SPADE(LeavingMethod):
         kappa = min(self.kappa, neighbours.shape[1] * gallery.shape[1])
         grids = []
         for vectors, images in zip(_vectors(layer), neighbours, strict=True):
-            # One image at a time: no copy of the gallery, and products of bounded size.
-            found = nearest_squared(vectors, (gallery[image].float() for image in images.tolist()), kappa)
+            # One image at a time: a small copy, and products of bounded size.
+            banks = (gallery.index_select(0, image[None])[0].float() for image in images)
+            found = nearest_squared(vectors, banks, kappa)
             grids.append(found.mean(dim=1))
         return torch.stack(grids).reshape(-1, *layer.shape[2:])
 

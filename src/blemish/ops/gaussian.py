@@ -472,5 +472,7 @@ def _traces(squares: Tensor) -> Tensor:
 def _chunks(positions: int, bytes_each: int) -> Iterator[slice]:
     """Cut the positions so that a chunk's temporaries stay within the working memory."""
     step = max(1, _CHUNK_BYTES // max(1, bytes_each))
+    if torch.compiler.is_compiling():  # a graph has its own memory, and a node for each operation on each chunk
+        step = positions
     for start in range(0, positions, step):
         yield slice(start, min(start + step, positions))

@@ -149,6 +149,9 @@ class ExactIndex:
         if k == 1:
             _, indices = self._scan(queries, 1)
             return self._distances(queries, indices), indices
+        if torch.compiler.is_compiling():  # a graph cannot look again where a value is doubtful, so it takes all pairs
+            squared = torch.cat([self._distances_to_all(query) for query in queries])
+            return squared.topk(k, largest=False)  # of which, in ONNX, equal ones come lowest index first
         spare = min(k + _SPARE, len(self))
         bounds, indices = self._scan(queries, spare)
         squared, indices = _sorted(self._distances(queries, indices), indices)

@@ -1,0 +1,202 @@
+"""Exported files beside their detectors: do they say the same, how fast are they, how soon is the first verdict there?
+
+    python benchmarks/export.py parity DATA [DATA ...] --methods padim,patchcore --images 300
+    python benchmarks/export.py speed DATA --weights resnet18.pth
+
+`parity` fits each method on the training images, exports it, which compares the images of the fit, and then judges the
+test images both ways; of a data set with few normal images `--rate` is the false-alarm rate. `speed` prints ms an image
+from pixels in memory to score, map and verdict, one fresh process a row: ours with one and with eight images a batch,
+and the file, which takes one picture at a time, on ONNX Runtime and on OpenVINO (in float32; there the resize is not
+ours bit for bit). Then the time from the start of a process to the first verdict, and what is installed for it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+import tempfile
+from importlib.metadata import distribution
+from pathlib import Path
+from time import perf_counter
+from typing import Any
+
+import numpy as np
+from _measure import median_seconds, peak_bytes, run_json, write
+
+ROWS = [(method, backbone, threads) for method in ("padim", "patchcore") for backbone in ("compact", "resnet18")
+        for threads in (1, 2)]  # fmt: skip
+DEVICE = ("numpy", "pillow", "onnxruntime", "protobuf", "flatbuffers", "packaging")
+"""What run.py needs, and what that needs."""
+
+
+def parity(options: argparse.Namespace) -> list[dict[str, Any]]:
+    """One row a data set and method."""
+    from blemish import METHODS, Detector, open_dataset
+    from blemish.export.parity import open_session, pixels_of
+    from blemish.export.write import export_model
+
+    rows = []
+    for data in options.data:
+        dataset = open_dataset(data)
+        train, test = dataset.train_images(), dataset.test_images()
+        train = train.subset(list(range(min(options.images, len(train)))))
+        test = test.subset(list(range(0, len(test), max(1, len(test) // options.images))))
+        for name in options.methods.split(","):
+            detector = Detector(method=METHODS[name](), false_alarm_rate=options.rate).fit(train)
+            with tempfile.TemporaryDirectory() as folder:
+                made = export_model(detector, Path(folder, "m.onnx"), images=train)
+                import onnx
+
+                session = open_session(onnx.load(made.path))
+            outputs = [output.name for output in session.get_outputs()]
+            score = map = 0.0
+            largest, verdicts = 1e-30, 0
+            for i, decision in enumerate(detector.predict(test)):
+                ran = session.run(None, {"pixels": pixels_of(test.load(i), decision.name)})
+                found = dict(zip(outputs, ran, strict=True))
+                largest = max(largest, abs(decision.score))
+                score = max(score, abs(decision.score - float(found["score"][0])))
+                verdicts += decision.is_anomalous != bool(found["anomalous"][0])
+                if decision.map is not None:
+                    away = np.nanmax(np.abs(decision.map - found["map"][0])) / np.nanmax(np.abs(decision.map))
+                    map = max(map, float(away))
+            fit = made.parity
+            rows.append({
+                "data": Path(data).name, "method": name, "fit images": fit.images, "score": fit.score, "map": fit.map,
+                "nearest to threshold": fit.nearest, "test images": len(test), "test score": score / largest,
+                "test map": map if fit.map is not None else None, "verdicts that differ": verdicts,
+                "MB": round(made.bytes / 1e6, 1),
+            })  # fmt: skip
+            print(json.dumps(rows[-1]), flush=True)
+    return rows
+
+
+def pictures(data: str, count: int) -> list[Any]:
+    """Decoded test images."""
+    from blemish import open_dataset
+
+    test = open_dataset(data).test_images()
+    return [np.asarray(test.load(i)) for i in range(0, len(test), max(1, len(test) // count))][:count]
+
+
+def prepare(options: argparse.Namespace, folder: Path) -> None:
+    """Fit and export each detector once."""
+    from blemish import METHODS, Detector, open_dataset
+    from blemish.export.write import export_model
+
+    train = open_dataset(options.data[0]).train_images()
+    train = train.subset(list(range(min(100, len(train)))))
+    for method, backbone in dict.fromkeys((method, backbone) for method, backbone, _ in ROWS):
+        weights = options.weights if backbone == "resnet18" else None
+        detector = Detector(method=METHODS[method](backbone=backbone, weights=weights)).fit(train)
+        detector.save(folder / f"{method}-{backbone}.blemish")
+        (folder / f"{method}-{backbone}").mkdir()
+        export_model(detector, folder / f"{method}-{backbone}" / "m.onnx", images=train)
+
+
+def measure(options: argparse.Namespace) -> dict[str, Any]:
+    """One contender, in a process of its own."""
+    shown = pictures(options.data[0], options.pictures)
+    path = Path(options.one)
+    if path.suffix == ".blemish":
+        from blemish import Detector
+
+        detector = Detector.load(path)
+        detector.batch_size, detector.workers = options.batch, 1
+        seconds = median_seconds(lambda: list(detector.predict(shown)), 3)
+    elif options.runtime == "onnxruntime":
+        import onnxruntime
+
+        settings = onnxruntime.SessionOptions()
+        settings.intra_op_num_threads = options.threads
+        session = onnxruntime.InferenceSession(path, settings, providers=["CPUExecutionProvider"])
+        seconds = median_seconds(lambda: [session.run(None, {"pixels": picture[None]}) for picture in shown], 3)
+    else:
+        import openvino
+
+        settings = {"INFERENCE_NUM_THREADS": options.threads, "INFERENCE_PRECISION_HINT": "f32"}
+        model = openvino.Core().compile_model(str(path), "CPU", settings)
+        seconds = median_seconds(lambda: [model({"pixels": picture[None]}) for picture in shown], 3)
+    return {"ms": 1e3 * seconds / len(shown), "peak_mb": peak_bytes() / 1e6}
+
+
+def speed(options: argparse.Namespace) -> dict[str, Any]:
+    """The table of times, cold starts and sizes."""
+    rows: list[dict[str, Any]] = []
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        prepare(options, folder)
+        for method, backbone, threads in ROWS:
+            model, file = folder / f"{method}-{backbone}.blemish", folder / f"{method}-{backbone}" / "m.onnx"
+            contenders = {
+                "torch, batch 1": [model, "--batch", 1], "torch, batch 8": [model, "--batch", 8],
+                "onnxruntime": [file, "--runtime", "onnxruntime"], "openvino": [file, "--runtime", "openvino"],
+            }  # fmt: skip
+            row: dict[str, Any] = {"method": method, "backbone": backbone, "threads": threads}
+            for contender, (place, *more) in contenders.items():
+                command = [sys.executable, __file__, "speed", options.data[0], "--pictures", options.pictures]
+                command += ["--threads", threads, "--one", place, *more]
+                os.environ["OMP_NUM_THREADS"] = str(threads)
+                found = run_json([str(part) for part in command])
+                row |= {contender: round(found["ms"], 1), f"{contender}, MB": round(found["peak_mb"])}
+            rows.append(row)
+            print(json.dumps(row), flush=True)
+        picture = folder / "one.png"
+        from PIL import Image
+
+        Image.fromarray(pictures(options.data[0], 1)[0]).save(picture)
+        file = folder / "padim-compact" / "m.onnx"
+        starts = {
+            "run.py": [file.with_name("run.py"), file, picture],
+            "blemish predict": ["-m", "blemish", "predict", folder / "padim-compact.blemish", picture],
+        }
+        cold = {what: round(first_verdict([str(part) for part in command]), 2) for what, command in starts.items()}
+    ours = ("torch", "torchvision", "scipy", "scikit-learn", "numpy", "pillow", "matplotlib", "sympy", "networkx")
+    sizes = {"run.py": installed_mb(DEVICE), "blemish predict": installed_mb(ours)}
+    print(json.dumps({"seconds to the first verdict": cold, "MB installed": sizes}))
+    return {"rows": rows, "cold": cold, "sizes": sizes}
+
+
+def first_verdict(command: list[str]) -> float:
+    """Seconds of a whole process, the fastest of three."""
+    seconds = []
+    for _ in range(3):
+        start = perf_counter()
+        subprocess.run([sys.executable, *command], capture_output=True, check=True)
+        seconds.append(perf_counter() - start)
+    return min(seconds)
+
+
+def installed_mb(packages: tuple[str, ...]) -> int:
+    """Megabytes on the disk of these packages."""
+    files = [file.locate() for name in packages for file in distribution(name).files or ()]
+    return round(sum(Path(str(file)).stat().st_size for file in files if Path(str(file)).is_file()) / 1e6)
+
+
+def main() -> None:
+    """Read the options, and do what they say."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("what", choices=("parity", "speed"))
+    parser.add_argument("data", nargs="+")
+    parser.add_argument("--methods", default="padim,patchcore,subspace,knn,gaussian,ocsvm,svdd")
+    parser.add_argument("--images", type=int, default=300)
+    parser.add_argument("--rate", type=float, default=0.05)
+    parser.add_argument("--weights", help="of ResNet-18, for `speed`")
+    parser.add_argument("--pictures", type=int, default=16)
+    parser.add_argument("--out", type=Path, help="JSON file for the rows")
+    parser.add_argument("--one", help=argparse.SUPPRESS)
+    parser.add_argument("--batch", type=int, default=1, help=argparse.SUPPRESS)
+    parser.add_argument("--threads", type=int, default=1, help=argparse.SUPPRESS)
+    parser.add_argument("--runtime", default="", help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if options.one:
+        print(json.dumps(measure(options)))
+        return
+    write(options.out, parity(options) if options.what == "parity" else speed(options))
+
+
+if __name__ == "__main__":
+    main()
