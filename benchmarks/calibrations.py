@@ -45,13 +45,18 @@ RATES = (0.01, 0.02, 0.05, 0.1)
 
 def nearest(learned: Floats, rows: Floats) -> Floats:
     """Mean squared distance to the K nearest."""
-    squared = ((rows[:, None] - learned) ** 2).sum(axis=2)
+    squared = squared_distances(rows, learned)
     found: Floats = np.partition(squared, K - 1, axis=1)[:, :K].mean(axis=1)
     return found
 
 
+def squared_distances(a: Floats, b: Floats) -> Floats:
+    squared: Floats = (a**2).sum(axis=1)[:, None] + (b**2).sum(axis=1) - 2 * a @ b.T
+    return squared.clip(0)
+
+
 def nearest_left_out(rows: Floats) -> Floats:
-    squared = ((rows[:, None] - rows) ** 2).sum(axis=2)
+    squared = squared_distances(rows, rows)
     np.fill_diagonal(squared, np.inf)
     found: Floats = np.partition(squared, K - 1, axis=1)[:, :K].mean(axis=1)
     return found
@@ -193,14 +198,14 @@ def simulate() -> None:
     print_table(["rule", "calibration", "n", "asked for", "guaranteed", "realised"], rows)
 
 
-def features(paths: list[str], out: Path) -> None:
+def features(paths: list[str], out: Path, side: int) -> None:
     """Pooled features of `compact`, of every image of the data sets: `NAME.normal`, `NAME.defects`, for two levels."""
     kept = {}
     for path in paths:
         dataset = open_dataset(path)
         for kind, source in (("train", dataset.train_images()), ("test", dataset.test_images())):
             method: Any = KNN(taps=("stride8", "stride16"))
-            batches = Batches(source, Preprocess(256), 8, 1, "raise")
+            batches = Batches(source, Preprocess(side), 8, 1, "raise")
             method.extractor_ = method._extractor(method._initial_weights())
             with torch.inference_mode():
                 maps = [[pool(m) for m in method.extractor_(batch.pixels).maps] for batch in batches]
@@ -270,10 +275,10 @@ def full_nearest(_rule: str, rows: Floats, new: Floats, rate: float) -> Floats |
     """`full` of `knn` for many new rows: a nearer new image takes the place of the last of an image's neighbours."""
     if len(rows) < images_needed(rate):
         return None
-    squared = ((rows[:, None] - rows) ** 2).sum(axis=2)
+    squared = squared_distances(rows, rows)
     np.fill_diagonal(squared, np.inf)
     near = np.sort(squared, axis=1)[:, :K]
-    to_new = ((new[:, None] - rows) ** 2).sum(axis=2)
+    to_new = squared_distances(new, rows)
     plus = near.mean(axis=1) - np.maximum(near[:, -1] - to_new, 0) / K
     return made_of(near.mean(axis=1), rate, "full").p_values(nearest(rows, new), plus=plus)
 
@@ -359,7 +364,7 @@ def main() -> None:
     if options.command == "simulate":
         simulate()
     elif options.command == "features":
-        features(options.data, options.out)
+        features(options.data, options.out, options.side)
     elif options.command == "real":
         real(Path(options.data[0]))
     else:

@@ -230,6 +230,17 @@ def test_a_file_whose_parts_do_not_fit_is_refused(kind, tmp_path):
         Detector.load(tmp_path / "other", backbone=BACKBONE)
 
 
+@pytest.mark.parametrize("part", ["peaks", "parts"])
+def test_peaks_and_parts_need_a_threshold(part, tmp_path):
+    from blemish import persist
+
+    make("cross").fit(NORMAL).save(tmp_path / "m")
+    tensors, manifest = persist.load(tmp_path / "m")
+    persist.save(tmp_path / "more", tensors | {f"{part}.scores": tensors["calibration.scores"].clone()}, manifest)
+    with pytest.raises(ModelFileError, match=r"tensors peaks\.\*, parts\.\*: not expected with calibration cross"):
+        Detector.load(tmp_path / "more", backbone=BACKBONE)
+
+
 def test_the_network_is_kept_once_for_all_folds(tmp_path):
     from blemish import persist
 

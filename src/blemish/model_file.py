@@ -154,6 +154,8 @@ def read_seen(
     calibration, peaks, parts = (
         _read_calibration(kept, name, how, false_alarm_rate=false_alarm_rate, certain=certain) for name in _CALIBRATIONS
     )
+    if any(other is not None and other.threshold is None for other in (peaks, parts)):
+        raise ModelFileError(f"tensors peaks.*, parts.*: not expected with calibration {how.calibration}.")
     return learned, calibrated_on, calibration, peaks, parts
 
 
