@@ -1,10 +1,10 @@
 """Why a region was reported: the normal patches that are most like it, and in which simple ways its pixels differ.
 
 The patch at a region's peak is compared with those of all normal images that are given, in the features that the model
-reads, so nothing has to be kept in a model file. Where a method binds patches to positions, only those at the same
-position count. What is said in words is measured on the pixels around the region and around its nearest normal patches:
-brightness, two colours, fine and coarse structure, and the direction of lines. They say what differs, not why the model
-thinks so: its features see more than these words.
+reads, so nothing has to be kept in a model file. Where a method does not learn patches wherever they lie, only those at
+the same position count. What is said in words is measured on the pixels around the region and around its nearest normal
+patches: brightness, two colours, fine and coarse structure, and the direction of lines. They say what differs, not why
+the model thinks so: its features see more than these words.
 """
 
 from __future__ import annotations
