@@ -71,7 +71,7 @@ def run(*arguments, status=0):
 def measured(points):
     choice = study.Choice(
         method="padim", parameters=(), backbone="resnet18", weights="pretrained", taps="default", resize="256",
-        crop=None, held_out=0.2, false_alarm_rate=0.05,
+        crop=None, held_out=0.2, false_alarm_rate=0.05, white_level=None,
     )  # fmt: skip
     return [
         study.Measured(

@@ -9,6 +9,7 @@ import subprocess
 import sys
 from collections import Counter
 from contextlib import closing
+from dataclasses import replace
 from itertools import count
 from pathlib import Path
 from types import SimpleNamespace
@@ -103,6 +104,24 @@ def test_a_method_that_trains_is_a_cell_beside_those_that_share_features(data, t
     assert shared["status"] == "finished"
     assert (trained["image_auroc"], trained["threshold"]) == (expected.image_auroc, expected.threshold)
     assert same([trained]) == same([alone])
+
+
+def test_pictures_of_a_camera_of_ten_bits_are_cells_like_others(tmp_path):
+    random = np.random.default_rng(0)
+    for part, number in (("train/good", 12), ("test/good", 4), ("test/dark", 4)):
+        for depth in ("eight", "ten"):
+            (tmp_path / depth / part).mkdir(parents=True)
+        for i in range(number):
+            levels = random.integers(0, 120 if part == "test/dark" else 256, (32, 32)).astype(np.uint16)
+            Image.fromarray(levels.astype(np.uint8)).save(tmp_path / "eight" / part / f"{i}.png")
+            Image.fromarray(levels * 4).save(tmp_path / "ten" / part / f"{i}.png")
+    (eight,) = run(tmp_path / "8", plan(tmp_path, data=(str(tmp_path / "eight"),), methods=("knn",)))
+    ten = plan(tmp_path, data=(str(tmp_path / "ten"),), methods=("knn",))
+    (said,) = run(tmp_path / "10", replace(ten, white_level=1020))
+    (not_said,) = run(tmp_path / "10", ten)[1:]
+    assert said["white_level"] == "1020"
+    assert said["threshold"] == pytest.approx(eight["threshold"], rel=0.01)  # 8 bits are rounded when resized
+    assert not_said["threshold"] < 0.5 * eight["threshold"]
 
 
 def test_digests_change_with_what_they_digest(data, tmp_path):

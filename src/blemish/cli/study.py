@@ -15,7 +15,7 @@ import typer
 from ..errors import ArgumentError
 from ..files import make_folder, write_whole
 from .console import Speaker, print_rows
-from .options import read_option, read_resize
+from .options import WhiteLevelOption, read_option, read_resize, read_white_level
 from .progress import ProgressView, duration
 
 if TYPE_CHECKING:
@@ -45,6 +45,7 @@ def study(
     resize: Annotated[
         str | None, typer.Option(help="Size of the network's input: SIDE, HEIGHTxWIDTH, or auto.")
     ] = None,
+    white_level: WhiteLevelOption = None,
     held_out: Annotated[
         float | None, typer.Option(help="Share of the normal images that fix the threshold; 0: no threshold.")
     ] = None,
@@ -93,7 +94,7 @@ def study(
         "intervals": intervals,
         "repetitions": repetitions,
     }
-    chosen = _plan(plan, data or [], lists | values | {"resize": resize})
+    chosen = _plan(plan, data or [], lists | values | {"resize": resize, "white_level": read_white_level(white_level)})
     settings = _settings(ray, workers, threads, memory=memory, device=device)
     if dry_run:
         _print_estimate(chosen, settings, out, as_json)

@@ -31,7 +31,13 @@ NAMED = 5
 """Most configurations, or data sets, that a sentence names."""
 DISTURBED = 1.5
 """Ratio of two times of the same work from which a reader is warned."""
-_SETTINGS = {"resize": "input", "crop": "crop", "held_out": "held out", "false_alarm_rate": "false-alarm rate"}
+_SETTINGS = {
+    "resize": "input",
+    "crop": "crop",
+    "held_out": "held out",
+    "false_alarm_rate": "false-alarm rate",
+    "white_level": "white level",
+}
 
 
 class Names:

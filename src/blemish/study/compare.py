@@ -50,6 +50,7 @@ class Choice:
     crop: int | None
     held_out: float
     false_alarm_rate: float
+    white_level: str | None
 
     @classmethod
     def of(cls, row: Row) -> Choice:
@@ -66,6 +67,7 @@ class Choice:
             crop=row["crop"],
             held_out=row["held_out"],
             false_alarm_rate=row["false_alarm_rate"],
+            white_level=row["white_level"] and row["white_level"].strip('"'),
         )
 
     @property
@@ -164,7 +166,7 @@ def _undisturbed(rows: Iterable[Row]) -> list[Row]:
 
 def decoding(row: Row) -> tuple[object, ...]:
     """What the time of decoding depends on."""
-    return row["dataset"], row["resize"], row["crop"], row["device"], row["threads"]
+    return row["dataset"], row["resize"], row["crop"], row["white_level"], row["device"], row["threads"]
 
 
 def _forwarding(row: Row) -> tuple[object, ...]:

@@ -249,7 +249,9 @@ def _forward_ms(extractor: Extractor, shared: _Shared) -> float:
 
 def prepared(dataset: Dataset, cell: Cell, backbone: Backbone) -> Preprocess:
     """How the images of a data set are prepared; `auto` asks for the sizes of all its normal training images."""
-    return settle(Preprocess(cell.resize, cell.crop), dataset.train_images(), multiple=backbone.multiple, levels=False)
+    pixels = Preprocess(cell.resize, cell.crop, cell.white_level)
+    levels = cell.white_level == "auto"
+    return settle(pixels, dataset.train_images(), multiple=backbone.multiple, levels=levels)
 
 
 def decoded(dataset: Dataset, preprocess: Preprocess) -> tuple[Tensor, float]:

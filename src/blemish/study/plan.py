@@ -60,11 +60,16 @@ class Cell:
     false_alarm_rate: float
     intervals: bool
     repetitions: int
+    white_level: float | Literal["auto"] | None = None
+    """Of the data set's 16-bit files."""
 
     @property
     def key(self) -> str:
         """The same for the same cell, on any machine that has the data in the same place."""
-        text = json.dumps(asdict(self), sort_keys=True)
+        values = asdict(self)
+        if self.white_level is None:  # cells of studies from before there was one keep their keys
+            del values["white_level"]
+        text = json.dumps(values, sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()[:16]
 
     @property
@@ -90,7 +95,8 @@ def groups(cells: Iterable[Cell]) -> tuple[Group, ...]:
     for cell in cells:
         initialisation = cell.seed if cell.weights == "random" else None
         precision = dict(cell.parameters).get("precision")
-        same = (cell.dataset, cell.backbone, cell.weights, initialisation, cell.resize, cell.crop, precision)
+        pixels = (cell.resize, cell.crop, cell.white_level)
+        same = (cell.dataset, cell.backbone, cell.weights, initialisation, pixels, precision)
         bundles.setdefault(same, []).append(cell)
     return tuple(Group(tuple(bundle)) for bundle in bundles.values())
 
@@ -113,6 +119,7 @@ class StudyPlan:
     preset: `default` (the images' own aspect ratio at the area of 256 x 256, nothing cropped, a fifth of the normal
         images held out) or `paper` (256, crop 224, none held out, each method's parameters of its paper).
     resize: another input size in pixels: a side, height and width, `auto`, or `auto:SIDE`.
+    white_level: of 16-bit files: 1023 for a camera of 10 bits, 4095 for 12; `auto`; None: 65535.
     held_out: share of the normal images that fix the threshold; 0: no threshold; None: the preset's.
     false_alarm_rate: the share of normal images that may be called anomalous.
     intervals: 95 % bootstrap intervals of the image figures.
@@ -128,6 +135,7 @@ class StudyPlan:
     weights: str = "pretrained"
     preset: Preset = "default"
     resize: int | tuple[int, int] | str | None = None
+    white_level: float | Literal["auto"] | None = parameter(None, above=0, at_most=65535)
     held_out: float | None = parameter(None, at_least=0, below=1)
     false_alarm_rate: float = parameter(0.05, above=0, below=1)
     intervals: bool = True
@@ -200,6 +208,7 @@ class StudyPlan:
                 false_alarm_rate=float(self.false_alarm_rate),
                 intervals=self.intervals,
                 repetitions=self.repetitions,
+                white_level=self.white_level,
             )
 
     def _folders(self) -> list[str]:

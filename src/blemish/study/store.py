@@ -37,6 +37,7 @@ _CELL = {
     "crop": "INTEGER",
     "held_out": "REAL NOT NULL",
     "false_alarm_rate": "REAL NOT NULL",
+    "white_level": "TEXT",  # JSON; NULL: the file's own
 }
 FIGURES = {
     **{name: "REAL" for name, row in TABLE.items() if not row.is_count},
@@ -191,6 +192,7 @@ def _identity(cell: Cell) -> dict[str, Any]:
         "parameters": json.dumps(dict(cell.parameters)),
         "taps": "+".join(cell.taps) if cell.taps else None,
         "resize": json.dumps(cell.resize),
+        "white_level": None if cell.white_level is None else json.dumps(cell.white_level),
     }
 
 
