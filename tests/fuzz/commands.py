@@ -48,6 +48,7 @@ from blemish.study.run import LocalExecutor
 from calls import CALLS, begin, commands, prepare
 
 MOST_WAITING = 20.0  # by the clock
+LONGEST = 3600  # of a real process, which has the whole demo among its work, on the busiest machine
 MOST_SECONDS = 2.0  # of this process, so that a busy machine finds nothing; for what is no work that was asked for
 LONG = ("steps", "epochs", "repetitions", "images", "every", "pretrain", "warm_up", "batches", "ray", "blocks")
 """What may rightly take long."""
@@ -221,7 +222,10 @@ def in_process(words: list[str]) -> str:
 def as_process(words: list[str]) -> str:
     """Run a command line in a process of its own; raises `Fault`."""
     command = [sys.executable, "-m", "blemish", *words]
-    done = subprocess.run(command, capture_output=True, check=False, timeout=600)
+    try:
+        done = subprocess.run(command, capture_output=True, check=False, timeout=LONGEST)
+    except subprocess.TimeoutExpired as hang:
+        raise Fault(f"took more than {LONGEST} s") from hang
     return judge(done.returncode, None, (done.stdout + done.stderr).decode("utf-8", "replace"))
 
 
@@ -295,14 +299,17 @@ def main() -> int:
         pages = int(held.read_text().split()[0])
         resource.setrlimit(resource.RLIMIT_AS, (pages * resource.getpagesize() + (8 << 30), resource.RLIM_INFINITY))
     counts, faults = Counter[str](), 0
-    for found, wrong in fuzz(given.count, seed=given.seed, processes=given.processes):
-        counts[found] += 1
-        faults += bool(wrong)
-        if wrong:
-            print(f"FAULT {wrong}", flush=True)
-    for name, times in sorted(counts.items()):
-        print(f"{name:30} {times:6}")
-    print(f"{given.count} command lines, {given.processes} as real processes, {faults} faults")
+    try:
+        for found, wrong in fuzz(given.count, seed=given.seed, processes=given.processes):
+            counts[found] += 1
+            faults += bool(wrong)
+            if wrong:
+                print(f"FAULT {wrong}", flush=True)
+    finally:  # also where somebody stops it
+        for name, times in sorted(counts.items()):
+            print(f"{name:30} {times:6}")
+        done = counts.total()
+        print(f"{done} command lines, {min(done, given.processes)} as real processes, {faults} faults")
     return min(1, faults)
 
 
