@@ -15,8 +15,8 @@ import numpy as np
 from blemish.metrics import binomial_interval
 from blemish.metrics.paired import paired_differences, ranks
 
-REPETITIONS = 500
-DRAWS = 200
+REPETITIONS = 200
+DRAWS = 100
 """Of the bootstrap, and of the swaps."""
 
 
@@ -52,8 +52,8 @@ def auroc_of(a, b, anomalous):
 
 def main():
     print("| images | groups of | true AUROCs | interval covers (95 %) | p at most 5 % |\n|---|---|---|---|---|")
-    for size, together in ((20, 1), (40, 1), (40, 4)):
-        for gains in ((1.5, 1.5), (2.5, 1.5), (4.0, 3.5)):
+    for size, together in ((20, 1), (40, 4)):
+        for gains in ((1.5, 1.5), (2.5, 1.5)):
             random = np.random.default_rng(size + together)
             anomalous = np.arange(2 * size) < size
             groups = np.arange(2 * size) // together

@@ -18,6 +18,7 @@ from PIL import Image, ImageDraw, ImageFilter
 from blemish.datasets.layouts import open_dataset
 from blemish.detector import Detector
 from blemish.drift import DriftMonitor, bet, capital, no_bets
+from blemish.images.preprocess import Preprocess
 from blemish.images.source import from_arrays
 from blemish.metrics import binomial_interval
 
@@ -165,15 +166,16 @@ REAL: dict[str, Callable] = {
 }
 
 
-def real(folder, orders=200, before=150, learned=300):
+def real(folder, *, orders=50, before=100, learned=200, judged=452):
     dataset, random = open_dataset(folder), np.random.default_rng(0)
     good = [*dataset.train, *(s.path for s in dataset.test if not s.anomalous)]
-    good = [good[i] for i in random.permutation(len(good))]
+    good = [good[i] for i in random.permutation(len(good))[: learned + judged]]
     photos = [Image.open(path).convert("RGB") for path in good]
-    detector = Detector(calibration="none").fit(from_arrays([np.asarray(photo) for photo in photos[:learned]]))
+    detector = Detector(preprocess=Preprocess(128), calibration="none")
+    detector.fit(from_arrays([np.asarray(photo) for photo in photos[:learned]]))
     scores = {name: scored(detector, [change(photo) for photo in photos[learned:]]) for name, change in REAL.items()}
     bad = [Image.open(s.path).convert("RGB") for s in dataset.test if s.anomalous]
-    bad = scored(detector, [bad[i] for i in random.permutation(len(bad))[:200]])
+    bad = scored(detector, [bad[i] for i in random.permutation(len(bad))[:60]])
     flags = {name: np.mean(found > np.quantile(scores["nothing"], 0.95)) for name, found in scores.items()}
     print({name: f"{share:.0%} of sound images above the 95 % quantile" for name, share in flags.items()})
     print("| after image | change | " + " | ".join(f"n = {n}" for n in (20, 50, 200)) + " |\n|---|---|---|---|---|")

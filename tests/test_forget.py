@@ -24,6 +24,7 @@ KINDS = {
     "padim, float16": lambda: PaDiM(backbone="filters", keep="sums", dimensions=6, storage="float16"),
     "gaussian": lambda: GaussianAD(backbone="filters", keep="sums"),
     "knn": lambda: KNN(backbone="filters"),
+    "patchcore, all patches": lambda: PatchCore(backbone="filters", ratio=1.0),
 }
 
 
@@ -97,10 +98,12 @@ def test_refusals_change_nothing():
     without = Detector(method=PaDiM(backbone="filters"), preprocess=Preprocess(32), calibration="none").fit(IMAGES)
     with pytest.raises(ArgumentError, match="keep: expected sums, without which nothing can be forgotten"):
         without.forget(IMAGES[:1])
+    coreset = Detector(method=PatchCore(backbone="filters"), preprocess=Preprocess(32), calibration="none").fit(IMAGES)
+    with pytest.raises(ArgumentError, match=r"ratio: expected 1, .* got a bank of 3 of 256 patches"):
+        coreset.forget(IMAGES[:1])
+    kernel = Detector(method="ocsvm", preprocess=Preprocess(32), calibration="none")
     with pytest.raises(ArgumentError, match=r"method: expected one that can forget \(.*padim"):
-        Detector(method=PatchCore(backbone="filters"), preprocess=Preprocess(32), calibration="none").fit(
-            IMAGES
-        ).forget(IMAGES[:1])
+        kernel.forget(IMAGES[:1])
     with pytest.raises(NotFittedError):
         KNN().forget([])
 

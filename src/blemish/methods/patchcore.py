@@ -31,11 +31,12 @@ from ..features.patches import (
     unfolding_kernels,
 )
 from ..ops.coreset import CoresetStream, reducing_capacity
+from ..ops.forget import without_rows
 from ..ops.maps import enlarge_and_smooth
 from ..ops.neighbours import Exact, ExactIndex, Index, IndexFactory, Storage, recall
 from ..parameters import count_of, parameter
 from ..tensors import check_tensors
-from ..types import FeatureMaps, Scores
+from ..types import FeatureMaps, ImageBatches, Scores
 from ._base import FitPlan, LeavingMethod, MapMethod, TurnedMethod, one_by_one
 
 _log = logging.getLogger("blemish")
@@ -203,14 +204,17 @@ class PatchCore(MapMethod, TurnedMethod, LeavingMethod):
         seen = self.seen_
         counts: list[int] = []
         for maps in chain([first], features):
-            patches, cells = self._embed(maps).flatten(0, 1), cells_inside(maps, maps.maps[0].shape[2:])
+            patches, cells = self._patches(maps)
             images = len(maps.maps[0])
             counts += [len(patches) // images] * images if cells is None else cells.flatten(1).sum(dim=1).tolist()
-            if cells is not None:  # or what fills the outside would be normal anywhere
-                patches = patches[cells.flatten()]
             stream.add(patches)
             seen += len(patches)
         self._finish(stream, seen, counts if old is None else None)
+
+    def _patches(self, features: FeatureMaps) -> tuple[Tensor, Tensor | None]:
+        """Those in the region of interest, or what fills the outside would be normal anywhere; and which these are."""
+        patches, cells = self._embed(features).flatten(0, 1), cells_inside(features, features.maps[0].shape[2:])
+        return patches if cells is None else patches[cells.flatten()], cells
 
     def _finish(self, stream: CoresetStream, seen: int, counts: list[int] | None = None) -> None:
         """Choose the bank; `counts` says how many patches each image has brought, where none came from elsewhere."""
@@ -242,6 +246,24 @@ class PatchCore(MapMethod, TurnedMethod, LeavingMethod):
             float(torch.linalg.vector_norm(self._project(bank.vectors(part) - vectors[part]), dim=1).max())
             for part in rows.split(_MOVED_PATCHES)  # type: ignore[no-untyped-call]
         )
+
+    def forget(self, images: ImageBatches) -> PatchCore:
+        """Unlearn images that come again, from a bank of all patches: exactly a fit without them.
+
+        A coreset is refused: what it left out because a forgotten patch was near is not there any more.
+        """
+        self._require_fit("forget")
+        if len(self.bank_) != self.seen_ or self._is_approximate():
+            raise ArgumentError.about(
+                "ratio", expected="1, with storage float32 and no index, to forget images",
+                got=f"a bank of {len(self.bank_)} of {self.seen_} patches", instead="Fit again without them.",
+            )  # fmt: skip
+        forgotten = torch.cat([self._patches(maps)[0] for maps in self._features(images)])
+        if len(forgotten) >= self.seen_:
+            raise ArgumentError.about("images", expected="at least one to remain", got="none")
+        self.bank_ = self._factory().build(without_rows(self.bank_.vectors(), forgotten))
+        self.seen_, self.owners_ = len(self.bank_), None
+        return self
 
     def _score(self, features: FeatureMaps) -> Scores:
         size = features.maps[0].shape[2:]
