@@ -42,13 +42,11 @@ def write_explanations(found: Sequence[Explanation], path: str | Path, *, title:
 
 def _card(explanation: Explanation) -> Card:
     nearest = explanation.nearest[0] if explanation.nearest else None
-    like = (
-        ""
-        if nearest is None
-        else f"Right: {Path(nearest.name).name} at {nearest.centre[0]:.0f}, {nearest.centre[1]:.0f}"
-    )
+    beside = ""
+    if nearest is not None:
+        beside = f" beside {Path(nearest.name).name} at {nearest.centre[0]:.0f}, {nearest.centre[1]:.0f}"
     return Card(
-        name=Path(explanation.name).name,
+        name=Path(explanation.name).name + beside,
         kind="; ".join(explanation.differences) or "no simple difference",
         badge="",
         is_wrong=False,
@@ -57,7 +55,7 @@ def _card(explanation: Explanation) -> Card:
         heat=None if nearest is None else _picture(nearest.pixels),
         heat_words="The most similar normal patch",
         is_wide=explanation.pixels.shape[1] > 1.5 * explanation.pixels.shape[0],
-        remark=like,
+        remark="",
     )
 
 
