@@ -74,32 +74,32 @@ def parity(options: argparse.Namespace) -> list[dict[str, Any]]:
     return rows
 
 
-def pictures(data: str, count: int) -> list[Any]:
-    """Decoded test images."""
-    from blemish import open_dataset
-
-    test = open_dataset(data).test_images()
-    return [np.asarray(test.load(i)) for i in range(0, len(test), max(1, len(test) // count))][:count]
-
-
 def prepare(options: argparse.Namespace, folder: Path) -> None:
-    """Fit and export each detector once."""
+    """Fit and export each detector once, and decode test images; in a process of its own, for its memory."""
+    from PIL import Image
+
     from blemish import METHODS, Detector, open_dataset
     from blemish.export.write import export_model
 
+    test = open_dataset(options.data[0]).test_images()
+    chosen = range(0, len(test), max(1, len(test) // options.pictures))
+    shown = [np.asarray(test.load(i)) for i in chosen][: options.pictures]
+    np.savez(folder / "pictures.npz", *shown)
+    Image.fromarray(shown[0]).save(folder / "one.png")
     train = open_dataset(options.data[0]).train_images()
-    train = train.subset(list(range(min(100, len(train)))))
+    train = train.subset(list(range(min(60, len(train)))))
     for method, backbone in dict.fromkeys((method, backbone) for method, backbone, _ in ROWS):
         weights = options.weights if backbone == "resnet18" else None
         detector = Detector(method=METHODS[method](backbone=backbone, weights=weights)).fit(train)
         detector.save(folder / f"{method}-{backbone}.blemish")
         (folder / f"{method}-{backbone}").mkdir()
-        export_model(detector, folder / f"{method}-{backbone}" / "m.onnx", images=train)
+        export_model(detector, folder / f"{method}-{backbone}" / "m.onnx", images=train.subset(list(range(12))))
 
 
 def measure(options: argparse.Namespace) -> dict[str, Any]:
     """One contender, in a process of its own."""
-    shown = pictures(options.data[0], options.pictures)
+    with np.load(options.shown) as kept:
+        shown = list(kept.values())
     path = Path(options.one)
     if path.suffix == ".blemish":
         from blemish import Detector
@@ -128,7 +128,9 @@ def speed(options: argparse.Namespace) -> dict[str, Any]:
     rows: list[dict[str, Any]] = []
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        prepare(options, folder)
+        made = [sys.executable, __file__, "speed", options.data[0], "--prepare", name]
+        made += ["--pictures", str(options.pictures), *(["--weights", options.weights] if options.weights else [])]
+        subprocess.run(made, check=True)
         for method, backbone, threads in ROWS:
             model, file = folder / f"{method}-{backbone}.blemish", folder / f"{method}-{backbone}" / "m.onnx"
             contenders = {
@@ -137,21 +139,19 @@ def speed(options: argparse.Namespace) -> dict[str, Any]:
             }  # fmt: skip
             row: dict[str, Any] = {"method": method, "backbone": backbone, "threads": threads}
             for contender, (place, *more) in contenders.items():
-                command = [sys.executable, __file__, "speed", options.data[0], "--pictures", options.pictures]
-                command += ["--threads", threads, "--one", place, *more]
+                command = [sys.executable, __file__, "speed", options.data[0], "--threads", threads]
+                command += ["--shown", folder / "pictures.npz", "--one", place, *more]
                 os.environ["OMP_NUM_THREADS"] = str(threads)
                 found = run_json([str(part) for part in command])
                 row |= {contender: round(found["ms"], 1), f"{contender}, MB": round(found["peak_mb"])}
             rows.append(row)
             print(json.dumps(row), flush=True)
         picture = folder / "one.png"
-        from PIL import Image
-
-        Image.fromarray(pictures(options.data[0], 1)[0]).save(picture)
-        file = folder / "padim-compact" / "m.onnx"
+        first = "-".join(ROWS[0][:2])
+        file = folder / first / "m.onnx"
         starts = {
             "run.py": [file.with_name("run.py"), file, picture],
-            "blemish predict": ["-m", "blemish", "predict", folder / "padim-compact.blemish", picture],
+            "blemish predict": ["-m", "blemish", "predict", folder / f"{first}.blemish", picture],
         }
         cold = {what: round(first_verdict([str(part) for part in command]), 2) for what, command in starts.items()}
     ours = ("torch", "torchvision", "scipy", "scikit-learn", "numpy", "pillow", "matplotlib", "sympy", "networkx")
@@ -185,13 +185,18 @@ def main() -> None:
     parser.add_argument("--images", type=int, default=300)
     parser.add_argument("--rate", type=float, default=0.05)
     parser.add_argument("--weights", help="of ResNet-18, for `speed`")
-    parser.add_argument("--pictures", type=int, default=16)
+    parser.add_argument("--pictures", type=int, default=12)
     parser.add_argument("--out", type=Path, help="JSON file for the rows")
+    parser.add_argument("--prepare", help=argparse.SUPPRESS)
+    parser.add_argument("--shown", help=argparse.SUPPRESS)
     parser.add_argument("--one", help=argparse.SUPPRESS)
     parser.add_argument("--batch", type=int, default=1, help=argparse.SUPPRESS)
     parser.add_argument("--threads", type=int, default=1, help=argparse.SUPPRESS)
     parser.add_argument("--runtime", default="", help=argparse.SUPPRESS)
     options = parser.parse_args()
+    if options.prepare:
+        prepare(options, Path(options.prepare))
+        return
     if options.one:
         print(json.dumps(measure(options)))
         return
