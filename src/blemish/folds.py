@@ -12,21 +12,19 @@ ALWAYS_LEARNED = -1
 
 
 def pick_calibration(method: Method, groups: Sequence[int], false_alarm_rate: float) -> tuple[str, str]:
-    """The calibration, and why in one line; what is proven comes before what is not, then what learns more images.
+    """The calibration, and why in one line: what is proven, and of that what learns more images.
 
-    `split`, of which nothing is said, holds out a fifth, or up to half. `full` costs a threshold, and has to be named.
+    `split`, of which nothing is said, holds out a fifth, or up to half. `full` has no threshold, and has to be named;
+    so has `loo` without a guarantee.
     """
     count, needed = len(set(groups)), images_needed(false_alarm_rate)
     if count >= 5 * needed or count < needed:  # fewer than needed are refused, whatever leaves them out
         return "split", ""
     few = f"a fifth of {count} images is fewer than the {needed} that {100 * false_alarm_rate:g} % takes"
-    if isinstance(method, LeavesOut) and not method.cannot_leave_out(groups):
-        if not method.unproven(groups):
-            return "loo", f"{few}, and {method.name} can leave each of them out."
-        if count < 2 * needed:
-            return "loo", f"{few}, and to hold out so many would leave too few. `cross` would have a guarantee."
-    elif count < 2 * needed and isinstance(method, FrozenMethod):
-        return "cross", f"{few}, and {method.name} can leave none out without a fit."
+    if isinstance(method, LeavesOut) and not (method.cannot_leave_out(groups) or method.unproven(groups)):
+        return "loo", f"{few}, and {method.name} can leave each of them out, with a guarantee."
+    if count < 2 * needed and isinstance(method, FrozenMethod):
+        return "cross", f"{few}, and to hold out so many would leave too few; so a model for each of several folds."
     return "split", ""
 
 
