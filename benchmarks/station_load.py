@@ -17,13 +17,12 @@ import http.client
 import json
 import os
 import random
-import signal
 import subprocess
 import sys
 import tempfile
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from blemish.datasets.synthetic import write_dataset
@@ -78,14 +77,16 @@ class Served:
             return 0
         return int(pages) * os.sysconf("SC_PAGE_SIZE")
 
-    def end(self, how: signal.Signals = signal.SIGTERM) -> None:
-        """End it, and wait."""
-        self.process.send_signal(how)
+    def end(self) -> None:
+        """End it as a service manager does, and wait."""
+        self.process.terminate()
         self.process.wait()
 
 
-def ask(port: int, contents: list[bytes], take: Callable[[], int | None]) -> tuple[list[float], list[int]]:
-    """One client: seconds of each answer, and the numbers of the verdicts."""
+def ask(
+    port: int, contents: list[bytes], take: Callable[[], int | None], answered: Callable[[], None]
+) -> tuple[list[float], list[int]]:
+    """One client: seconds of each answer, and the numbers of the verdicts; calls `answered` after each."""
     connection = http.client.HTTPConnection("127.0.0.1", port, timeout=120)
     seconds: list[float] = []
     numbers: list[int] = []
@@ -102,11 +103,14 @@ def ask(port: int, contents: list[bytes], take: Callable[[], int | None]) -> tup
             raise SystemExit(f"status {answer.status}: {found}")
         seconds.append(time.perf_counter() - start)
         numbers += [row["id"] for row in found["results"]]
+        answered()
     connection.close()
     return seconds, numbers
 
 
-def load(port: int, contents: list[bytes], clients: int, count: int) -> tuple[list[float], list[int], float]:
+def load(
+    port: int, contents: list[bytes], clients: int, count: int, *, answered: Callable[[], None] = lambda: None
+) -> tuple[list[float], list[int], float]:
     """So many requests by so many clients: seconds of each, numbers of the verdicts, seconds of all."""
     left, lock = iter(range(count)), threading.Lock()
     found: list[tuple[list[float], list[int]]] = []
@@ -115,7 +119,9 @@ def load(port: int, contents: list[bytes], clients: int, count: int) -> tuple[li
         with lock:
             return next(left, None)
 
-    threads = [threading.Thread(target=lambda: found.append(ask(port, contents, take))) for _ in range(clients)]
+    threads = [
+        threading.Thread(target=lambda: found.append(ask(port, contents, take, answered))) for _ in range(clients)
+    ]
     start = time.perf_counter()
     for thread in threads:
         thread.start()
@@ -162,8 +168,13 @@ def kill(model: Path, paths: list[Path], times: int, folder: Path) -> None:
     contents, draw, lost, answered = [path.read_bytes() for path in paths], random.Random(0), 0, 0
     for _ in range(times):
         station = Served(model, folder / "killed", 8)
-        threading.Timer(draw.uniform(0.3, 3.0), station.end, [signal.SIGKILL]).start()
-        _, numbers, _ = load(station.port, contents, 16, 1_000_000)
+        left = iter(range(draw.randrange(1, 60)))  # so many answers, and it is killed while others wait
+
+        def count(left: Iterator[int] = left, process: subprocess.Popen[str] = station.process) -> None:
+            if next(left, None) is None:
+                process.kill()
+
+        _, numbers, _ = load(station.port, contents, 16, 1_000_000, answered=count)
         station.process.wait()
         answered += len(numbers)
         lost += len(set(numbers) - kept(folder / "killed"))
