@@ -268,6 +268,7 @@ def test_a_method_that_no_graph_can_hold_is_named(data, tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.heavy  # a second export: seconds
 def test_a_region_of_interest_is_in_the_graph(data, tmp_path):
     mask = np.zeros((64, 64), bool)
     mask[10:50, 5:40] = True
