@@ -139,6 +139,7 @@ def test_the_file_says_what_was_asked_for():
         "calibration": "split",
         "folds": 10,
         "min_area": 1,
+        "part_by": None,
         "held_out": 0.25,
         "false_alarm_rate": 0.5,
         "certain": None,
