@@ -2,7 +2,7 @@
 
     python benchmarks/drift.py choose
     python benchmarks/drift.py false-alarms
-    python benchmarks/drift.py real ../shared/data/mtd
+    python benchmarks/drift.py real ../shared/data/mtd [METHOD]
 
 The rules are in docs/experiments/drift.md.
 """
@@ -166,12 +166,12 @@ REAL: dict[str, Callable] = {
 }
 
 
-def real(folder, *, orders=50, before=100, learned=200, judged=452):
+def real(folder, method="patchcore", *, orders=50, before=100, learned=200, judged=452):
     dataset, random = open_dataset(folder), np.random.default_rng(0)
     good = [*dataset.train, *(s.path for s in dataset.test if not s.anomalous)]
     good = [good[i] for i in random.permutation(len(good))[: learned + judged]]
     photos = [Image.open(path).convert("RGB") for path in good]
-    detector = Detector(preprocess=Preprocess(128), calibration="none")
+    detector = Detector(method=method, preprocess=Preprocess(128), calibration="none")
     detector.fit(from_arrays([np.asarray(photo) for photo in photos[:learned]]))
     scores = {name: scored(detector, [change(photo) for photo in photos[learned:]]) for name, change in REAL.items()}
     bad = [Image.open(s.path).convert("RGB") for s in dataset.test if s.anomalous]

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
-from scipy.stats import rankdata
+from scipy.stats import norm, rankdata, t
 
 from ..errors import ArgumentError
 from .intervals import Interval
@@ -25,7 +26,7 @@ class FigureDifference:
     a: float
     b: float
     interval: Interval
-    """Of a - b: percentiles of the bootstrap."""
+    """Of a - b: percentiles of the bootstrap, expanded where images or groups are few."""
     p_value: float
     """Two-sided, of the hypothesis that both detectors are as good as each other."""
 
@@ -85,7 +86,7 @@ def paired_differences(
     else:
         sides = np.minimum((bootstrap <= 0).sum(axis=0), (bootstrap >= 0).sum(axis=0))
         p_values = np.minimum(1.0, 2 * (1 + sides) / (repetitions + 1))
-    tail = (1 - confidence) / 2
+    tail = _expanded((1 - confidence) / 2, draw.fewest)
     low, high = np.quantile(bootstrap, (tail, 1 - tail), axis=0)
     return [
         FigureDifference(
@@ -114,10 +115,18 @@ class _Draw:
         self._members = [np.flatnonzero(numbers == number) for number in range(numbers.max() + 1)]
         kinds = np.array([2 * anomalous[images].any() + (~anomalous[images]).any() for images in self._members])
         self._strata = [np.flatnonzero(kinds == kind) for kind in np.unique(kinds)]
+        self.fewest = min(len(groups) for groups in self._strata)
 
     def images(self) -> NDArray[np.intp]:
         chosen = [self._random.choice(groups, groups.size) for groups in self._strata]
         return np.concatenate([self._members[group] for group in np.concatenate(chosen)])
+
+
+def _expanded(tail: float, n: int) -> float:
+    """The tail that percentiles of n draws take: those of few are too narrow (Hesterberg, "What teachers should know
+    about the bootstrap", The American Statistician 2015).
+    """
+    return tail if n < 2 else float(norm.cdf(math.sqrt(n / (n - 1)) * t.ppf(tail, n - 1)))
 
 
 def _figures(statistic: Statistic, images: NDArray[np.intp], swapped: NDArray[np.bool_]) -> NDArray[np.float64]:
