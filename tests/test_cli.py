@@ -182,6 +182,7 @@ def test_settings_reach_the_method(dataset, tmp_path):
         "eps": 0.01,
         "sigma": 2.0,
         "storage": "float32",
+        "keep": "factor",
     }
     assert manifest["detector"]["preprocess"] == {"resize": 256, "crop": 224, "white_level": None}
     assert manifest["detector"]["calibration"] == "none"

@@ -28,15 +28,17 @@ def picture(size, mode):
 
 
 def plainly(preprocess, image, how):
-    """Resize the whole image, then crop."""
+    """Resize columns, then rows of the whole image, then crop."""
     if preprocess.crop is None:
-        return np.asarray(image.resize(preprocess.size[::-1], how))
+        width, height = preprocess.size[::-1]
+        return np.asarray(image.resize((width, image.height), how).resize((width, height), how))
     short = min(image.size)
     width, height = (
         preprocess.resize if side == short else int(preprocess.resize * side / short) for side in image.size
     )
     top, left = round((height - preprocess.crop) / 2), round((width - preprocess.crop) / 2)
-    return np.asarray(image.resize((width, height), how))[top : top + preprocess.crop, left : left + preprocess.crop]
+    resized = image.resize((width, image.height), how).resize((width, height), how)
+    return np.asarray(resized)[top : top + preprocess.crop, left : left + preprocess.crop]
 
 
 @st.composite

@@ -34,7 +34,7 @@ def fold_of(groups: Sequence[int], folds: int, *, seed: int) -> list[int]:
     What remains of the groups is of no fold: every model learns it. Unequal folds would have a weaker bound.
 
     >>> fold_of([0, 1, 2, 2, 3, 4], 2, seed=0)
-    [1, 1, 0, 0, 0, -1]
+    [1, 1, -1, -1, 0, 0]
     """
     count = max(groups) + 1
     drawn = random.Random(seed).sample(range(count), count)

@@ -212,7 +212,7 @@ class GaussianFinetune(FeatureMethod):
                 got="a covariance without full rank",
                 instead="Give more, or different, images.",
             )
-        return mean.float(), (vectors * values.rsqrt()).float()
+        return mean.float(), (vectors * values.rsqrt()).float().contiguous()  # as it comes from a file
 
     def _squared(self, pooled: list[Tensor]) -> list[Tensor]:
         return [_squared_distance(v, whitening) for v, whitening in zip(pooled, self.gaussians_, strict=True)]
