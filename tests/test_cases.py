@@ -13,6 +13,7 @@ from typer.testing import CliRunner
 from blemish import Detector, PaDiM, Preprocess
 from blemish.cli import app
 from blemish.datasets.layouts import open_dataset
+from blemish.drift import DriftMonitor
 from blemish.errors import DatasetError
 
 SIDE = 32
@@ -98,3 +99,24 @@ def test_what_is_packed_says_how_to_open_it(tmp_path):
     (tmp_path / "archive/test_jpg.tar.xz").write_bytes(b"")
     with pytest.raises(DatasetError, match=r"Archives are not read: unpack test_jpg\.tar\.xz\. "):
         open_dataset(tmp_path / "archive")
+
+
+def test_an_ageing_lamp_alarms_and_new_images_repair_the_threshold():
+    def dimmed(first, count, brightness=0.8):
+        return [(drawn(first + i).astype(float) * brightness).astype(np.uint8) for i in range(count)]
+
+    def flagged():
+        return sum(decision.is_anomalous for decision in detector.predict(dimmed(2000, 40)))
+
+    method = PaDiM(backbone="filters", dimensions=20)
+    detector = Detector(method=method, preprocess=Preprocess(SIDE), calibration="split").fit(dimmed(0, 120, 1))
+    alarms = {}
+    for brightness in (1, 0.8):
+        monitor = DriftMonitor.of(detector.calibration_, delta=0.05, seed=0)
+        decisions = detector.predict(dimmed(1000, 60, brightness))
+        alarms[brightness] = [monitor.update(decision.score).is_alarm for decision in decisions]
+    assert not any(alarms[1])
+    assert any(alarms[0.8][:30])
+    assert flagged() > 10
+    detector.recalibrate(images=dimmed(3000, 40))
+    assert flagged() < 6
