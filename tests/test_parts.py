@@ -165,7 +165,8 @@ def test_what_does_not_go_with_parts_is_refused(folder):
     for settings, message in (
         ({"group_by": r"(p\d)"}, "group_by: expected None with part_by"),
         ({"calibration": "cross"}, "part_by: expected None with calibration cross"),
-        ({"part_by": "p"}, "a regular expression with a group in parentheses"),
+        ({"part_by": "p"}, "part_by: expected a regular expression with a group in parentheses"),
+        ({"part_by": "("}, "part_by: expected a regular expression, got"),
     ):
         with pytest.raises(ArgumentError, match=message):
             make(**settings).fit(folder / "train")

@@ -226,7 +226,7 @@ class Detector(Parameterised):
             self._check_size()
 
     def _check_parts(self, part_by: str) -> None:
-        read_pattern(part_by)
+        read_pattern(part_by, of="part_by")
         if self.group_by is not None:
             raise ArgumentError.about("group_by", expected="None with part_by: parts are the groups", got=self.group_by)
         if self.calibration not in (None, "split"):
@@ -692,7 +692,7 @@ class Detector(Parameterised):
 
     def _learned_views(self, learned: ImageSource, part_by: str, progress: Progress | None) -> Views:
         """What the learned images of each view score; nothing where the pattern names no views."""
-        if read_pattern(part_by).groups < 2:
+        if read_pattern(part_by, of="part_by").groups < 2:
             return {}
         images = views_of(learned.names, learned.paths(), part_by)
         some = {view: [i for i, one in enumerate(images) if one.view == view] for view in {one.view for one in images}}

@@ -94,7 +94,7 @@ class Parts:
 
 def views_of(names: Iterable[str], paths: Iterable[str], part_by: str) -> list[View]:
     """The part and the view of each image: first and second group of the pattern in its path."""
-    pattern = read_pattern(part_by)
+    pattern = read_pattern(part_by, of="part_by")
     return [_view(pattern, name, path) for name, path in zip(names, paths, strict=True)]
 
 

@@ -89,17 +89,17 @@ def hold_out(groups: Sequence[int], fraction: float, *, seed: int) -> tuple[list
     return rest, held_out
 
 
-def read_pattern(group_by: str) -> re.Pattern[str]:
-    """The regular expression, with a group in it. Raises `ArgumentError`."""
+def read_pattern(text: str, *, of: str = "group_by") -> re.Pattern[str]:
+    """The regular expression, with a group in it, of a parameter. Raises `ArgumentError`."""
     try:
-        pattern = re.compile(group_by)
+        pattern = re.compile(text)
     except re.error as error:
-        raise ArgumentError.about("group_by", expected="a regular expression", got=f"{group_by!r} ({error})") from None
+        raise ArgumentError.about(of, expected="a regular expression", got=f"{text!r} ({error})") from None
     if not pattern.groups:
         raise ArgumentError.about(
-            "group_by",
+            of,
             expected="a regular expression with a group in parentheses",
-            got=repr(group_by),
+            got=repr(text),
             instead="Put what names a burst or a part into ( ).",
         )
     return pattern

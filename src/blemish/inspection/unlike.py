@@ -59,12 +59,13 @@ def at_its_place(places: Tensor, *, references: int = _REFERENCES) -> Floats:
     `places` is `(n, place, channels)`; channels are brought to one variance. The nearest is looked for among a seeded
     draw of `references` images.
     """
-    places = places / places.std(dim=(0, 1)).clamp_min(1e-12)
+    spread = places.std(dim=(0, 1)).clamp_min(1e-12)
     n = len(places)
     drawn = sorted(random.Random(0).sample(range(n), min(references, n)))
     found = torch.empty(places.shape[:2])
     for place in range(places.shape[1]):
-        distances = torch.cdist(places[:, place], places[drawn, place])
+        own = places[:, place] / spread
+        distances = torch.cdist(own, own[drawn])
         distances[drawn, range(len(drawn))] = torch.inf  # of an image from itself
         found[:, place] = distances.min(dim=1).values
     highest: Floats = found.topk(min(_HIGHEST, found.shape[1]), dim=1).values.mean(dim=1).double().numpy()
