@@ -8,14 +8,14 @@ from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, S
 from dataclasses import dataclass, field, replace
 from math import isfinite, prod
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal
 
 import numpy as np
-import torch
 from torch import Tensor
 
 from . import model_file, persist
-from .calibrate import Calibration, calibrate, images_needed, require_differences, require_images, with_margin
+from .calibrate import Calibration
+from .calibrator import Calibrator, Judged, require_able, require_left_out
 from .choosing.auto import Auto
 from .choosing.candidates import Candidate
 from .choosing.choose import Choice, compare
@@ -46,15 +46,16 @@ from .images.source import (
     sources,
     within,
 )  # fmt: skip
-from .images.tiling import Tiles, Tiling, scored_inside
+from .images.tiling import Tiles, Tiling
 from .localise import Localiser
-from .methods import FeatureMethod, Forgetful, FrozenMethod, Incremental, LeavesOut, Method, ScoresBeside
+from .methods import FeatureMethod, Forgetful, Incremental, LeavesOut, Method, ScoresBeside
 from .methods.registry import METHODS, find_method
 from .ops.neighbours import IndexFactory
 from .parameters import Parameterised, check_parameters, parameter, parameters_of, plain_parameters
 from .parts import Parts, Views, learned_views, views_of
 from .presets import find_preset
 from .progress import Progress
+from .scorer import Scorer
 from .tensors import below, check_finite
 from .types import AnomalousRegion, CalibrationKind, Decision, ImageBatch, PartDecision, Scores, Size
 
@@ -65,15 +66,6 @@ _MOST_PIXELS = 1 << 28
 
 
 _log = logging.getLogger("blemish")
-
-
-class _Judged(NamedTuple):
-    """A normal image by a model that has not learned it."""
-
-    name: str
-    score: float
-    peak: float | None
-    """Of its map, where there is one."""
 
 
 @dataclass(kw_only=True)
@@ -241,17 +233,9 @@ class Detector(Parameterised):
                 "calibration", expected="split with method auto, as images that choose cannot calibrate", got=kind,
                 instead="Name a method, such as the one that `blemish choose` picks.",
             )  # fmt: skip
-        if kind == "cross":
-            return
-        if self.tile is not None:
+        if kind != "cross" and self.tile is not None:
             raise ArgumentError.about("tile", expected=f"None with calibration {kind}", got=self.tile)
-        needed = LeavesOut if kind == "loo" else ScoresBeside
-        if not isinstance(self.method_, needed):
-            able = ", ".join(name for name, method in METHODS.items() if issubclass(method, needed))
-            raise ArgumentError.about(
-                "calibration", expected=f"split or cross with {self.method_.name}", got=kind,
-                instead=f"Methods that can: {able}.",
-            )  # fmt: skip
+        require_able(self.method_, kind)
 
     def _check_size(self) -> None:
         """Refuse an input that is too small for the tiles, or too large for a batch."""
@@ -320,7 +304,7 @@ class Detector(Parameterised):
         """Fit a method; gives the files that were left out."""
         batches = self._batches(images, learn=True)
         batches = batches if known is None else replace(batches, features=known)
-        method.fit(self._tiled(Reporting(batches, stage, progress)))
+        method.fit(self._to_learn(batches, stage, progress))
         return list(batches.skipped)
 
     def choose(
@@ -373,7 +357,7 @@ class Detector(Parameterised):
             fresh = self._grouped(normal_images(images, max_pixels=self.max_pixels))
             _require_any(len(fresh.source))
             changed.calibration, changed.held_out, changed.kept_, changed.skipped_ = "split", None, None, []
-            changed._require(fresh.groups)
+            changed._calibrator.require(fresh.groups)
             changed._calibrate(fresh, progress)
         elif self.calibration_ is None:
             raise NotFittedError("Detector.recalibrate needs a calibrated detector, or new normal images (images=).")
@@ -410,10 +394,10 @@ class Detector(Parameterised):
             else without_copies(self._grouped(normal_images(held_out, max_pixels=self.max_pixels)), of=source)
         )
         if fresh is not None:
-            self._require(fresh.groups)
+            self._calibrator.require(fresh.groups)
         source, digests = with_digests(source)
         batches = self._batches(source, learn=True)
-        method.partial_fit(self._tiled(Reporting(batches, "update", progress)))
+        method.partial_fit(self._to_learn(batches, "update", progress))
         self.images_ += len(batches) - len(batches.skipped)
         self.skipped_ = list(batches.skipped)
         self.learned_ |= frozenset(digests.values())
@@ -444,7 +428,7 @@ class Detector(Parameterised):
             if digest not in self.learned_:
                 raise ArgumentError.about("images", expected="pictures that were learned", got=f"{name}, which was not")
         had_copies = len(self.learned_) != self.images_
-        method.forget(self._tiled(Reporting(self._batches(source, learn=True), "forget", progress)))
+        method.forget(self._to_learn(self._batches(source, learn=True), "forget", progress))
         self.images_ -= len(source)
         if not had_copies:
             self.learned_ -= frozenset(digests)
@@ -499,7 +483,7 @@ class Detector(Parameterised):
 
     def _score_all(self, batches: Batches, progress: Progress | None) -> Iterator[tuple[ImageBatch, Scores]]:
         for batch in Reporting(batches, "predict", progress):
-            scores = self._score(batch)
+            scores = self._scorer.score(batch)
             bad = [name for name, score in zip(batch.names, scores.images.tolist(), strict=True) if not isfinite(score)]
             if bad:
                 raise ArgumentError.about(
@@ -621,16 +605,12 @@ class Detector(Parameterised):
         return kind
 
     def _split(self, grouped: Grouped) -> tuple[ImageSource, Grouped]:
-        train, held_out = hold_out(grouped.groups, self._share_to_hold_out(grouped.groups), seed=self._seed)
+        calibrator = self._calibrator
+        share = calibrator.share_to_hold_out(grouped.groups) if self.held_out is None else self.held_out
+        train, held_out = hold_out(grouped.groups, share, seed=self._seed)
         chosen = grouped.subset(held_out)
-        self._require(chosen.groups, total=len(set(grouped.groups)))
+        calibrator.require(chosen.groups, total=len(set(grouped.groups)))
         return grouped.source.subset(train), chosen
-
-    def _share_to_hold_out(self, groups: Sequence[int]) -> float:
-        if self.held_out is not None:
-            return self.held_out
-        needed = images_needed(self.false_alarm_rate, certain=self.certain) / (max(groups) + 1)
-        return needed if 0.2 < needed <= 0.5 else 0.2
 
     def _choose(self, auto: Auto, train: ImageSource, progress: Progress | None) -> FeatureMemory | None:
         """Name the method, by images that are not held out; gives their feature maps where they were read."""
@@ -660,18 +640,12 @@ class Detector(Parameterised):
     def _grouped(self, source: ImageSource) -> Grouped:
         return Grouped(source, find_groups(source, source.paths(), self.group_by or self.part_by))
 
-    def _require(self, groups: Sequence[int], *, total: int | None = None) -> None:
-        """Refuse too few groups, which are images where none belong together."""
-        count = len(set(groups))
-        alone = count == len(groups) and self.group_by is None and self.part_by is None
-        of = "normal images" if alone else "groups of normal images"
-        require_images(count, self.false_alarm_rate, certain=self.certain, of=of, total=total)
-
     def _calibrate(self, held_out: Grouped, progress: Progress | None) -> None:
         """Make the calibration of images that were not learned."""
         source, digests = with_digests(held_out.source)
         batches = self._batches(source, learn=True)
-        found = self._judged((batch, self._score(batch)) for batch in Reporting(batches, "calibrate", progress))
+        calibrator, score = self._calibrator, self._scorer.score
+        found = calibrator.judge((batch, score(batch)) for batch in Reporting(batches, "calibrate", progress))
         self.skipped_ += batches.skipped
         fresh = [judged for judged in found if digests.get(judged.name) not in self.learned_]
         if len(fresh) < len(found):
@@ -682,7 +656,7 @@ class Detector(Parameterised):
         names = [judged.name for judged in fresh]
         groups = join_groups(held_out.of(names), [digests.get(name, name) for name in names])
         self.calibrated_on_ = frozenset(digests.values()) - self.learned_
-        self._set_calibration(fresh, groups, "split")
+        self.calibration_, self.peaks_ = calibrator.calibrate(fresh, groups, "split")
         if self.part_by is not None:
             view_of = {one.name: one for one in views_of(source.names, source.paths(), self.part_by)}
             self.parts_ = Parts.of(
@@ -699,119 +673,63 @@ class Detector(Parameterised):
         kept = sorted(i for found in some.values() for i in found[:: max(1, len(found) // _MOST_OF_A_VIEW)])
         batches = self._batches(learned.subset(kept))
         view_of = {images[i].name: images[i] for i in kept}
-        judged = self._judged((batch, self._score(batch)) for batch in Reporting(batches, "scale", progress))
+        score = self._scorer.score
+        judged = self._calibrator.judge((batch, score(batch)) for batch in Reporting(batches, "scale", progress))
         return learned_views([view_of[one.name] for one in judged], [one.score for one in judged])
 
     def _leave_out(self, learned: Grouped, digests: Mapping[str, int], progress: Progress | None) -> None:
         """Make the calibration of the images that were learned, each by the model without its group."""
         batches, method = self._batches(learned.source, learn=True), self.method_
         assert isinstance(method, LeavesOut)
-        _, groups = self._read(learned, digests)
-        self._refuse_left_out(groups)  # copies in files of other kinds are known now
-        found = self._judged(method.left_out(Reporting(batches, "leave out", progress), groups))
+        groups = list(self._read(learned, digests).values())
+        require_left_out(method, self._kind, groups)  # copies in files of other kinds are known now
+        found = self._calibrator.judge(method.left_out(Reporting(batches, "leave out", progress), groups))
         kind: CalibrationKind = "loo"
         if self._kind == "full":
             assert isinstance(method, ScoresBeside)
             kind, self.kept_ = "full", method.remember(batches)
-        self._set_calibration(found, groups, kind, unproven=self._unproven(learned, groups))
+        unproven = self._unproven(learned, groups)
+        self.calibration_, self.peaks_ = self._calibrator.calibrate(found, groups, kind, unproven=unproven)
 
     def _fit_folds(self, learned: Grouped, digests: Mapping[str, int], progress: Progress | None) -> None:
         """Fit a model for each fold on all the others, and make the calibration of what each has not learned."""
         count = min(self.folds, len(set(learned.groups)))
         numbers = fold_of(learned.groups, count, seed=self._seed)
         methods = [self.method_, *(same_again(self.method_) for _ in range(count - 1))]
-        found: list[_Judged] = []
+        found: list[Judged] = []
+        calibrator, scorer = self._calibrator, self._scorer
         skipped: dict[str, Skipped] = {}
         for fold, method in enumerate(methods):
             rest = learned.source.subset([i for i, number in enumerate(numbers) if number != fold])
             bad = self._learn(method, rest, f"fit {fold + 1} of {count}", progress)
             own = self._batches(learned.source.subset([i for i, number in enumerate(numbers) if number == fold]))
             own = replace(own, refuse_constant=True)
-            found += self._judged((batch, self._in_tiles(batch, method.score)) for batch in own)
+            found += calibrator.judge((batch, scorer.alone(method, batch)) for batch in own)
             skipped |= {entry[0]: entry for entry in [*bad, *own.skipped]}
         self.others_, self.skipped_ = tuple(methods[1:]), list(skipped.values())
         self.images_ = len(learned.source) - len(skipped)
         self.learned_ = frozenset(digests.values())
-        self._calibrate_folds(learned, digests, dict(zip(learned.source.names, numbers, strict=True)), found)
-
-    def _calibrate_folds(
-        self,
-        learned: Grouped,
-        digests: Mapping[str, int],
-        numbers: Mapping[str, int],
-        found: Sequence[_Judged],
-    ) -> None:
-        names, groups = self._read(learned, digests)
-        group_of = dict(zip(names, groups, strict=True))
-        folds_of: dict[int, set[int]] = {}
-        for name in names:
-            folds_of.setdefault(group_of[name], set()).add(numbers[name])
-        alone = [judged for judged in found if len(folds_of[group_of[judged.name]]) == 1]
-        if len(alone) < len(found):
-            _log.warning("%d pictures are in several folds, as files of other kinds: they do not count.",
-                         len(found) - len(alone))  # fmt: skip
-        self._set_calibration(
-            alone, [group_of[judged.name] for judged in alone], "cross",
-            folds=[numbers[judged.name] for judged in alone], unproven=self._unproven(learned, groups),
+        group_of = self._read(learned, digests)
+        self.calibration_, self.peaks_ = calibrator.calibrate_folds(
+            found, group_of, dict(zip(learned.source.names, numbers, strict=True)),
+            unproven=self._unproven(learned, list(group_of.values())),
         )  # fmt: skip
 
-    def _read(self, learned: Grouped, digests: Mapping[str, int]) -> tuple[list[str], list[int]]:
-        """The images that could be read, by name, and their groups; copies in files of other kinds are known now."""
+    def _read(self, learned: Grouped, digests: Mapping[str, int]) -> dict[str, int]:
+        """The group of each image that could be read, by name; copies in files of other kinds are known now."""
         skipped = {name for name, _ in self.skipped_}
         names = [name for name in learned.source.names if name not in skipped]
-        return names, join_groups(learned.of(names), [digests.get(name, name) for name in names])
-
-    def _judged(self, scored: Iterable[tuple[ImageBatch, Scores]]) -> list[_Judged]:
-        """Score and peak of each image."""
-        found = []
-        for batch, scores in scored:
-            peaks: Sequence[float | None] = self.localiser.peaks(batch, scores) or [None] * len(batch)
-            found += [_Judged(*one) for one in zip(batch.names, scores.images.tolist(), peaks, strict=True)]
-        return found
-
-    def _set_calibration(
-        self,
-        found: Sequence[_Judged],
-        groups: Sequence[int],
-        kind: CalibrationKind,
-        *,
-        folds: Sequence[int] | None = None,
-        unproven: str = "",
-    ) -> None:
-        self._require(groups)
-        scores = [judged.score for judged in found]
-        require_differences(scores)
-
-        def calibrated(values: list[float]) -> Calibration:
-            return calibrate(
-                with_margin(values), false_alarm_rate=self.false_alarm_rate, groups=groups, certain=self.certain,
-                kind=kind, folds=folds, unproven=unproven,
-            )  # fmt: skip
-
-        self.calibration_ = calibrated(scores)
-        peaks = [judged.peak for judged in found if judged.peak is not None]
-        # A region needs a threshold, which the other kinds have none of.
-        self.peaks_ = calibrated(peaks) if len(peaks) == len(found) and kind in ("split", "loo") else None
+        return dict(
+            zip(names, join_groups(learned.of(names), [digests.get(name, name) for name in names]), strict=True)
+        )
 
     def _require_left_out(self, learned: Grouped) -> Grouped:
         """Refuse, before the fit, images that cannot be left out, or are too few."""
-        self._refuse_left_out(learned.groups)
+        require_left_out(self.method_, self._kind, learned.groups)
         count = len(set(learned.groups))
         folds = min(self.folds, count)
-        self._require(range(count // folds * folds) if self._kind == "cross" else learned.groups)
+        self._calibrator.require(range(count // folds * folds) if self._kind == "cross" else learned.groups)
         return learned
-
-    def _refuse_left_out(self, groups: Sequence[int]) -> None:
-        method, reason = self.method_, ""
-        if self._kind == "full" and isinstance(method, ScoresBeside):
-            reason = method.cannot_score_beside(groups)
-        elif self._kind == "loo" and isinstance(method, LeavesOut):
-            reason = method.cannot_leave_out(groups)
-        if reason:
-            raise ArgumentError.about(
-                "calibration", expected="split or cross here", got=self._kind,
-                instead=f"{method.name} cannot leave out {reason}.",
-            )  # fmt: skip
 
     def _unproven(self, learned: Grouped, groups: Sequence[int]) -> str:
         """Why leaving these images out guarantees nothing; empty where it does."""
@@ -823,7 +741,7 @@ class Detector(Parameterised):
     def _require_readable(self, held_out: Grouped) -> None:
         """Find out before the fit, not after it, that too few held-out files can be read."""
         readable = (name for batch in self._batches(held_out.source, learn=True) for name in batch.names)
-        self._require(held_out.of(readable))
+        self._calibrator.require(held_out.of(readable))
 
     def _batches(self, source: ImageSource, *, learn: bool = False) -> Batches:
         batch_size = self.batch_size if self.tile is None else 1  # a large image is a batch of tiles by itself
@@ -833,6 +751,9 @@ class Detector(Parameterised):
             source, self.preprocessing, batch_size, self.workers, self.on_error,
             features=self.features, refuse_constant=learn, region=self._region,
         )  # fmt: skip
+
+    def _to_learn(self, batches: Batches, stage: str, progress: Progress | None) -> Reporting | Tiles:
+        return self._scorer.tiled(Reporting(batches, stage, progress), self.preprocessing.size)
 
     def _require_own(self, features: FeatureMemory) -> None:
         """Refuse the features of another network: no shape would tell."""
@@ -870,51 +791,29 @@ class Detector(Parameterised):
         return int(getattr(self._auto or self.method_, "seed", 0)) if self.seed is None else self.seed
 
     @property
+    def _calibrator(self) -> Calibrator:
+        return Calibrator(
+            false_alarm_rate=self.false_alarm_rate, certain=self.certain, localiser=self.localiser,
+            in_groups=self.group_by is not None or self.part_by is not None,
+        )  # fmt: skip
+
+    @property
+    def _scorer(self) -> Scorer:
+        return Scorer(self.method_, self.others_, self.kept_, self._tiling, self.batch_size)
+
+    @property
     def _tiling(self) -> Tiling | None:
         if self.tile is None:
             return None
         size = self._input_size()
         return Tiling(size, min(size) // 4 if self.overlap is None else self.overlap)
 
-    def _tiled(self, batches: Reporting) -> Reporting | Tiles:
-        tiling, size = self._tiling, self.preprocessing.size
-        return batches if tiling is None else Tiles(batches, tiling, size=size, at_once=self.batch_size)
-
     def measure(self, batch: ImageBatch) -> Scores:
         """Score a batch that was checked, by operations on tensors alone: an export traces them.
 
         Raises `ArgumentError` for a method that cannot be exported.
         """
-        return self._in_tiles(batch, self._measure)
-
-    def _measure(self, batch: ImageBatch) -> Scores:
-        found = self.method_.measure(batch)
-        if found is None:
-            raise ArgumentError.about("method", expected="one that scores by tensors alone", got=self.method_.name)
-        return found
-
-    def _score(self, batch: ImageBatch) -> Scores:
-        """Scores, and what p-values need beside them; with `cross` the mean over the folds' models."""
-        if self.others_:
-            if isinstance(self.method_, FrozenMethod) and self.tile is None:
-                batch = self.method_.with_maps(batch)
-            found = [self._in_tiles(batch, method.score) for method in (self.method_, *self.others_)]
-            maps = [scores.maps for scores in found if scores.maps is not None]
-            images = torch.stack([scores.images for scores in found], dim=1)
-            return Scores(images.mean(dim=1), torch.stack(maps).mean(dim=0) if maps else None, plus=images)
-        scores = self._in_tiles(batch, self.method_.score)
-        if self.kept_ is None:
-            return scores
-        assert isinstance(self.method_, ScoresBeside)
-        return replace(scores, plus=self.method_.beside(batch, self.kept_))
-
-    def _in_tiles(self, batch: ImageBatch, score: Callable[[ImageBatch], Scores]) -> Scores:
-        tiling = self._tiling
-        if tiling is None:
-            return score(batch)
-        size = (batch.pixels.shape[2], batch.pixels.shape[3])
-        cut = tiling.cut(batch, at_once=self.batch_size)
-        return tiling.join([scored_inside(score(tiles), tiles) for tiles in cut], size)
+        return self._scorer.measure(batch)
 
     @property
     def preprocessing(self) -> Preprocess:

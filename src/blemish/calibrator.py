@@ -1,0 +1,133 @@
+"""From a detector's scores of normal images that a model has not learned to its calibrations, for each kind of them."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+from .calibrate import Calibration, calibrate, images_needed, require_differences, require_images, with_margin
+from .errors import ArgumentError
+from .localise import Localiser
+from .methods import LeavesOut, Method, ScoresBeside
+from .methods.registry import METHODS
+from .types import CalibrationKind, ImageBatch, Scores
+
+_log = logging.getLogger("blemish")
+
+
+class Judged(NamedTuple):
+    """A normal image by a model that has not learned it."""
+
+    name: str
+    score: float
+    peak: float | None
+    """Of its map, where there is one."""
+
+
+class Calibrated(NamedTuple):
+    """What verdicts on images and on regions rest on."""
+
+    scores: Calibration
+    peaks: Calibration | None
+    """None without maps, and for kinds without a threshold, which a region needs."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Calibrator:
+    """The rate that is asked for, and how images are counted for it."""
+
+    false_alarm_rate: float
+    certain: float | None
+    localiser: Localiser
+    in_groups: bool
+    """Whether somebody said which images belong together; copies of a picture always do."""
+
+    def require(self, groups: Sequence[int], *, total: int | None = None) -> None:
+        """Refuse too few groups, which are images where none belong together."""
+        count = len(set(groups))
+        alone = count == len(groups) and not self.in_groups
+        of = "normal images" if alone else "groups of normal images"
+        require_images(count, self.false_alarm_rate, certain=self.certain, of=of, total=total)
+
+    def share_to_hold_out(self, groups: Sequence[int]) -> float:
+        """A fifth, or as many as the rate needs where a fifth is too few and as many remain to learn from."""
+        needed = images_needed(self.false_alarm_rate, certain=self.certain) / (max(groups) + 1)
+        return needed if 0.2 < needed <= 0.5 else 0.2
+
+    def judge(self, scored: Iterable[tuple[ImageBatch, Scores]]) -> list[Judged]:
+        """Score and peak of each image."""
+        found = []
+        for batch, scores in scored:
+            peaks: Sequence[float | None] = self.localiser.peaks(batch, scores) or [None] * len(batch)
+            found += [Judged(*one) for one in zip(batch.names, scores.images.tolist(), peaks, strict=True)]
+        return found
+
+    def calibrate(
+        self,
+        found: Sequence[Judged],
+        groups: Sequence[int],
+        kind: CalibrationKind,
+        *,
+        folds: Sequence[int] | None = None,
+        unproven: str = "",
+    ) -> Calibrated:
+        """The calibrations of these images. Raises `CalibrationError` where they cannot support the rate."""
+        self.require(groups)
+        scores = [judged.score for judged in found]
+        require_differences(scores)
+
+        def calibrated(values: list[float]) -> Calibration:
+            return calibrate(
+                with_margin(values), false_alarm_rate=self.false_alarm_rate, groups=groups, certain=self.certain,
+                kind=kind, folds=folds, unproven=unproven,
+            )  # fmt: skip
+
+        peaks = [judged.peak for judged in found if judged.peak is not None]
+        has_threshold = len(peaks) == len(found) and kind in ("split", "loo")
+        return Calibrated(calibrated(scores), calibrated(peaks) if has_threshold else None)
+
+    def calibrate_folds(
+        self, found: Sequence[Judged], group_of: Mapping[str, int], fold_of: Mapping[str, int], *, unproven: str
+    ) -> Calibrated:
+        """The calibrations of images by the model of their fold; `group_of` and `fold_of` are by name.
+
+        A group that is in several folds was learned by the models of all of them, and does not count.
+        """
+        folds_of: dict[int, set[int]] = {}
+        for name, group in group_of.items():
+            folds_of.setdefault(group, set()).add(fold_of[name])
+        alone = [judged for judged in found if len(folds_of[group_of[judged.name]]) == 1]
+        if len(alone) < len(found):
+            _log.warning("%d pictures are in several folds, as files of other kinds: they do not count.",
+                         len(found) - len(alone))  # fmt: skip
+        return self.calibrate(
+            alone, [group_of[judged.name] for judged in alone], "cross",
+            folds=[fold_of[judged.name] for judged in alone], unproven=unproven,
+        )  # fmt: skip
+
+
+def require_able(method: Method, kind: str) -> None:
+    """Refuse, by its class, a method that cannot be calibrated in this way. Raises `ArgumentError`."""
+    if kind not in ("loo", "full"):
+        return
+    needed = LeavesOut if kind == "loo" else ScoresBeside
+    if not isinstance(method, needed):
+        able = ", ".join(name for name, each in METHODS.items() if issubclass(each, needed))
+        raise ArgumentError.about(
+            "calibration", expected=f"split or cross with {method.name}", got=kind, instead=f"Methods that can: {able}."
+        )
+
+
+def require_left_out(method: Method, kind: str, groups: Sequence[int]) -> None:
+    """Refuse images of these groups that a method cannot leave out, with its parameters. Raises `ArgumentError`."""
+    reason = ""
+    if kind == "full" and isinstance(method, ScoresBeside):
+        reason = method.cannot_score_beside(groups)
+    elif kind == "loo" and isinstance(method, LeavesOut):
+        reason = method.cannot_leave_out(groups)
+    if reason:
+        raise ArgumentError.about(
+            "calibration", expected="split or cross here", got=kind, instead=f"{method.name} cannot leave out {reason}."
+        )

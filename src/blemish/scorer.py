@@ -1,0 +1,75 @@
+"""What scores a batch in a fitted detector: its method, or one a fold, in one piece or in tiles."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from .errors import ArgumentError
+from .images.source import Reporting
+from .images.tiling import Tiles, Tiling, scored_inside
+from .methods import FrozenMethod, Method, ScoresBeside
+from .types import ImageBatch, Scores, Size
+
+
+@dataclass(frozen=True)
+class Scorer:
+    """A method, what p-values take beside its scores, and the tiles in which it looks at an image."""
+
+    method: Method
+    others: tuple[Method, ...] = ()
+    """With `cross`, the models of all folds but the first, which is `method`."""
+    kept: dict[str, Tensor] | None = None
+    """With `full`, what the method remembers of the learned images."""
+    tiling: Tiling | None = None
+    at_once: int = 8
+    """Tiles a forward pass."""
+
+    def tiled(self, batches: Reporting, size: Size) -> Reporting | Tiles:
+        """Batches to learn from, of images of this `(height, width)`, or of their tiles."""
+        return batches if self.tiling is None else Tiles(batches, self.tiling, size=size, at_once=self.at_once)
+
+    def score(self, batch: ImageBatch) -> Scores:
+        """Scores, and what p-values need beside them; with `cross` the mean over the folds' models."""
+        if self.others:
+            return self._mean_of_folds(batch)
+        scores = self.alone(self.method, batch)
+        if self.kept is None:
+            return scores
+        assert isinstance(self.method, ScoresBeside)
+        return replace(scores, plus=self.method.beside(batch, self.kept))
+
+    def alone(self, method: Method, batch: ImageBatch) -> Scores:
+        """The scores by one of the models."""
+        return self._in_tiles(batch, method.score)
+
+    def measure(self, batch: ImageBatch) -> Scores:
+        """Score a batch that was checked, by operations on tensors alone: an export traces them.
+
+        Raises `ArgumentError` for a method that cannot be exported.
+        """
+        return self._in_tiles(batch, self._measure)
+
+    def _measure(self, batch: ImageBatch) -> Scores:
+        found = self.method.measure(batch)
+        if found is None:
+            raise ArgumentError.about("method", expected="one that scores by tensors alone", got=self.method.name)
+        return found
+
+    def _mean_of_folds(self, batch: ImageBatch) -> Scores:
+        if isinstance(self.method, FrozenMethod) and self.tiling is None:
+            batch = self.method.with_maps(batch)
+        found = [self.alone(method, batch) for method in (self.method, *self.others)]
+        maps = [scores.maps for scores in found if scores.maps is not None]
+        images = torch.stack([scores.images for scores in found], dim=1)
+        return Scores(images.mean(dim=1), torch.stack(maps).mean(dim=0) if maps else None, plus=images)
+
+    def _in_tiles(self, batch: ImageBatch, score: Callable[[ImageBatch], Scores]) -> Scores:
+        if self.tiling is None:
+            return score(batch)
+        size = (batch.pixels.shape[2], batch.pixels.shape[3])
+        cut = self.tiling.cut(batch, at_once=self.at_once)
+        return self.tiling.join([scored_inside(score(tiles), tiles) for tiles in cut], size)
