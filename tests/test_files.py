@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 import sys
 import time
@@ -12,8 +13,8 @@ from pathlib import Path
 import pytest
 
 from blemish import files
-from blemish.errors import BlemishError, OutputError
-from blemish.files import check_output, make_folder, whole_file, write_whole
+from blemish.errors import BlemishError, DatasetError, OutputError
+from blemish.files import check_output, make_folder, read_text, whole_file, write_whole
 
 posix = pytest.mark.skipif(os.name != "posix", reason="links, pipes and devices are made as on Unix")
 
@@ -186,3 +187,29 @@ def test_a_folder_that_cannot_be_made_is_named(tmp_path):
     (tmp_path / "file").touch()
     with pytest.raises(OutputError, match=r"file/below: cannot be written \(Not a directory\)|cannot be written"):
         make_folder(tmp_path / "file" / "below")
+
+
+def _waits_for_a_writer(path):
+    os.mkfifo(path)
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda path: None, "the file does not exist, expected a list. Make one."),
+        (Path.mkdir, "expected a list, got a folder. Make one."),
+        pytest.param(_waits_for_a_writer, "expected a list, got a pipe, socket or device. Make one.", marks=posix),
+        (lambda path: path.write_bytes(b"gr\xf6n"), "cannot be read as UTF-8 text ('utf-8' codec can't decode byte"),
+    ],
+    ids=["missing", "folder", "pipe", "latin-1"],
+)
+def test_what_is_no_text_is_refused_by_its_name_and_never_waited_for(tmp_path, make, message):
+    path = tmp_path / "names.txt"
+    make(path)
+    with pytest.raises(DatasetError, match=rf"names\.txt: {re.escape(message)}"):
+        read_text(path, expected="a list", instead="Make one.", error=DatasetError)
+
+
+def test_a_byte_order_mark_is_no_part_of_the_text(tmp_path):
+    (tmp_path / "names.txt").write_text("a.png", "utf-8-sig")
+    assert read_text(tmp_path / "names.txt") == "a.png"

@@ -101,7 +101,7 @@ def test_only_regular_files_are_images(folder):
             decode(folder / name)
         with pytest.raises(DatasetError, match="an image file or a manifest, got a pipe, socket or device"):
             as_source(folder / name)
-    with pytest.raises(DatasetError, match=r"list\.txt: expected a text file, got a folder, pipe"):
+    with pytest.raises(DatasetError, match=r"list\.txt: expected a list of images, a path a line, got a pipe"):
         from_manifest(folder / "list.txt")
 
 
@@ -149,8 +149,8 @@ def test_hidden_folders_are_no_kinds_of_a_test(folder):
     ("table", "message"),
     [
         (b"object,split\ncandle,train\n", "expected columns image, label, mask, object, split, got object, split"),
-        (b"object,split,label,image,mask\ncandle,\xff\n", "cannot be read as a UTF-8 table"),
-        (b"object,split,label,image,mask\ncandle," + b"x" * 200_000, "cannot be read as a UTF-8 table"),
+        (b"object,split,label,image,mask\ncandle,\xff\n", "cannot be read as UTF-8 text"),
+        (b"object,split,label,image,mask\ncandle," + b"x" * 200_000, "not a CSV file"),
     ],
 )
 def test_a_damaged_table_of_visa_is_named(folder, table, message):
@@ -169,7 +169,7 @@ def test_a_class_number_that_is_none_is_named(tmp_path, number):
 
 
 @pytest.mark.parametrize(
-    ("names", "message"), [(b"gr\xf6n\n", "cannot be read as a UTF-8 text file"), (b"cat\n", "expected 3 names of")]
+    ("names", "message"), [(b"gr\xf6n\n", "cannot be read as UTF-8 text"), (b"cat\n", "expected 3 names of")]
 )
 def test_the_names_of_cifar_classes_are_checked(tmp_path, names, message):
     for file in ("data_batch_1.bin", "test_batch.bin"):

@@ -125,7 +125,7 @@ def test_what_is_wrong_with_a_tuning_file_is_said(tmp_path):
     content = json.loads(json.dumps(asdict(TUNING)))
     texts = {
         "half.json": (json.dumps(content)[:40], "damaged, no JSON"),
-        "bytes.json": (b"\xff\xfe\x00", "damaged, no JSON"),
+        "bytes.json": (b"\xff\xfe\x00", "cannot be read as UTF-8 text"),
         "list.json": ("[]", "not a file written by `blemish ood tune`"),
         "other.json": ("{}", "not a file written by `blemish ood tune` ('grid')"),
         "more.json": (json.dumps(content | {"more": 1}), "unexpected keyword argument 'more'"),
@@ -137,9 +137,11 @@ def test_what_is_wrong_with_a_tuning_file_is_said(tmp_path):
         (tmp_path / name).write_bytes(text if isinstance(text, bytes) else text.encode())
         with pytest.raises(DatasetError, match=rf"{name}: .*{re.escape(words)}"):
             Tuning.load(tmp_path / name)
-    with pytest.raises(DatasetError, match=r"none\.json: the file does not exist\. `blemish ood tune --out .*none"):
+    with pytest.raises(
+        DatasetError, match=r"none\.json: the file does not exist, expected a tuning\. `blemish ood tune --out .*none"
+    ):
         Tuning.load(tmp_path / "none.json")
-    with pytest.raises(DatasetError, match=r": cannot be read \(Is a directory\)"):
+    with pytest.raises(DatasetError, match=": expected a tuning, got a folder"):
         Tuning.load(tmp_path)
 
 

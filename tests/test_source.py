@@ -78,7 +78,7 @@ def test_as_source_takes_arrays():
             r"image 0: expected a tensor of shape .* tensor.permute\(2, 0, 1\) puts the channels",
         ),
         ((p for p in ["a.png"]), "images: .* Write list\\(images\\): they are read more than once"),
-        ("list.txt", "list.txt: cannot be read as a UTF-8 text file"),
+        ("list.txt", "list.txt: the file does not exist, expected a list of images"),
     ],
 )
 def test_other_input_is_described(images, message):

@@ -635,7 +635,7 @@ def test_a_token_is_needed_where_others_can_ask(tmp_path):
         file.write_text(bad, "utf-8")
         with pytest.raises(ArgumentError, match="expected a token of at least 16"):
             read_token(file, host="127.0.0.1")
-    with pytest.raises(ArgumentError, match="cannot be read as a token"):
+    with pytest.raises(ArgumentError, match="expected a file with a token, got a folder"):
         read_token(tmp_path, host="127.0.0.1")
 
 

@@ -196,7 +196,7 @@ def test_a_wrong_file_is_named_with_the_wrong_key(tmp_path, text, message):
 
 
 def test_a_missing_file_is_named(tmp_path):
-    with pytest.raises(ArgumentError, match=r"none\.toml: cannot be read \(No such file"):
+    with pytest.raises(ArgumentError, match=r"none\.toml: the file does not exist, expected a plan"):
         StudyPlan.load(tmp_path / "none.toml")
 
 

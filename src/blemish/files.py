@@ -1,6 +1,6 @@
-"""Files come into being whole, or not at all: the one place that replaces a file.
+"""Files come into being whole, or not at all: the one place that replaces a file, and that reads one of text.
 
-Whatever the system says against it becomes an `OutputError` that names the file.
+Whatever the system says against it becomes an error of ours that names the file.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from .errors import OutputError
+from .errors import ArgumentError, BlemishError, OutputError
 
 _IS_WINDOWS = sys.platform == "win32"
 _WAITS = (0.05, 0.1, 0.2, 0.4, 0.8)
@@ -99,6 +99,28 @@ def write_whole(path: str | Path, content: str | bytes) -> None:
     data = content.encode("utf-8", "backslashreplace") if isinstance(content, str) else content
     with whole_file(path) as file:
         file.write_bytes(data)
+
+
+def read_text(
+    path: str | Path, *, expected: str = "a text file", instead: str = "", error: type[BlemishError] = ArgumentError
+) -> str:
+    """Read a file of UTF-8 text, with or without a byte order mark. Raises `error`, which names the file.
+
+    A pipe or a device, which would block for ever or never end, is refused.
+    """
+    try:
+        if Path(path).exists() and not Path(path).is_file():
+            got = "a folder" if Path(path).is_dir() else "a pipe, socket or device"
+            raise error.about(str(path), expected=expected, got=got, instead=instead)
+        return Path(path).read_text(encoding="utf-8-sig")
+    except FileNotFoundError:
+        raise error(f"{path}: the file does not exist, expected {expected}. {instead}".rstrip()) from None
+    except OSError as reason:
+        raise error(f"{path}: cannot be read ({reason.strerror}), expected {expected}.") from reason
+    except ValueError as reason:
+        if isinstance(reason, BlemishError):
+            raise
+        raise error(f"{path}: cannot be read as UTF-8 text ({reason}), expected {expected}.") from reason
 
 
 def _check_name(path: str | Path, kind: str) -> None:

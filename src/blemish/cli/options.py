@@ -12,6 +12,7 @@ from typing import Annotated, Any, Literal, get_type_hints
 import typer
 
 from ..errors import ArgumentError
+from ..files import read_text
 from ..parameters import Bounds, Parameter
 
 JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON object instead of a table.")]
@@ -80,10 +81,7 @@ def read_option(name: str, kind: Any, text: str, **bounds: Any) -> Any:
 
 def read_names(file: Path) -> list[str]:
     """Read the names in a text file, one a line; what follows ` #` and lines that begin with # are remarks."""
-    try:
-        lines = file.read_text(encoding="utf-8-sig").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise ArgumentError(f"{file}: cannot be read as a UTF-8 text file ({error}).") from error
+    lines = read_text(file, expected="a list of names, one a line").splitlines()
     names = ("" if line.startswith("#") else line.split(" #", 1)[0].strip() for line in lines)
     return [name for name in names if name]
 

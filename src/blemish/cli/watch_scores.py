@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from ..errors import ArgumentError
-from ..files import check_output, write_whole
+from ..files import check_output, read_text, write_whole
 from .options import JsonOption, SeedOption
 
 if TYPE_CHECKING:
@@ -166,12 +166,13 @@ def _begin(model: Path, state: Path, *, delta: float, alone: bool, seed: int, re
 def _read(path: Path) -> _Watch:
     from ..drift import DriftMonitor
 
+    text = read_text(path, expected="the state that `blemish watch-scores` wrote")
     try:
-        found = json.loads(path.read_text(encoding="utf-8"))
+        found = json.loads(text)
         if found.pop("format") != FORMAT:
             raise ValueError
         return _Watch(**{**found, "monitor": DriftMonitor.restore(found["monitor"])})
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise ArgumentError(
             f"{path}: expected the state that `blemish watch-scores` wrote, got something else ({error}). "
             "Move it away, or give another --state."

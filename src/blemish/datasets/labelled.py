@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import gzip
+import io
 import math
 import random
 import zipfile
@@ -19,6 +20,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from ..errors import ArgumentError, DatasetError, NotEnoughMemoryError
+from ..files import read_text
 from ..images.decode import MAX_PIXELS, Picture, from_memory
 from ..images.listing import subfolders
 from ..images.source import ImageInput, ImageSource, as_source, from_arrays, from_folder, from_paths
@@ -231,10 +233,7 @@ def _from_cifar(paths: Sequence[Path]) -> LabelledImages:
     if not records:
         raise DatasetError("CIFAR-10: expected data_batch_1.bin ... data_batch_5.bin beside test_batch.bin, got none.")
     names = paths[0].with_name("batches.meta.txt")
-    try:
-        classes = tuple(names.read_text(encoding="utf-8").split()) if names.is_file() else ()
-    except (OSError, UnicodeDecodeError) as error:
-        raise DatasetError(f"{names}: cannot be read as a UTF-8 text file ({error}).") from error
+    classes = tuple(read_text(names, error=DatasetError).split()) if names.is_file() else ()
     numbers = np.concatenate([part[:, 0] for part in records.values()])
     if classes and len(numbers) and numbers.max() >= len(classes):
         raise DatasetError.about(str(names), expected=f"{numbers.max() + 1} names of classes", got=len(classes))
@@ -296,12 +295,11 @@ def _check_memory(path: Path, claimed: int) -> None:
 
 
 def _from_csv(path: Path, max_pixels: int) -> LabelledImages:
-    _check_regular(path)
+    text = read_text(path, expected="a table of images and numbers of classes", error=DatasetError)
     try:
-        with path.open(newline="", encoding="utf-8-sig") as file:
-            rows = [row for row in csv.reader(file) if row]
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
-        raise DatasetError(f"{path}: cannot be read as a UTF-8 text file ({error}).") from error
+        rows = [row for row in csv.reader(io.StringIO(text, newline="")) if row]
+    except csv.Error as error:
+        raise DatasetError(f"{path}: not a CSV file ({error}).") from error
     labels: dict[str, int] = {}
     for row in rows:
         if len(row) != 2 or not row[1].strip().isdecimal() or len(row[1].strip()) > 9:

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import csv
+import io
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from ..errors import ArgumentError, DatasetError
+from ..files import read_text
 from ..images.decode import read_mask
 from ..images.listing import Listing, image_files, list_folder, subfolders
 from ..images.source import from_paths
@@ -250,11 +252,11 @@ def read_visa(root: Path) -> Dataset:
 
 def _visa_rows(table: Path) -> list[dict[str, str]]:
     columns = {"object", "split", "label", "image", "mask"}
+    text = read_text(table, expected=f"a table with the columns {', '.join(sorted(columns))}", error=DatasetError)
     try:
-        with table.open(newline="", encoding="utf-8-sig") as file:
-            rows = list(csv.DictReader(file, restval=""))
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
-        raise DatasetError(f"{table}: cannot be read as a UTF-8 table ({error}).") from error
+        rows = list(csv.DictReader(io.StringIO(text, newline=""), restval=""))
+    except csv.Error as error:
+        raise DatasetError(f"{table}: not a CSV file ({error}).") from error
     if rows and not columns <= rows[0].keys():
         raise DatasetError.about(str(table), expected=f"columns {', '.join(sorted(columns))}", got=", ".join(rows[0]))
     return rows

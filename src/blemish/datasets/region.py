@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageDraw
 
 from ..errors import ArgumentError, DatasetError
+from ..files import read_text
 from ..images.decode import MAX_PIXELS, read_mask
 from ..images.upright import have_one_shape
 from ..tensors import check_tensors
@@ -112,11 +113,12 @@ def _of_file(path: Path, max_pixels: int) -> NDArray[np.bool_]:
 
 
 def _of_polygons(path: Path, max_pixels: int) -> NDArray[np.bool_]:
+    text = read_text(path, expected=_FORM)
     try:
-        found = json.loads(path.read_text(encoding="utf-8-sig"))
+        found = json.loads(text)
         height, width = (int(side) for side in found["size"])
         polygons = [[(float(x), float(y)) for x, y in polygon] for polygon in found["polygons"]]
-    except (OSError, ValueError, TypeError, KeyError) as error:
+    except (ValueError, TypeError, KeyError) as error:
         raise ArgumentError.about(str(path), expected=_FORM, got=f"{type(error).__name__}: {error}") from error
     if not 0 < height * width <= max_pixels or height < 1 or any(len(polygon) < 3 for polygon in polygons):
         raise ArgumentError.about(

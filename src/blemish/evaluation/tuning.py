@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from .. import metrics
 from ..datasets.labelled import LabelledImages, LabelledInput, open_labelled
 from ..errors import ArgumentError, DatasetError
-from ..files import write_whole
+from ..files import read_text, write_whole
 from ..ood import ODIN, Classifier, Gradient, Outputs
 from ..ood.perturbation import directions, step_length
 from ..ood.synthetic import synthetic_outliers
@@ -80,12 +80,11 @@ class Tuning:
     @staticmethod
     def load(path: str | Path) -> Tuning:
         """Read a file written by `save`; raises `DatasetError`."""
+        text = read_text(
+            path, expected="a tuning", instead=f"`blemish ood tune --out {path}` makes one.", error=DatasetError
+        )
         try:
-            content = json.loads(Path(path).read_text(encoding="utf-8"))
-        except FileNotFoundError:
-            raise DatasetError(f"{path}: the file does not exist. `blemish ood tune --out {path}` makes one.") from None
-        except OSError as error:
-            raise DatasetError(f"{path}: cannot be read ({error.strerror}).") from error
+            content = json.loads(text)
         except ValueError as error:
             raise DatasetError(f"{path}: damaged, no JSON ({error}). Copy it again, or tune again.") from error
         try:

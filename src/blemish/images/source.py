@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from ..errors import ArgumentError, DatasetError, ImageError
+from ..files import read_text
 from ..progress import Progress
 from ..types import ImageBatch, Size
 from .decode import (
@@ -135,12 +136,7 @@ def from_folder(folder: str | Path, *, max_pixels: int = MAX_PIXELS) -> ImageSou
 def from_manifest(manifest: str | Path, *, max_pixels: int = MAX_PIXELS) -> ImageSource:
     """Take the files named in a text file, one path a line, relative to that file; `#` begins a comment."""
     manifest = Path(manifest)
-    try:
-        if manifest.exists() and not manifest.is_file():
-            raise DatasetError.about(str(manifest), expected="a text file", got="a folder, pipe, socket or device")
-        text = manifest.read_text(encoding="utf-8-sig")
-    except (OSError, UnicodeDecodeError) as error:
-        raise DatasetError(f"{manifest}: cannot be read as a UTF-8 text file ({error}).") from error
+    text = read_text(manifest, expected="a list of images, a path a line", error=DatasetError)
     lines = (line.split("#", 1)[0].strip() for line in text.splitlines())
     return from_paths((manifest.parent / line for line in lines if line), max_pixels=max_pixels)
 

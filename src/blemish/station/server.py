@@ -11,6 +11,7 @@ import uvicorn
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from ..errors import ArgumentError
+from ..files import read_text
 from .guard import App
 from .limits import Limits
 
@@ -26,10 +27,7 @@ def read_token(path: Path | None, *, host: str) -> str | None:
                 instead="Make one: python -c 'import secrets; print(secrets.token_urlsafe(32))' > token",
             )  # fmt: skip
         return None
-    try:
-        token = path.read_text(encoding="utf-8").strip()
-    except (OSError, UnicodeDecodeError) as error:
-        raise ArgumentError(f"{path}: cannot be read as a token ({error}).") from error
+    token = read_text(path, expected="a file with a token").strip()
     if len(token) < _SHORTEST_TOKEN or not token.isascii() or not token.isprintable() or " " in token:
         expected = f"a token of at least {_SHORTEST_TOKEN} letters and digits"
         raise ArgumentError.about(str(path), expected=expected, got=f"one of {len(token)} characters")

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from ..errors import ArgumentError, DatasetError
+from ..files import read_text
 from ..images.preprocess import Preprocess
 from ..parameters import (
     Parameter,
@@ -327,10 +328,9 @@ def _read_toml(path: Path) -> dict[str, Any]:
         import tomllib
     else:
         import tomli as tomllib
+    text = read_text(path, expected="a plan in TOML")
     try:
-        table: dict[str, Any] = tomllib.loads(path.read_text(encoding="utf-8"))
+        table: dict[str, Any] = tomllib.loads(text)
         return table
-    except OSError as error:
-        raise ArgumentError(f"{path}: cannot be read ({error.strerror}).") from None
-    except (UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+    except tomllib.TOMLDecodeError as error:
         raise ArgumentError(f"{path}: not a TOML file ({error}).") from None
