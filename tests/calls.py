@@ -86,10 +86,13 @@ CALLS = {
     "list": Call("methods"),
     "choose": Call("{drawn}/board-95-0 --backbone filters --resize 32 --false-alarm-rate 0.2 --workers 1"),
     "study": Call(
-        f"{{data}} {_STUDY} --out {{out}}/s", "s/study.sqlite s/study.csv s/plan.toml",
-        f"s s/{_SQLITE} s/plan.toml s/study.csv",
+        f"{{data}} {_STUDY} --out {{out}}/s", "s/study.sqlite s/study.csv s/tables.md s/plan.toml",
+        f"s s/{_SQLITE} s/plan.toml s/study.csv s/tables.md",
     ),
-    "report": Call("{study} --out {out}/p", "p/report.html p/report.md p/study.csv", "p p/study.csv p/report.html"),
+    "report": Call(
+        "{study} --out {out}/p", "p/report.html p/report.md p/tables.md p/study.csv",
+        "p p/study.csv p/tables.md p/report.html",
+    ),
     "ood score": Call(f"{{test}} {_STRIPES} --detector msp --out {{out}}/lines.jsonl", "lines.jsonl"),
     "ood evaluate": Call(
         f"{{test}} {_STRIPES} --outliers {{blobs}} --detectors msp --repetitions 2 --scores {{out}}/kept "

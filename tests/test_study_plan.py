@@ -209,6 +209,8 @@ def test_a_missing_file_is_named(tmp_path):
         ("padim,eps=abc", r"method padim, eps: expected a number in \(0, 1e\+06\] or None, got abc"),
         ("padim,seed=3", "method padim: expected a parameter out of .*, got seed"),
         ("padim,preset=own", "method padim, preset: expected default or paper, got own"),
+        ("joint", "method joint: reference: expected a folder of class folders, got None"),
+        ("ocsvm,approximation=fourier,kernel=poly", "method ocsvm,.*: kernel: expected rbf with .*, got poly"),
     ],
 )
 def test_a_wrong_method_is_found_before_anything_runs(method, message):
@@ -219,6 +221,33 @@ def test_a_wrong_method_is_found_before_anything_runs(method, message):
 def test_a_wrong_backbone_is_found_before_anything_runs():
     with pytest.raises(ArgumentError, match=r"backbone: expected .*, got resnet81"):
         plan(backbones=("filters", "resnet81")).cells()
+
+
+def test_the_thesis_is_one_word_and_stands_for_its_71_rows():
+    cells = plan(methods=("padim",), backbones=("thesis", "resnet18", "filters"), preset="paper", seeds=(1024,)).cells()
+    assert len(cells) == 72
+    assert [cells[0].backbone, cells[-1].backbone] == ["alexnet", "filters"]
+    assert {(cell.seed, cell.resize, cell.crop, cell.weights) for cell in cells} == {(1024, 256, 224, "pretrained")}
+
+
+def test_available_weights_are_those_at_hand_and_random_ones_elsewhere(tmp_path, monkeypatch):
+    (tmp_path / "mobilenet_v2.pth").touch()
+    monkeypatch.setenv("BLEMISH_WEIGHTS", str(tmp_path))
+    backbones = ("thesis:mobilenet_v2", "compact", "filters", "resnet18")
+    cells = plan(methods=("padim", "students"), backbones=backbones, weights="available").cells()
+    assert [(cell.method, cell.weights) for cell in cells] == [
+        ("padim", "pretrained"), ("students", "pretrained"), ("padim", "pretrained"), ("padim", "pretrained"),
+        ("padim", "random"),
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize("method", ["students", "deep_svdd"])
+def test_a_method_with_a_network_of_its_own_comes_once(method):
+    """Whatever backbones, layers and weights the plan has: none of them would change a figure."""
+    (cell,) = plan(
+        methods=(method,), backbones=("resnet18", "filters"), taps=("all-subsets",), weights="random"
+    ).cells()
+    assert (cell.taps, cell.weights) == (None, "pretrained")
 
 
 def test_methods_on_the_command_line():

@@ -20,8 +20,10 @@ from blemish.cli import app
 from blemish.errors import ArgumentError
 from blemish.report import study_figures
 from blemish.report import study_words as words
+from blemish.report.page import NOTHING
 from blemish.report.study import write_study_report
 from blemish.report.study_markdown import escaped
+from blemish.report.study_tables import study_tables
 from blemish.study import compare as study
 from blemish.study.plan import StudyPlan
 from blemish.study.store import Store
@@ -475,3 +477,38 @@ def test_wrong_folders_are_one_line(make, message, tmp_path):
 def test_no_rows_is_an_error(tmp_path):
     with pytest.raises(ArgumentError, match="rows: expected at least one cell, got an empty study"):
         write_study_report(tmp_path, [])
+
+
+def test_tables_have_a_row_a_backbone_a_column_a_data_set_and_say_what_is_random(tmp_path):
+    """The thesis' tables: every cell is there, the mean only of all data sets, and random weights are named."""
+    aurocs = {("a", 0): 0.5, ("a", 1): 0.7, ("b", 0): 0.8, ("b", 1): 0.9}
+    both = plan("a", "b", methods=("padim", "spade"), backbones=("resnet18",), seeds=(0, 1), preset="paper")
+    other = replace(both, backbones=("alexnet",), weights="random", methods=("padim",))
+
+    def result(cell):
+        at = (cell.dataset[-1], cell.seed)
+        if cell.backbone == "alexnet" and at[0] == "b":
+            return None
+        return values(aurocs[at], pixel_auroc=None if cell.method == "spade" else 0.25)
+
+    fill(tmp_path, both, result)
+    text = study_tables(fill(tmp_path, other, result))
+    tables = {title: body.strip().splitlines() for title, body in re.findall(r"## (.*)\n\n((?:\|.*\n)+)", text)}
+    padim, spade = "padim,eps=0.01,reduction=random", "spade"
+    assert list(tables)[:4] == [
+        f"{padim}: image AUROC", f"{padim}: pixel AUROC", f"{padim}: AU-PRO 30 %", f"{padim}: time and memory",
+    ]  # fmt: skip
+    assert tables[f"{padim}: image AUROC"] == [
+        "| backbone | weights | channels | d | a | b | mean |",
+        "| --- | --- | ---: | ---: | ---: | ---: | ---: |",
+        f"| alexnet | random | 256 | 100 | 0.600 r | {NOTHING} | {NOTHING} |",
+        "| resnet18 | pretrained | 448 | 100 | 0.600 | 0.850 | 0.725 |",
+    ]
+    assert tables[f"{padim}: time and memory"][2:] == [
+        "| alexnet | random | 2 | 10 | 6 | 1000 | 10 |",
+        "| resnet18 | pretrained | 2 | 10 | 6 | 1000 | 10 |",
+    ]
+    (title,) = [title for title in tables if title.startswith(spade) and title.endswith("image AUROC")]
+    assert tables[title][2:] == [f"| resnet18 | pretrained | {NOTHING} | {NOTHING} | 0.600 | 0.850 | 0.725 |"]
+    assert not any(title.startswith(spade) and "pixel" in title for title in tables)
+    assert "2 of 12 cells have no figures" in text

@@ -34,13 +34,18 @@ def study(
         str | None,
         typer.Option(help="Such as padim,dimensions=50,spade,patchcore,ratio=0.1; default: all that train nothing."),
     ] = None,
-    backbones: Annotated[str | None, typer.Option(help="Separated by commas; default: compact.")] = None,
+    backbones: Annotated[
+        str | None, typer.Option(help="Separated by commas; thesis: its 71; default: compact.")
+    ] = None,
     taps: Annotated[
         str | None, typer.Option(help="default, layer1+layer2, all-subsets ...; separated by commas.")
     ] = None,
     dimensions: Annotated[str | None, typer.Option(help="For padim; separated by commas.")] = None,
     seeds: Annotated[str | None, typer.Option(help="Separated by commas; default: 0.")] = None,
-    weights: Annotated[str | None, typer.Option(help="pretrained, random, or a file.")] = None,
+    weights: Annotated[
+        str | None,
+        typer.Option(help="pretrained, random, available (pretrained where at hand, else random), or a file."),
+    ] = None,
     preset: Annotated[Literal["default", "paper"] | None, typer.Option(help="As in `blemish fit`.")] = None,
     resize: Annotated[
         str | None, typer.Option(help="Size of the network's input: SIDE, HEIGHTxWIDTH, or auto.")
@@ -56,7 +61,9 @@ def study(
     repetitions: Annotated[
         int | None, typer.Option(min=0, help="Bootstrap repetitions for pixel figures; each as long as the figures.")
     ] = None,
-    out: Annotated[Path, typer.Option(help="Folder for study.sqlite, study.csv and plan.toml.")] = Path("study"),
+    out: Annotated[Path, typer.Option(help="Folder for study.sqlite, study.csv, tables.md and plan.toml.")] = Path(
+        "study"
+    ),
     workers: Annotated[
         int | None, typer.Option(min=1, help="Processes at a time. Default: 1; with --ray: all CPUs.")
     ] = None,
@@ -103,6 +110,7 @@ def study(
 
 
 def _run(chosen: StudyPlan, out: Path, executor: Executor, *, retry_failed: bool, as_json: bool) -> None:
+    from ..report.study_tables import write_study_tables
     from ..study.run import run_study
     from ..study.store import Store
 
@@ -114,6 +122,7 @@ def _run(chosen: StudyPlan, out: Path, executor: Executor, *, retry_failed: bool
                 run_study(chosen, store, executor=executor, progress=partial(_show, view), retry_failed=retry_failed)
         finally:
             store.write_csv(out / "study.csv")
+            write_study_tables(out / "tables.md", store.rows())
         rows = _rows_of(store, cells)
     _print_results(rows, out, as_json)
     if any(row["status"] == "failed" for row in rows):
@@ -124,7 +133,8 @@ def report(
     folder: Annotated[Path, typer.Argument(help="Folder of a study, the --out of `blemish study`.")],
     *,
     out: Annotated[
-        Path | None, typer.Option(help="Folder for report.html, report.md and study.csv; default: the study's.")
+        Path | None,
+        typer.Option(help="Folder for report.html, report.md, tables.md and study.csv; default: the study's."),
     ] = None,
     as_json: Annotated[
         bool, typer.Option("--json", help="Print the picks and the summary as one JSON object.")
@@ -135,6 +145,7 @@ def report(
     Example: blemish report study
     """
     from ..report.study import write_study_report
+    from ..report.study_tables import write_study_tables
     from ..study.store import Store
 
     file, out = folder / "study.sqlite", out or folder
@@ -146,6 +157,7 @@ def report(
             raise ArgumentError.about(str(file), expected="at least one cell", got="an empty study")
         make_folder(out)
         store.write_csv(out / "study.csv")
+    write_study_tables(out / "tables.md", rows)
     summary = write_study_report(out, rows)
     if as_json:
         typer.echo(json.dumps(summary | {"csv": str(out / "study.csv")}))

@@ -35,14 +35,21 @@ def find_weights(backbone: Backbone, weights: str | Path | None = None, *, seed:
         return read_weights(weights)
     if not backbone.source:
         return None
+    file = _file_of(backbone)
+    return _from_hub(backbone) if file is None else read_weights(file)
+
+
+def at_hand(backbone: Backbone) -> bool:
+    """Tell whether a row has its pretrained weights here, or needs none: nothing has to be downloaded."""
+    return not backbone.source or _file_of(backbone) is not None
+
+
+def _file_of(backbone: Backbone) -> Path | None:
+    """In the folder `$BLEMISH_WEIGHTS`, or in the package."""
     folder = os.environ.get("BLEMISH_WEIGHTS")
-    if folder:
-        for suffix in _SUFFIXES:
-            path = Path(folder) / f"{backbone.network}{suffix}"
-            if path.is_file():
-                return read_weights(path)
-    shipped = _BUILTIN / f"{backbone.network}.safetensors"
-    return read_weights(shipped) if shipped.is_file() else _from_hub(backbone)
+    named = [Path(folder) / f"{backbone.network}{suffix}" for suffix in _SUFFIXES] if folder else []
+    files = (*named, _BUILTIN / f"{backbone.network}.safetensors")
+    return next((path for path in files if path.is_file()), None)
 
 
 def is_random(weights: str | Path | None) -> bool:

@@ -225,6 +225,11 @@ class FeatureMethod(Method):
         """Whether the feature maps that a batch may bring will do; else it needs the pixels."""
         return self._directions() == 1
 
+    @property
+    def brings_network(self) -> bool:
+        """Whether it reads a network of its own, whatever `backbone` and `weights` say."""
+        return self._own_row() is not None
+
     def fit(self: _F, images: ImageBatches) -> _F:
         """Learn from normal images; forgets earlier fits."""
         self.check()

@@ -31,7 +31,9 @@ from ..parameters import (
 )  # fmt: skip
 
 DEFAULT_TAPS, ALL_SUBSETS = "default", "all-subsets"
-_WEIGHTS = ("pretrained", "random")
+THESIS = "thesis"
+"""Stands for the rows of the thesis on backbone layers."""
+_WEIGHTS = ("pretrained", "random", "available")
 Preset = Literal["default", "paper"]
 
 Value = str | int | float | bool | tuple[Any, ...] | None
@@ -111,12 +113,15 @@ class StudyPlan:
     data: dataset folders; `*` stands for any part of a name. Relative to the plan's file, or to the working
         folder. `FOLDER:one-class=CLASS` and `FOLDER:all-but=CLASS` too, where `*` stands for each class.
     methods: each `NAME,KEY=VALUE,...`; `taps=layer1+layer2` and `preset=paper` may stand there as well.
-    backbones: see `blemish list backbones`; or `timm:NAME`.
+    backbones: see `blemish list backbones`; or `timm:NAME`; `thesis` stands for the 71 rows of the thesis
+        (docs/backbones.md).
     taps: layers joined by `+`; `default`, what each method recommends; `all-subsets` of the backbone's layers.
     dimensions: for the methods that leave the number of dimensions open (padim); empty: the backbone's own. Those that
         exceed the channels of the chosen layers are left out.
     seeds: of the method, of the images held out for the threshold, and of random weights.
-    weights: `pretrained`, `random`, or a file that fits all backbones.
+    weights: `pretrained`; `random`; `available`, which is `pretrained` for the backbones whose weights lie in
+        `$BLEMISH_WEIGHTS` or ship with the package, and `random` for the others, as each cell then says; or a file that
+        fits all backbones.
     preset: `default` (the images' own aspect ratio at the area of 256 x 256, nothing cropped, a fifth of the normal
         images held out) or `paper` (256, crop 224, none held out, each method's parameters of its paper).
     resize: another input size in pixels: a side, height and width, `auto`, or `auto:SIDE`.
@@ -166,28 +171,33 @@ class StudyPlan:
         return "".join(lines)
 
     def cells(self) -> tuple[Cell, ...]:
-        """All combinations, each once, in the order of the lists: data sets outside, then backbones, methods ..."""
+        """All combinations, each once, in the order of the lists: data sets outside, then backbones, methods ...
+
+        Raises `ArgumentError` for a name that is wrong, and for a method that cannot be fitted with its parameters.
+        """
         from ..features.backbones import find_backbone
 
-        for backbone in self.backbones:
+        backbones = self._backbones()
+        for backbone in backbones:
             if not backbone.startswith("timm:"):  # to look those up is to build them
                 find_backbone(backbone)
         found: dict[Cell, None] = {}
-        for dataset, backbone, spec in product(self._folders(), self.backbones, self.methods):
+        alone = {spec for spec in self.methods if not self._reads_backbone(spec)}
+        for dataset, backbone, spec in product(self._folders(), backbones, self.methods):
             # A method without a backbone is the same for all of them.
-            if backbone == self.backbones[0] or _has_backbone(spec):
-                for cell in self._cells(dataset, backbone, spec):
+            if backbone == backbones[0] or spec not in alone:
+                for cell in self._cells(dataset, backbone, spec, alone=spec in alone):
                     found.setdefault(cell)
         return tuple(found)
 
-    def _cells(self, dataset: str, backbone: str, spec: str) -> Iterator[Cell]:
+    def _cells(self, dataset: str, backbone: str, spec: str, *, alone: bool) -> Iterator[Cell]:
         from ..presets import find_preset
 
         method, parameters = parse_method(spec, preset=self.preset)
         preset = find_preset(parameters.pop("preset", self.preset))
         pixels = preset.resized(self.resize)
         own_taps = parameters.pop("taps", None)
-        taps = [own_taps] if own_taps else _tap_sets(self.taps, backbone)
+        taps = [own_taps] if own_taps else [None] if alone else _tap_sets(self.taps, backbone)
         defaults = {name: known.default for name, known in _own_parameters(method).items()}
         for chosen, dimensions, seed in product(taps, self._dimensions(method, parameters), self.seeds):
             if dimensions.get("dimensions", 0) > _channels(backbone, chosen):
@@ -198,7 +208,7 @@ class StudyPlan:
                 method=method,
                 parameters=tuple((name, value) for name, value in values if value != defaults[name]),
                 backbone=backbone,
-                weights=self._weights(),
+                weights="pretrained" if alone else self._weights(backbone),
                 taps=chosen,
                 seed=seed,
                 resize=pixels.resize,
@@ -233,7 +243,33 @@ class StudyPlan:
         open_ = open_ and parameters.get("reduction") != "none"  # which keeps all
         return [{"dimensions": d} for d in self.dimensions] if open_ and self.dimensions else [{}]
 
-    def _weights(self) -> str:
+    def _backbones(self) -> list[str]:
+        from ..features.backbones import THESIS as ROWS
+
+        named = [(name,) if name != THESIS else ROWS for name in self.backbones]
+        return list(dict.fromkeys(name for names in named for name in names))
+
+    def _reads_backbone(self, spec: str) -> bool:
+        """Whether the plan's backbones mean anything to a method; refuses one that could not be fitted."""
+        from ..methods import FeatureMethod
+        from ..methods.registry import METHODS
+
+        name, parameters = parse_method(spec, preset=self.preset)
+        values = {key: value for key, value in parameters.items() if key != "preset"}
+        method = METHODS[name](**values)
+        try:
+            method.check()
+        except ArgumentError as error:
+            raise ArgumentError(f"method {spec}: {error}") from None
+        return isinstance(method, FeatureMethod) and not method.brings_network
+
+    def _weights(self, backbone: str) -> str:
+        """What a cell's `weights` say."""
+        from ..features.backbones import find_backbone
+        from ..features.weights import at_hand
+
+        if self.weights == "available":
+            return "pretrained" if at_hand(find_backbone(backbone)) else "random"
         return self.weights if self.weights in _WEIGHTS else os.path.abspath(self.weights)
 
 
@@ -279,12 +315,6 @@ def _own_parameters(method: str) -> dict[str, Parameter]:
     from ..methods.registry import METHODS
 
     return {name: known for name, known in parameters_of(METHODS[method]).items() if not known.option}
-
-
-def _has_backbone(spec: str) -> bool:
-    from ..methods.registry import find_method
-
-    return "backbone" in parameters_of(find_method(spec.partition(",")[0]))
 
 
 def _channels(backbone: str, taps: tuple[str, ...] | None) -> float:
