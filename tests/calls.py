@@ -8,15 +8,17 @@ from __future__ import annotations
 import json
 import shutil
 import sqlite3
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import cv2
 import numpy as np
 import onnx
 import typer
+from numpy.typing import NDArray
 from PIL import Image
 from safetensors.torch import load as load_tensors
 
@@ -112,6 +114,7 @@ CALLS = {
     "watch": Call(
         "{model} {more} --out {out}/w.jsonl --once --settle 0 --every 0 --patience 0", "w.jsonl", "w.jsonl"
     ),
+    "stream": Call("{model} {clip} --out {out}/s.jsonl", "s.jsonl", "s.jsonl"),
     "store export": Call("{kept} --out {out}/v.jsonl --pictures {out}/p", "v.jsonl p", "p"),
     "distil descriptor": Call(
         f"{{data}}/train --patch 17 --backbone filters {_TAUGHT} --set width=0.1 --set teacher_side=32 "
@@ -182,8 +185,17 @@ def prepare(folder: Path) -> dict[str, Path]:
     drawn = shutil.copytree(data, folder / "drawn" / "board-95-0")
     for number, noise in enumerate(np.random.default_rng(0).integers(0, 256, (75, 16, 16), dtype=np.uint8)):
         Image.fromarray(noise).save(drawn / "train" / "good" / f"more{number}.png")
+    _write_video(folder / "clip.avi", images[:6])
     stripes.factory()
     return {path.name.partition(".")[0]: path for path in folder.iterdir()}
+
+
+def _write_video(path: Path, frames: Sequence[NDArray[np.uint8]]) -> None:
+    height, width = frames[0].shape[:2]
+    writer = cv2.VideoWriter(str(path), cv2.VideoWriter_fourcc(*"MJPG"), 10, (width, height))
+    for frame in frames:
+        writer.write(np.ascontiguousarray(np.broadcast_to(frame.reshape(height, width, -1), (height, width, 3))))
+    writer.release()
 
 
 def _a_picture(data: Path) -> bytes:

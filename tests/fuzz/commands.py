@@ -76,7 +76,7 @@ FAST = {
 """In place of the longest calls: without their reports, and to a mistake where the work is long."""
 
 
-ENDLESS = {"serve": "--check", "watch": "--once"}
+ENDLESS = {"serve": "--check", "watch": "--once", "stream": "--frames=5"}
 """Commands that go on until they are told to end, and what makes them end by themselves."""
 
 

@@ -18,6 +18,7 @@ from . import (
     export,
     feedback,
     inspect,
+    line,
     ood,
     station,
     study,
@@ -77,7 +78,8 @@ for name, command in (
     ("study", study.study),
     ("report", study.report),
     ("serve", station.serve),
-    ("watch", station.watch),
+    ("watch", line.watch),
+    ("stream", line.stream),
 ):
     app.command(name)(command)
 app.add_typer(ood.ood_app, name="ood")

@@ -1,20 +1,17 @@
-"""`blemish serve`, `watch` and `store`: a station beside the line, a folder of a camera, and what was kept."""
+"""`blemish serve` and `store`: a station beside the line, and what was kept."""
 
 from __future__ import annotations
 
 import json
-import sys
-import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from importlib.util import find_spec
 from pathlib import Path
-from typing import IO, Annotated
+from typing import Annotated
 
 import typer
 
 from ..errors import ArgumentError, MissingPackageError
-from ..files import check_output, make_folder, naming, whole_file, write_whole
+from ..files import check_output, make_folder, whole_file, write_whole
 from ..memory import available_bytes
 from .console import Speaker
 from .options import DeviceOption, MaxPixelsOption, MemoryOption
@@ -94,85 +91,6 @@ def serve(
         say.line(f"http://{f'[{shown}]' if ':' in shown else shown}:{number}/  Ctrl-C ends it.")
         app = make_app(station, token=token, names=allow_host or ())
         make_server(app, limits=limits).run(sockets=[listener])
-
-
-def watch(
-    model: Annotated[Path, typer.Argument(help="Model file written by `blemish fit`.")],
-    folder: Annotated[Path, typer.Argument(help="Folder that a camera fills.")],
-    *,
-    out: Annotated[
-        Path | None, typer.Option(help="File to which the lines are added; what it has is not judged again.")
-    ] = None,
-    every: Annotated[float, typer.Option(min=0, help="Seconds between two looks.")] = 0.5,
-    settle: Annotated[float, typer.Option(min=0, help="Seconds that a file must not change before it is read.")] = 1,
-    patience: Annotated[
-        float, typer.Option(min=0, help="Seconds after which a file that cannot be read gets a line with `error`.")
-    ] = 30,
-    once: Annotated[bool, typer.Option("--once", help="End when all that is there has its line.")] = False,
-    device: DeviceOption = "auto",
-    batch_size: Annotated[int, typer.Option(min=1, max=256, help="Pictures judged in one go at most.")] = 8,
-    max_pixels: MaxPixelsOption = None,
-) -> None:
-    """Judge the pictures that come into a folder: a JSON line each, as `predict` writes it, and each picture once.
-
-    Half-written files wait until they are whole. A file that is written anew is another picture. Ends at Ctrl-C.
-
-    Example: blemish watch bottle.blemish /srv/camera --out lines.jsonl
-    """
-    from ..report.lines import model_digest
-    from ..station.folder import Folder
-    from .detector import load_model
-
-    say = Speaker()
-    if out is not None:
-        check_output(out)
-    detector = load_model(model, device)
-    detector.on_error, detector.batch_size = "skip", batch_size
-    detector.max_pixels = max_pixels or detector.max_pixels
-    digest = model_digest(model)
-    watched = Folder(detector, folder, done=_judged_before(out), settle=settle, patience=patience)
-    count = 0
-    with _added_to(out) as file:
-        while True:
-            for line in watched.look():
-                with naming(file.name):
-                    file.write(json.dumps(line | {"model": digest}) + "\n")
-                    file.flush()
-                if "error" in line:
-                    say.line(f"skipped: {line['error']}")
-                count += 1
-            if once and not watched.waiting:
-                break
-            time.sleep(every)
-    say.line(f"{count} pictures of {folder}")
-
-
-def _judged_before(out: Path | None) -> dict[str, str | None]:
-    """Names and states of the pictures that have a line in a file; a kill may have torn the last one."""
-    found: dict[str, str | None] = {}
-    if out is None or not out.exists():
-        return found
-    with naming(out), out.open(encoding="utf-8", errors="replace") as file:
-        for line in file:
-            try:
-                row = json.loads(line)
-                found[row["image"]] = row.get("file")
-            except (ValueError, TypeError, KeyError, AttributeError):
-                continue
-    return found
-
-
-@contextmanager
-def _added_to(out: Path | None) -> Iterator[IO[str]]:
-    """A file to which lines are added, on a line of its own; stdout where None."""
-    if out is None:
-        yield sys.stdout
-        return
-    with naming(out):
-        is_torn = out.exists() and out.stat().st_size > 0 and not out.read_bytes().endswith(b"\n")
-        with out.open("a", encoding="utf-8") as file:
-            file.write("\n" if is_torn else "")
-            yield file
 
 
 @store_app.command("export")

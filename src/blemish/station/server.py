@@ -11,11 +11,9 @@ import uvicorn
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from ..errors import ArgumentError
-from ..files import read_text
 from .guard import App
 from .limits import Limits
-
-_SHORTEST_TOKEN = 16
+from .secret import read_secret
 
 
 def read_token(path: Path | None, *, host: str) -> str | None:
@@ -27,11 +25,7 @@ def read_token(path: Path | None, *, host: str) -> str | None:
                 instead="Make one: python -c 'import secrets; print(secrets.token_urlsafe(32))' > token",
             )  # fmt: skip
         return None
-    token = read_text(path, expected="a file with a token").strip()
-    if len(token) < _SHORTEST_TOKEN or not token.isascii() or not token.isprintable() or " " in token:
-        expected = f"a token of at least {_SHORTEST_TOKEN} letters and digits"
-        raise ArgumentError.about(str(path), expected=expected, got=f"one of {len(token)} characters")
-    return token
+    return read_secret(path)
 
 
 def is_loopback(host: str) -> bool:

@@ -1,0 +1,260 @@
+"""`blemish watch` and `stream`: pictures from the line, out of a folder that a camera fills or out of a video."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+from typing import IO, TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from ..errors import ArgumentError
+from ..files import check_output, naming
+from ..progress import Throttle
+from .console import Speaker
+from .options import DeviceOption, MaxPixelsOption, spelled_out
+
+if TYPE_CHECKING:
+    from ..station.delivery import Outlet
+    from ..station.stream import Counts
+
+OutOption = Annotated[
+    Path | None, typer.Option(help="File to which the lines are added; what it has is not judged again.")
+]
+BatchOption = Annotated[int, typer.Option(min=1, max=256, help="Pictures judged in one go at most.")]
+
+
+@dataclass(frozen=True)
+class Sending:
+    """Who is told of each line beside the file."""
+
+    webhook: Annotated[
+        str | None, typer.Option(metavar="URL", help="Also POST each line here, again and again until it is taken.")
+    ] = None
+    webhook_token_file: Annotated[
+        Path | None, typer.Option(help="File of a token, sent as `Authorization: Bearer`.")
+    ] = None
+    mqtt: Annotated[
+        str | None,
+        typer.Option(metavar="[NAME@]HOST[:PORT]/TOPIC", help="Also publish each line; mqtts:// before it encrypts."),
+    ] = None
+    mqtt_password_file: Annotated[Path | None, typer.Option(help="File of the password that goes with NAME.")] = None
+
+    def outlets(self) -> dict[str, Outlet]:
+        """Where lines go, by the ending of the file that says how far.
+
+        Raises `ArgumentError`, `MissingPackageError`.
+        """
+        from ..edges.mqtt import Mqtt
+        from ..station.secret import read_secret
+        from ..station.webhook import Webhook
+
+        found: dict[str, Outlet] = {}
+        if self.webhook is not None:
+            token = None if self.webhook_token_file is None else read_secret(self.webhook_token_file, least=1)
+            found["webhook"] = Webhook(self.webhook, token=token)
+        if self.mqtt is not None:
+            password = None if self.mqtt_password_file is None else read_secret(self.mqtt_password_file, least=1)
+            found["mqtt"] = Mqtt(self.mqtt, password=password)
+        return found
+
+
+@spelled_out
+def watch(
+    model: Annotated[Path, typer.Argument(help="Model file written by `blemish fit`.")],
+    folder: Annotated[Path, typer.Argument(help="Folder that a camera fills.")],
+    *,
+    out: OutOption = None,
+    sending: Sending,
+    every: Annotated[float, typer.Option(min=0, help="Seconds between two looks.")] = 0.5,
+    settle: Annotated[float, typer.Option(min=0, help="Seconds that a file must not change before it is read.")] = 1,
+    patience: Annotated[
+        float, typer.Option(min=0, help="Seconds after which a file that cannot be read gets a line with `error`.")
+    ] = 30,
+    once: Annotated[bool, typer.Option("--once", help="End when all that is there has its line.")] = False,
+    device: DeviceOption = "auto",
+    batch_size: BatchOption = 8,
+    max_pixels: MaxPixelsOption = None,
+) -> None:
+    """Judge the pictures that come into a folder: a JSON line each, as `predict` writes it, and each picture once.
+
+    Half-written files wait until they are whole. A file that is written anew is another picture. Ends at Ctrl-C.
+
+    Example: blemish watch bottle.blemish /srv/camera --out lines.jsonl
+    """
+    from ..station.folder import Folder
+
+    say = Speaker()
+    with _added_to(out, sending, say) as write:
+        detector, digest = _load(model, device, batch_size, max_pixels)
+        watched = Folder(detector, folder, done=_judged_before(out), settle=settle, patience=patience)
+        count = 0
+        try:
+            while True:
+                for line in watched.look():
+                    write(line | {"model": digest})
+                    count += 1
+                if once and not watched.waiting:
+                    break
+                time.sleep(every)
+        finally:
+            say.line(f"{count} pictures of {folder}")
+
+
+@spelled_out
+def stream(
+    model: Annotated[Path, typer.Argument(help="Model file written by `blemish fit`.")],
+    source: Annotated[str, typer.Argument(help="A video file, the number of a camera (0), or rtsp://...")],
+    *,
+    out: OutOption = None,
+    sending: Sending,
+    rate: Annotated[float | None, typer.Option(min=1e-6, help="Judge at most so many frames a second.")] = None,
+    frames: Annotated[int | None, typer.Option(min=1, help="End after so many lines.")] = None,
+    device: DeviceOption = "auto",
+    batch_size: BatchOption = 8,
+    max_pixels: MaxPixelsOption = None,
+) -> None:
+    """Judge the frames of a video or a camera: a JSON line each, as `predict` writes it.
+
+    A file is read as fast as it is judged. A camera does not wait: frames for which there is no time are dropped, the
+    oldest first, and counted. A camera that breaks off is opened again. Ends with the file, or at Ctrl-C.
+
+    Example: blemish stream bottle.blemish rtsp://camera/1 --rate 5 --out lines.jsonl
+    """
+    from ..edges.video import Video, import_cv2, spell_source
+    from ..report.lines import file_state
+    from ..station.stream import Stream
+
+    say = Speaker()
+    import_cv2()
+    with _added_to(out, sending, say) as write:
+        detector, digest = _load(model, device, batch_size, max_pixels)
+
+        def opened() -> Video:
+            return Video(source, max_pixels=detector.max_pixels)
+
+        first = opened()
+        state = None if first.is_live else file_state(source)
+        done = _frames_before(out, f"{spell_source(source)}#", state)
+        judged = Stream(detector, first, reopen=opened, done=done, rate=rate, say=say.line)
+        stated = "no frame rate stated" if first.rate is None else f"{first.rate:.3g} frames a second stated"
+        say.line(f"{first.name}: {stated}")
+        due = Throttle()
+        try:
+            for line in islice(judged.lines(), frames):
+                write(line | {"model": digest} | ({} if state is None else {"file": state}))
+                if due.is_due():
+                    say.line(_spell_counts(judged.counts))
+        finally:
+            say.line(f"{first.name}: {_spell_counts(judged.counts)}")
+        if frames is None and first.stated is not None and first.stated > judged.counts.came:
+            say.line(f"It states {first.stated} frames; what was read ends before.")
+
+
+def _load(model: Path, device: str, batch_size: int, max_pixels: int | None) -> tuple[Any, str]:
+    """The detector of a model file, set up for pictures that may be bad, and the file's digest."""
+    from ..report.lines import model_digest
+    from .detector import load_model
+
+    detector = load_model(model, device)
+    detector.on_error, detector.batch_size = "skip", batch_size
+    detector.max_pixels = max_pixels or detector.max_pixels
+    return detector, model_digest(model)
+
+
+def _spell_counts(counts: Counts) -> str:
+    """What became of the frames, in words."""
+    a_second = ""
+    if counts.seconds > 0:
+        a_second = f" ({counts.came / counts.seconds:.3g} and {counts.judged / counts.seconds:.3g} a second)"
+    words = [f"{counts.came} frames came, {counts.judged} judged{a_second}"]
+    words += [f"{counts.dropped} dropped"]
+    words += [f"{counts.passed_over} passed over"] if counts.passed_over else []
+    words += [f"{counts.breaks} breaks"] if counts.breaks else []
+    return ", ".join(words)
+
+
+def _judged_before(out: Path | None) -> dict[str, str | None]:
+    """Names and states of the pictures that have a line in a file; a kill may have torn the last one."""
+    return {} if out is None else {row["image"]: row.get("file") for row in _rows(out)}
+
+
+def _frames_before(out: Path | None, prefix: str, state: str | None) -> set[int]:
+    """Numbers of the frames of a video file, as it is now, that have a line."""
+    if out is None or state is None:
+        return set()
+    return {
+        row["frame"]
+        for row in _rows(out)
+        if row.get("file") == state and row["image"].startswith(prefix) and isinstance(row.get("frame"), int)
+    }
+
+
+def _rows(out: Path) -> Iterator[dict[str, Any]]:
+    if not out.exists():
+        return
+    with naming(out), out.open(encoding="utf-8", errors="replace") as file:
+        for line in file:
+            try:
+                row = json.loads(line)
+            except ValueError:
+                continue
+            if isinstance(row, dict) and isinstance(row.get("image"), str):
+                yield row
+
+
+@contextmanager
+def _added_to(out: Path | None, sending: Sending, say: Speaker) -> Iterator[Callable[[Mapping[str, Any]], None]]:
+    """Gives what adds a line to a file, on stdout where None, and has it sent."""
+    from ..station.delivery import Delivery
+
+    outlets = sending.outlets()
+    if out is None and outlets:
+        raise ArgumentError.about(
+            "--webhook and --mqtt", expected="--out FILE too, where lines wait until they are taken", got="none"
+        )
+    with ExitStack() as held:
+        deliveries = []
+        if out is not None:
+            check_output(out)
+            for kind, outlet in outlets.items():
+                deliveries.append(held.enter_context(Delivery(out, outlet, kind=kind, say=say.line)))
+        file = held.enter_context(_opened(out))
+
+        def write(line: Mapping[str, Any]) -> None:
+            with naming(file.name):
+                file.write(json.dumps(line) + "\n")
+                file.flush()
+            for delivery in deliveries:
+                delivery.tell()
+            if "error" in line:
+                say.line(f"skipped: {line['error']}")
+
+        yield write
+
+
+@contextmanager
+def _opened(out: Path | None) -> Iterator[IO[str]]:
+    """A file to which lines are added, on a line of its own; stdout where None."""
+    if out is None:
+        yield sys.stdout
+        return
+    with naming(out), out.open("a", encoding="utf-8") as file:
+        file.write("\n" if _is_torn(out) else "")
+        yield file
+
+
+def _is_torn(out: Path) -> bool:
+    """Whether the last line of a file was not written to its end."""
+    with out.open("rb") as file:
+        if file.seek(0, os.SEEK_END) == 0:
+            return False
+        file.seek(-1, os.SEEK_END)
+        return file.read(1) != b"\n"
