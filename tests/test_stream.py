@@ -15,7 +15,7 @@ from typer.testing import CliRunner
 from blemish.cli import app
 from blemish.edges.video import Video, is_live, spell_source
 from blemish.errors import ArgumentError, ImageError, MissingPackageError
-from blemish.station.stream import Buffer, Frame, Stream
+from blemish.station.stream import Buffer, VideoFrame, Stream
 from receivers import broker, http_receiver
 from stations import fitted, pictures
 
@@ -120,7 +120,7 @@ def test_without_opencv_it_is_named(monkeypatch, video):
 
 
 def frame(number):
-    return Frame(number, 0.0, FRAMES[0])
+    return VideoFrame(number, 0.0, FRAMES[0])
 
 
 def test_a_buffer_of_a_live_source_drops_the_oldest():

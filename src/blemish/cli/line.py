@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 OutOption = Annotated[
     Path | None, typer.Option(help="File to which the lines are added; what it has is not judged again.")
 ]
-BatchOption = Annotated[int, typer.Option(min=1, max=256, help="Pictures judged in one go at most.")]
+AtOnceOption = Annotated[int, typer.Option(min=1, max=256, help="Pictures judged in one go at most.")]
 
 
 @dataclass(frozen=True)
@@ -80,7 +80,7 @@ def watch(
     ] = 30,
     once: Annotated[bool, typer.Option("--once", help="End when all that is there has its line.")] = False,
     device: DeviceOption = "auto",
-    batch_size: BatchOption = 8,
+    batch_size: AtOnceOption = 8,
     max_pixels: MaxPixelsOption = None,
 ) -> None:
     """Judge the pictures that come into a folder: a JSON line each, as `predict` writes it, and each picture once.
@@ -118,7 +118,7 @@ def stream(
     rate: Annotated[float | None, typer.Option(min=1e-6, help="Judge at most so many frames a second.")] = None,
     frames: Annotated[int | None, typer.Option(min=1, help="End after so many lines.")] = None,
     device: DeviceOption = "auto",
-    batch_size: BatchOption = 8,
+    batch_size: AtOnceOption = 8,
     max_pixels: MaxPixelsOption = None,
 ) -> None:
     """Judge the frames of a video or a camera: a JSON line each, as `predict` writes it.
@@ -178,6 +178,8 @@ def _spell_counts(counts: Counts) -> str:
     words += [f"{counts.dropped} dropped"]
     words += [f"{counts.passed_over} passed over"] if counts.passed_over else []
     words += [f"{counts.breaks} breaks"] if counts.breaks else []
+    left = counts.came - counts.judged - counts.dropped - counts.passed_over
+    words += [f"{left} at hand"] if left else []
     return ", ".join(words)
 
 

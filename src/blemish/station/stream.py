@@ -41,7 +41,7 @@ class Frames(Protocol):
 
 
 @dataclass(frozen=True)
-class Frame:
+class VideoFrame:
     """One frame on its way."""
 
     number: int
@@ -76,11 +76,11 @@ class Buffer:
 
     def __init__(self, most: int, *, drops: bool) -> None:
         self._most, self._drops = most, drops
-        self._frames: deque[Frame] = deque()
+        self._frames: deque[VideoFrame] = deque()
         self._news = threading.Condition()
         self._ends = False
 
-    def put(self, frame: Frame) -> int:
+    def put(self, frame: VideoFrame) -> int:
         """Add a frame; gives how many were dropped for it. After `end` it is not kept."""
         with self._news:
             dropped = 0
@@ -94,7 +94,7 @@ class Buffer:
             self._news.notify_all()
             return dropped
 
-    def take(self, most: int) -> list[Frame]:
+    def take(self, most: int) -> list[VideoFrame]:
         """Wait for a frame; gives the oldest ones that are there, none when all is over."""
         with self._news:
             self._news.wait_for(lambda: self._ends or self._frames)
@@ -165,7 +165,7 @@ class Stream:
             self._buffer.end()
             reader.join()
 
-    def _judge(self, frames: Sequence[Frame]) -> Iterator[dict[str, Any]]:
+    def _judge(self, frames: Sequence[VideoFrame]) -> Iterator[dict[str, Any]]:
         names = [self._spell(frame) for frame in frames]
         source = from_arrays([frame.pixels for frame in frames], names=names)
         found: dict[str, Any] = {d.name: dict(judged(d)) for d in self._detector.predict(source)}
@@ -175,7 +175,7 @@ class Stream:
             self.counts.judged += 1
             yield line | {"frame": frame.number} | ({"time": spell_time(frame.time)} if self._is_live else {})
 
-    def _spell(self, frame: Frame) -> str:
+    def _spell(self, frame: VideoFrame) -> str:
         moment = f"@{spell_time(frame.time)}" if self._is_live else ""
         return f"{self.name}#{frame.number}{moment}"
 
@@ -203,7 +203,7 @@ class Stream:
         if pixels is None:
             return False
         self._count()
-        self.counts.dropped += self._buffer.put(Frame(number, self._clock(), pixels))
+        self.counts.dropped += self._buffer.put(VideoFrame(number, self._clock(), pixels))
         return True
 
     def _count(self) -> None:
