@@ -15,7 +15,7 @@ from typer.testing import CliRunner
 from blemish.cli import app
 from blemish.edges.video import Video, is_live, spell_source
 from blemish.errors import ArgumentError, ImageError, MissingPackageError
-from blemish.station.stream import Buffer, VideoFrame, Stream
+from blemish.station.stream import Buffer, Stream, VideoFrame
 from receivers import broker, http_receiver
 from stations import fitted, pictures
 
@@ -126,9 +126,10 @@ def frame(number):
 def test_a_buffer_of_a_live_source_drops_the_oldest():
     buffer = Buffer(2, drops=True)
     assert [buffer.put(frame(number)) for number in range(5)] == [0, 0, 1, 1, 1]
-    assert [one.number for one in buffer.take(9)] == [3, 4]
+    taken, lost = buffer.take(9)
+    assert ([one.number for one in taken], lost) == ([3, 4], 3)
     buffer.end()
-    assert buffer.take(9) == []
+    assert buffer.take(9) == ([], 0)
 
 
 def test_a_buffer_of_a_file_waits_and_what_is_there_at_the_end_is_given():
@@ -142,7 +143,7 @@ def test_a_buffer_of_a_file_waits_and_what_is_there_at_the_end_is_given():
 
     filler = threading.Thread(target=fill)
     filler.start()
-    while some := buffer.take(3):
+    while some := buffer.take(3)[0]:
         taken += [one.number for one in some]
     filler.join()
     assert taken == list(range(50))
@@ -206,7 +207,7 @@ def test_a_live_source_does_not_wait_and_what_is_lost_is_counted(detector, monke
     seconds = iter(range(1000))
     stream = Stream(detector, Frames(21, live=True, before=before), clock=lambda: next(seconds) / 10)
     lines = list(stream.lines())
-    assert [(line["frame"], line["dropped"]) for line in lines] == [(0, 16), (17, 0), (18, 0), (19, 0), (20, 0)]
+    assert [(line["frame"], line["dropped"]) for line in lines] == [(0, 0), (17, 16), (18, 0), (19, 0), (20, 0)]
     assert (stream.counts.came, stream.counts.judged, stream.counts.dropped) == (21, 5, 16)
     assert lines[0]["image"] == f"source#0@{lines[0]['time']}"
     assert lines[0]["time"].startswith("1970-01-01T00:00:00.")

@@ -79,6 +79,7 @@ class Buffer:
         self._frames: deque[VideoFrame] = deque()
         self._news = threading.Condition()
         self._ends = False
+        self._lost = 0
 
     def put(self, frame: VideoFrame) -> int:
         """Add a frame; gives how many were dropped for it. After `end` it is not kept."""
@@ -88,19 +89,21 @@ class Buffer:
                 while len(self._frames) >= self._most:
                     self._frames.popleft()
                     dropped += 1
+            self._lost += dropped
             self._news.wait_for(lambda: self._ends or len(self._frames) < self._most)
             if not self._ends:
                 self._frames.append(frame)
             self._news.notify_all()
             return dropped
 
-    def take(self, most: int) -> list[VideoFrame]:
-        """Wait for a frame; gives the oldest ones that are there, none when all is over."""
+    def take(self, most: int) -> tuple[list[VideoFrame], int]:
+        """Wait for a frame; gives the oldest ones, none when all is over, and how many were dropped before them."""
         with self._news:
             self._news.wait_for(lambda: self._ends or self._frames)
             taken = [self._frames.popleft() for _ in range(min(most, len(self._frames)))]
+            lost, self._lost = self._lost, 0
             self._news.notify_all()
-            return taken
+            return taken, lost
 
     def end(self) -> None:
         """No frame comes any more; those that are there can still be taken."""
@@ -152,12 +155,10 @@ class Stream:
         reader = threading.Thread(target=self._read_all, name="blemish-frames")
         reader.start()
         try:
-            said = 0
-            while frames := self._buffer.take(self._detector.batch_size):
-                for line in self._judge(frames):
-                    dropped = self.counts.dropped
-                    yield line | {"dropped": dropped - said}
-                    said = dropped
+            while (taken := self._buffer.take(self._detector.batch_size))[0]:
+                frames, lost = taken
+                for at, line in enumerate(self._judge(frames)):
+                    yield line | {"dropped": 0 if at else lost}
             if self._fault is not None:
                 raise self._fault
         finally:
