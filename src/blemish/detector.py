@@ -13,7 +13,7 @@ from typing import Any, Literal
 import numpy as np
 from torch import Tensor
 
-from . import model_file, persist
+from . import model_file, persist, running
 from .calibrate import Calibration
 from .calibrator import Calibrator, Judged, require_able, require_left_out
 from .choosing.auto import Auto
@@ -29,6 +29,7 @@ from .errors import (
 )
 from .features.backbones import Backbone, find_backbone
 from .features.memory import FeatureMemory
+from .features.runtime import Runner, RuntimeChoice, require_runtime
 from .folds import fold_of, pick_calibration, same_again
 from .images.decode import MAX_PIXELS
 from .images.digest import pixel_digest, with_digests
@@ -106,6 +107,8 @@ class Detector(Parameterised):
     roi: where to look: a file of a mask (white is looked at), a JSON file of polygons, a folder with a mask for each
         picture, or an array. What is outside is neither learned nor scored, and no pixel of it reaches a score.
     max_pixels: a file that claims more is refused, as a guard against decompression bombs.
+    runtime: what runs the frozen network: `torch`; `onnxruntime` or `openvino`, whose packages are extras; `auto`: the
+        fastest one by a short measurement at fit. The one that calibrated is part of a model file (docs/runtimes.md).
     features: feature maps of all images that will come, made with the method's backbone and weights: they are read
         instead of the images. Not part of a model file.
 
@@ -135,6 +138,7 @@ class Detector(Parameterised):
     group_by: GroupBy | None = parameter(None, role="place")
     roi: Region | str | Path | np.ndarray[Any, Any] | None = parameter(None, role="place")
     max_pixels: int = parameter(MAX_PIXELS, at_least=1, role="place")
+    runtime: RuntimeChoice = parameter("torch", role="place")
     features: FeatureMemory | None = field(default=None, repr=False, metadata={"role": "place"})
 
     calibration_: Calibration | None = field(default=None, init=False, repr=False)
@@ -167,6 +171,10 @@ class Detector(Parameterised):
     region_: Region | None = field(default=None, init=False, repr=False, compare=False)
     """The region of interest of the latest fit, which a model file keeps."""
     _named: Method | None = field(default=None, init=False, repr=False, compare=False)
+    _runner: Runner | None = field(default=None, init=False, repr=False, compare=False)
+    """What runs the networks now; None: torch."""
+    _kept_runtime: running.KeptRuntime | None = field(default=None, init=False, repr=False, compare=False)
+    """The runtime of the latest fit, or of what came after it that learned or calibrated; None: torch."""
 
     @classmethod
     def preset(cls, name: str, *, method: str | None = None) -> Detector:
@@ -199,6 +207,9 @@ class Detector(Parameterised):
     def check(self) -> None:
         """Refuse wrong parameters; `fit` does so before the work. Raises `ArgumentError`."""
         check_parameters(self)
+        require_runtime(self.runtime, recorded=self._kept_runtime is not None)
+        if self._auto is None:
+            running.require_runnable(self.method_, self.runtime)
         if isinstance(self.group_by, str):
             read_pattern(self.group_by)
         if self.part_by is not None:
@@ -264,7 +275,7 @@ class Detector(Parameterised):
         self.calibration_, self.peaks_, self.images_, self._named, self._settled = None, None, 0, None, None
         self.learned_, self.calibrated_on_, self.chosen_ = frozenset(), frozenset(), ""
         self.others_, self.kept_, self.parts_, self._views = (), None, None, {}
-        self.region_ = self._read_roi()
+        self.region_, self._runner, self._kept_runtime = self._read_roi(), running.start(self.runtime), None
         source = normal_images(images, max_pixels=self.max_pixels)
         kept = source.without(exclude)
         self.excluded_ = len(source) - len(kept)
@@ -279,6 +290,7 @@ class Detector(Parameterised):
         train, digests = with_digests(train)
         if learned is not None and self._kind == "cross":
             self._fit_folds(replace(learned, source=train), digests, progress)
+            self._keep_runtime()
             return self
         known = None if self._auto is None else self._choose(self._auto, train, progress)
         self.skipped_ = self._learn(self.method_, train, "fit", progress, known=known)
@@ -290,6 +302,7 @@ class Detector(Parameterised):
             self._calibrate(held_out, progress)
         elif learned is not None:
             self._leave_out(learned, digests, progress)
+        self._keep_runtime()
         return self
 
     def _learn(
@@ -302,6 +315,7 @@ class Detector(Parameterised):
         known: FeatureMemory | None = None,
     ) -> list[Skipped]:
         """Fit a method; gives the files that were left out."""
+        running.run_on([method], self._runner)
         batches = self._batches(images, learn=True)
         batches = batches if known is None else replace(batches, features=known)
         method.fit(self._to_learn(batches, stage, progress))
@@ -356,9 +370,12 @@ class Detector(Parameterised):
                 raise NotFittedError("Detector.recalibrate needs a fitted detector. Call fit(normal_images) first.")
             fresh = self._grouped(normal_images(images, max_pixels=self.max_pixels))
             _require_any(len(fresh.source))
+            self._use_runtime()
+            changed._runner, changed._kept_runtime = self._runner, self._kept_runtime
             changed.calibration, changed.held_out, changed.kept_, changed.skipped_ = "split", None, None, []
             changed._calibrator.require(fresh.groups)
             changed._calibrate(fresh, progress)
+            changed._keep_runtime()
         elif self.calibration_ is None:
             raise NotFittedError("Detector.recalibrate needs a calibrated detector, or new normal images (images=).")
         else:
@@ -395,6 +412,7 @@ class Detector(Parameterised):
         )
         if fresh is not None:
             self._calibrator.require(fresh.groups)
+        self._use_runtime()
         source, digests = with_digests(source)
         batches = self._batches(source, learn=True)
         method.partial_fit(self._to_learn(batches, "update", progress))
@@ -404,6 +422,7 @@ class Detector(Parameterised):
         self._drop_calibration()
         if fresh is not None:
             self._calibrate(fresh, progress)
+        self._keep_runtime()
         return self
 
     def forget(self, images: ImageInput, *, progress: Progress | None = None) -> Detector:
@@ -427,12 +446,14 @@ class Detector(Parameterised):
         for name, digest in zip(source.names, digests, strict=True):
             if digest not in self.learned_:
                 raise ArgumentError.about("images", expected="pictures that were learned", got=f"{name}, which was not")
+        self._use_runtime()
         had_copies = len(self.learned_) != self.images_
         method.forget(self._to_learn(self._batches(source, learn=True), "forget", progress))
         self.images_ -= len(source)
         if not had_copies:
             self.learned_ -= frozenset(digests)
         self._drop_calibration()
+        self._keep_runtime()
         return self
 
     def _drop_calibration(self) -> None:
@@ -472,6 +493,7 @@ class Detector(Parameterised):
     ) -> Iterator[tuple[ImageBatch, Scores]]:
         """Give raw scores batch by batch, with maps at the size of the network's input; a generator like `predict`."""
         self.skipped_, found = [], 0
+        self._use_runtime()
         for source in sources(images, at_once=self.batch_size, max_pixels=self.max_pixels):
             found += len(source)
             batches, before = self._batches(source), self.skipped_
@@ -544,7 +566,8 @@ class Detector(Parameterised):
         seen |= {} if self.region_ is None else self.region_.state()
         folds = model_file.write_folds(self.method_, self.others_)
         kept = {f"left_out.{name}": tensor for name, tensor in (self.kept_ or {}).items()}
-        persist.save(path, tensors | folds | kept | seen, self.manifest())
+        graphs = {} if self._kept_runtime is None else self._kept_runtime.tensors()
+        persist.save(path, tensors | folds | kept | seen | graphs, self.manifest())
 
     @classmethod
     def load(
@@ -554,11 +577,14 @@ class Detector(Parameterised):
         device: str = "auto",
         backbone: Backbone | None = None,
         make_index: Callable[[str], IndexFactory] | None = None,
+        runtime: RuntimeChoice | None = None,
     ) -> Detector:
-        """Read a detector; it scores exactly as the saved one.
+        """Read a detector; it scores exactly as the saved one, on the runtime that calibrated, or torch on a GPU.
+
+        Another `runtime` scores drawn images first; raises `ArgumentError` where they differ by more than 1e-4.
 
         A custom `backbone` must be given again. `make_index` makes the index that the file names, where it is not
-        the built-in one: `blemish.edges.faiss.index_from_name`. Raises `ModelFileError`.
+        the built-in one: `blemish.edges.faiss.index_from_name`. Raises `ModelFileError`, and `MissingPackageError`.
         """
         tensors, manifest = persist.load(path)
         find_device(device)  # where the device is wrong, the file is not to blame
@@ -571,7 +597,7 @@ class Detector(Parameterised):
             detector = cls(method=method, **model_file.read_settings(cls, about.detector, complete=complete))
             detector.images_, detector.excluded_, detector.chosen_ = about.images, about.excluded, about.chosen
             detector.check()
-            parts = ("method.", "fold.", "left_out.")
+            parts = ("method.", "fold.", "left_out.", "runtime.")
             seen = {name: tensor for name, tensor in tensors.items() if not name.startswith(parts)}
             region = {name: seen.pop(name) for name in [name for name in seen if name.startswith("region.")]}
             detector.region_ = Region.restore(region) if region else None
@@ -586,7 +612,54 @@ class Detector(Parameterised):
             model_file.check_left_out(
                 detector.calibration_, method, detector.others_, detector.kept_, size=detector._input_size()
             )
+            graphs = {name: tensor for name, tensor in tensors.items() if name.startswith("runtime.")}
+            detector._kept_runtime = running.read_runtime(graphs, about.runtime)
+        detector._start_kept(runtime, find_device(device).type)
         return detector
+
+    def _start_kept(self, wanted: RuntimeChoice | None, device: str) -> None:
+        """After a load: the runtime of the file, and then another one that is wanted."""
+        kept = self._kept_runtime
+        if kept is not None and device == "cpu" and wanted in (None, kept.name):
+            self.runtime = kept.name
+            self._runner = running.start(kept.name, kept)
+            running.run_on(self._methods, self._runner)
+        else:
+            self.runtime = wanted or "torch"
+            if kept is not None and self.runtime == "torch":
+                self._change_runtime()
+        self._use_runtime()
+
+    def _use_runtime(self) -> None:
+        """Go over to the runtime that is asked for now, where another one runs; drawn images must score the same."""
+        if self.images_ and self.runtime != ("torch" if self._runner is None else self._runner.choice):
+            self._change_runtime()
+
+    def _change_runtime(self) -> None:
+        kept, earlier = self._kept_runtime, self._runner
+        running.run_on(self._methods, None)
+        try:
+            before = self._check_scores() if kept is None else kept.checks
+            self._runner = running.start(self.runtime, kept)
+            running.run_on(self._methods, self._runner)
+            after = self._check_scores()
+            name = "torch" if self._runner is None else self._runner.name or self.runtime
+            running.report_change(name, before, after, self.calibration_)
+        except BaseException:
+            self._runner = earlier
+            running.run_on(self._methods, earlier)
+            raise
+
+    def _keep_runtime(self) -> None:
+        """After a fit or a calibration: what ran is what a file names."""
+        self._kept_runtime = running.keep(self._runner, self._scorer, self.preprocessing.size)
+
+    def _check_scores(self) -> tuple[float, ...]:
+        return running.check_scores(self._scorer, self.preprocessing.size)
+
+    @property
+    def _methods(self) -> tuple[Method, ...]:
+        return (self.method_, *self.others_)
 
     def _input_size(self) -> Size:
         """`(height, width)` of what the method sees: of a tile, or of the whole image."""
@@ -847,6 +920,7 @@ class Detector(Parameterised):
             **({"chosen": self.chosen_} if self.chosen_ else {}),
             **model_file.write_left_out(self.calibration_),
             **model_file.write_parts(self._views, self.parts_),
+            **({} if self._kept_runtime is None else self._kept_runtime.section()),
         }
 
 

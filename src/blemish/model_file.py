@@ -58,7 +58,7 @@ class ModelManifest:
     sums: over what was learned, by name.
     left_out: about scores of normal images by models that were fitted without them.
     parts: what learned images of each view score, and how many images of it a held-out part has.
-    runtime: how another program shall run the model.
+    runtime: which one made the calibration, where that was not torch (`running.py`).
     """
 
     method: str

@@ -28,6 +28,7 @@ from .options import (
     MemoryOption,
     RateOption,
     ReportOption,
+    RuntimeOption,
     SeedOption,
     SetOption,
     WhiteLevelOption,
@@ -42,6 +43,7 @@ from .results import ResultWriter
 
 if TYPE_CHECKING:
     from ..detector import Detector
+    from ..features.runtime import RuntimeChoice
     from ..presets import Preset
 
 NormalOption = Annotated[
@@ -181,6 +183,10 @@ def fit(
     ] = None,
     seed: SeedOption = 0,
     device: DeviceOption = "auto",
+    runtime: Annotated[
+        Literal["auto", "torch", "onnxruntime", "openvino"],
+        typer.Option(help="What runs the network: auto measures those at hand. Kept in the model file."),
+    ] = "torch",
     batch_size: BatchOption = 8,
     workers: WorkersOption = 2,
     on_error: ErrorOption = "raise",
@@ -224,6 +230,7 @@ def fit(
         part_by=part_by,
         min_area=min_area,
         roi=roi,
+        runtime=runtime,
     )
     detector.max_pixels = max_pixels or detector.max_pixels
     source, taken = _normal_source(
@@ -283,6 +290,7 @@ def recalibrate(
     out: Annotated[Path | None, typer.Option(help="Where to write; default: replace the model.")] = None,
     roi: RoiOption = None,
     device: DeviceOption = "auto",
+    runtime: RuntimeOption = None,
     on_error: ErrorOption = "raise",
     as_json: JsonOption = False,
 ) -> None:
@@ -296,7 +304,7 @@ def recalibrate(
     say = Speaker()
     check_output(out or model)
     start = time.perf_counter()
-    detector = load_model(model, device, roi)
+    detector = load_model(model, device, roi, runtime=runtime)
     detector.on_error, detector.group_by = on_error, group_by
     if images is None and false_alarm_rate is None and certain is None:
         raise ArgumentError.about("IMAGES", expected="normal images, or --false-alarm-rate", got="neither")
@@ -356,6 +364,7 @@ def predict(
     ] = None,
     roi: RoiOption = None,
     device: DeviceOption = "auto",
+    runtime: RuntimeOption = None,
     batch_size: BatchOption = 16,
     workers: WorkersOption = 2,
     max_pixels: MaxPixelsOption = None,
@@ -382,7 +391,7 @@ def predict(
     from ..images.source import from_paths
 
     say = Speaker()
-    detector = load_model(model, device, roi)
+    detector = load_model(model, device, roi, runtime=runtime)
     if exit_code and detector.calibration_ is None:
         raise ArgumentError.about("--exit-code", expected="a model with a threshold", got=f"{model}, which has none")
     _check_regions(detector, model, say, {"--overlays": overlays, "--coco": coco is not None})
@@ -437,6 +446,7 @@ def evaluate_model(
     ] = False,
     roi: RoiOption = None,
     device: DeviceOption = "auto",
+    runtime: RuntimeOption = None,
     batch_size: BatchOption = 16,
     workers: WorkersOption = 2,
     max_pixels: MaxPixelsOption = None,
@@ -454,7 +464,7 @@ def evaluate_model(
     dataset = open_dataset(data, normal=normal or (), anomalous=anomalous or (), masks=masks)
     taken = take(dataset)
     say.lines(taken.lines())
-    detector = load_model(model, device, roi)
+    detector = load_model(model, device, roi, runtime=runtime)
     detector.batch_size, detector.workers, detector.on_error = batch_size, workers, on_error
     detector.max_pixels = max_pixels or detector.max_pixels
     with say.progress() as progress:
@@ -560,12 +570,12 @@ def _check_regions(detector: Detector, model: Path, say: Speaker, wanted: Mappin
         say.line(f"No regions from {model}: {why}")
 
 
-def load_model(model: Path, device: str, roi: Path | None = None) -> Any:
+def load_model(model: Path, device: str, roi: Path | None = None, *, runtime: RuntimeChoice | None = None) -> Any:
     """The detector of a model file; `roi` are regions for each image, where it was fitted with such ones."""
     from ..detector import Detector
     from ..edges.faiss import index_from_name
 
-    detector = Detector.load(model, device=device, make_index=index_from_name)
+    detector = Detector.load(model, device=device, make_index=index_from_name, runtime=runtime)
     if roi is not None and (detector.region_ is None or detector.region_.is_one):
         kept = "no region" if detector.region_ is None else "its own"
         raise ArgumentError.about("--roi", expected=f"none, as the model has {kept}", got=roi)

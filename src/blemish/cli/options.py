@@ -17,6 +17,10 @@ from ..parameters import Bounds, Parameter
 
 JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON object instead of a table.")]
 DeviceOption = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1 ...")]
+RuntimeOption = Annotated[
+    Literal["auto", "torch", "onnxruntime", "openvino"] | None,
+    typer.Option(help="What runs the network: auto measures those at hand. Default: the model's."),
+]
 BatchOption = Annotated[int, typer.Option(min=1, help="Images a forward pass.")]
 WorkersOption = Annotated[int, typer.Option(min=1, help="Decoding threads.")]
 ErrorOption = Annotated[

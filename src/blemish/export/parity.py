@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -12,16 +11,15 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from ..errors import ArgumentError, ExportError
+from ..features.runtime import TOLERANCE
 from ..images.decode import Picture
+from ..images.drawn import clouds
 from ..images.source import ImageSource, from_arrays
 from ..progress import Progress
 from .trace import layers_of
 
 if TYPE_CHECKING:
     from ..detector import Detector
-
-TOLERANCE = 1e-4
-"""Of the largest score, and of the largest value of a map: by no more may the file differ."""
 
 _TINY = 1e-30
 
@@ -107,15 +105,7 @@ def drawn(detector: Detector) -> ImageSource:
     sizes = [(max(1, round(height * down)), max(1, round(width * across))) for down, across in scales]
     if region is not None:
         sizes = [(region.shape[0], region.shape[1])] * len(scales)
-    return from_arrays(list(_clouds(sizes)))
-
-
-def _clouds(sizes: list[tuple[int, int]]) -> Iterator[NDArray[np.uint8]]:
-    random = np.random.default_rng(0)
-    for size in sizes:
-        noise = random.integers(0, 256, (*size, 3), dtype=np.uint8)
-        coarse = Image.fromarray(random.integers(0, 256, (7, 9, 3), dtype=np.uint8)).resize(size[::-1])
-        yield (0.8 * np.asarray(coarse) + 0.2 * noise).astype(np.uint8)
+    return from_arrays(list(clouds(sizes)))
 
 
 def _map_difference(ours: NDArray[np.float32], theirs: NDArray[np.float32]) -> tuple[float, float]:

@@ -6,25 +6,20 @@ Nothing is written a second time: the detector runs once on a blank input while 
 from __future__ import annotations
 
 import contextlib
-import io
-import logging
-import warnings
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 
-from ..errors import ArgumentError, BlemishError, MissingPackageError
+from ..errors import ArgumentError, BlemishError
 from ..features.layout import main_output
+from ..features.onnx_graph import record, require_packages
 from ..types import ImageBatch
 
 if TYPE_CHECKING:
     from ..detector import Detector
     from ..features.extract import Extractor
-
-OPSET = 18
-"""Of ONNX: the first whose reductions take their axes as inputs, as the nodes of this room do."""
 
 _MOST_BYTES = (1 << 31) - (1 << 24)
 """Of one file: the format's own limit, less some room for the nodes."""
@@ -32,14 +27,7 @@ _MOST_BYTES = (1 << 31) - (1 << 24)
 
 def require_onnx() -> None:
     """Refuse, before any work, to go on without the packages that write and run ONNX files."""
-    try:
-        import onnx  # noqa: F401
-        import onnxruntime  # noqa: F401
-        import onnxscript  # noqa: F401
-    except ImportError as error:
-        raise MissingPackageError(
-            f"export: the package {error.name} is not installed. Install blemish[onnx], which brings it."
-        ) from error
+    require_packages(("onnx", "onnxruntime", "onnxscript"), of="export", extra="onnx")
 
 
 def trace_detector(detector: Detector, inside: Tensor | None) -> Any:
@@ -53,14 +41,9 @@ def trace_detector(detector: Detector, inside: Tensor | None) -> Any:
     watched = _Watched(detector, inside)
     pixels = torch.full((1, 3, *size), 0.5)
     try:
-        with torch.no_grad(), _quiet():
+        with torch.no_grad():
             watched(pixels)  # says what there is; the exporter forgets what it sees
-            program = torch.export.export(watched, (pixels,), strict=False)
-            # The exporter's optimiser takes numbers such as 1e-8 for 0; the runtime has its own, which does not.
-            written: Any = torch.onnx.export(
-                program, (), dynamo=True, verbose=False, opset_version=OPSET, optimize=False
-            )
-            model = written.model_proto
+        model = record(watched, pixels)
     except BlemishError:
         raise
     except Exception as error:  # the exporters raise almost anything
@@ -123,26 +106,11 @@ def _taps_of(detector: Detector) -> Iterator[dict[str, Tensor]]:
     layers = {} if extractor is None else {tap: extractor.module.get_submodule(tap) for tap in extractor.taps}
     hooks = [layer.register_forward_hook(keep(tap)) for tap, layer in layers.items()]
     try:
-        yield found
+        with contextlib.nullcontext() if extractor is None else extractor.on_torch():
+            yield found
     finally:
         for hook in hooks:
             hook.remove()
-
-
-@contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    """The exporter speaks of its own affairs, on every way there is."""
-    loud = [logging.getLogger(name) for name in ("torch.onnx", "onnxscript", "onnx_ir")]
-    levels = [log.level for log in loud]
-    for log in loud:
-        log.setLevel(logging.ERROR)
-    try:
-        with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        for log, level in zip(loud, levels, strict=True):
-            log.setLevel(level)
 
 
 def _rename(graph: Any, names: dict[str, str]) -> None:

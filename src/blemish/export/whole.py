@@ -12,10 +12,11 @@ from PIL import Image
 
 from ..calibrate import Calibration
 from ..errors import ArgumentError
+from ..features.onnx_graph import OPSET
 from ..report.lines import judged, model_digest
 from .nodes import Made, Nodes
 from .pixels import PictureFrame
-from .trace import OPSET, trace_detector
+from .trace import trace_detector
 
 if TYPE_CHECKING:
     from ..detector import Detector

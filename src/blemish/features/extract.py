@@ -26,6 +26,7 @@ from ..errors import ArgumentError, WeightsError
 from ..types import FeatureMaps
 from .backbones import Backbone
 from .layout import MapLayout, as_map, main_output, read_layout
+from .runtime import Runner, fingerprint
 from .weights import StateDict
 
 Precision = Literal["float32", "bfloat16"]
@@ -52,6 +53,8 @@ class Extractor:
         self._layouts = structure.layouts
         self._cloned = structure.overwritten
         self._make_lock()
+        self.runner: Runner | None = None
+        self._fingerprint = ""
         shape = (1, 3, 1, 1)
         self._mean = torch.tensor(backbone.mean, device=device).view(shape)
         self._inverse_std = 1 / torch.tensor(backbone.std, device=device).view(shape)
@@ -60,12 +63,38 @@ class Extractor:
         # On a CPU a larger batch is no faster, it only needs more memory between the layers.
         parts = pixels.split(_CPU_IMAGES if self.device.type == "cpu" else len(pixels))  # type: ignore[no-untyped-call]
         with torch.inference_mode():
-            outputs = [self.maps(part) for part in parts]
+            outputs = [self._run(part) for part in parts]
             maps = outputs[0] if len(outputs) == 1 else tuple(torch.cat(layer) for layer in zip(*outputs, strict=True))
         return FeatureMaps(maps, (pixels.shape[2], pixels.shape[3]))
 
+    @property
+    def is_plain(self) -> bool:
+        """Whether it computes in float32 on a CPU, as other runtimes do."""
+        return self.device.type == "cpu" and self._dtype == torch.float32
+
+    def _run(self, pixels: Tensor) -> tuple[Tensor, ...]:
+        found = None if self.runner is None else self.runner.maps(self, pixels)
+        return self.maps(pixels) if found is None else found
+
+    @contextmanager
+    def on_torch(self) -> Iterator[None]:
+        """Leave the runner aside: while the network is trained or recorded, it runs on torch."""
+        self.runner, kept = None, self.runner
+        try:
+            yield
+        finally:
+            self.runner, self._fingerprint = kept, ""
+
+    def fingerprint(self) -> str:
+        """Of the network as it is; 16 hexadecimal digits."""
+        if not self._fingerprint:
+            scaling = (self.backbone.name, self.backbone.mean, self.backbone.std, self.taps)
+            tensors = dict(self.module.named_parameters()) | dict(self.module.named_buffers())
+            self._fingerprint = fingerprint(tensors, *scaling)
+        return self._fingerprint
+
     def maps(self, pixels: Tensor) -> tuple[Tensor, ...]:
-        """The maps of all images in one pass; unlike a call, with gradients for those parameters that require them."""
+        """The maps of all images in one pass by torch; unlike a call, with gradients for parameters that want some."""
         size, known = (pixels.shape[2], pixels.shape[3]), self.backbone.trace_size
         pixels = (pixels.to(self.device) - self._mean).mul_(self._inverse_std)
         # The layout comes last: on three interleaved channels the same arithmetic takes twice as long.
@@ -117,6 +146,8 @@ _EXTRACTORS: WeakSet[Extractor] = WeakSet()
 def _after_fork() -> None:
     for extractor in list(_EXTRACTORS):
         extractor._make_lock()
+        if extractor.runner is not None:
+            extractor.runner.reset()
 
 
 if hasattr(os, "register_at_fork"):  # not on Windows, which has no fork

@@ -62,7 +62,7 @@ def as_map(output: object, *, tap: str, pixels: Tensor, layout: MapLayout | None
     """
     size = (pixels.shape[2], pixels.shape[3])
     # Windows and other parts of an image may take the place of the images.
-    if isinstance(output, Tensor) and output.ndim in (3, 4) and len(output) == len(pixels) and output.numel():
+    if isinstance(output, Tensor) and output.ndim in (3, 4) and output.shape[0] == pixels.shape[0] and output.numel():
         known = layout or read_layout(output, image_size=size)
         if output.ndim == 4:
             return output.permute(0, 3, 1, 2) if known.channels_last else output

@@ -12,7 +12,7 @@ import logging
 from abc import ABC, abstractmethod
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence, Sized
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from itertools import chain
 from pathlib import Path
 from time import perf_counter
@@ -25,6 +25,7 @@ from ..device import find_device
 from ..errors import ArgumentError, NotEnoughMemoryError, NotFittedError
 from ..features.backbones import Backbone, find_backbone
 from ..features.extract import Extractor, Precision, build_extractor
+from ..features.runtime import Runner, RuntimeChoice
 from ..features.weights import StateDict, find_weights
 from ..memory import available_bytes, resident_bytes
 from ..ops.maps import mean_of_highest
@@ -220,6 +221,23 @@ class FeatureMethod(Method):
     precision: Precision = "float32"
     memory_gb: float | None = parameter(None, above=0, role="place", option=True)
 
+    _runner: Runner | None = field(default=None, init=False, repr=False, compare=False)
+
+    def run_on(self, runner: Runner | None) -> None:
+        """Let the network run as `runner` does, in later fits too; None: on torch. Raises `ArgumentError`."""
+        self.require_runnable("torch" if runner is None else runner.choice)
+        self._runner = runner
+        if hasattr(self, "extractor_"):
+            for extractor in (self.extractor_, *(self._further_extractors() or ())):
+                extractor.runner = runner
+
+    def require_runnable(self, choice: RuntimeChoice) -> None:
+        """Refuse another runtime than torch where the network is not in float32 on a CPU. Raises `ArgumentError`."""
+        found = (("device", "cpu", self._device().type), ("precision", "float32", self.precision))
+        for name, expected, got in found if choice not in ("auto", "torch") else ():
+            if got != expected:
+                raise ArgumentError.about(name, expected=f"{expected} with runtime {choice}", got=got)
+
     @property
     def reads_features(self) -> bool:
         """Whether the feature maps that a batch may bring will do; else it needs the pixels."""
@@ -338,9 +356,16 @@ class FeatureMethod(Method):
 
     def _extractor(self, weights: StateDict | None = None, *, folded: StateDict | None = None) -> Extractor:
         row = self._row()
-        return build_extractor(
+        extractor = build_extractor(
             row, weights=weights, folded=folded, taps=self._taps(row), device=self._device(), precision=self.precision
         )
+        extractor.runner = self._runner
+        return extractor
+
+    def _seconds_since(self, start: float) -> float:
+        """Without those that went into preparing a runtime, which came since as well."""
+        preparing = 0.0 if self._runner is None else self._runner.preparing
+        return max(0.0, perf_counter() - start - preparing)
 
     def _announce(self, plan: FitPlan, images: int, seconds_an_image: float) -> None:
         """Say in one line what the fit will take; refuse it where that is not there."""
@@ -418,7 +443,7 @@ class FrozenMethod(FeatureMethod):
         if first is None:
             raise ArgumentError.about("images", expected="at least 2 normal images", got="none")
         if expected is not None:
-            self._announce(self._plan(first, expected), expected, (perf_counter() - start) / len(first.maps[0]))
+            self._announce(self._plan(first, expected), expected, self._seconds_since(start) / len(first.maps[0]))
         self._learn(chain([first], features), expected=expected)
 
     def with_maps(self, batch: ImageBatch) -> ImageBatch:
@@ -478,7 +503,7 @@ class GrowingMethod(FrozenMethod):
             return self
         if expected is not None:
             plan = self._plan(first, self._images(first) + expected)
-            self._announce(plan, expected, (perf_counter() - start) / len(first.maps[0]))
+            self._announce(plan, expected, self._seconds_since(start) / len(first.maps[0]))
         self._learn_more(chain([first], features), expected=expected)
         return self
 

@@ -101,6 +101,10 @@ class GaussianFinetune(FeatureMethod):
 
     def _fit(self, images: ImageBatches) -> None:
         self.extractor_ = self._extractor(self._initial_weights())
+        with self.extractor_.on_torch():
+            self._tune(images)
+
+    def _tune(self, images: ImageBatches) -> None:
         expected, start = announced(images), perf_counter()
         batches = self._checked(images)
         first = list(islice(batches, 1))

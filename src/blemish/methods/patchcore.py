@@ -322,7 +322,8 @@ class PatchCore(MapMethod, TurnedMethod, LeavingMethod):
         own = {name: value for name, value in learned.items() if name in _NUMBERS or name == "channels"}
         check_tensors(own, dict.fromkeys(_NUMBERS, "float64") | {"seen": "int64", "channels": "int64 maps"})
         side = self.extractor_.backbone.trace_size
-        channels = [m.shape[1] for m in self.extractor_(torch.zeros(1, 3, side, side)).maps]
+        with self.extractor_.on_torch():  # at a size that no runtime needs to know
+            channels = [m.shape[1] for m in self.extractor_(torch.zeros(1, 3, side, side)).maps]
         if learned["channels"].tolist() != channels:
             raise ModelFileError.about("tensor channels", expected=f"{channels}", got=learned["channels"].tolist())
         d, dimension = self._dimension(channels), self.bank_.vectors(torch.tensor([0])).shape[1]

@@ -1,0 +1,155 @@
+"""On which runtime a detector's networks run, what of that its file keeps, and what another runtime would change."""
+
+from __future__ import annotations
+
+import logging
+import math
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from .calibrate import MARGIN, Calibration
+from .errors import ArgumentError, ModelFileError
+from .features.runtime import TOLERANCE, Runner, RuntimeChoice, RuntimeName, runtime_version
+from .images.drawn import clouds
+from .methods import FeatureMethod, Method
+from .parameters import parameter, read_plain
+from .scorer import Scorer
+from .tensors import check_tensors
+from .types import ImageBatch, Size
+
+_CHECKS = 8
+_GRAPH = re.compile(r"runtime\.[0-9a-f]{16}\.\d{1,5}x\d{1,5}")
+_log = logging.getLogger("blemish")
+
+
+@dataclass(frozen=True)
+class KeptRuntime:
+    """The runtime that made a calibration, where that was not torch, as a model file keeps it."""
+
+    name: RuntimeName
+    version: str
+    checks: tuple[float, ...]
+    """What drawn images score by it."""
+    graphs: Mapping[str, bytes] = field(repr=False)
+    """The networks that it runs, as `Runner.graphs` has them."""
+
+    def tensors(self) -> dict[str, Tensor]:
+        """For a model file."""
+        return {
+            f"runtime.{key}": torch.from_numpy(np.frombuffer(graph, np.uint8).copy())
+            for key, graph in self.graphs.items()
+        }
+
+    def section(self) -> dict[str, Any]:
+        """Of the manifest."""
+        return {"runtime": {"name": self.name, "version": self.version, "checks": list(self.checks)}}
+
+
+@dataclass(kw_only=True)
+class _Section:
+    """The section `runtime` of a manifest.
+
+    Parameters
+    ----------
+    name: of the runtime.
+    version: of its package, when the calibration was made.
+    checks: what drawn images scored by it.
+    """
+
+    name: RuntimeName
+    version: str
+    checks: tuple[float, ...] = parameter(least=1)
+
+
+def read_runtime(tensors: Mapping[str, Tensor], section: Mapping[str, Any] | None) -> KeptRuntime | None:
+    """What a file keeps of a runtime; `tensors` are those whose names begin with `runtime.`, and None: torch."""
+    if section is None:
+        if tensors:
+            raise ModelFileError("tensors runtime.*: not expected without the section runtime.")
+        return None
+    known = _Section(**read_plain(_Section, section, of="runtime"))
+    for name in tensors:
+        if not _GRAPH.fullmatch(name):
+            raise ModelFileError(f"tensor {name[:60]}: not the name of a network and its input's size.")
+    check_tensors(tensors, {name: "uint8 b" if i == 0 else f"uint8 b{i}" for i, name in enumerate(tensors)})
+    graphs = {name.removeprefix("runtime."): bytes(tensor.numpy()) for name, tensor in tensors.items()}
+    return KeptRuntime(known.name, known.version, known.checks, graphs)
+
+
+def start(choice: RuntimeChoice, kept: KeptRuntime | None = None) -> Runner | None:
+    """What runs networks on this runtime; None: torch does. Raises `MissingPackageError`."""
+    if choice == "torch":
+        return None
+    return Runner(choice, graphs=kept.graphs if kept is not None and kept.graphs else None)
+
+
+def run_on(methods: Iterable[Method], runner: Runner | None) -> None:
+    """Let the networks of these methods run on it. Raises `ArgumentError` where they cannot."""
+    for method in methods:
+        require_runnable(method, "torch" if runner is None else runner.choice)
+        if isinstance(method, FeatureMethod):
+            method.run_on(runner)
+
+
+def require_runnable(method: Method, choice: RuntimeChoice) -> None:
+    """Refuse a runtime that cannot run the networks of a method. Raises `ArgumentError`."""
+    if isinstance(method, FeatureMethod):
+        method.require_runnable(choice)
+    elif choice not in ("auto", "torch"):
+        raise ArgumentError.about(
+            "runtime", expected=f"torch with {method.name}, whose networks are its own", got=choice
+        )
+
+
+def keep(runner: Runner | None, scorer: Scorer, size: Size) -> KeptRuntime | None:
+    """What a file shall keep of what runs now; None: torch."""
+    if runner is None or runner.name in (None, "torch"):
+        return None
+    checks = check_scores(scorer, size)
+    assert runner.name is not None
+    return KeptRuntime(runner.name, runtime_version(runner.name), checks, dict(runner.graphs))
+
+
+def check_scores(scorer: Scorer, size: Size) -> tuple[float, ...]:
+    """What drawn images of the network's input size score."""
+    pixels = torch.stack([torch.from_numpy(drawn).permute(2, 0, 1) / 255 for drawn in clouds([size] * _CHECKS)])
+    names = tuple(f"drawn {number}" for number in range(_CHECKS))
+    return tuple(scorer.score(ImageBatch(pixels, names, (size,) * _CHECKS)).images.tolist())
+
+
+def report_change(name: str, before: Sequence[float], after: Sequence[float], calibration: Calibration | None) -> None:
+    """Say by how much scores differ on this runtime, and which verdicts may move; refuse it above the tolerance."""
+    largest = max(map(abs, before)) or 1.0
+    change = max(abs(a - b) for a, b in zip(before, after, strict=True)) / largest
+    if not change <= TOLERANCE:  # NaN is not
+        raise ArgumentError.about(
+            "runtime", expected=f"scores within {TOLERANCE:g} of those by the runtime that calibrated",
+            got=f"{change:.1e} by {name}", instead="Predict on that one, or calibrate anew.",
+        )  # fmt: skip
+    line = f"runtime {name}: drawn images score within {change:.1e} of the runtime that calibrated"
+    if calibration is None or calibration.threshold is None:
+        _log.info("%s", line)
+        return
+    near = may_move(calibration.scores, calibration.threshold, change)
+    which = "" if not near else f": those that score {', '.join(f'{score:.6g}' for score in near[:5])}"
+    _log.info("%s; of %d held-out verdicts, %d may move%s", line, len(calibration.scores), len(near), which)
+
+
+def may_move(held_out: Sequence[float] | np.ndarray[Any, Any], threshold: float, change: float) -> list[float]:
+    """Held-out scores whose verdict may change where scores do by this share of the largest; they come with margin.
+
+    >>> may_move([1.0, 2.0, 4.0], 4.0, 1e-6), may_move([1.0, 2.0, 4.0], 4.0, 2e-5)
+    ([], [3.99996])
+    """
+    if not math.isfinite(threshold):
+        return []
+    raised = np.asarray(held_out, dtype=np.float64)
+    largest = float(np.abs(raised).max())
+    raw = raised - MARGIN * largest
+    return [float(score) for score in raw[np.abs(raw - threshold) <= change * largest]]

@@ -1,0 +1,250 @@
+"""A frozen network on another runtime: the same scores, a file that names it, and nothing unsaid."""
+
+from __future__ import annotations
+
+import copy
+import json
+import logging
+import pickle
+import sys
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from typer.testing import CliRunner
+
+from blemish import persist
+from blemish.cli import app
+from blemish.datasets.synthetic import write_dataset
+from blemish.detector import Detector
+from blemish.errors import ArgumentError, MissingPackageError, ModelFileError
+from blemish.features import runtime as runtimes
+from blemish.features.runtime import Runner
+from blemish.images.preprocess import Preprocess
+from blemish.methods import PaDiM, PatchCore, Students
+from blemish.running import report_change
+from blemish.types import ImageBatch
+
+OTHERS = ("onnxruntime", "openvino")
+
+
+@pytest.fixture(scope="module", autouse=True)
+def recorded_once():
+    """Recording takes seconds, and gives the same each time."""
+    known, record = {}, runtimes._record
+
+    def remember(extractor, size):
+        key = extractor.fingerprint(), size
+        known[key] = known.get(key) or record(extractor, size)
+        return known[key]
+
+    runtimes._record = remember
+    yield
+    runtimes._record = record
+
+
+def made(**settings):
+    method = PaDiM(backbone="filters", dimensions=8)
+    return Detector(**{"method": method, "preprocess": Preprocess(32), "false_alarm_rate": 0.25} | settings)
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("runtime") / "data"
+    write_dataset(folder, product="washer", n_train=24, n_test_normal=3, n_per_defect=1, size=64)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def fitted(data):
+    """One detector for each runtime, fitted on the same images."""
+    return {name: made(runtime=name).fit(data) for name in ("torch", *OTHERS)}
+
+
+@pytest.fixture(scope="module")
+def files(fitted, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("files")
+    for name, detector in fitted.items():
+        detector.save(folder / f"{name}.blemish")
+    return folder
+
+
+def scores(detector, data):
+    return np.array([decision.score for decision in detector.predict(data / "test")])
+
+
+def test_scores_are_those_of_torch(fitted, data):
+    ours = scores(fitted["torch"], data)
+    for name in OTHERS:
+        assert fitted[name]._runner.name == name
+        assert np.abs(scores(fitted[name], data) - ours).max() <= 1e-4 * ours.max()
+    assert fitted["torch"]._runner is None
+
+
+@pytest.mark.parametrize("name", OTHERS)
+def test_from_the_networks_input_to_the_score(fitted, name):
+    """The same model on two runtimes: nothing but the forward pass differs."""
+    detector = fitted["torch"]
+    pixels = torch.rand(5, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+    batch = ImageBatch(pixels, tuple("abcde"), ((32, 32),) * 5)
+    method = copy.copy(detector.method_)
+    ours = method.score(batch)
+    method.extractor_ = copy.copy(method.extractor_)
+    method.run_on(Runner(name, graphs=fitted[name]._runner.graphs))
+    theirs = method.score(batch)
+    assert not torch.equal(ours.images, theirs.images)  # it was not torch again
+    assert (ours.images - theirs.images).abs().max() <= 1e-4 * ours.images.max()
+    assert (ours.maps - theirs.maps).abs().max() <= 1e-4 * ours.maps.max()
+
+
+@pytest.mark.parametrize("name", OTHERS)
+def test_a_file_names_the_runtime_that_calibrated_and_keeps_its_network(files, fitted, data, name):
+    tensors, manifest = persist.load(files / f"{name}.blemish")
+    assert manifest["runtime"]["name"] == name
+    assert len([tensor for tensor in tensors if tensor.startswith("runtime.")]) == 1
+    again = Detector.load(files / f"{name}.blemish")
+    assert again.runtime == name
+    assert (scores(again, data) == scores(fitted[name], data)).all()
+    again.save(files / "again.blemish")
+    assert persist.load(files / "again.blemish")[1] == manifest
+
+
+def test_a_file_without_the_section_means_torch(files, fitted, data):
+    tensors, manifest = persist.load(files / "torch.blemish")
+    assert "runtime" not in manifest
+    assert not [name for name in tensors if name.startswith("runtime.")]
+    again = Detector.load(files / "torch.blemish")
+    assert (again.runtime, again._runner) == ("torch", None)
+    assert (scores(again, data) == scores(fitted["torch"], data)).all()
+
+
+def test_another_runtime_says_what_may_move(files, fitted, data, caplog):
+    caplog.set_level(logging.INFO, logger="blemish")
+    other = Detector.load(files / "openvino.blemish", runtime="torch")
+    (line,) = [record.getMessage() for record in caplog.records if "drawn images" in record.getMessage()]
+    assert "of 5 held-out verdicts, 0 may move" in line
+    ours = scores(fitted["openvino"], data)
+    assert np.abs(scores(other, data) - ours).max() <= 1e-4 * ours.max()
+    other.save(files / "other.blemish")  # what calibrated is still the other one
+    assert persist.load(files / "other.blemish")[1]["runtime"]["name"] == "openvino"
+    caplog.clear()
+    report_change("torch", (1.0, 4.0), (1.0, 4.0 + 2e-4), replace(fitted["torch"].calibration_))
+    assert "of 5 held-out verdicts, 1 may move: those that score" in caplog.text
+    with pytest.raises(ArgumentError, match=r"runtime: expected scores within 0\.0001 .* got 5\.0e-04 by openvino"):
+        report_change("openvino", (1.0, 4.0), (1.0, 4.002), None)
+
+
+def test_new_calibration_images_calibrate_on_the_runtime_asked_for(files, data):
+    detector = Detector.load(files / "torch.blemish", runtime="openvino")
+    assert detector._kept_runtime is None
+    detector.recalibrate(images=data / "train")
+    assert detector._kept_runtime.name == "openvino"
+    detector.save(files / "recalibrated.blemish")
+    assert Detector.load(files / "recalibrated.blemish").runtime == "openvino"
+
+
+def test_auto_takes_the_fastest(data, fitted, monkeypatch, caplog):
+    graphs = fitted["onnxruntime"]._runner.graphs
+    extractor = fitted["torch"].method_.extractor_
+    pixels = torch.rand(2, 3, 32, 32)
+    for times, best in (((9, 5, 4), "openvino"), ((9, 4, 5), "onnxruntime"), ((4, 3.9, 5), "torch")):
+        monkeypatch.setattr(runtimes, "_times", lambda runs, times=times: dict(zip(runs, times, strict=True)))
+        runner = Runner("auto", graphs=graphs)
+        assert runner.name is None
+        found = runner.maps(extractor, pixels)
+        assert runner.name == best
+        assert (found is None) == (best == "torch")
+    monkeypatch.setattr(runtimes, "runtimes_at_hand", lambda: ("torch",))
+    monkeypatch.undo()
+    monkeypatch.setattr(runtimes, "runtimes_at_hand", lambda: ("torch",))
+    detector = made(runtime="auto").fit(data)
+    assert detector._kept_runtime is None  # a file of torch, like any other
+    assert detector._runner.name == "torch"
+
+
+def test_what_runs_is_measured_in_turn():
+    ran = []
+    found = runtimes._times({"torch": lambda: ran.append("a"), "openvino": lambda: ran.append("b")})
+    assert ran == ["a", "b"] * 5
+    assert min(found.values()) > 0
+
+
+def test_a_missing_runtime_is_named_before_any_work(files, data, monkeypatch):
+    monkeypatch.setitem(sys.modules, "openvino", None)
+    with pytest.raises(MissingPackageError, match=r"runtime openvino: .* Install blemish\[openvino\]"):
+        made(runtime="openvino").fit("nowhere")
+    with pytest.raises(MissingPackageError, match=r"blemish\[openvino\]"):
+        Detector.load(files / "openvino.blemish")
+    assert scores(Detector.load(files / "openvino.blemish", runtime="torch"), data).shape == (10,)
+    monkeypatch.setitem(sys.modules, "onnxscript", None)
+    with pytest.raises(MissingPackageError, match=r"onnxscript is not installed. Install blemish\[onnx\]"):
+        made(runtime="onnxruntime").check()
+    assert runtimes.runtimes_at_hand() == ("torch",)
+    assert Detector.load(files / "onnxruntime.blemish").runtime == "onnxruntime"  # its network is recorded
+
+
+def test_what_cannot_run_elsewhere_is_refused_before_any_work():
+    with pytest.raises(ArgumentError, match="runtime: expected torch with students, whose networks are its own"):
+        Detector(method=Students(), runtime="onnxruntime").check()
+    with pytest.raises(ArgumentError, match="precision: expected float32 with runtime onnxruntime, got bfloat16"):
+        Detector(method=PaDiM(precision="bfloat16"), runtime="onnxruntime").check()
+    with pytest.raises(ArgumentError, match="runtime: expected auto, torch, onnxruntime or openvino"):
+        Detector(runtime="tensorrt").check()
+
+
+def test_the_network_of_another_model_is_refused(files, fitted, tmp_path):
+    (key, graph), *_ = fitted["onnxruntime"]._runner.graphs.items()
+    extractor = PatchCore(backbone="filters", taps=("level2", "level1", "level3"))._extractor()
+    runner = Runner("onnxruntime", graphs={f"{extractor.fingerprint()}.32x32": graph})
+    with pytest.raises(ArgumentError, match=r"runtime: expected outputs of filters within 0\.0001 of torch's"):
+        runner.maps(extractor, torch.rand(2, 3, 32, 32))
+    tensors, manifest = persist.load(files / "onnxruntime.blemish")
+    for section, more, message in (
+        (None, {}, r"tensors runtime\.\*: not expected"),
+        ({"name": "tensorrt"}, {}, "runtime: name: expected torch, onnxruntime or openvino"),
+        ({"checks": []}, {}, "checks"),
+        ({}, {"runtime.../etc": torch.zeros(3, dtype=torch.uint8)}, r"tensor runtime\.\.\./etc: not the name"),
+        ({}, {f"runtime.{key}": torch.zeros(3)}, "uint8"),
+    ):
+        changed = {k: v for k, v in manifest.items() if k != "runtime"}
+        changed |= {} if section is None else {"runtime": manifest["runtime"] | section}
+        persist.save(tmp_path / "bad.blemish", tensors | more, changed)
+        with pytest.raises(ModelFileError, match=message):
+            Detector.load(tmp_path / "bad.blemish")
+
+
+def test_a_network_that_changes_is_recorded_anew(fitted):
+    extractor = copy.deepcopy(fitted["onnxruntime"].method_.extractor_)
+    before = extractor.fingerprint()
+    with extractor.on_torch():
+        assert extractor.runner is None
+        next(extractor.module.buffers()).mul_(2)
+    assert extractor.runner is not None
+    assert extractor.fingerprint() != before
+
+
+def test_a_runner_goes_to_another_process_without_its_engines(fitted):
+    again = pickle.loads(pickle.dumps(fitted["openvino"]._runner))
+    assert (again.name, again._engines) == ("openvino", {})
+    assert again.graphs == fitted["openvino"]._runner.graphs
+
+
+def test_on_the_command_line(data, tmp_path):
+    def run(*arguments):
+        done = CliRunner().invoke(app, list(map(str, arguments)))
+        assert done.exit_code == 0, done.output
+        return done
+
+    model = tmp_path / "m.blemish"
+    fit = ("fit", data, "--method", "padim", "--backbone", "filters", "--resize", 32, "--out", model)
+    run(*fit, "--false-alarm-rate", 0.25, "--runtime", "onnxruntime")
+    lines = {
+        name: [json.loads(line) for line in run("predict", model, data, *more).stdout.splitlines()]
+        for name, more in (("kept", ()), ("other", ("--runtime", "torch")))
+    }
+    assert len(lines["kept"]) == len(lines["other"]) == 10
+    for ours, theirs in zip(*lines.values(), strict=True):
+        assert ours["score"] == pytest.approx(theirs["score"], rel=1e-4)
+        assert ours["anomalous"] == theirs["anomalous"]
+    assert "held-out verdicts, 0 may move" in run("evaluate", model, data, "--runtime", "torch").stderr
