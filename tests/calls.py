@@ -118,13 +118,23 @@ CALLS = {
     "store export": Call("{kept} --out {out}/v.jsonl --pictures {out}/p", "v.jsonl p", "p"),
     "distil descriptor": Call(
         f"{{data}}/train --patch 17 --backbone filters {_TAUGHT} --set width=0.1 --set teacher_side=32 "
-        "--set zoom=[1,1] --out {out}/d.safetensors", "d.safetensors d.json", "d.safetensors d.safetensors.checkpoint",
+        "--set zoom=[1,1] --figure {out}/f.png --out {out}/d.safetensors", "d.safetensors d.json f.png",
+        "d.safetensors d.safetensors.checkpoint",
     ),
     "distil backbone": Call(
-        f"{{data}}/train --teacher filters {_TAUGHT} {_COMPACT} --out {{out}}/c.safetensors", "c.safetensors c.json",
-        "c.safetensors c.safetensors.checkpoint",
+        f"{{data}}/train --teacher filters {_TAUGHT} {_COMPACT} --figure {{out}}/f.png "
+        "--out {out}/c.safetensors", "c.safetensors c.json f.png", "c.safetensors c.safetensors.checkpoint",
     ),
 }  # fmt: skip
+
+
+READS = {
+    "--weights", "--roi", "--exclude", "--images", "--plan", "--token-file", "--webhook-token-file",
+    "--mqtt-password-file", "--calibration", "--learn-from", "--tuned", "--start",
+}  # fmt: skip
+"""Options of files that a command reads. Any other option of a file writes it, and is in the call above."""
+WRITES_NOTHING = {"list", "choose"}
+"""Commands that need no fault injection."""
 
 
 def commands() -> Iterator[tuple[str, Callable[..., Any]]]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import errno
 import os
 import random
+import tempfile
 from fnmatch import fnmatch
 from pathlib import Path
 from zlib import crc32
@@ -21,9 +22,10 @@ from blemish.errors import BlemishError, OutputError
 from blemish.images.preprocess import Preprocess
 from blemish.presets import PRESETS, Preset
 from blemish.study.store import Store
-from calls import CALLS, begin, check_whole, commands, files_in, prepare
+from calls import CALLS, READS, WRITES_NOTHING, begin, check_whole, commands, files_in, prepare
 from faults import FAULTS, WriteFault, failing, watching
 from fuzz import kills
+from fuzz.commands import options_of
 
 WRITERS = [name for name, call in CALLS.items() if call.writes]
 HEAVY = ("distil descriptor", "export")
@@ -36,6 +38,25 @@ def rows(names):
 
 def test_every_command_has_a_row():
     assert sorted(name for name, _ in commands()) == sorted(CALLS)
+
+
+def test_every_command_that_writes_is_attacked():
+    """A new command, or a new option of one, joins the table, or is said to write nothing, or to read."""
+    assert {name for name, row in CALLS.items() if not row.writes} == WRITES_NOTHING
+    for name, function in commands():
+        row, options = CALLS[name], [o.name for o in options_of(function) if o.kind is Path and o.name]
+        in_place = {"--out"} if row.begins_with else set()  # which goes through the same lines of code
+        missing = set(options) - READS - in_place - set(row.arguments.split())
+        assert not missing, f"{name}: say in tests/calls.py what {missing} writes, or that it reads"
+
+
+@pytest.mark.parametrize("name", sorted(WRITES_NOTHING))
+def test_a_command_that_is_said_to_write_nothing_writes_nothing(name, call, ready):
+    ready(name)
+    written = []
+    with watching(lambda event, path, is_written: written.append(path) if is_written else None):
+        assert call(name).exit_code == 0
+    assert [path for path in written if not path.startswith((os.devnull, tempfile.gettempdir() + os.sep + "tmp"))] == []
 
 
 @pytest.fixture(scope="module")

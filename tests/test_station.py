@@ -804,6 +804,26 @@ def test_feedback_learns_what_was_fine_and_calibrates_on_a_complete_sample(files
         assert ask("GET", "/v1/models/small")[1]["versions"] == ["feedback: 6 learned, 18 for the threshold"]
 
 
+def test_what_a_killed_station_left_is_removed_at_the_start(files, tmp_path):
+    with subprocess.Popen([sys.executable, "-c", ""]) as gone:
+        gone.wait()
+    made, tray = tmp_path / "models", tmp_path / "tray"
+    for folder in (made, tray):
+        folder.mkdir()
+    left = [made / f".a.blemish.{gone.pid}-7.tmp", tray / f".b.png.{gone.pid}-7.tmp", made / "old.blemish"]
+    stays = [made / f".c.blemish.{os.getpid()}-7.tmp", made / "new.blemish", made / "taken-back.blemish"]
+    for path in (*left, *stays):
+        path.touch()
+    for path in (left[2], stays[2]):
+        os.utime(path, (0, 0))
+    with Logbook(tmp_path) as book:
+        book.add_model("small", "taken-back.blemish", how="rate 0.1", base=None).result()
+        book.undo_model("small").result()
+    with serving(files, tmp_path):
+        assert [path.name for path in left if path.exists()] == []
+        assert all(path.exists() for path in stays)
+
+
 def test_versions_belong_to_the_file_that_was_given(files, tmp_path):
     given = tmp_path / "small.blemish"
     given.write_bytes(files["small"].read_bytes())

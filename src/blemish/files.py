@@ -94,6 +94,12 @@ def whole_file(path: str | Path, *, durable: bool = True) -> Iterator[Path]:
             temporary.unlink(missing_ok=True)
 
 
+def sweep(folder: str | Path) -> None:
+    """Remove from a folder what killed processes of this machine left there, whatever file it should have become."""
+    for leftover in Path(folder).glob(".*.tmp"):
+        _remove(leftover, leftover.name.rpartition(".tmp")[0].rpartition(".")[2])
+
+
 def write_whole(path: str | Path, content: str | bytes) -> None:
     """Write a file in one step, text as UTF-8; see `whole_file`."""
     data = content.encode("utf-8", "backslashreplace") if isinstance(content, str) else content
@@ -167,10 +173,15 @@ def _sweep(target: Path) -> None:
     """Remove what killed processes of this machine left of earlier tries."""
     prefix = f".{target.name}."
     for leftover in target.parent.glob(f"{_literal(prefix)}*.tmp"):
-        found = re.fullmatch("([0-9]+)(-[0-9]+)?", leftover.name.removeprefix(prefix).removesuffix(".tmp"))
-        with suppress(OSError):
-            if found and not _is_in_use(leftover, int(found[1])):
-                leftover.unlink()
+        _remove(leftover, leftover.name.removeprefix(prefix).removesuffix(".tmp"))
+
+
+def _remove(leftover: Path, owner: str) -> None:
+    """Remove a temporary file where nobody writes it any more; `owner` are the numbers of a process and a thread."""
+    found = re.fullmatch("([0-9]+)(-[0-9]+)?", owner)
+    with suppress(OSError):
+        if found and not _is_in_use(leftover, int(found[1])):
+            leftover.unlink()
 
 
 def _literal(name: str) -> str:

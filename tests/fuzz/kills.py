@@ -12,6 +12,9 @@ this one, so that nothing is loaded twice. The kinds of ends, by turns:
 - `little memory`: some further megabytes (RLIMIT_AS); with none, Python itself waits for ever for a thread's begin.
 - `slow disk`: killed while each file that it makes takes a while.
 
+`serve` is stopped while it works: a client of its own judges pictures, says what they were, and has a new version made
+and saved; at the end it sends SIGTERM. Whatever was answered must be in the store.
+
 After a kill, or an error of one line, every file must be whole and be one that may be there; then the same command
 runs undisturbed, must end with 0, and leave what it should and nothing else.
 """
@@ -19,22 +22,29 @@ runs undisturbed, must end with 0, and leave what it should and nothing else.
 from __future__ import annotations
 
 import argparse
+import encodings.idna  # noqa: F401 - which another user may not be allowed to load
 import errno
+import http.client
+import json
 import os
 import random
 import resource
 import shutil
 import signal
+import socket
 import sys
 import tempfile
+import threading
 import time
 import traceback
 import warnings
 from collections import Counter
 from collections.abc import Callable
 from contextlib import suppress
+from dataclasses import replace
 from fnmatch import fnmatch
 from pathlib import Path
+from typing import Any
 
 import torch
 from typer.testing import CliRunner
@@ -45,6 +55,7 @@ import studies
 from blemish.cli import app
 from blemish.images.preprocess import Preprocess
 from blemish.presets import PRESETS, Preset
+from blemish.station.logbook import FILE, Logbook, read_lines
 from blemish.study.run import LocalExecutor
 from calls import CALLS, Call, begin, check_whole, files_in, prepare
 from faults import WriteFault, watching
@@ -52,6 +63,10 @@ from faults import WriteFault, watching
 KINDS = ("killed", "at a write", "full disk", "no permission", "little memory", "slow disk")
 NOBODY = 65534
 MOST_SECONDS = 1800.0  # to end what never ends, on the busiest machine
+
+
+SERVES = {"serve": f"s/{FILE} s/models"}
+"""Commands that work until they are told to end, and what they have written then."""
 
 
 class Fault(Exception):
@@ -111,7 +126,9 @@ class Attack:
 
     def __init__(self, name: str, places: dict[str, Path], folder: Path) -> None:
         self.name, self.call, self.places = name, CALLS[name], places
-        self.out, self.log = folder / "out", folder / "log"
+        self.out, self.log, self.answers = folder / "out", folder / "log", folder / "answers"
+        self.serves = name in SERVES
+        self._notes = os.open(self.answers, os.O_WRONLY | os.O_CREAT | os.O_APPEND)  # before another user runs it
         # In this process, so that those that are forked have all modules.
         self._begin()
         with watching(watch := WriteFault(self.out)):
@@ -122,7 +139,9 @@ class Attack:
         start = time.monotonic()
         status = wait(fork(self._run, self.log), MOST_SECONDS)
         self.seconds, self.writes = time.monotonic() - start, watch.count
-        if status != 0:
+        if self.serves:
+            self.call = replace(self.call, writes=SERVES[name], stops_with=f"s {SERVES[name]}")
+        if status not in self._good_ends:
             raise Fault(f"{name} does not run in a fork: {self.log.read_text()[-2000:]}")
         self._check_complete()
 
@@ -131,8 +150,19 @@ class Attack:
         self.arguments = begin(self.call, self.places, self.out)
         self._before = files_in(self.out)
 
+    @property
+    def _good_ends(self) -> tuple[int, ...]:
+        return (0, -signal.SIGTERM) if self.serves else (0,)
+
     def _run(self) -> None:
-        app([*self.name.split(), *self.arguments], prog_name="blemish")
+        arguments = self.arguments
+        if self.serves:
+            port = _free_port()
+            arguments = [a for a in arguments if a != "--check"]
+            arguments[arguments.index("--port") + 1] = str(port)
+            pictures = [path.read_bytes() for path in sorted(self.places["more"].iterdir())]
+            threading.Thread(target=work_with, args=(port, pictures, self._notes), daemon=True).start()
+        app([*self.name.split(), *arguments], prog_name="blemish")
 
     def stop(self, kind: str, draw: random.Random, number: int) -> str:
         """Stop a run in one way, check what it left, and run it again; says how it was, and raises `Fault`."""
@@ -163,7 +193,7 @@ class Attack:
         how = self._how(wait(fork(run, self.log), seconds), kind)
         self._check_left()
         status = wait(fork(self._run, self.log), MOST_SECONDS)
-        if status != 0:
+        if status not in self._good_ends:
             raise Fault(f"a second run ended with {status}: {self.log.read_text()[-2000:]}")
         self._check_complete()
         return how
@@ -175,6 +205,8 @@ class Attack:
             ends = {0: "ended", -signal.SIGKILL: "killed"}
         else:
             ends = {0: "ended", 1: "refused"}
+        if self.serves:
+            ends[-signal.SIGTERM] = "ended"
         # On a full disk, what it says is cut as well.
         is_said = kind == "full disk" or status != 1 or (said.splitlines() or [""])[-1].startswith("error: ")
         if status not in ends or not is_said:
@@ -184,6 +216,7 @@ class Attack:
     def _check_left(self) -> None:
         """Whole files only, and temporary ones, which the next run removes."""
         row: Call = self.call
+        self._check_answers()
         for path in files_in(self.out) - self._before:
             is_temporary = path.rpartition("/")[2].startswith(".") and path.endswith(".tmp")
             if not is_temporary and not fits(path, f"{row.writes} {row.stops_with}"):
@@ -192,7 +225,25 @@ class Attack:
             if not path.endswith((".tmp", ".jsonl")) and "/." not in f"/{path}":  # a torn last line is passed over
                 self._check_whole(path)
 
+    def _check_answers(self) -> None:
+        """Whatever a station has answered is in its store."""
+        answers = [json.loads(line) for line in self.answers.read_text().splitlines() if line.endswith("}")]
+        os.truncate(self.answers, 0)
+        if not answers:
+            return
+        kept = {row["id"]: row["feedback"] for row in read_lines(self.out / "s")}
+        for answer in answers:
+            if "id" in answer and kept.get(answer["id"], "none") not in (answer["feedback"], "defect"):
+                raise Fault(f"answered, and not in the store: {answer}")
+        with Logbook(self.out / "s") as book:
+            rows = book.models()
+        if len(rows) < sum("model" in answer for answer in answers):
+            raise Fault("a version was saved, and is not in the store")
+        for row in rows:
+            check_whole(self.out / "s" / "models" / row["file"])
+
     def _check_complete(self) -> None:
+        self._check_answers()
         found = files_in(self.out)
         for path in found:
             if not fits(path, self.call.writes):
@@ -207,6 +258,56 @@ class Attack:
             check_whole(self.out / path)
         except Exception as error:
             raise Fault(f"torn: {path}: {error!r}") from error
+
+
+def _free_port() -> int:
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        return int(listener.getsockname()[1])
+
+
+def work_with(port: int, pictures: list[bytes], answers: int) -> None:
+    """Ask the station of this process for all that it writes, write down what it answers, and end it."""
+    try:
+        while not _answers(port):
+            time.sleep(0.01)
+        for picture in pictures:
+            found = _ask(port, "POST", "/v1/models/model/predict", picture)
+            for row in found["results"]:
+                _note(answers, id=row["id"], feedback=None)
+                _ask(port, "POST", f"/v1/verdicts/{row['id']}/feedback?said=defect")
+                _note(answers, id=row["id"], feedback="defect")
+        _ask(port, "POST", "/v1/models/model/revise?rate=0.4")
+        while _ask(port, "GET", "/v1/revision")["state"] == "working":
+            time.sleep(0.01)
+        _ask(port, "POST", "/v1/revision/save")
+        _note(answers, model="model")
+    except (OSError, ValueError, KeyError, http.client.HTTPException, MemoryError):
+        pass  # it was refused, by a disk that is full or the like
+    finally:
+        os.kill(os.getpid(), signal.SIGTERM)
+
+
+def _answers(port: int) -> bool:
+    with suppress(OSError), socket.create_connection(("127.0.0.1", port), timeout=5):
+        return True
+    return False
+
+
+def _ask(port: int, method: str, target: str, body: bytes | None = None) -> Any:
+    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=120)
+    try:
+        connection.request(method, target, body, {"Content-Type": "image/png"})
+        answer = connection.getresponse()
+        content = answer.read()
+    finally:
+        connection.close()
+    if answer.status not in (200, 202):
+        raise ValueError(content)
+    return json.loads(content)
+
+
+def _note(answers: int, **about: object) -> None:
+    os.write(answers, (json.dumps(about) + "\n").encode())
 
 
 def main() -> int:

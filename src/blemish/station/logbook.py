@@ -163,6 +163,10 @@ class Logbook:
         """The models that the station made and nobody took back, the oldest first."""
         return self._rows("SELECT * FROM models WHERE NOT undone ORDER BY id", ())
 
+    def model_files(self) -> set[str]:
+        """Names of the files of all models that the station made, also of those that were taken back."""
+        return {row["file"] for row in self._rows("SELECT file FROM models", ())}
+
     def verdict(self, number: int) -> dict[str, Any] | None:
         """One line with its feedback."""
         found = self._lines("WHERE id = ?", (number,))

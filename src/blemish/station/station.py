@@ -18,6 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import BlemishError, ImageError
+from ..files import sweep
 from ..images.decode import as_image, decode_bytes
 from ..report.heatmap import write_heatmap, write_layer
 from ..report.lines import judged, not_judged
@@ -35,6 +36,8 @@ from .watching import Watching
 from .work import Work
 
 _log = logging.getLogger("blemish")
+_LONGEST_SAVE = 3600.0
+"""Seconds that a model may be written, and wait for its entry in the store."""
 _DRAWN_BYTES = 64_000_000
 """Of overlays that are at hand; older ones are drawn again."""
 
@@ -47,6 +50,7 @@ class Station:
     ) -> None:
         self.models, self.logbook, self.limits, self.meters = models, logbook, limits, Meters()
         self.work = Work()
+        _clear(logbook)
         self.revising = Revising(logbook.folder, models, logbook, self.work)
         self.learning = Learning(logbook.folder, models, self.revising, self.work, device=device)
         self.watching = Watching(logbook)
@@ -200,6 +204,16 @@ class Station:
             while sum(map(len, self._drawn.values())) > _DRAWN_BYTES and len(self._drawn) > 1:
                 self._drawn.popitem(last=False)
         return file.getvalue()
+
+
+def _clear(logbook: Logbook) -> None:
+    """Remove what a killed station left: half-written files, and models that it did not come to enter in the store."""
+    for name in ("models", "tray"):
+        sweep(logbook.folder / name)
+    known, long_ago = logbook.model_files(), time.time() - _LONGEST_SAVE
+    for path in (logbook.folder / "models").glob("*.blemish"):
+        if path.name not in known and path.stat().st_mtime < long_ago:
+            path.unlink()
 
 
 def sent_of(name: str, content: bytes) -> Sent:
