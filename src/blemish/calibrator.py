@@ -17,7 +17,7 @@ from .types import CalibrationKind, ImageBatch, Scores
 _log = logging.getLogger("blemish")
 
 
-class Judged(NamedTuple):
+class FreshScore(NamedTuple):
     """A normal image by a model that has not learned it."""
 
     name: str
@@ -56,17 +56,17 @@ class Calibrator:
         needed = images_needed(self.false_alarm_rate, certain=self.certain) / (max(groups) + 1)
         return needed if 0.2 < needed <= 0.5 else 0.2
 
-    def judge(self, scored: Iterable[tuple[ImageBatch, Scores]]) -> list[Judged]:
+    def judge(self, scored: Iterable[tuple[ImageBatch, Scores]]) -> list[FreshScore]:
         """Score and peak of each image."""
         found = []
         for batch, scores in scored:
             peaks: Sequence[float | None] = self.localiser.peaks(batch, scores) or [None] * len(batch)
-            found += [Judged(*one) for one in zip(batch.names, scores.images.tolist(), peaks, strict=True)]
+            found += [FreshScore(*one) for one in zip(batch.names, scores.images.tolist(), peaks, strict=True)]
         return found
 
     def calibrate(
         self,
-        found: Sequence[Judged],
+        found: Sequence[FreshScore],
         groups: Sequence[int],
         kind: CalibrationKind,
         *,
@@ -89,7 +89,7 @@ class Calibrator:
         return Calibrated(calibrated(scores), calibrated(peaks) if has_threshold else None)
 
     def calibrate_folds(
-        self, found: Sequence[Judged], group_of: Mapping[str, int], fold_of: Mapping[str, int], *, unproven: str
+        self, found: Sequence[FreshScore], group_of: Mapping[str, int], fold_of: Mapping[str, int], *, unproven: str
     ) -> Calibrated:
         """The calibrations of images by the model of their fold; `group_of` and `fold_of` are by name.
 

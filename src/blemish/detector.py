@@ -15,7 +15,7 @@ from torch import Tensor
 
 from . import model_file, persist, running
 from .calibrate import Calibration
-from .calibrator import Calibrator, Judged, require_able, require_left_out
+from .calibrator import Calibrator, FreshScore, require_able, require_left_out
 from .choosing.auto import Auto
 from .choosing.candidates import Candidate
 from .choosing.choose import Choice, compare
@@ -769,7 +769,7 @@ class Detector(Parameterised):
         count = min(self.folds, len(set(learned.groups)))
         numbers = fold_of(learned.groups, count, seed=self._seed)
         methods = [self.method_, *(same_again(self.method_) for _ in range(count - 1))]
-        found: list[Judged] = []
+        found: list[FreshScore] = []
         calibrator, scorer = self._calibrator, self._scorer
         skipped: dict[str, Skipped] = {}
         for fold, method in enumerate(methods):
