@@ -57,6 +57,21 @@ class NormalPatch:
 
 
 @dataclass(frozen=True, slots=True)
+class PatchDifference:
+    """One simple way in which a patch differs from normal ones."""
+
+    kind: str
+    """`brighter`, `darker`, `redder`, `greener`, `yellower`, `bluer`, `rougher`, `smoother`, `coarser`, `flatter`,
+    `turned`, `lined` or `unlined`."""
+    words: str
+    """In English."""
+    own: float
+    """The measure of the patch: of grey levels, of a logarithm, or, of lines, their direction in degrees."""
+    usual: float
+    """That of the normal patches."""
+
+
+@dataclass(frozen=True, slots=True)
 class Explanation:
     """Why one region was reported."""
 
@@ -66,8 +81,13 @@ class Explanation:
     """`(height, width, 3)` around the region, of the network's input."""
     nearest: tuple[NormalPatch, ...]
     """Each of another normal image, nearest first."""
-    differences: tuple[str, ...]
-    """In words, clearest first; empty where none of the simple measures differs clearly."""
+    measured: tuple[PatchDifference, ...]
+    """Clearest first, at most 3; empty where none of the simple measures differs clearly."""
+
+    @property
+    def differences(self) -> tuple[str, ...]:
+        """The same in words."""
+        return tuple(found.words for found in self.measured)
 
 
 @dataclass(slots=True)
@@ -110,36 +130,50 @@ def explain(
     for batch, _ in detector.score(normal, progress=progress):
         _look(detector, batch, _features(method, batch), asked, together=together, anywhere=anywhere)
     return [
-        Explanation(q.name, q.region, q.pixels, tuple(q.found), differences(q.pixels, [n.pixels for n in q.found]))
+        Explanation(
+            q.name, q.region, q.pixels, tuple(q.found), measured_differences(q.pixels, [n.pixels for n in q.found])
+        )
         for q in asked
     ]
 
 
 def differences(pixels: NDArray[np.uint8], normal: Sequence[NDArray[np.uint8]]) -> tuple[str, ...]:
     """In which simple ways an RGB picture differs from normal ones of its size, in words, clearest first; at most 3."""
+    return tuple(found.words for found in measured_differences(pixels, normal))
+
+
+def measured_differences(pixels: NDArray[np.uint8], normal: Sequence[NDArray[np.uint8]]) -> tuple[PatchDifference, ...]:
+    """The same with their measures."""
     if not normal:
         return ()
     own, usual = _measures(pixels), [_measures(one) for one in normal]
     found = []
-    for name, (least, more, less) in _WORDS.items():
+    for name, (least, *both) in _WORDS.items():
         values = np.array([one[name] for one in usual])
         middle, spread = float(values.mean()), max(float(values.std()), least)
         if abs(own[name] - middle) >= _CLEAR * spread:
-            word = more if own[name] > middle else less
-            found.append((abs(own[name] - middle) / spread, word.format(own[name], middle)))
+            kind, words = both[0] if own[name] > middle else both[1]
+            difference = PatchDifference(kind, words.format(own[name], middle), own[name], middle)
+            found.append((abs(own[name] - middle) / spread, difference))
     lines = _line_words(_lines(pixels), [_lines(one) for one in normal])
     found += [] if lines is None else [lines]
-    return tuple(word for _, word in sorted(found, reverse=True)[:3])
+    return tuple(found for _, found in sorted(found, key=lambda one: one[0], reverse=True)[:3])
 
 
 _WORDS = {
-    "brightness": (4.0, "brighter ({:.0f}, normally {:.0f} of 255)", "darker ({:.0f}, normally {:.0f} of 255)"),
-    "red": (3.0, "redder", "greener"),
-    "yellow": (3.0, "yellower", "bluer"),
-    "fine": (0.15, "rougher: more fine structure", "smoother: less fine structure"),
-    "coarse": (0.15, "more coarse structure: spots or edges", "less coarse structure: flatter"),
-}
-"""The least spread of each measure, and what to say where it is larger or smaller than usual."""
+    "brightness": (
+        4.0,
+        ("brighter", "brighter ({:.0f}, normally {:.0f} of 255)"),
+        ("darker", "darker ({:.0f}, normally {:.0f} of 255)"),
+    ),
+    "red": (3.0, ("redder", "redder"), ("greener", "greener")),
+    "yellow": (3.0, ("yellower", "yellower"), ("bluer", "bluer")),
+    "fine": (0.15, ("rougher", "rougher: more fine structure"), ("smoother", "smoother: less fine structure")),
+    "coarse": (
+        0.15, ("coarser", "more coarse structure: spots or edges"), ("flatter", "less coarse structure: flatter")
+    ),
+}  # fmt: skip
+"""The least spread of each measure; kind and words where it is larger than usual, and where it is smaller."""
 
 
 def _measures(pixels: NDArray[np.uint8]) -> dict[str, float]:
@@ -174,8 +208,12 @@ def _weights(pixels: NDArray[np.uint8]) -> Floats:
     return weights
 
 
-def _line_words(own: tuple[float, float], usual: Sequence[tuple[float, float]]) -> tuple[float, str] | None:
+def _line_words(own: tuple[float, float], usual: Sequence[tuple[float, float]]) -> tuple[float, PatchDifference] | None:
     """What is to be said of the direction of lines, and how clear it is."""
+
+    def of(kind: str, words: str) -> PatchDifference:
+        return PatchDifference(kind, words, own[1], angle)
+
     strength = float(np.mean([coherence for coherence, _ in usual]))
     spread = max(float(np.std([coherence for coherence, _ in usual])), 0.1)
     sum_of_turns = sum(coherence * np.exp(2j * math.radians(angle)) for coherence, angle in usual)
@@ -183,13 +221,14 @@ def _line_words(own: tuple[float, float], usual: Sequence[tuple[float, float]]) 
     turn = abs((own[1] - angle + 90) % 180 - 90)
     if own[0] >= _LINES and strength >= _LINES:
         ways = _way(own[1]), _way(angle)
-        return (turn / 10, f"lines run {ways[0]}, normally {ways[1]}") if turn >= 30 and len({*ways}) == 2 else None
+        is_clear = turn >= 30 and len({*ways}) == 2
+        return (turn / 10, of("turned", f"lines run {ways[0]}, normally {ways[1]}")) if is_clear else None
     if max(own[0], strength) < _LINES or abs(own[0] - strength) < _CLEAR * spread:
         return None
     clear = abs(own[0] - strength) / spread
     if own[0] > strength:
-        return clear, f"lines that run {_way(own[1])}, where normally none do"
-    return clear, f"without the lines that normally run {_way(angle)}"
+        return clear, of("lined", f"lines that run {_way(own[1])}, where normally none do")
+    return clear, of("unlined", f"without the lines that normally run {_way(angle)}")
 
 
 def _way(angle: float) -> str:

@@ -20,8 +20,9 @@ from .models import Models
 from .revising import Revising
 from .work import Work
 
-_RATES = (0.05, 0.1, 0.2)
-FEWEST_NORMALS = 2 * images_needed(_RATES[-1])
+RATES = (0.05, 0.1, 0.2)
+"""False-alarm rates that a first model may have; the lowest that its pictures can hold."""
+FEWEST_NORMALS = 2 * images_needed(RATES[-1])
 """So few pictures that half of them still support a threshold."""
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,39}")
 
@@ -37,6 +38,7 @@ class Learning:
         self._models, self._revising, self._work, self._device = models, revising, work, device
         self._names: dict[str, str] = {path.stem: path.stem[:8] for path in sorted(self._tray.glob("*.png"))}
         self._findings: list[dict[str, Any]] | None = None
+        self._learned: tuple[str, list[str]] = ("", [])
         self._lock = threading.Lock()
 
     def status(self) -> dict[str, Any]:
@@ -73,6 +75,13 @@ class Learning:
                 raise Refusal(404, "There is no such picture in the tray.")
         return (self._tray / f"{digest}.png").read_bytes()
 
+    def learned(self, name: str) -> dict[str, bytes]:
+        """The pictures that a model was learned from, if it is the latest one, as far as they are still here."""
+        with self._lock:
+            latest, digests = self._learned
+            held = [digest for digest in digests if digest in self._names] if name == latest else []
+        return {digest: self.content(digest) for digest in held}
+
     def inspect(self) -> None:
         """Begin to look at the pictures. Raises `Refusal` (409)."""
         self._work.begin("inspect", self._inspect)
@@ -98,14 +107,17 @@ class Learning:
 
     def _learn(self, name: str) -> dict[str, Any]:
         detector = Detector(false_alarm_rate=_rate_for(len(self._names)), on_error="skip")
+        digests = list(self._names)
         detector.fit(self._tray, progress=self._progress)
         self._revising.keep(name, detector, how="learned")
+        with self._lock:
+            self._learned = (name, digests)
         return {"learned": name, "rate": detector.false_alarm_rate}
 
 
 def _rate_for(count: int) -> float:
     """The lowest of our rates that can be held where at most half of so many pictures are held out."""
-    return next((rate for rate in _RATES if 2 * images_needed(rate) <= count), _RATES[-1])
+    return next((rate for rate in RATES if 2 * images_needed(rate) <= count), RATES[-1])
 
 
 def _findings(inspection: Inspection) -> list[dict[str, Any]]:

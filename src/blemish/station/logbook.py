@@ -43,6 +43,8 @@ _SCHEMA = (
 )
 _SAID = "(SELECT said FROM feedback WHERE verdict = verdicts.id ORDER BY feedback.id DESC LIMIT 1)"
 
+_SPOKEN = {"anything": (f"{_SAID} IS NOT NULL OR ?", 0), "nothing": (f"{_SAID} IS NULL OR ?", 0)}
+
 Said = Literal["fine", "defect"]
 """What an operator says of a verdict's picture."""
 
@@ -177,7 +179,7 @@ class Logbook:
         *,
         model: str | None = None,
         anomalous: bool | None = None,
-        said: Said | Literal["anything"] | None = None,
+        said: Said | Literal["anything", "nothing"] | None = None,
         part: str | None = None,
         since: float | None = None,
         before: int | None = None,
@@ -190,7 +192,7 @@ class Logbook:
             ("part = ?", part),
             ("time >= ?", since),
             ("id < ?", before),
-            (f"{_SAID} IS NOT NULL OR ?", 0) if said == "anything" else (f"{_SAID} = ?", said),
+            _SPOKEN.get(said or "", (f"{_SAID} = ?", said)),
         ]
         held = [(f"({text})", value) for text, value in wanted if value is not None]
         where = "WHERE " + " AND ".join(text for text, _ in held) if held else ""
@@ -204,6 +206,23 @@ class Logbook:
             (model, since, limit),
         )
         return [row["p_value"] for row in rows]
+
+    def sample(self, model: str, *, since: float) -> dict[str, int]:
+        """How many pictures a model judged since a time: all, those with an answer of each kind, and what is missing.
+
+        `unanswered` were flagged, and nobody has said what they are; `gone` are no longer kept. Only without these two
+        is it a complete sample, in which no picture was chosen by its score.
+        """
+        row = self._rows(
+            f"WITH latest AS (SELECT picture, anomalous, {_SAID} AS said FROM verdicts WHERE id IN "
+            "(SELECT max(id) FROM verdicts WHERE model = ? AND time >= ? GROUP BY picture)) "
+            "SELECT count(*) AS pictures, coalesce(sum(said = 'fine'), 0) AS fine, "
+            "coalesce(sum(said = 'defect'), 0) AS defects, "
+            "coalesce(sum(anomalous = 1 AND said IS NULL), 0) AS unanswered, "
+            "coalesce(sum(picture NOT IN (SELECT digest FROM pictures)), 0) AS gone FROM latest",
+            (model, since),
+        )[0]
+        return {name: int(value) for name, value in row.items()}
 
     def told(self, model: str) -> dict[str, dict[str, Any]]:
         """The latest verdict of each picture that a model judged, by digest: `time`, `anomalous`, `said`."""

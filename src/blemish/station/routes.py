@@ -14,9 +14,12 @@ from starlette.datastructures import Headers, UploadFile
 from starlette.formparsers import MultiPartException, MultiPartParser
 
 from .. import __version__
+from ..calibrate import images_needed
 from ..report.facts import facts
+from ..report.lines import judged_part
 from .guard import Refusal, read_body
 from .judge import Sent
+from .learning import RATES
 from .limits import Limits
 from .logbook import Said
 from .models import Models
@@ -106,6 +109,7 @@ async def show_model(name: str, here: Here) -> dict[str, Any]:
         "facts": facts(loaded.detector),
         "held_out": None if known is None else known.n_groups,
         "lowest_rate": None if known is None else 1 / (known.n_groups + 1),
+        "part_by": loaded.detector.part_by,
         "versions": await asyncio.to_thread(here.revising.history, name),
         "drift": await asyncio.to_thread(here.watching.drift, loaded),
     }
@@ -120,14 +124,17 @@ async def judge_pictures(  # noqa: PLR0917 - FastAPI passes them by name
     request: Request,
     here: Here,
     image: Annotated[str, Query(max_length=200, description="Name of a single picture, for the answer.")] = "",
-    part: Annotated[str | None, Query(max_length=200, description="The part that the pictures show.")] = None,
+    part: Annotated[
+        str | None, Query(max_length=200, description="The part that all the pictures show; they get one verdict too.")
+    ] = None,
     draw: Annotated[bool, Query(description="Have the overlays at hand, for who will ask for them next.")] = False,
 ) -> JSONResponse:
     with here.admitted():
         await here.model(name)
         sent = await _read_pictures(request, here.limits, name=image)
-        rows = await here.predict(name, sent, part=part, draw=draw)
-    return JSONResponse({"results": rows}, 422 if all("error" in row for row in rows) else 200)
+        rows, parts = await here.predict(name, sent, part=part, draw=draw)
+    found = {"results": rows} | ({"parts": [judged_part(own) for own in parts]} if parts else {})
+    return JSONResponse(found, 422 if all("error" in row for row in rows) else 200)
 
 
 @router.post(
@@ -149,7 +156,9 @@ def list_verdicts(
     here: Here,
     model: Annotated[str | None, Query(max_length=200)] = None,
     anomalous: bool | None = None,
-    said: Said | Literal["anything"] | None = None,
+    said: Annotated[
+        Said | Literal["anything", "nothing"] | None, Query(description="What somebody said: anything, or nothing yet.")
+    ] = None,
     part: Annotated[str | None, Query(max_length=200)] = None,
     days: Annotated[float | None, Query(gt=0, le=36_500)] = None,
     before: Annotated[int | None, Query(ge=0, le=2**62, description="Only those with a smaller `id`.")] = None,
@@ -175,6 +184,14 @@ async def draw_overlay(number: VerdictNumber, here: Here) -> Response:
     return Response(await here.overlay(number), media_type="image/png")
 
 
+@router.get(
+    "/v1/verdicts/{number}/reasons", summary="Why its regions were reported: nearest normal places, differences"
+)
+async def explain_verdict(number: VerdictNumber, here: Here) -> dict[str, Any]:
+    with here.admitted():
+        return await here.reasons(number)
+
+
 @router.post("/v1/verdicts/{number}/feedback", summary="What somebody says who has seen the part")
 def give_feedback(
     number: VerdictNumber,
@@ -191,6 +208,14 @@ def list_p_values(name: str, here: Here, days: Annotated[float, Query(gt=0, le=3
     if name not in here.models.names():
         raise Refusal(404, "There is no model of this name; GET /v1/models names them.")
     return {"days": days, "p_values": here.logbook.p_values(name, since=time.time() - 86_400 * days)}
+
+
+@router.get("/v1/models/{name}/sample", summary="The pictures of a period, as a sample that sets the threshold")
+def show_sample(name: str, here: Here, days: Annotated[float, Query(gt=0, le=366)] = 7) -> dict[str, Any]:
+    if name not in here.models.names():
+        raise Refusal(404, "There is no model of this name; GET /v1/models names them.")
+    found = here.logbook.sample(name, since=time.time() - 86_400 * days)
+    return {"days": days, **found, "rates": {f"{rate:g}": images_needed(rate) for rate in RATES}}
 
 
 @router.get("/v1/pictures/{digest}", summary="A kept picture, as a JPEG", response_class=Response)

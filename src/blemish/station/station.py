@@ -23,7 +23,7 @@ from ..images.decode import as_image, decode_bytes
 from ..report.heatmap import write_heatmap, write_layer
 from ..report.lines import judged, not_judged
 from ..report.overlay import photograph
-from ..types import Decision
+from ..types import Decision, PartDecision
 from .guard import Refusal
 from .judge import Busy, Judge, Judgement, Sent
 from .learning import Learning
@@ -31,7 +31,9 @@ from .limits import Limits
 from .logbook import Logbook, Verdict
 from .meters import Meters
 from .models import Loaded, Models
+from .reasons import Reasons
 from .revising import Revising
+from .together import judge_parts
 from .watching import Watching
 from .work import Work
 
@@ -54,6 +56,7 @@ class Station:
         self.revising = Revising(logbook.folder, models, logbook, self.work)
         self.learning = Learning(logbook.folder, models, self.revising, self.work, device=device)
         self.watching = Watching(logbook)
+        self._reasons = Reasons(logbook, self.learning.learned)
         self._keep_pictures = keep_pictures
         self._judge = Judge(limits, batch_done=self.meters.batch_done)
         self._open = 0
@@ -95,13 +98,17 @@ class Station:
 
     async def predict(
         self, name: str, sent: Sequence[Sent], *, part: str | None = None, draw: bool = False
-    ) -> list[dict[str, Any]]:
-        """Judge pictures; gives their lines once they are on the disk. Raises `Refusal`."""
+    ) -> tuple[list[dict[str, Any]], list[PartDecision]]:
+        """Judge pictures; gives their lines once they are on the disk, and the parts' verdicts. Raises `Refusal`."""
         start = time.perf_counter()
         loaded = await self.model(name)
         outcomes = await self._outcomes(loaded, sent)
         good = [(one, outcome) for one, outcome in zip(sent, outcomes, strict=True) if isinstance(outcome, Decision)]
-        verdicts = [self._verdict(loaded, one, decision, part) for one, decision in good]
+        parts = judge_parts(loaded.detector, [(one.name, decision) for one, decision in good], part=part)
+        verdicts = [
+            self._verdict(loaded, one, decision, part=part, own=own)
+            for (one, decision), own in zip(good, parts, strict=True)
+        ]
         kept = await asyncio.wrap_future(self.logbook.add(verdicts)) if verdicts else []
         lines = iter(kept)
         rows = [
@@ -114,7 +121,7 @@ class Station:
         for outcome in outcomes:
             self.meters.verdicts.labels(name, _spell(outcome)).inc()
         self.meters.seconds.observe(time.perf_counter() - start)
-        return rows
+        return rows, list({id(own): own for own in parts if own is not None}.values())
 
     async def heatmap(self, name: str, one: Sent) -> bytes:
         """The heat map of a picture as `predict --out` writes it; no verdict is kept. Raises `Refusal`."""
@@ -131,6 +138,17 @@ class Station:
             known = self._drawn.get(number)
         if known is not None:
             return known
+        loaded, line, content = await self._again(number)
+        (outcome,) = await self._outcomes(loaded, [Sent(line["image"], line["picture"], content)])
+        return await asyncio.to_thread(self._draw, number, _require_map(outcome)[0])
+
+    async def reasons(self, number: int) -> dict[str, Any]:
+        """Why the regions of a verdict were reported: see `Reasons.of`. Raises `Refusal`."""
+        loaded, line, content = await self._again(number)
+        return await asyncio.to_thread(self._reasons.of, loaded, line, content)
+
+    async def _again(self, number: int) -> tuple[Loaded, dict[str, Any], bytes]:
+        """The model, the line and the picture of a verdict. Raises `Refusal` (404, 410)."""
         line = await asyncio.to_thread(self.logbook.verdict, number)
         if line is None:
             raise Refusal(404, "There is no verdict of this number.")
@@ -140,8 +158,7 @@ class Station:
         loaded = await self.model(line["model_name"])
         if loaded.digest != line["model"]:
             raise Refusal(410, "The model that judged this picture has been replaced.")
-        (outcome,) = await self._outcomes(loaded, [Sent(line["image"], line["picture"], content)])
-        return await asyncio.to_thread(self._draw, number, _require_map(outcome)[0])
+        return loaded, line, content
 
     async def picture(self, digest: str, *, side: int) -> bytes:
         """A kept picture as a browser shows it, at most `side` pixels. Raises `Refusal`."""
@@ -179,11 +196,16 @@ class Station:
         except asyncio.TimeoutError:
             raise Refusal(503, f"No turn came within {self.limits.seconds:g} s.", retry_after=5) from None
 
-    def _verdict(self, loaded: Loaded, one: Sent, decision: Decision, part: str | None) -> Verdict:
+    def _verdict(
+        self, loaded: Loaded, one: Sent, decision: Decision, *, part: str | None, own: PartDecision | None
+    ) -> Verdict:
         size = None if decision.map is None else list(decision.map.shape)
         line: Mapping[str, object] = dict(judged(replace(decision, name=one.name))) | {
             "model": loaded.digest, "size": size,
         }  # fmt: skip
+        if own is not None:
+            part = own.name
+            line = dict(line) | {"part_p_value": own.p_value, "part_anomalous": own.is_anomalous}
         return Verdict(
             model=loaded.name,
             picture=one.digest,
