@@ -27,6 +27,8 @@ _CHUNK_BYTES = 4 << 20
 """Working memory for one chunk of positions."""
 
 
+_ENOUGH = 1e-8
+"""Share of a squared distance that the last step of an iteration may add."""
 _MOST_LOST = 1e-6
 """Relative error of a covariance, in the direction where it is smallest, that removals may leave."""
 
@@ -347,26 +349,23 @@ class Gaussian:
         `(batch, position, dimension)` to `(batch, position)`, in float64. The target, where there is one, follows from
         the images too: it is E + `ridge` trace(E) / d I of the mean E of all positions' covariances.
 
-        With y = x - m, the covariance without x is C' = a C + D - c y y^T, a = (n - 1) / (n - 2), c = n / ((n - 1)
-        (n - 2)), where D is what the change of the target adds. Conjugate gradients on C' z = y, preconditioned by a C:
-        C' lies near it, so some ten steps suffice, and C z is known from the steps themselves. The factor's float32
-        costs an image that is 30 times as far out as the others up to 1e-3 of its distance, and the others nothing.
+        With y = x - m, the covariance without x is B - c y y^T, B = a C + D, a = (n - 1) / (n - 2), c = n / ((n - 1)
+        (n - 2)), where D is what the change of the target adds. q = y^T B^-1 y gives the distance, by the formula of
+        Sherman and Morrison: q / (1 - c q). The factor's float32 costs an image that is 30 times as far out as the
+        others up to 1e-3 of its distance, and the others nothing.
         """
         n, positions = self.count, self.mean.shape[0]
         if n < 3:
             raise ArgumentError.about("images", expected="at least 3, to leave one out", got=n)
-        a, c = self._shares()
         y = vectors.double() - self.mean
-        eye = torch.eye(y.shape[2], dtype=y.dtype, device=y.device)
-        if self.target is None:
-            change = self.eps * (1 - a) * eye.expand(len(y), -1, -1)
-        else:
-            pooled = y.mT @ y * (c / positions)
-            traces = pooled.diagonal(dim1=1, dim2=2).sum(dim=1)
-            change = -self.eps * (pooled + ridge / y.shape[2] * traces[:, None, None] * eye)
-        squared = torch.empty(y.shape[:2], dtype=y.dtype, device=y.device)
+        change, squared = self._change(y, ridge), torch.empty(y.shape[:2], dtype=y.dtype, device=y.device)
+        if self.spectrum is not None and self._axes is not None:
+            change = self._axes @ change @ self._axes.T
+        _, c = self._shares()
         for part in _chunks(positions, (self.factor.shape[1] + 8 * len(y)) * y.shape[2] * 8):
-            squared[:, part] = self._solved(part, y[:, part], change)
+            form = self._solved_dense if self.spectrum is None else self._solved_low_rank
+            q = form(part, y[:, part].transpose(0, 1), change).T
+            squared[:, part] = q / (1 - c * q).clamp_min(2.0**-52)
         return (n / (n - 1)) * squared.sqrt()
 
     def _shares(self) -> tuple[float, float]:
@@ -374,43 +373,49 @@ class Gaussian:
         n = self.count
         return (n - 1) / (n - 2), n / ((n - 1) * (n - 2))
 
-    def _solved(self, part: slice, y: Tensor, change: Tensor) -> Tensor:
-        """y^T C'^-1 y above, `(batch, positions)`."""
-        inverse, (a, c) = self._inverse(part), self._shares()
-        left, solution = y.clone(), torch.zeros_like(y)
-        step = inverse(left) / a
-        known, size = left.clone(), _dot(left, step)  # a C step, and |left| in the norm of (a C)^-1
-        enough, direction = 1e-13 * size, step
-        for _ in range(2 * y.shape[2]):
-            moved = known + direction @ change - c * _dot(y, direction)[..., None] * y
-            length = (size / _dot(direction, moved).clamp_min(1e-300))[..., None]
-            solution += length * direction
-            left -= length * moved
-            step = inverse(left) / a
-            size, before = _dot(left, step), size
-            if bool((size <= enough).all()):
-                break
-            turn = (size / before.clamp_min(1e-300))[..., None]
-            direction = step + turn * direction
-            known = left + turn * known
-        return _dot(y, solution)
+    def _change(self, y: Tensor, ridge: float) -> Tensor:
+        """D above of each image, `(batch, dimension, dimension)`."""
+        a, c = self._shares()
+        eye = torch.eye(y.shape[2], dtype=y.dtype, device=y.device)
+        if self.target is None:
+            return self.eps * (1 - a) * eye.expand(len(y), -1, -1)
+        pooled = y.mT @ y * (c / y.shape[1])
+        traces = pooled.diagonal(dim1=1, dim2=2).sum(dim=1)
+        return -self.eps * (pooled + ridge / y.shape[2] * traces[:, None, None] * eye)
 
-    def _inverse(self, part: slice) -> Callable[[Tensor], Tensor]:
-        """C^-1 at some positions, to be applied to `(batch, positions, dimension)` float64 vectors."""
+    def _solved_dense(self, part: slice, y: Tensor, change: Tensor) -> Tensor:
+        """q above of `(positions, batch, dimension)`, `(positions, batch)`: near a C, whose inverse is the factor's."""
+        a, _ = self._shares()
         w = self.factor[part].double()
-        if self.spectrum is None:
-            return lambda v: ((v.transpose(0, 1) @ w) @ w.mT).transpose(0, 1)
-        weights = (self.spectrum[part, None] + self.eps).reciprocal()
-        axes = torch.eye(w.shape[2], dtype=w.dtype, device=w.device) if self._axes is None else self._axes
+        white = y @ w
+        narrow = w.float()
 
-        def apply(v: Tensor) -> Tensor:
-            z = v.transpose(0, 1) @ axes.T
-            coordinates = z @ w.mT
-            outside = z - coordinates @ w
-            outside = outside - (outside @ w.mT) @ w  # twice: w has the digits of float32
-            return ((outside / self.eps + (coordinates * weights) @ w) @ axes).transpose(0, 1)
+        def inverse(v: Tensor) -> Tensor:
+            return (v @ narrow) @ narrow.mT / a
 
-        return apply
+        return _near(y, (white @ w.mT) / a, white.square().sum(dim=-1) / a, change, inverse)
+
+    def _solved_low_rank(self, part: slice, y: Tensor, change: Tensor) -> Tensor:
+        """The same where the target is I: near a S + e I, e of each image, which takes in the mean of its `change`."""
+        a, _ = self._shares()
+        shift = change.diagonal(dim1=1, dim2=2).mean(dim=1)
+        e = (a * self.eps + shift)[:, None]
+        assert self.spectrum is not None
+        weights = (a * self.spectrum[part][:, None] + e).reciprocal()
+        w = self.factor[part].double()
+        z = y if self._axes is None else y @ self._axes.T
+        coordinates = z @ w.mT
+        outside = z - coordinates @ w
+        outside = outside - (outside @ w.mT) @ w  # twice: w has the digits of float32
+        first = outside / e + (coordinates * weights) @ w
+        q = (coordinates.square() * weights).sum(dim=-1) + (outside.square() / e).sum(dim=-1)
+        narrow, own, others = w.float(), (weights - 1 / e).float(), (1 / e).float()
+
+        def inverse(v: Tensor) -> Tensor:
+            return v * others + ((v @ narrow.mT) * own) @ narrow
+
+        eye = torch.eye(z.shape[2], dtype=z.dtype, device=z.device)
+        return _near(z, first, q, change - shift[:, None, None] * eye, inverse)
 
     def sample(self, *, seed: int) -> Tensor:
         """Draw one vector a position, `(1, position, dimension)` float32, about where normal vectors lie."""
@@ -445,6 +450,32 @@ class Gaussian:
         typical = self.sample(seed=0)
         exact = self.distances(typical)
         return stored, float(((stored.distances(typical) - exact).abs() / exact).max())
+
+
+def _near(y: Tensor, first: Tensor, q: Tensor, change: Tensor, inverse: Callable[[Tensor], Tensor]) -> Tensor:
+    """y^T (M + `change`)^-1 y, `(positions, batch)` float64, where `first` = M^-1 y and `q` = y^T M^-1 y are known.
+
+    `y` `(positions, batch, dimension)`, `change` `(batch, dimension, dimension)`. Conjugate gradients, preconditioned by
+    M: the value grows by a term a step, each the smaller the nearer both matrices are. All but the first term are small
+    corrections, for which float32 does.
+    """
+    left, direction, change = y.float(), first.float(), change.float()
+    size, total, known = q, torch.zeros_like(q), left  # M direction, and |left| in the norm of M^-1
+    norm = q  # of the direction, in that of M
+    for _ in range(2 * y.shape[2]):
+        changed = (direction.transpose(0, 1) @ change).transpose(0, 1)
+        length = torch.where(size > 0, size / (norm + _dot(direction, changed)), 0)
+        term = length * size
+        total = total + term
+        if bool((term <= _ENOUGH * total).all()):
+            break
+        left = left - length.float()[..., None] * (known + changed)
+        step = inverse(left)
+        fresh = torch.where(term > _ENOUGH * total, _dot(left, step), 0.0).double()
+        turn = torch.where(size > 0, fresh / size, 0).float()[..., None]
+        direction, known = step + turn * direction, left + turn * known
+        size, norm = fresh, _dot(direction, known).double()
+    return total
 
 
 def _dot(a: Tensor, b: Tensor) -> Tensor:
