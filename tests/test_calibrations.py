@@ -7,10 +7,12 @@ import logging
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
-from blemish import Detector, Preprocess, from_arrays
+from blemish import Detector, Preprocess, from_arrays, from_paths
 from blemish.calibrate import plus_bound, with_margin
-from blemish.errors import ArgumentError, CalibrationError, ModelFileError, NotFittedError
+from blemish.errors import ArgumentError, CalibrationError, ModelFileError, NotEnoughMemoryError, NotFittedError
+from blemish.features.memory import FeatureMemory
 from blemish.folds import fold_of, pick_calibration
 from blemish.images.groups import join_groups
 from blemish.methods import KNN, PANDA, GaussianAD, PaDiM, PatchCore
@@ -107,6 +109,45 @@ def test_full_compares_each_image_with_the_new_one_as_fits_with_both_do(method):
         beside = [refitted(method, [*without(few, i), new], few[i]) for i in range(9)]
         (decision,) = detector.predict([new])
         assert decision.p_value == (1 + sum(with_margin(beside) >= refitted(method, few, new))) / 10
+
+
+@pytest.mark.parametrize("kind", ["loo", "cross", "full"])
+@pytest.mark.parametrize("is_full", [False, True])
+def test_images_go_through_the_network_once_where_their_maps_can_be_kept(kind, is_full, monkeypatch):
+    def method():
+        return GaussianAD(backbone=BACKBONE)
+
+    def seen(self, pixels, own=GaussianAD._seen):
+        counts.append(len(pixels))
+        return own(self, pixels)
+
+    def no_room(self, maps):
+        raise NotEnoughMemoryError("none")
+
+    counts: list[int] = []
+    again = make(kind, method)
+    with monkeypatch.context() as patch:
+        patch.setattr(Detector, "_memory_of", lambda self, source: None)
+        again.fit(NORMAL)
+    monkeypatch.setattr(GaussianAD, "_seen", seen)
+    if is_full:
+        monkeypatch.setattr(FeatureMemory, "_set_aside", no_room)
+    detector = make(kind, method).fit(NORMAL)
+    assert sum(counts) == 20 * (1 if not is_full else {"loo": 2, "full": 3, "cross": 4}[kind])
+    # In batches of other images the network's last digits differ.
+    np.testing.assert_allclose(detector.calibration_.scores, again.calibration_.scores, rtol=1e-6)
+
+
+def test_a_bad_file_is_left_out_once_where_maps_are_kept(tmp_path):
+    for i, picture in enumerate(NORMAL):
+        Image.fromarray(picture).save(tmp_path / f"{i:02}.png")
+    (tmp_path / "07.png").write_bytes(b"no picture")
+    for kind in ("loo", "cross"):
+        detector = make(kind, on_error="skip").fit(tmp_path)
+        assert [name.endswith("07.png") for name, _ in detector.skipped_] == [True]
+        expected = make(kind).fit(from_paths([tmp_path / f"{i:02}.png" for i in range(20) if i != 7]))
+        if kind == "loo":
+            np.testing.assert_array_equal(detector.calibration_.scores, expected.calibration_.scores)
 
 
 def test_folds_are_of_one_size_and_keep_groups_whole():

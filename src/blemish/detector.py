@@ -28,7 +28,7 @@ from .errors import (
     NotFittedError,
 )
 from .features.backbones import Backbone, find_backbone
-from .features.memory import FeatureMemory
+from .features.memory import FeatureMemory, Remembering
 from .features.runtime import Runner, RuntimeChoice, require_runtime
 from .folds import fold_of, pick_calibration, same_again
 from .images.decode import MAX_PIXELS
@@ -49,7 +49,8 @@ from .images.source import (
 )  # fmt: skip
 from .images.tiling import Tiles, Tiling
 from .localise import Localiser
-from .methods import FeatureMethod, Forgetful, Incremental, LeavesOut, Method, ScoresBeside
+from .methods import FeatureMethod, Forgetful, FrozenMethod, Incremental, LeavesOut, Method, ScoresBeside
+from .methods._base import memory_left
 from .methods.registry import METHODS, find_method
 from .ops.neighbours import IndexFactory
 from .parameters import Parameterised, check_parameters, parameter, parameters_of, plain_parameters
@@ -58,7 +59,16 @@ from .presets import find_preset
 from .progress import Progress
 from .scorer import Scorer
 from .tensors import below, check_finite
-from .types import AnomalousRegion, CalibrationKind, Decision, ImageBatch, PartDecision, Scores, Size
+from .types import (
+    AnomalousRegion,
+    CalibrationKind,
+    Decision,
+    ImageBatch,
+    ImageBatches,
+    PartDecision,
+    Scores,
+    Size,
+)
 
 _MOST_OF_A_VIEW = 50
 """Learned images that say what a view scores, some more where there are nearly twice as many."""
@@ -293,7 +303,8 @@ class Detector(Parameterised):
             self._keep_runtime()
             return self
         known = None if self._auto is None else self._choose(self._auto, train, progress)
-        self.skipped_ = self._learn(self.method_, train, "fit", progress, known=known)
+        memory = None if learned is None else self._memory_of(train)
+        self.skipped_ = self._learn(self.method_, train, "fit", progress, known=known, memory=memory)
         self.images_ = len(train) - len(self.skipped_)
         self.learned_ = frozenset(digests.values())
         if self.part_by is not None:
@@ -301,7 +312,7 @@ class Detector(Parameterised):
         if held_out is not None:
             self._calibrate(held_out, progress)
         elif learned is not None:
-            self._leave_out(learned, digests, progress)
+            self._leave_out(learned, digests, progress, known=memory)
         self._keep_runtime()
         return self
 
@@ -313,12 +324,12 @@ class Detector(Parameterised):
         progress: Progress | None,
         *,
         known: FeatureMemory | None = None,
+        memory: FeatureMemory | None = None,
     ) -> list[Skipped]:
-        """Fit a method; gives the files that were left out."""
+        """Fit a method; gives the files that were left out. Maps that are not `known` are kept in `memory`."""
         running.run_on([method], self._runner)
-        batches = self._batches(images, learn=True)
-        batches = batches if known is None else replace(batches, features=known)
-        method.fit(self._to_learn(batches, stage, progress))
+        batches = self._batches(images, learn=True, known=known)
+        method.fit(_kept(self._to_learn(batches, stage, progress), method, memory))
         return list(batches.skipped)
 
     def choose(
@@ -750,9 +761,16 @@ class Detector(Parameterised):
         judged = self._calibrator.judge((batch, score(batch)) for batch in Reporting(batches, "scale", progress))
         return learned_views([view_of[one.name] for one in judged], [one.score for one in judged])
 
-    def _leave_out(self, learned: Grouped, digests: Mapping[str, int], progress: Progress | None) -> None:
+    def _leave_out(
+        self,
+        learned: Grouped,
+        digests: Mapping[str, int],
+        progress: Progress | None,
+        *,
+        known: FeatureMemory | None,
+    ) -> None:
         """Make the calibration of the images that were learned, each by the model without its group."""
-        batches, method = self._batches(learned.source, learn=True), self.method_
+        batches, method = self._batches(learned.source, learn=True, known=known), self.method_
         assert isinstance(method, LeavesOut)
         groups = list(self._read(learned, digests).values())
         require_left_out(method, self._kind, groups)  # copies in files of other kinds are known now
@@ -772,12 +790,14 @@ class Detector(Parameterised):
         found: list[FreshScore] = []
         calibrator, scorer = self._calibrator, self._scorer
         skipped: dict[str, Skipped] = {}
+        memory = self._memory_of(learned.source)  # all models are on the same network
         for fold, method in enumerate(methods):
             rest = learned.source.subset([i for i, number in enumerate(numbers) if number != fold])
-            bad = self._learn(method, rest, f"fit {fold + 1} of {count}", progress)
-            own = self._batches(learned.source.subset([i for i, number in enumerate(numbers) if number == fold]))
-            own = replace(own, refuse_constant=True)
-            found += calibrator.judge((batch, scorer.alone(method, batch)) for batch in own)
+            known, fresh = (memory, None) if fold else (None, memory)
+            bad = self._learn(method, rest, f"fit {fold + 1} of {count}", progress, known=known, memory=fresh)
+            chosen = learned.source.subset([i for i, number in enumerate(numbers) if number == fold])
+            own = self._batches(chosen, learn=True, known=known)
+            found += calibrator.judge((batch, scorer.alone(method, batch)) for batch in _kept(own, method, fresh))
             skipped |= {entry[0]: entry for entry in [*bad, *own.skipped]}
         self.others_, self.skipped_ = tuple(methods[1:]), list(skipped.values())
         self.images_ = len(learned.source) - len(skipped)
@@ -816,13 +836,26 @@ class Detector(Parameterised):
         readable = (name for batch in self._batches(held_out.source, learn=True) for name in batch.names)
         self._calibrator.require(held_out.of(readable))
 
-    def _batches(self, source: ImageSource, *, learn: bool = False) -> Batches:
+    def _memory_of(self, source: ImageSource) -> FeatureMemory | None:
+        """Where the maps of a fit's images can be kept for further passes; None: these begin with the images."""
+        method = self.method_
+        whole = self.tile is None and self.features is None
+        if not (whole and isinstance(method, FrozenMethod) and method.keeps_maps):
+            return None
+        left = memory_left(find_device("cpu"), method.memory_gb)
+        return FeatureMemory(
+            backbone=find_backbone(method.backbone).name, preprocess=self.preprocessing, images=len(source),
+            precision=method.precision, budget=None if left is None else left // 4,
+        )  # fmt: skip
+
+    def _batches(self, source: ImageSource, *, learn: bool = False, known: FeatureMemory | None = None) -> Batches:
+        """Batches of images, or of maps that are `known`; an empty memory knows none."""
         batch_size = self.batch_size if self.tile is None else 1  # a large image is a batch of tiles by itself
         if self.features is not None:
             self._require_own(self.features)
         return Batches(
             source, self.preprocessing, batch_size, self.workers, self.on_error,
-            features=self.features, refuse_constant=learn, region=self._region,
+            features=known or self.features, refuse_constant=learn, region=self._region,
         )  # fmt: skip
 
     def _to_learn(self, batches: Batches, stage: str, progress: Progress | None) -> Reporting | Tiles:
@@ -922,6 +955,14 @@ class Detector(Parameterised):
             **model_file.write_parts(self._views, self.parts_),
             **({} if self._kept_runtime is None else self._kept_runtime.section()),
         }
+
+
+def _kept(batches: Batches | Reporting | Tiles, method: Method, memory: FeatureMemory | None) -> ImageBatches:
+    """The same batches, whose maps are kept where there is a memory for them."""
+    if memory is None or isinstance(batches, Tiles):
+        return batches
+    assert isinstance(method, FrozenMethod)
+    return Remembering(batches, method.with_maps, memory)
 
 
 def _require_normal(images: ImageSource) -> None:

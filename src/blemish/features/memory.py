@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shutil
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 import torch
@@ -12,6 +12,7 @@ from torch import Tensor
 
 from ..errors import ArgumentError, NotEnoughMemoryError
 from ..images.preprocess import Preprocess
+from ..images.source import Batches, Reporting
 from ..types import ImageBatch, Size
 
 
@@ -110,3 +111,28 @@ class FeatureMemory:
         finally:
             # The space is free again as soon as nothing maps the file, also after a kill.
             shutil.rmtree(folder, ignore_errors=True)
+
+
+class Remembering:
+    """Batches that bring the maps which `mapped` makes of them, and keep these in a memory for the next pass.
+
+    Where they do not fit there, they are passed on alone, and the memory stays empty.
+    """
+
+    def __init__(
+        self, batches: Batches | Reporting, mapped: Callable[[ImageBatch], ImageBatch], memory: FeatureMemory
+    ) -> None:
+        self._batches, self._mapped, self._memory, self._fits = batches, mapped, memory, True
+
+    def __len__(self) -> int:
+        return len(self._batches)
+
+    def __iter__(self) -> Iterator[ImageBatch]:
+        for batch in self._batches:
+            seen = self._mapped(batch)
+            if self._fits and seen.features is not None and seen.names[0] not in self._memory:
+                try:
+                    self._memory.add(seen, seen.features)
+                except NotEnoughMemoryError:
+                    self._fits = False
+            yield seen

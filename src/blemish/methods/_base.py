@@ -454,6 +454,11 @@ class FrozenMethod(FeatureMethod):
             maps = self._maps(batch).maps
         return replace(batch, features=dict(zip(self.extractor_.taps, maps, strict=True)))
 
+    @property
+    def keeps_maps(self) -> bool:
+        """Whether a fit may read its images with the maps of `with_maps`, which then serve further passes as well."""
+        return self.reads_features and not self._further_extractors() and not self._reads_singly()
+
     def _coming(self, images: ImageBatches) -> int | None:
         expected = announced(images)
         return None if expected is None else expected * self._directions()

@@ -393,7 +393,7 @@ class Gaussian:
         def inverse(v: Tensor) -> Tensor:
             return (v @ narrow) @ narrow.mT / a
 
-        return _near(y, (white @ w.mT) / a, white.square().sum(dim=-1) / a, change, inverse)
+        return _near(y, change, first=(white @ w.mT) / a, q=white.square().sum(dim=-1) / a, inverse=inverse)
 
     def _solved_low_rank(self, part: slice, y: Tensor, change: Tensor) -> Tensor:
         """The same where the target is I: near a S + e I, e of each image, which takes in the mean of its `change`."""
@@ -415,7 +415,7 @@ class Gaussian:
             return v * others + ((v @ narrow.mT) * own) @ narrow
 
         eye = torch.eye(z.shape[2], dtype=z.dtype, device=z.device)
-        return _near(z, first, q, change - shift[:, None, None] * eye, inverse)
+        return _near(z, change - shift[:, None, None] * eye, first=first, q=q, inverse=inverse)
 
     def sample(self, *, seed: int) -> Tensor:
         """Draw one vector a position, `(1, position, dimension)` float32, about where normal vectors lie."""
@@ -452,12 +452,12 @@ class Gaussian:
         return stored, float(((stored.distances(typical) - exact).abs() / exact).max())
 
 
-def _near(y: Tensor, first: Tensor, q: Tensor, change: Tensor, inverse: Callable[[Tensor], Tensor]) -> Tensor:
+def _near(y: Tensor, change: Tensor, *, first: Tensor, q: Tensor, inverse: Callable[[Tensor], Tensor]) -> Tensor:
     """y^T (M + `change`)^-1 y, `(positions, batch)` float64, where `first` = M^-1 y and `q` = y^T M^-1 y are known.
 
-    `y` `(positions, batch, dimension)`, `change` `(batch, dimension, dimension)`. Conjugate gradients, preconditioned by
-    M: the value grows by a term a step, each the smaller the nearer both matrices are. All but the first term are small
-    corrections, for which float32 does.
+    `y` `(positions, batch, dimension)`, `change` `(batch, dimension, dimension)`, `inverse`: M^-1. Conjugate gradients,
+    preconditioned by M: the value grows by a term a step, each the smaller the nearer both matrices are. All but the
+    first term are small corrections, for which float32 does.
     """
     left, direction, change = y.float(), first.float(), change.float()
     size, total, known = q, torch.zeros_like(q), left  # M direction, and |left| in the norm of M^-1
