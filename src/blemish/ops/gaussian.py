@@ -27,8 +27,8 @@ _CHUNK_BYTES = 4 << 20
 """Working memory for one chunk of positions."""
 
 
-_ENOUGH = 1e-8
-"""Share of a squared distance that the last step of an iteration may add."""
+_ENOUGH = 3e-7
+"""Share of a squared distance, without the image, that the last step of an iteration may add."""
 _MOST_LOST = 1e-6
 """Relative error of a covariance, in the direction where it is smallest, that removals may leave."""
 
@@ -379,13 +379,14 @@ class Gaussian:
         eye = torch.eye(y.shape[2], dtype=y.dtype, device=y.device)
         if self.target is None:
             return self.eps * (1 - a) * eye.expand(len(y), -1, -1)
-        pooled = y.mT @ y * (c / y.shape[1])
+        narrow = y.float()  # the change is small
+        pooled = (narrow.mT @ narrow).double() * (c / y.shape[1])
         traces = pooled.diagonal(dim1=1, dim2=2).sum(dim=1)
         return -self.eps * (pooled + ridge / y.shape[2] * traces[:, None, None] * eye)
 
     def _solved_dense(self, part: slice, y: Tensor, change: Tensor) -> Tensor:
         """q above of `(positions, batch, dimension)`, `(positions, batch)`: near a C, whose inverse is the factor's."""
-        a, _ = self._shares()
+        a, c = self._shares()
         w = self.factor[part].double()
         white = y @ w
         narrow = w.float()
@@ -393,11 +394,11 @@ class Gaussian:
         def inverse(v: Tensor) -> Tensor:
             return (v @ narrow) @ narrow.mT / a
 
-        return _near(y, change, first=(white @ w.mT) / a, q=white.square().sum(dim=-1) / a, inverse=inverse)
+        return _near(y, change, c, first=(white @ w.mT) / a, q=white.square().sum(dim=-1) / a, inverse=inverse)
 
     def _solved_low_rank(self, part: slice, y: Tensor, change: Tensor) -> Tensor:
         """The same where the target is I: near a S + e I, e of each image, which takes in the mean of its `change`."""
-        a, _ = self._shares()
+        a, c = self._shares()
         shift = change.diagonal(dim1=1, dim2=2).mean(dim=1)
         e = (a * self.eps + shift)[:, None]
         assert self.spectrum is not None
@@ -406,7 +407,6 @@ class Gaussian:
         z = y if self._axes is None else y @ self._axes.T
         coordinates = z @ w.mT
         outside = z - coordinates @ w
-        outside = outside - (outside @ w.mT) @ w  # twice: w has the digits of float32
         first = outside / e + (coordinates * weights) @ w
         q = (coordinates.square() * weights).sum(dim=-1) + (outside.square() / e).sum(dim=-1)
         narrow, own, others = w.float(), (weights - 1 / e).float(), (1 / e).float()
@@ -415,7 +415,7 @@ class Gaussian:
             return v * others + ((v @ narrow.mT) * own) @ narrow
 
         eye = torch.eye(z.shape[2], dtype=z.dtype, device=z.device)
-        return _near(z, change - shift[:, None, None] * eye, first=first, q=q, inverse=inverse)
+        return _near(z, change - shift[:, None, None] * eye, c, first=first, q=q, inverse=inverse)
 
     def sample(self, *, seed: int) -> Tensor:
         """Draw one vector a position, `(1, position, dimension)` float32, about where normal vectors lie."""
@@ -452,12 +452,14 @@ class Gaussian:
         return stored, float(((stored.distances(typical) - exact).abs() / exact).max())
 
 
-def _near(y: Tensor, change: Tensor, *, first: Tensor, q: Tensor, inverse: Callable[[Tensor], Tensor]) -> Tensor:
+def _near(
+    y: Tensor, change: Tensor, c: float, *, first: Tensor, q: Tensor, inverse: Callable[[Tensor], Tensor]
+) -> Tensor:
     """y^T (M + `change`)^-1 y, `(positions, batch)` float64, where `first` = M^-1 y and `q` = y^T M^-1 y are known.
 
     `y` `(positions, batch, dimension)`, `change` `(batch, dimension, dimension)`, `inverse`: M^-1. Conjugate gradients,
     preconditioned by M: the value grows by a term a step, each the smaller the nearer both matrices are. All but the
-    first term are small corrections, for which float32 does.
+    first term are small corrections, for which float32 does. Ends where value / (1 - `c` value) is known.
     """
     left, direction, change = y.float(), first.float(), change.float()
     size, total, known = q, torch.zeros_like(q), left  # M direction, and |left| in the norm of M^-1
@@ -467,11 +469,12 @@ def _near(y: Tensor, change: Tensor, *, first: Tensor, q: Tensor, inverse: Calla
         length = torch.where(size > 0, size / (norm + _dot(direction, changed)), 0)
         term = length * size
         total = total + term
-        if bool((term <= _ENOUGH * total).all()):
+        enough = _ENOUGH * total * (1 - c * total).clamp_min(0)
+        if bool((term <= enough).all()):
             break
-        left = left - length.float()[..., None] * (known + changed)
+        left = left - length.float()[..., None] * changed.add_(known)
         step = inverse(left)
-        fresh = torch.where(term > _ENOUGH * total, _dot(left, step), 0.0).double()
+        fresh = torch.where(term > enough, _dot(left, step), 0.0).double()
         turn = torch.where(size > 0, fresh / size, 0).float()[..., None]
         direction, known = step + turn * direction, left + turn * known
         size, norm = fresh, _dot(direction, known).double()
