@@ -100,6 +100,7 @@ TINY = {
     "panda": {"backbone": NET, "epochs": 2, "batch": 8},
     "mean_shifted": {"backbone": NET, "epochs": 1},
     "deep_svdd": {"backbone": NET, "epochs": 2, "side": 8},
+    "geom": {"backbone": NET, "epochs": 12, "side": 8, "shift": 0.0, "batch": 16},
     "joint": {"backbone": NET, "epochs": 1, "batch": 8, "reference": REFERENCE},
 }
 """Parameters with which a fit of a method that trains takes a moment."""

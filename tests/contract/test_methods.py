@@ -42,6 +42,7 @@ VARIANTS = {
     "students": [{"patches": (33, 65), "fast": True, "hard": 0.05, "top_share": 0.02}],
     "panda": [{"stop": "ses", "snapshot_every": 1}, {"stop": "ewc"}],
     "deep_svdd": [{"boundary": "soft", "warm_up": 1}],
+    "geom": [{"network": "backbone", "normality": "simple", "rate": 1e-2}],
 }
 CASES = [(name, parameters) for name in METHODS for parameters in [{}, *VARIANTS.get(name, [])]]
 

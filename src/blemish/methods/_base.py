@@ -312,6 +312,9 @@ class FeatureMethod(Method):
     def _further_tap(self, row: Backbone) -> str | None:
         """Hook: a layer that is read beside `taps`."""
 
+    def _look(self, pixels: Tensor) -> FeatureMaps | None:
+        """Hook: what the method sees of pixels, where that is not one pass of each network over them as they are."""
+
     def _further_extractors(self) -> Sequence[Extractor] | None:
         """Hook: networks whose maps come behind those of `extractor_`."""
 
@@ -405,6 +408,9 @@ class FeatureMethod(Method):
 
     def _seen(self, pixels: Tensor) -> FeatureMaps:
         """What the networks make of pixels."""
+        own = self._look(pixels)
+        if own is not None:
+            return own
         first, *more = (extractor(pixels) for extractor in (self.extractor_, *(self._further_extractors() or ())))
         return FeatureMaps(tuple(m for maps in (first, *more) for m in maps.maps), first.image_size)
 

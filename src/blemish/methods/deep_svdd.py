@@ -22,7 +22,7 @@ from ..features.patches import pool
 from ..parameters import parameter
 from ..tensors import check_tensors
 from ..training.loop import Adam, Course, Drops, Recipe, Watch
-from ..training.network import Network
+from ..training.network import Network, settle_norms
 from ..training.pictures import Pictures
 from ..training.run import Training
 from ..types import FeatureMaps, Scores
@@ -97,7 +97,7 @@ class DeepSVDD(EmbeddingMethod):
             network.body.measure(pictures)
             if self.pretrain:
                 self._pretrain(network.body, pictures, training)
-            settle_norms(network, pictures)
+            settle_norms(network, pictures.batches())
         vectors = network.vectors(pictures.batches())
         self.centre_ = away_from_zero(vectors.mean(dim=0))
         network.register_buffer("radius", torch.zeros((), device=vectors.device))
@@ -221,20 +221,6 @@ def variance_of_outputs(network: Network, pixels: Tensor) -> float:
     vectors = network.vectors(pixels.split(64))  # type: ignore[no-untyped-call]
     network.body.train(was)
     return float(vectors.double().var(dim=0, correction=0).sum())
-
-
-@torch.no_grad()
-def settle_norms(network: Network, pictures: Pictures) -> None:
-    """Give BatchNorm the statistics of the images: a new one passes them through as if they had variance 1."""
-    norms = [layer for layer in network.body.modules() if isinstance(layer, nn.BatchNorm2d)]
-    for layer in norms:
-        layer.momentum = None  # the plain mean over all batches
-    network.body.train()
-    for pixels in pictures.batches():
-        network(pixels)
-    network.body.eval()
-    for layer in norms:
-        layer.momentum = _MOMENTUM
 
 
 class LeNet(nn.Module):

@@ -8,6 +8,7 @@ from .cflow import CFlow as CFlow
 from .deep_svdd import DeepSVDD as DeepSVDD
 from .gaussian import GaussianAD as GaussianAD
 from .gaussian_finetune import GaussianFinetune as GaussianFinetune
+from .geom import Geom as Geom
 from .joint import Joint as Joint
 from .knn import KNN as KNN
 from .mean_shifted import MeanShifted as MeanShifted

@@ -31,7 +31,7 @@ from ..parameters import (
 )  # fmt: skip
 
 DEFAULT_TAPS, ALL_SUBSETS = "default", "all-subsets"
-THESIS = "thesis"
+_THESIS = "thesis"
 """Stands for the rows of the thesis on backbone layers."""
 _WEIGHTS = ("pretrained", "random", "available")
 Preset = Literal["default", "paper"]
@@ -244,9 +244,9 @@ class StudyPlan:
         return [{"dimensions": d} for d in self.dimensions] if open_ and self.dimensions else [{}]
 
     def _backbones(self) -> list[str]:
-        from ..features.backbones import THESIS as ROWS
+        from ..features.backbones import THESIS
 
-        named = [(name,) if name != THESIS else ROWS for name in self.backbones]
+        named = [THESIS if name == _THESIS else (name,) for name in self.backbones]
         return list(dict.fromkeys(name for names in named for name in names))
 
     def _reads_backbone(self, spec: str) -> bool:

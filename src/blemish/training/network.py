@@ -24,7 +24,7 @@ class Network(nn.Module):
 
     def __init__(self, body: nn.Module, row: Backbone, *, tap: str, channels: int, missing: tuple[str, ...]) -> None:
         super().__init__()
-        self.body, self._row, self._tap, self._channels = body, row, tap, channels
+        self.body, self._row, self._tap, self.channels = body, row, tap, channels
         self.missing = missing
         """Names of the parameters that the weights did not bring."""
         self.register_buffer("mean", torch.tensor(row.mean).view(1, 3, 1, 1), persistent=False)
@@ -73,8 +73,27 @@ class Network(nn.Module):
             pass
         finally:
             handle.remove()
-        layout = read_layout(found[0], image_size=(given.shape[2], given.shape[3]), channels=self._channels)
+        layout = read_layout(found[0], image_size=(given.shape[2], given.shape[3]), channels=self.channels)
         return pool(as_map(found[0], tap=self._tap, pixels=given, layout=layout)), end
+
+
+@torch.no_grad()
+def settle_norms(network: Network, parts: Iterable[Tensor]) -> None:
+    """Give BatchNorm the statistics of these images, as plain means over the parts; leaves eval mode behind.
+
+    A new one passes images through as if they had variance 1, and a short training leaves it on its way.
+    """
+    norms = [layer for layer in network.body.modules() if isinstance(layer, nn.BatchNorm2d)]
+    momenta = [layer.momentum for layer in norms]
+    for layer in norms:
+        layer.reset_running_stats()
+        layer.momentum = None  # the plain mean over all batches
+    network.body.train()
+    for pixels in parts:
+        network(pixels)
+    network.body.eval()
+    for layer, momentum in zip(norms, momenta, strict=True):
+        layer.momentum = momentum
 
 
 class _Reached(Exception):
