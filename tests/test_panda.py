@@ -11,7 +11,7 @@ from blemish.errors import ArgumentError, NotEnoughMemoryError, WeightsError
 from blemish.features.backbones import find_backbone
 from blemish.features.weights import find_weights
 from blemish.methods import METHODS
-from blemish.methods.panda import PANDA, centre_loss, ewc_penalty, fisher_diagonal, shuffle_quarters
+from blemish.methods.panda import PANDA, centre_loss, ewc_penalty, ewc_weight, fisher_diagonal, shuffle_quarters
 from blemish.training.network import build_network, trained_parameters
 from contract.laws import Images, batch
 from reference import knn as knn_reference
@@ -40,6 +40,10 @@ def test_losses_equal_the_paper():
     assert float(ours) == pytest.approx(reference.centre_loss(vectors, centre))
     now, first, fisher = ([random.normal(size=shape) for shape in ((2, 3), (4,))] for _ in range(3))
     tensors = [{str(i): torch.from_numpy(a) for i, a in enumerate(part)} for part in (now, first, fisher)]
+    squares = [values**2 for values in fisher]
+    ours = ewc_weight({str(i): torch.from_numpy(values) for i, values in enumerate(squares)}, 0.3, 0.02)
+    assert ours == pytest.approx(reference.ewc_weight(squares, 0.3, 0.02))
+    assert ewc_weight({"a": torch.zeros(3)}, 0.3, 0.02) == 0
     assert float(ewc_penalty(*tensors, 1e4)) == pytest.approx(reference.ewc_penalty(now, first, fisher, 1e4))
 
 
@@ -142,6 +146,7 @@ def test_fisher_information_holds_parameters_back():
         return float(method.course_.losses[-1, 0])
 
     assert moved(stop="early") < moved(stop="ewc", penalty=1e3) < moved(stop="ewc", penalty=1e6)
+    assert moved(stop="early") < moved(stop="ewc")
     method = panda(stop="ewc", fisher_images=REFERENCE, fisher_labels="folders").fit(Images(TRAIN))
     assert method.course_.terms == ("centre", "ewc")
     assert float(method.course_.losses[0, 1]) == 0 < float(method.course_.losses[1, 1])

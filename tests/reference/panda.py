@@ -47,3 +47,10 @@ def ses_scores(stages: list, centre: np.ndarray) -> list[float]:
         scores = [float(sum((f - centre) ** 2) / mean) for f in tested.astype(np.float64)]
         best = scores if not best else [max(a, b) for a, b in zip(best, scores, strict=True)]
     return best
+
+
+def ewc_weight(fisher: list[np.ndarray], loss: float, distance: float) -> float:
+    """lambda with which a move by `distance`, as far in each parameter, costs the loss by `ewc_penalty`."""
+    numbers = [value for values in fisher for value in values.flat]
+    each = distance / len(numbers) ** 0.5
+    return loss / (sum(value * each**2 for value in numbers) / 2)

@@ -53,7 +53,8 @@ class PANDA(EmbeddingMethod):
         out normal images is smallest against that of the same images with their quarters shuffled. Recorded in
         `course_.looks`, smaller = better; a tenth of the images, at most 64, is then not trained on.
     snapshot_every: epochs between two networks that `ses` keeps.
-    penalty: lambda of `ewc`.
+    penalty: lambda of `ewc` (the paper: 1e4); None: such that a move as far as the training can go, in a direction of
+        average Fisher information, costs as much as the loss at the start.
     fisher_images: folder of images of the task that the network was trained for; None: the normal images themselves.
     fisher_labels: `predicted` takes the network's own answer for the class of each; `folders` the folder, one a class.
     momentum: of the gradients; 0: none.
@@ -61,6 +62,7 @@ class PANDA(EmbeddingMethod):
     """
 
     name: ClassVar[str] = "panda"
+    paper: ClassVar[dict[str, object]] = {"penalty": 1e4}
 
     k: int = parameter(2, at_least=1)
     epochs: int | None = parameter(None, at_least=0)
@@ -68,7 +70,7 @@ class PANDA(EmbeddingMethod):
     normalise: bool = False
     choose: Literal["last", "criterion"] = "last"
     snapshot_every: int = parameter(5, at_least=1)
-    penalty: float = parameter(1e4, at_least=0)
+    penalty: float | None = parameter(None, at_least=0)
     fisher_images: str | None = None
     fisher_labels: Literal["predicted", "folders"] = "predicted"
     rate: float = parameter(1e-2, above=0)
@@ -90,14 +92,14 @@ class PANDA(EmbeddingMethod):
         order = torch.randperm(len(pictures), generator=torch.Generator().manual_seed(self.seed))
         held_out = min(_HELD_OUT, len(pictures) // 10 or 1) if self.choose == "criterion" else 0
         learned = pictures.subset(order[held_out:])
-        penalty = self._penalty(network, pictures) if self.stop == "ewc" else None
+        epoch, epochs = pictures.steps(self.batch), _EPOCHS[self.stop] if self.epochs is None else self.epochs
+        penalty = self._penalty(network, pictures, epochs * epoch) if self.stop == "ewc" else None
 
         def objective(step: int) -> dict[str, Tensor]:
             vectors = self._embed(network(learned.draw(step, self.batch, seed=self.seed)))
             terms = {"centre": centre_loss(vectors, self.centre_)}
             return terms if penalty is None else terms | {"ewc": penalty()}
 
-        epoch, epochs = pictures.steps(self.batch), _EPOCHS[self.stop] if self.epochs is None else self.epochs
         watch, kept, apart = None, None, epoch * self.snapshot_every
         if self.choose == "criterion":
             shown = pictures.take(order[:held_out])
@@ -169,12 +171,19 @@ class PANDA(EmbeddingMethod):
         whole, shuffled = (self._to_centre(self._embed(network.vectors(part))) for part in parts)
         return float(whole.clamp_min(_TINY).log().mean() - shuffled.clamp_min(_TINY).log().mean())
 
-    def _penalty(self, network: Network, pictures: Pictures) -> Callable[[], Tensor]:
+    def _penalty(self, network: Network, pictures: Pictures, steps: int) -> Callable[[], Tensor]:
         """What `ewc` adds to the loss, as a function of the parameters that they then have."""
         parameters = network.trained()
         first = {name: weight.detach().clone() for name, weight in parameters.items()}
         fisher = fisher_diagonal(lambda pixels: network.classify(pixels)[1], parameters, self._task(pictures))
-        return lambda: ewc_penalty(parameters, first, fisher, self.penalty)
+        weight = self.penalty
+        if weight is None:
+            with torch.no_grad():
+                vectors = self._embed(network.vectors(pictures.batches()))
+                loss = float(centre_loss(vectors, self.centre_))
+            weight = ewc_weight(fisher, loss, self.rate * self.clip_norm / (1 - self.momentum) * steps)
+        self.penalty_ = weight
+        return lambda: ewc_penalty(parameters, first, fisher, weight)
 
     def _task(self, pictures: Pictures) -> Iterator[tuple[Tensor, int | None]]:
         """Images of the pretraining task, `(1, 3, height, width)`, and their classes where they are known."""
@@ -199,6 +208,16 @@ def ewc_penalty(
     """lambda / 2 sum_i F_i (theta_i - theta*_i)^2 (Kirkpatrick et al. 2017, equation 3)."""
     parts = [(fisher[name] * (weights - first[name]).square()).sum() for name, weights in parameters.items()]
     return weight / 2 * torch.stack(parts).sum()
+
+
+def ewc_weight(fisher: dict[str, Tensor], loss: float, distance: float) -> float:
+    """lambda with which lambda / 2 (trace F / n) distance^2 is the loss; 0 where the training goes nowhere.
+
+    Clipped gradients take a training rate x clip_norm / (1 - momentum) a step at most.
+    """
+    trace = sum(float(values.sum()) for values in fisher.values())
+    cost = trace / sum(values.numel() for values in fisher.values()) * distance**2 / 2
+    return loss / cost if cost > 0 else 0.0
 
 
 def fisher_diagonal(
