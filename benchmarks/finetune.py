@@ -6,7 +6,8 @@
 Epoch 0 is the frozen network, and so `gaussian` on the same taps and the same four fifths of the images. Test images go
 through the network beside the fit, which never gets them; nothing is chosen by them. The criterion is kept for each
 family of changes: one run shows what any of them alone would have chosen, as long as `patience` does not end it.
-`--picture` draws the runs of a file: criterion above, AUROC below.
+`--picture` draws the runs of a file: criterion above, AUROC below. `--pixels` adds pixel AUROC and AU-PRO of the frozen
+and of the kept network, on all test images. A run that lies in `--json` is not made again.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ from _measure import write
 from figures import make_method
 from torch import Tensor
 
-from blemish import Batches, Preprocess, metrics, open_dataset
+from blemish import Batches, Detector, Preprocess, evaluate, metrics, open_dataset
 from blemish.methods import gaussian_finetune
 from blemish.methods.gaussian_finetune import GaussianFinetune
 from blemish.training import run as training
@@ -75,15 +76,22 @@ def run(data: str, spec: str, options: argparse.Namespace, seed: int) -> dict[st
     with_patches: list[tuple[Any, str, Callable[..., Any]]] = [
         (gaussian_finetune, "separation", separation), (training, "optimise", watched),
     ]  # fmt: skip
+    detector = Detector(method=method, preprocess=preprocess, calibration="none", batch_size=8)
     for place, name, patch in with_patches:
         setattr(place, name, patch)
     try:
-        method.fit(Batches(train, preprocess, 8))
+        detector.fit(train)
     finally:
         gaussian_finetune.separation, training.optimise = original, optimise  # type: ignore[attr-defined]
     kept = int(np.argmin([epoch["criterion"] for epoch in epochs]))
     row = {"data": data.rstrip("/").rsplit("/", 1)[-1], "method": spec, "seed": seed, "kept": kept, "epochs": epochs}
-    return row | {"seconds": perf_counter() - start, "loss": method.course_.losses.sum(dim=1).tolist()}
+    row |= {"seconds": perf_counter() - start, "loss": method.course_.losses.sum(dim=1).tolist()}
+    if options.pixels:
+        frozen = Detector(method=replace(method, epochs=0), preprocess=preprocess, calibration="none", batch_size=8)
+        for name, one in (("frozen", frozen.fit(train)), ("kept", detector)):
+            figures = evaluate(one, dataset).figures
+            row[f"pixels {name}"] = [figures.pixel_auroc, figures.au_pro_30]
+    return row
 
 
 def main() -> None:
@@ -96,10 +104,13 @@ def main() -> None:
     parser.add_argument("--limit", type=int, help="normal, and anomalous, test images; default: all")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--json", type=Path, help="further rows are added to it")
+    parser.add_argument("--pixels", action="store_true", help="figures of the maps as well")
     parser.add_argument("--picture", type=Path)
     options = parser.parse_args()
     rows = json.loads(options.json.read_text()) if options.json and options.json.exists() else []
     for data, spec, seed in product(options.data, options.methods, options.seeds):
+        if (data.rstrip("/").rsplit("/", 1)[-1], spec, seed) in {(r["data"], r["method"], r["seed"]) for r in rows}:
+            continue
         print(f"{data} {spec} seed {seed}: epoch, criterion, AUROC", flush=True)
         rows.append(run(data, spec, options, seed))
         write(options.json, rows)
@@ -111,7 +122,8 @@ def main() -> None:
 
 def table(rows: list[dict[str, Any]]) -> str:
     """AUROC in percent, frozen, of the kept epoch, and of the last one; gains with half a 95 % interval over seeds."""
-    lines = ["| data | method | frozen | kept | gain | last epoch | kept epochs |", "|---" * 7 + "|"]
+    heads = "data | method | frozen | kept | gain | last epoch | kept epochs | pixel AUROC, AU-PRO frozen | kept"
+    lines = [f"| {heads} |", "|---" * 9 + "|"]
     for data, spec in dict.fromkeys((row["data"], row["method"]) for row in rows):
         own = [row for row in rows if (row["data"], row["method"]) == (data, spec)]
         curves = [[100 * epoch["auroc"] for epoch in row["epochs"]] for row in own]
@@ -122,9 +134,17 @@ def table(rows: list[dict[str, Any]]) -> str:
         epochs = ", ".join(str(row["kept"]) for row in own)
         lines.append(
             f"| {data} | {spec} | {frozen.mean():.1f} | {kept.mean():.1f} | {interval(kept - frozen)} "
-            f"| {last.mean():.1f} | {epochs} |"
+            f"| {last.mean():.1f} | {epochs} | {of_pixels(own, 'frozen')} | {of_pixels(own, 'kept')} |"
         )
     return "\n".join(lines)
+
+
+def of_pixels(rows: list[dict[str, Any]], network: str) -> str:
+    """Mean pixel AUROC and AU-PRO in percent; a dash where there are none."""
+    found = [row.get(f"pixels {network}", [None]) for row in rows]
+    if any(value is None for values in found for value in values):
+        return "-"
+    return ", ".join(f"{100 * value:.1f}" for value in np.mean(found, axis=0))
 
 
 def by_family(rows: list[dict[str, Any]]) -> str:

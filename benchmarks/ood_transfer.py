@@ -2,20 +2,25 @@
 
     python benchmarks/ood_data.py DATA PAIRS
     BLEMISH_WEIGHTS=DATA/weights python benchmarks/ood_transfer.py PAIRS --out transfer
+    BLEMISH_WEIGHTS=DATA/weights python benchmarks/ood_transfer.py PAIRS --out transfer --sizes 100 300 1000 2500
 
 The four ResNets for CIFAR-10 against Tiny-ImageNet: for the gradient method and ODIN, T and eps are tuned for each on
 `--grid-images` images of either set; every network is then scored with all four choices, the detector's defaults and
 MSP, on `--limit` other images of either set. The ablation of the gradient method is that of each network with its own
 tuning, by preprocessing: none, the best T, the best eps, both. Four metrics with deviations of 100 bootstraps. A tuning
-that lies in `--out` is not made again.
+that lies in `--out` is not made again. `--sizes` shows instead what the number of outliers changes, for the detectors
+with their defaults on the first network.
 """
 
 from __future__ import annotations
 
 import argparse
+from itertools import product
 from pathlib import Path
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from blemish import metrics
 from blemish.datasets.labelled import LabelledImages, from_class_folders, open_labelled
@@ -34,15 +39,21 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--limit", type=int, default=400, help="images of each set to score")
     parser.add_argument("--grid-images", type=int, default=100, help="images of each set to tune on")
+    parser.add_argument("--networks", nargs="+", default=list(_NETWORKS))
+    parser.add_argument("--detectors", nargs="+", choices=["gradient", "odin"], default=["gradient", "odin"])
+    parser.add_argument("--sizes", type=int, nargs="+", help="numbers of outliers")
     options = parser.parse_args()
     options.out.mkdir(parents=True, exist_ok=True)
     torch.set_num_threads(1)
+    if options.sizes:
+        by_size(open_classifier(options.networks[0]), options.pairs, options.limit, options.sizes)
+        return
     taken = options.limit + options.grid_images
     normal = from_class_folders(options.pairs / "cifar10_test" / "test").sample(taken, seed=0)
     outliers = open_labelled(options.pairs / "tiny_imagenet").sample(taken, seed=1)
-    for kind in (Gradient(), ODIN()):
-        name, tunings = type(kind).__name__.lower(), {}
-        for network in _NETWORKS:
+    for name in options.detectors:
+        kind, tunings = _KINDS[name], {}
+        for network in options.networks:
             file = options.out / f"{name}-{network}.json"
             if not file.exists():  # a stopped run goes on
                 tune_ood(
@@ -59,7 +70,7 @@ def main() -> None:
                 f"{name}, {network}: T = {tunings[network].temperature:g}, eps = {tunings[network].chosen_eps:g}",
                 flush=True,
             )
-        for network in _NETWORKS:
+        for network in options.networks:
             rows = variants(kind, tunings, network)
             scored(
                 open_classifier(network), rows, (normal, outliers), tuning=tunings[network], title=f"{name}, {network}"
@@ -67,6 +78,7 @@ def main() -> None:
 
 
 _READING = Reader(batch_size=64)
+_KINDS: dict[str, Tunable] = {"gradient": Gradient(), "odin": ODIN()}
 
 
 def variants(kind: Tunable, tunings: dict[str, Tuning], network: str) -> dict[str, OODDetector]:
@@ -84,6 +96,28 @@ def variants(kind: Tunable, tunings: dict[str, Tuning], network: str) -> dict[st
     return rows | {f"of {other}": tuning.apply(kind) for other, tuning in tunings.items()}
 
 
+def by_size(classifier: Classifier, pairs: Path, limit: int, sizes: list[int]) -> None:
+    """Print ROC-AUC and both PR-AUC of some detectors for growing numbers of outliers, each with all before it."""
+    normal = from_class_folders(pairs / "cifar10_test" / "test").sample(limit, seed=0)
+    outliers = open_labelled(pairs / "tiny_imagenet").sample(max(sizes), seed=1)
+    detectors: dict[str, OODDetector] = {"msp": MSP(), **_KINDS}
+    functions = {name: detector.score for name, detector in detectors.items()}
+    inside, outside = (score_images(classifier, images, functions, reading=_READING) for images in (normal, outliers))
+    order = np.random.default_rng(0).permutation(len(outside))
+    print(f"{classifier.name}: {len(inside)} in-distribution images\n")
+    print("| | outliers | ROC-AUC | FPR95 | PR-AUC (outlier) | PR-AUC (inlier) |\n|---|---|---|---|---|---|")
+    for name, size in product(detectors, sizes):
+        some = outside.scores[name][order[:size]]
+        print(f"| {name} | {size} | {' | '.join(figures(inside.scores[name], some))} |", flush=True)
+
+
+def figures(inside: NDArray[np.float64], outside: NDArray[np.float64]) -> list[str]:
+    """Four figures with the deviation over 100 bootstraps, in percent."""
+    drawn = metrics.bootstrap_ranking(*joined(inside, outside), repetitions=100, seed=0)
+    means, deviations = drawn.means(), drawn.standard_errors()
+    return [f"{100 * means[figure]:.1f} ± {100 * deviations[figure]:.1f}" for figure in _FIGURES]
+
+
 def scored(
     classifier: Classifier,
     rows: dict[str, OODDetector],
@@ -99,10 +133,7 @@ def scored(
     print(f"\n{title}: {len(inside)} in-distribution images, {len(outside)} outliers\n", flush=True)
     print("| | ROC-AUC | FPR95 | PR-AUC (outlier) | PR-AUC (inlier) |\n|---|---|---|---|---|")
     for name in rows:
-        drawn = metrics.bootstrap_ranking(*joined(inside.scores[name], outside.scores[name]), repetitions=100, seed=0)
-        means, deviations = drawn.means(), drawn.standard_errors()
-        cells = [f"{100 * means[figure]:.1f} ± {100 * deviations[figure]:.1f}" for figure in _FIGURES]
-        print(f"| {name} | {' | '.join(cells)} |", flush=True)
+        print(f"| {name} | {' | '.join(figures(inside.scores[name], outside.scores[name]))} |", flush=True)
 
 
 if __name__ == "__main__":

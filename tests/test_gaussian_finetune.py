@@ -95,9 +95,20 @@ def test_separation_is_mann_whitney_with_ties():
 # What is trained, and what it sees
 
 
-def test_normal_images_come_closer():
-    losses = fitted(epochs=6, patience=9).course_.losses.sum(dim=1)
+@pytest.mark.parametrize(("optimiser", "rate"), [("adam", 1e-3), ("sgd", 1e-3)])
+def test_normal_images_come_closer(optimiser, rate):
+    losses = fitted(epochs=6, patience=9, optimiser=optimiser, rate=rate).course_.losses.sum(dim=1)
     assert losses[-3:].mean() < 0.8 * losses[:3].mean()
+
+
+def test_the_first_step_of_sgd_goes_down_the_gradient(monkeypatch):
+    """By rate times the gradient: Adam's first step has nearly the same length in every parameter."""
+    steps = []
+    for rate in (1e-4, 2e-4):
+        method = fitted(optimiser="sgd", rate=rate, batch=99, **judged(monkeypatch, 0.5, 0.9))
+        before, after = (dict(m.named_parameters())["a.weight"] for m in (BACKBONE.build(), method.extractor_.module))
+        steps.append((after - before).detach())
+    torch.testing.assert_close(steps[1], 2 * steps[0], rtol=1e-2, atol=1e-7)
 
 
 def test_only_the_chosen_modules_change(monkeypatch):

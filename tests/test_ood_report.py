@@ -319,7 +319,7 @@ def test_the_gradient_method_is_always_drawn(page):
     assert report._shown(ranked) == ["a", "b", "c", "d", "gradient"]
     assert report._shown(ranked[:-1]) == ["a", "b", "c", "d", "gradient,eps=0"]
     assert report._shown(ranked[:6]) == ["a", "b", "c", "d", "e"]
-    assert any("Histogram of ||G||" in words for _, words in page.images)
+    assert any("Histogram of the scores of gradient" in words for _, words in page.images)
 
 
 def test_names_are_text_and_never_markup(write, evaluation, inliers, page):

@@ -28,7 +28,7 @@ from ..ops.maps import enlarge_and_smooth
 from ..ops.separation import separation
 from ..ops.shrinkage import ShrinkageSums
 from ..parameters import parameter
-from ..training.loop import Adam, Recipe, Watch, generator
+from ..training.loop import SGD, Adam, Recipe, Watch, generator
 from ..training.pictures import Pictures
 from ..training.run import Training
 from ..types import FeatureMaps, ImageBatches, Scores
@@ -49,7 +49,8 @@ class GaussianFinetune(FeatureMethod):
     trained: names of the modules that are trained; None: all. BatchNorm keeps the statistics and weights that it has.
     epochs: passes over the normal images at most; 0 leaves the network as it is.
     batch: images a step.
-    rate: of Adam.
+    optimiser: `adam`, or `sgd` with a momentum of 0.9, whose rates are larger.
+    rate: of the optimiser.
     covariance: of the Gaussians: `full`, its `diagonal`, or `identity`, which makes the loss the squared distance to
         the centre.
     families: small changes from which held-out normal images shall be told, some of `augmix`, `cutout`, `cutpaste` and
@@ -67,6 +68,7 @@ class GaussianFinetune(FeatureMethod):
     trained: tuple[str, ...] | None = None
     epochs: int = parameter(20, at_least=0)
     batch: int = parameter(16, at_least=1)
+    optimiser: Literal["adam", "sgd"] = "adam"
     rate: float = parameter(1e-5, above=0)
     covariance: Literal["full", "diagonal", "identity"] = "full"
     families: tuple[FamilyName, ...] | None = None
@@ -139,7 +141,9 @@ class GaussianFinetune(FeatureMethod):
             objective,
             module,
             steps=self.epochs * epoch,
-            recipe=Recipe(optimiser=Adam(rate=self.rate)),
+            recipe=Recipe(
+                optimiser=Adam(rate=self.rate) if self.optimiser == "adam" else SGD(rate=self.rate, momentum=0.9)
+            ),
             content={"images": normal.digest, "held-out images": Pictures(list(held_out)).digest},
             every=epoch,
             watch=Watch(criterion=criterion, every=epoch, patience=self.patience),

@@ -257,7 +257,7 @@ def _curve_sections(evaluation: OODEvaluation, shown: Sequence[str]) -> Iterator
             [
                 plot_of(
                     draw.histogram_plot(evaluation.inliers, evaluation.outliers, name),
-                    f"Histogram of {'||G||' if draw.is_gradient(name) else 'the scores'} ({name}): {against}.",
+                    f"Histogram of the scores of {name}: {against}.",
                 )
                 for name in shown
             ]

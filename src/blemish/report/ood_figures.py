@@ -83,8 +83,8 @@ def histogram_plot(inliers: ScoredImages, outliers: ScoredImages | Sequence[Scor
     if logarithmic:
         axes.set_xscale("log")
         axes.minorticks_off()
-    quantity = "‖G‖, norm of the gradient" if is_gradient(detector) else f"score of {drawable(detector, 40)}"
-    axes.set_xlabel(f"{quantity} (larger = more anomalous)", parse_math=False)
+    what = ", a norm at its T and eps" if is_gradient(detector) else ""
+    axes.set_xlabel(f"score of {drawable(detector, 40)}{what} (larger = more anomalous)", parse_math=False)
     return png(figure)
 
 
