@@ -91,11 +91,12 @@ def test_dim_a_and_d_of_the_thesis(name):
     assert abs(row.d - 0.3 * dim) < 6 if d is ... else row.d == d
 
 
-# By default the smaller networks of each family, which take half a second each at most; `make test-all` runs all.
+# By default the smallest network of each family, which takes a second or two; `make test-all` runs all.
 LARGE = (
     "vgg|resnet34|net101|net152|net154|next101|resnest101|wide_|densenet1(69|61)|densenet201|swin_(v2_)?[sb]|deit_small|"
     "vit_(base|large)|small_patch(16_224|8|14_dinov2)|convnext_(small|base|large)|dinov3_lvd|convnextv2_(nano|tiny|base)|"
-    "efficientnet_(b[3-7]|v2_[ml])|conv_large|regnet.*[1-9](_[26])?gf"
+    "efficientnet_(b[1-7]|v2_[sml])|conv_(medium|large)|regnet.*([1-9](_[26])?gf|800mf)|swin_v2_t|hybrid_medium|"
+    "(res|resnext|seresnext)50_32x4d|resnet50$|convnext_tiny|convnextv2_pico|pvt|mambaout|eva02|mnasnet(0_75|1)|v2_x2_0"
 )
 ROWS = [pytest.param(name, marks=pytest.mark.heavy if re.search(LARGE, name) else ()) for name in BACKBONES]
 

@@ -24,7 +24,7 @@ def _strict(monkeypatch):
 
 @pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="makes a pipe")
 def test_odd_command_lines_end_with_a_result_or_one_line():
-    outcomes = list(target.fuzz(30, seed=1))
+    outcomes = list(target.fuzz(14, seed=1))
     assert [wrong for _, wrong in outcomes if wrong] == []
     assert {how.rpartition(": ")[2] for how, _ in outcomes} == {"done", "refused", "wrong use"}
 

@@ -1445,7 +1445,7 @@ NETWORKS = {
 }
 
 
-SLOW = ("convnext_tiny", "swin_t")  # a small transformer with windows, of timm, is in every run
+SLOW = ("convnext_tiny", "swin_t", "timm swin_tiny", "densenet121")
 
 
 @pytest.mark.parametrize(

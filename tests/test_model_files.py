@@ -264,13 +264,13 @@ def test_upgrade_refuses_a_damaged_file_and_keeps_it(tmp_path):
     assert (tmp_path / "m").read_bytes() == b"no"
 
 
-def test_a_hundred_mutants_do_no_harm():
+def test_some_mutants_do_no_harm():
     script = Path(__file__).parent / "fuzz" / "model_files.py"
     # Not a test of time: the limit is there to end what never ends.
-    arguments = ["--count", "120", "--seed", "1", "--quick", "--seconds", "60"]
+    arguments = ["--count", "50", "--seed", "1", "--quick", "--seconds", "60"]
     run = subprocess.run([sys.executable, str(script), *arguments], capture_output=True, text=True, check=False)
     assert run.returncode == 0, run.stdout + run.stderr
-    assert "120 mutants, 0 faults" in run.stdout
+    assert "50 mutants, 0 faults" in run.stdout
 
 
 @pytest.mark.parametrize("case", ["of another network", "too few"])

@@ -116,6 +116,7 @@ t.optimise(objective, module, steps=23, recipe=t.RECIPES["adam"], checkpoint=che
 """
 
 
+@pytest.mark.heavy  # by default, `Killed` within the process stands for it
 @pytest.mark.skipif(not hasattr(signal, "SIGKILL"), reason="no such signal here")
 def test_a_killed_process_is_taken_up_by_another(tmp_path):
     whole, again = network(), network()

@@ -135,7 +135,9 @@ SIZES = [(10_000, 1), (1, 10_000), (100_000, 3), (2_000_000, 1), (1, 2_000_000),
 
 
 @pytest.mark.skipif(not forget_peak(), reason="the system does not say how much memory was taken")
-@pytest.mark.parametrize("arguments", [(256, 224), (256,), (2048, 2048)])
+@pytest.mark.parametrize(
+    "arguments", [(256, 224), *(pytest.param(of, marks=pytest.mark.heavy) for of in ((256,), (2048, 2048)))]
+)
 def test_memory_is_bounded_by_pixels(arguments):
     """As the docstring of `Preprocess` says."""
     command = [sys.executable, "-c", SCRIPT, json.dumps([arguments, SIZES])]

@@ -17,6 +17,7 @@ pytestmark = [
 ]
 
 
+@pytest.mark.heavy
 def test_padim_on_screw_reproduces_the_published_figures():
     """Published: image AUROC 0.745 (re-implementation), pixel AUROC 0.972 to 0.974, at seed 1024."""
     dataset = open_dataset(DATA / "mvtec_ad" / "screw")

@@ -55,8 +55,12 @@ def maker(name, parameters):
     return MAKERS[str((name, parameters))]
 
 
+# Where a processor has no bfloat16, it takes many times as long.
+MARKED = [pytest.param(*case, marks=[pytest.mark.heavy] if "precision" in case[1] else []) for case in CASES]
+
+
 @pytest.mark.parametrize("law", LAWS, ids=lambda law: law.__name__.removeprefix("law_"))
-@pytest.mark.parametrize(("name", "parameters"), CASES, ids=str)
+@pytest.mark.parametrize(("name", "parameters"), MARKED, ids=str)
 def test_method_keeps(name, parameters, law):
     law(maker(name, parameters))
 
