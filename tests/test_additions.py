@@ -1,6 +1,7 @@
-"""What CONTRIBUTING promises: a method, a detector, a layout or a figure is one file or function, and one line or row.
+"""What CONTRIBUTING promises: a method, a detector or a layout is one file or function, and one line or row.
 
-Each is added to a copy of the package, where the command line, studies, laws and checks of imports must know it.
+Each is added to a copy of the package, where the command line, studies, laws and checks of imports must know it. For a
+figure, `test_table.py` does so.
 """
 
 from __future__ import annotations
@@ -109,12 +110,6 @@ def _read_lines(root: Path) -> Dataset:
 LAYOUTS = (Layout("lines", "line-ok/*.png", lambda root: (root / "line-ok").is_dir(), _read_lines), *LAYOUTS)
 """
 
-FIGURE = """    worst: float | None = row(Metric(
-        lambda scores, anomalous: float(scores[anomalous].min()), ("anomalous",), "ranking",
-        label="Lowest score of a defect", in_studies="listed",
-    ))
-    n_normal: int = row("""
-
 
 class Copy:
     """The package, its tests and its settings in another folder, and commands that run there."""
@@ -213,27 +208,3 @@ def test_a_layout_is_a_row(copied):
     (copied.folder / "line-ok").rename(copied.folder / "set" / "line-ok")
     copied.run("blemish", "fit", "set", "--calibration", "none", "--resize", "64", "--out", "part.blemish")
     assert json.loads(copied.run("blemish", "inspect", "set", "--json"))["layout"] == "lines"
-
-
-def test_a_figure_is_a_row(copied):
-    copied.change("src/blemish/metrics/table.py", "    n_normal: int = row(", FIGURE)
-    drawn = _draw(copied)
-    copied.run("blemish", "fit", str(drawn), "--calibration", "none", "--resize", "64", "--out", "part.blemish")
-    found = json.loads(copied.run("blemish", "evaluate", "part.blemish", str(drawn), "--report", "seen.html", "--json"))
-    assert found["worst"] > 0
-    assert "Lowest score of a defect" in (copied.folder / "seen.html").read_text()
-    copied.run(
-        "blemish",
-        "study",
-        str(drawn),
-        "--methods",
-        "knn",
-        "--seeds",
-        "0",
-        "--false-alarm-rate",
-        "0.5",
-        "--out",
-        "study",
-    )
-    copied.run("blemish", "report", "study")
-    assert "Lowest score of a defect" in (copied.folder / "study" / "report.html").read_text()

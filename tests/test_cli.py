@@ -227,6 +227,7 @@ def test_list(table):
         assert row["name"] in printed
 
 
+@pytest.mark.heavy  # README, which a test runs, has each of its steps
 def test_demo(tmp_path, monkeypatch):
     small = partial(write_dataset, size=64, n_test_normal=4, n_per_defect=1)
     monkeypatch.setattr(synthetic, "write_dataset", small)

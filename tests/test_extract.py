@@ -252,12 +252,12 @@ TRANSFORMERS = [
     "test_vit",
     "vit_tiny_patch16_224",
     "deit_tiny_distilled_patch16_224",
-    "vit_wee_patch16_reg1_gap_256",
+    pytest.param("vit_wee_patch16_reg1_gap_256", marks=pytest.mark.heavy),
     "vit_tiny_patch16_dinov3_qkvb",  # its position embedding is a module that is never called
-    "swin_tiny_patch4_window7_224",
+    pytest.param("swin_tiny_patch4_window7_224", marks=pytest.mark.heavy),
     "test_mambaout",  # channels last
-    "gmlp_ti16_224",
-    "xcit_nano_12_p16_224",
+    pytest.param("gmlp_ti16_224", marks=pytest.mark.heavy),
+    pytest.param("xcit_nano_12_p16_224", marks=pytest.mark.heavy),
 ]
 
 
@@ -319,7 +319,9 @@ def test_network_of_one_size_says_which():
         ("test_convnext", ("stages.0", "stages.1", "stages.2"), (4, 8, 16)),
         ("shvit_s1", ("stages.0",), (16,)),  # the only level of its pyramid that is not deeper than the papers'
         ("pit_ti_224", ("transformers.0", "transformers.1"), (8, 16)),  # returns its class token beside the map
-        ("mvitv2_tiny", ("stages.0", "stages.1", "stages.2"), (4, 8, 16)),  # feature_info names modules it lacks
+        pytest.param(  # feature_info names modules it lacks
+            "mvitv2_tiny", ("stages.0", "stages.1", "stages.2"), (4, 8, 16), marks=pytest.mark.heavy
+        ),
     ],
 )
 def test_levels_of_a_network_without_a_row(name, taps, strides):
@@ -360,10 +362,10 @@ def test_part_that_is_used_without_a_call_stays():
         build_extractor(row, weights=weights)
 
 
-SWIN = pytest.param("timm:swin_tiny_patch4_window7_224", marks=pytest.mark.heavy)
+SLOW = ("resnet18", "mobilenet_v2", "timm:vit_tiny_patch16_224", "timm:swin_tiny_patch4_window7_224")
 
 
-@pytest.mark.parametrize("name", ["filters", "resnet18", "mobilenet_v2", "timm:vit_tiny_patch16_224", SWIN])
+@pytest.mark.parametrize("name", ["filters", *(pytest.param(name, marks=pytest.mark.heavy) for name in SLOW)])
 def test_bfloat16_is_near_and_half_the_size(name):
     row = find_backbone(name)
     weights = randomised(row.build()).state_dict()

@@ -350,7 +350,8 @@ def command(one, out, *more):
     return [sys.executable, "-c", code, "study", *map(str, options)]
 
 
-@pytest.mark.parametrize("kills", [1, pytest.param(3, marks=pytest.mark.heavy)])
+@pytest.mark.heavy
+@pytest.mark.parametrize("kills", [1, 3])
 def test_a_study_of_one_worker_that_was_killed_ends_as_an_undisturbed_one_of_two(kills, data, reference, tmp_path):
     draw = random.Random()  # other moments each time: no moment may matter
     kept = []
@@ -411,6 +412,7 @@ study.returncode = ends[0]
 """
 
 
+@pytest.mark.heavy
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="no other system says where orphans go")
 def test_a_killed_parent_leaves_nothing_running(data, tmp_path):
     """The worker is in a cell without end, and leaves it because its parent is gone, not because its time is up."""

@@ -70,6 +70,7 @@ print(json.dumps({
 """
 
 
+@pytest.mark.heavy
 def test_a_new_figure_is_a_function_and_a_row(tmp_path):
     """In a process of its own, where the table is longer before anybody reads it."""
     command = [sys.executable, "-c", STRANGER, tmp_path, Path(__file__).parent]
