@@ -15,15 +15,18 @@ import torch
 from typer.testing import CliRunner
 
 from blemish import persist
+from blemish.calibrator import FreshScore
 from blemish.cli import app
 from blemish.datasets.synthetic import write_dataset
 from blemish.detector import Detector
 from blemish.errors import ArgumentError, MissingPackageError, ModelFileError
+from blemish.evaluation.speed import STAGES, time_stages
 from blemish.features import runtime as runtimes
 from blemish.features.runtime import Runner
 from blemish.images.preprocess import Preprocess
-from blemish.methods import PaDiM, PatchCore, Students
-from blemish.running import report_change
+from blemish.images.source import Batches, from_folder, from_paths
+from blemish.methods import PANDA, PaDiM, PatchCore, Students
+from blemish.running import MOST_LOSS, precision_loss, report_change
 from blemish.types import ImageBatch
 
 OTHERS = ("onnxruntime", "openvino")
@@ -187,8 +190,16 @@ def test_a_missing_runtime_is_named_before_any_work(files, data, monkeypatch):
 def test_what_cannot_run_elsewhere_is_refused_before_any_work():
     with pytest.raises(ArgumentError, match="runtime: expected torch with students, whose networks are its own"):
         Detector(method=Students(), runtime="onnxruntime").check()
-    with pytest.raises(ArgumentError, match="precision: expected float32 with runtime onnxruntime, got bfloat16"):
+    with pytest.raises(ArgumentError, match="precision: expected float32 or int8 with runtime onnxruntime"):
         Detector(method=PaDiM(precision="bfloat16"), runtime="onnxruntime").check()
+    with pytest.raises(ArgumentError, match="precision: expected float32 or bfloat16 with runtime torch, got int8"):
+        Detector(method=PaDiM(precision="int8")).check()
+    with pytest.raises(ArgumentError, match=r"precision: .* on torch, got int8.* Detector\(runtime='auto'\)"):
+        PaDiM(precision="int8").fit([ImageBatch(torch.rand(2, 3, 64, 64), ("a", "b"), ((64, 64),) * 2)])
+    with pytest.raises(ArgumentError, match="precision: expected float32 with runtime onnxruntime, as the network"):
+        Detector(method=PANDA(precision="int8"), runtime="onnxruntime").check()
+    with pytest.raises(ArgumentError, match="calibration: expected split with precision int8"):
+        Detector(method=PaDiM(precision="int8"), runtime="auto", calibration="loo").check()
     with pytest.raises(ArgumentError, match="runtime: expected auto, torch, onnxruntime or openvino"):
         Detector(runtime="tensorrt").check()
 
@@ -228,6 +239,105 @@ def test_a_runner_goes_to_another_process_without_its_engines(fitted):
     again = pickle.loads(pickle.dumps(fitted["openvino"]._runner))
     assert (again.name, again._engines) == ("openvino", {})
     assert again.graphs == fitted["openvino"]._runner.graphs
+
+
+@pytest.fixture(scope="module")
+def quantised(data):
+    method = PaDiM(backbone="filters", dimensions=8, precision="int8")
+    return made(method=method, runtime="onnxruntime").fit(data)
+
+
+def test_int8_is_another_network_and_is_kept(quantised, fitted, data, tmp_path):
+    ours, theirs = scores(quantised, data), scores(fitted["onnxruntime"], data)
+    assert np.abs(ours - theirs).max() > 1e-4 * theirs.max()
+    assert np.corrcoef(ours, theirs)[0, 1] > 0.8
+    assert 0 < quantised._loss < MOST_LOSS
+    quantised.save(tmp_path / "m.blemish")
+    tensors, manifest = persist.load(tmp_path / "m.blemish")
+    assert [name[-5:] for name in tensors if name.startswith("runtime.")] == [".int8"]
+    assert manifest["runtime"]["loss"] == quantised._loss
+    assert manifest["parameters"]["precision"] == "int8"
+    again = Detector.load(tmp_path / "m.blemish")
+    assert (scores(again, data) == ours).all()
+    again.save(tmp_path / "again.blemish")
+    assert persist.load(tmp_path / "again.blemish")[1] == manifest
+    with pytest.raises(ArgumentError, match="runtime: expected the one of the fit with less than float32, got torch"):
+        Detector.load(tmp_path / "m.blemish", runtime="torch")
+
+
+def test_the_quantiser_sees_learned_images_alone(data, monkeypatch):
+    seen = []
+    monkeypatch.setattr(runtimes, "_quantised", lambda graph, pixels: seen.extend(pixels) or graph)
+    detector = made(method=PaDiM(backbone="filters", dimensions=8, precision="int8"), runtime="openvino").fit(data)
+    learned = Batches(from_folder(data / "train" / "good"), Preprocess(32), 99)
+    (every,) = learned
+    known = {pixels.numpy().tobytes() for pixels in torch.cat(seen)}
+    assert len(known) == detector.images_ == 19
+    assert known < {pixels.numpy().tobytes() for pixels in every.pixels}
+
+
+def test_a_precision_that_moves_scores_too_much_is_refused(quantised, data):
+    batches = [
+        ImageBatch(
+            torch.rand(6, 3, 32, 32, generator=torch.Generator().manual_seed(3)), tuple("abcdef"), ((32, 32),) * 6
+        )
+    ]
+    exact = dict(zip("abcdef", _exactly(quantised, batches[0]), strict=True))
+    noise = np.random.default_rng(0).normal(size=6)
+    noise = (noise - noise.mean()) / noise.std() * np.std(list(exact.values()))
+    for share in (0.4, 0.6):
+        judged = [
+            FreshScore(name, exact[name] + 7 + share * away, None) for name, away in zip(exact, noise, strict=True)
+        ]
+        if share < MOST_LOSS:
+            assert precision_loss(quantised._scorer, batches, judged) == pytest.approx(share, rel=1e-3)
+        else:
+            with pytest.raises(
+                ArgumentError, match=r"precision: expected one that moves .* got int8, which moves them by 0\.6\."
+            ):
+                precision_loss(quantised._scorer, batches, judged)
+
+
+def _exactly(detector, batch):
+    with detector.method_.on_torch():
+        return detector._scorer.score(batch).images.tolist()
+
+
+def test_bfloat16_asks_the_processor(monkeypatch):
+    monkeypatch.setattr(runtimes, "_has_bfloat16", lambda: False)
+    half = PaDiM(backbone="filters", precision="bfloat16")
+    with pytest.raises(ArgumentError, match=r"precision: .* on this processor, which has no bfloat16 for openvino"):
+        Detector(method=half, runtime="openvino").check()
+    assert Runner("auto", precision="bfloat16").name == "torch"
+    monkeypatch.setattr(runtimes, "_has_bfloat16", lambda: True)
+    Detector(method=half, runtime="openvino").check()
+    assert Runner("auto", precision="bfloat16").name == "openvino"
+
+
+@pytest.mark.skipif(not runtimes._has_bfloat16(), reason="no bfloat16 here")
+def test_bfloat16_on_openvino(fitted, data):
+    half = made(method=PaDiM(backbone="filters", dimensions=8, precision="bfloat16"), runtime="openvino").fit(data)
+    assert half._loss < MOST_LOSS
+    assert not np.allclose(scores(half, data), scores(fitted["torch"], data), rtol=1e-5)
+
+
+def test_stages_are_timed_on_each_runtime(files, data):
+    options = ("--batch-sizes", "1,4", "--count", "4", "--runtimes", "torch,openvino", "--json")
+    done = CliRunner().invoke(app, ["benchmark", str(files / "openvino.blemish"), str(data), *options])
+    assert done.exit_code == 0, done.output
+    found = json.loads(done.stdout)
+    assert [(row["runtime"], row["batch"]) for row in found["rows"]] == [
+        ("torch", 1), ("torch", 4), ("openvino", 1), ("openvino", 4),
+    ]  # fmt: skip
+    for row in found["rows"]:
+        assert min(row[stage] for stage in (*STAGES, "images_per_second")) > 0
+    done = CliRunner().invoke(
+        app, ["benchmark", str(files / "torch.blemish"), "--runtimes", "torch", "--heatmaps", "none"]
+    )
+    assert done.exit_code == 0, done.output
+    assert "forward" in done.stdout
+    with pytest.raises(ArgumentError, match="images: expected at least one"):
+        time_stages(made(), from_paths([]), print, batch_size=1)
 
 
 def test_on_the_command_line(data, tmp_path):

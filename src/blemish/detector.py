@@ -29,7 +29,7 @@ from .errors import (
 )
 from .features.backbones import Backbone, find_backbone
 from .features.memory import FeatureMemory, Remembering
-from .features.runtime import Runner, RuntimeChoice, require_runtime
+from .features.runtime import Runner, RuntimeChoice, RuntimeName, require_runtime
 from .folds import fold_of, pick_calibration, same_again
 from .images.decode import MAX_PIXELS
 from .images.digest import pixel_digest, with_digests
@@ -185,6 +185,8 @@ class Detector(Parameterised):
     """What runs the networks now; None: torch."""
     _kept_runtime: running.KeptRuntime | None = field(default=None, init=False, repr=False, compare=False)
     """The runtime of the latest fit, or of what came after it that learned or calibrated; None: torch."""
+    _loss: float | None = field(default=None, init=False, repr=False, compare=False)
+    """What a reduced precision did to held-out scores."""
 
     @classmethod
     def preset(cls, name: str, *, method: str | None = None) -> Detector:
@@ -220,6 +222,11 @@ class Detector(Parameterised):
         require_runtime(self.runtime, recorded=self._kept_runtime is not None)
         if self._auto is None:
             running.require_runnable(self.method_, self.runtime)
+        if self._is_reduced and self.calibration not in (None, "split"):
+            raise ArgumentError.about(
+                "calibration", expected=f"split with precision {getattr(self.method_, 'precision', '')}, whose loss is "
+                "measured on held-out images", got=self.calibration,
+            )  # fmt: skip
         if isinstance(self.group_by, str):
             read_pattern(self.group_by)
         if self.part_by is not None:
@@ -285,7 +292,8 @@ class Detector(Parameterised):
         self.calibration_, self.peaks_, self.images_, self._named, self._settled = None, None, 0, None, None
         self.learned_, self.calibrated_on_, self.chosen_ = frozenset(), frozenset(), ""
         self.others_, self.kept_, self.parts_, self._views = (), None, None, {}
-        self.region_, self._runner, self._kept_runtime = self._read_roi(), running.start(self.runtime), None
+        self.region_, self._kept_runtime, self._loss = self._read_roi(), None, None
+        self._runner = running.start(self.runtime, None if self._auto else self.method_)
         source = normal_images(images, max_pixels=self.max_pixels)
         kept = source.without(exclude)
         self.excluded_ = len(source) - len(kept)
@@ -489,15 +497,24 @@ class Detector(Parameterised):
         Raises `NotFittedError`, `ArgumentError` for images or weights that give no finite score, and `ImageError` for
         an unreadable file (unless `on_error="skip"`: then `skipped_` names it).
         """
-        preprocess = self.preprocessing
         for batch, scores in self.score(images, progress=progress):
-            maps = None if scores.maps is None else scores.maps.cpu()
-            models = [None] * len(batch) if scores.p_values is None else scores.p_values.tolist()
-            p_values, regions = self.p_values(scores), self.regions(batch, scores)
-            for i, (name, size, score) in enumerate(zip(batch.names, batch.sizes, scores.images.tolist(), strict=True)):
-                region = None if batch.inside is None else batch.inside[i]
-                map = None if maps is None else preprocess.to_original(maps[i], size, region)
-                yield replace(self.decide(name, score, map, models[i], p_value=p_values[i]), regions=regions[i])
+            yield from self.decisions(batch, scores)
+
+    def decisions(self, batch: ImageBatch, scores: Scores) -> Iterator[Decision]:
+        """What `predict` makes of a batch and the `scores` that `score` or `score_batch` gave it."""
+        preprocess = self.preprocessing
+        maps = None if scores.maps is None else scores.maps.cpu()
+        models = [None] * len(batch) if scores.p_values is None else scores.p_values.tolist()
+        p_values, regions = self.p_values(scores), self.regions(batch, scores)
+        for i, (name, size, score) in enumerate(zip(batch.names, batch.sizes, scores.images.tolist(), strict=True)):
+            region = None if batch.inside is None else batch.inside[i]
+            map = None if maps is None else preprocess.to_original(maps[i], size, region)
+            yield replace(self.decide(name, score, map, models[i], p_value=p_values[i]), regions=regions[i])
+
+    def score_batch(self, batch: ImageBatch) -> Scores:
+        """The scores of images that are decoded and preprocessed, or that bring their feature maps."""
+        self._use_runtime()
+        return self._scorer.score(batch)
 
     def score(
         self, images: ImageInput | Iterable[str | Path | InMemory], *, progress: Progress | None = None
@@ -607,6 +624,9 @@ class Detector(Parameterised):
             )
             detector = cls(method=method, **model_file.read_settings(cls, about.detector, complete=complete))
             detector.images_, detector.excluded_, detector.chosen_ = about.images, about.excluded, about.chosen
+            graphs = {name: tensor for name, tensor in tensors.items() if name.startswith("runtime.")}
+            detector._kept_runtime = running.read_runtime(graphs, about.runtime)
+            detector._start_kept(runtime, find_device(device).type)
             detector.check()
             parts = ("method.", "fold.", "left_out.", "runtime.")
             seen = {name: tensor for name, tensor in tensors.items() if not name.startswith(parts)}
@@ -623,23 +643,29 @@ class Detector(Parameterised):
             model_file.check_left_out(
                 detector.calibration_, method, detector.others_, detector.kept_, size=detector._input_size()
             )
-            graphs = {name: tensor for name, tensor in tensors.items() if name.startswith("runtime.")}
-            detector._kept_runtime = running.read_runtime(graphs, about.runtime)
-        detector._start_kept(runtime, find_device(device).type)
+            running.run_on(detector._methods, detector._runner)
+        detector.runtime = runtime or detector.runtime
+        if detector._kept_runtime is not None and detector._runner is None:
+            detector._change_runtime()
+        detector._use_runtime()
         return detector
 
     def _start_kept(self, wanted: RuntimeChoice | None, device: str) -> None:
-        """After a load: the runtime of the file, and then another one that is wanted."""
+        """While a file is read: the runtime that it names, unless another one is wanted that may differ by rounding."""
         kept = self._kept_runtime
-        if kept is not None and device == "cpu" and wanted in (None, kept.name):
-            self.runtime = kept.name
-            self._runner = running.start(kept.name, kept)
-            running.run_on(self._methods, self._runner)
+        if kept is None:
+            return
+        self.runtime, self._loss = kept.name, kept.loss
+        if self._is_reduced or (device == "cpu" and wanted in (None, kept.name)):
+            self._runner = running.start(kept.name, self.method_, kept)
+            running.run_on([self.method_], self._runner)
         else:
-            self.runtime = wanted or "torch"
-            if kept is not None and self.runtime == "torch":
-                self._change_runtime()
-        self._use_runtime()
+            self.runtime = "torch"
+
+    @property
+    def runtime_(self) -> RuntimeName:
+        """The runtime that runs the networks now; with `auto` the one that was chosen."""
+        return "torch" if self._runner is None else self._runner.name or "torch"
 
     def _use_runtime(self) -> None:
         """Go over to the runtime that is asked for now, where another one runs; drawn images must score the same."""
@@ -648,10 +674,14 @@ class Detector(Parameterised):
 
     def _change_runtime(self) -> None:
         kept, earlier = self._kept_runtime, self._runner
+        if getattr(self.method_, "precision", "float32") != "float32":
+            raise ArgumentError.about(
+                "runtime", expected="the one of the fit with less than float32", got=self.runtime, instead="Fit again."
+            )
         running.run_on(self._methods, None)
         try:
             before = self._check_scores() if kept is None else kept.checks
-            self._runner = running.start(self.runtime, kept)
+            self._runner = running.start(self.runtime, self.method_, kept)
             running.run_on(self._methods, self._runner)
             after = self._check_scores()
             name = "torch" if self._runner is None else self._runner.name or self.runtime
@@ -663,10 +693,14 @@ class Detector(Parameterised):
 
     def _keep_runtime(self) -> None:
         """After a fit or a calibration: what ran is what a file names."""
-        self._kept_runtime = running.keep(self._runner, self._scorer, self.preprocessing.size)
+        self._kept_runtime = running.keep(self._runner, self._scorer, self.preprocessing.size, self._loss)
 
     def _check_scores(self) -> tuple[float, ...]:
         return running.check_scores(self._scorer, self.preprocessing.size)
+
+    @property
+    def _is_reduced(self) -> bool:
+        return self._auto is None and running.is_reduced(self.method_, self.runtime)
 
     @property
     def _methods(self) -> tuple[Method, ...]:
@@ -680,7 +714,7 @@ class Detector(Parameterised):
 
     def _pick(self, grouped: Grouped) -> str:
         """The calibration for these images, where none is named; says why in one line."""
-        settings = (self._auto, self.tile, self.held_out, self.certain, self.part_by)
+        settings = (self._auto, self.tile, self.held_out, self.certain, self.part_by, self._is_reduced or None)
         if self._has_chosen or any(setting is not None for setting in settings):
             return "split"
         kind, reason = pick_calibration(self.method_, grouped.groups, self.false_alarm_rate)
@@ -731,6 +765,7 @@ class Detector(Parameterised):
         calibrator, score = self._calibrator, self._scorer.score
         found = calibrator.judge((batch, score(batch)) for batch in Reporting(batches, "calibrate", progress))
         self.skipped_ += batches.skipped
+        self._loss = running.precision_loss(self._scorer, batches, found) if self._is_reduced else None
         fresh = [judged for judged in found if digests.get(judged.name) not in self.learned_]
         if len(fresh) < len(found):
             _log.warning(

@@ -14,8 +14,9 @@ import torch
 from torch import Tensor
 
 from .calibrate import MARGIN, Calibration
+from .calibrator import FreshScore
 from .errors import ArgumentError, ModelFileError
-from .features.runtime import TOLERANCE, Runner, RuntimeChoice, RuntimeName, runtime_version
+from .features.runtime import TOLERANCE, Runner, RunPrecision, RuntimeChoice, RuntimeName, runtime_version
 from .images.drawn import clouds
 from .methods import FeatureMethod, Method
 from .parameters import parameter, read_plain
@@ -23,8 +24,10 @@ from .scorer import Scorer
 from .tensors import check_tensors
 from .types import ImageBatch, Size
 
+MOST_LOSS = 0.5
+"""Of the spread of held-out scores: by no more may a precision move them at random. The spread then grows by 12 %."""
 _CHECKS = 8
-_GRAPH = re.compile(r"runtime\.[0-9a-f]{16}\.\d{1,5}x\d{1,5}")
+_GRAPH = re.compile(r"runtime\.[0-9a-f]{16}\.\d{1,5}x\d{1,5}(\.int8)?")
 _log = logging.getLogger("blemish")
 
 
@@ -38,6 +41,8 @@ class KeptRuntime:
     """What drawn images score by it."""
     graphs: Mapping[str, bytes] = field(repr=False)
     """The networks that it runs, as `Runner.graphs` has them."""
+    loss: float | None = None
+    """What its precision does to held-out scores, as `precision_loss` says; None with float32."""
 
     def tensors(self) -> dict[str, Tensor]:
         """For a model file."""
@@ -48,7 +53,8 @@ class KeptRuntime:
 
     def section(self) -> dict[str, Any]:
         """Of the manifest."""
-        return {"runtime": {"name": self.name, "version": self.version, "checks": list(self.checks)}}
+        found = {"name": self.name, "version": self.version, "checks": list(self.checks)}
+        return {"runtime": found if self.loss is None else found | {"loss": self.loss}}
 
 
 @dataclass(kw_only=True)
@@ -60,11 +66,13 @@ class _Section:
     name: of the runtime.
     version: of its package, when the calibration was made.
     checks: what drawn images scored by it.
+    loss: what its precision did to held-out scores.
     """
 
     name: RuntimeName
     version: str
     checks: tuple[float, ...] = parameter(least=1)
+    loss: float | None = parameter(None, at_least=0)
 
 
 def read_runtime(tensors: Mapping[str, Tensor], section: Mapping[str, Any] | None) -> KeptRuntime | None:
@@ -79,14 +87,24 @@ def read_runtime(tensors: Mapping[str, Tensor], section: Mapping[str, Any] | Non
             raise ModelFileError(f"tensor {name[:60]}: not the name of a network and its input's size.")
     check_tensors(tensors, {name: "uint8 b" if i == 0 else f"uint8 b{i}" for i, name in enumerate(tensors)})
     graphs = {name.removeprefix("runtime."): bytes(tensor.numpy()) for name, tensor in tensors.items()}
-    return KeptRuntime(known.name, known.version, known.checks, graphs)
+    return KeptRuntime(known.name, known.version, known.checks, graphs, known.loss)
 
 
-def start(choice: RuntimeChoice, kept: KeptRuntime | None = None) -> Runner | None:
-    """What runs networks on this runtime; None: torch does. Raises `MissingPackageError`."""
+def start(choice: RuntimeChoice, method: Method | None, kept: KeptRuntime | None = None) -> Runner | None:
+    """What runs the networks of a method on this runtime; None: torch does. Raises `MissingPackageError`."""
     if choice == "torch":
         return None
-    return Runner(choice, graphs=kept.graphs if kept is not None and kept.graphs else None)
+    graphs = kept.graphs if kept is not None and kept.graphs else None
+    return Runner(choice, precision=_precision_of(method), graphs=graphs)
+
+
+def is_reduced(method: Method | None, choice: RuntimeChoice) -> bool:
+    """Whether another runtime than torch computes in less than float32."""
+    return choice != "torch" and _precision_of(method) != "float32"
+
+
+def _precision_of(method: Method | None) -> RunPrecision:
+    return method.precision if isinstance(method, FeatureMethod) else "float32"
 
 
 def run_on(methods: Iterable[Method], runner: Runner | None) -> None:
@@ -107,13 +125,40 @@ def require_runnable(method: Method, choice: RuntimeChoice) -> None:
         )
 
 
-def keep(runner: Runner | None, scorer: Scorer, size: Size) -> KeptRuntime | None:
+def keep(runner: Runner | None, scorer: Scorer, size: Size, loss: float | None) -> KeptRuntime | None:
     """What a file shall keep of what runs now; None: torch."""
     if runner is None or runner.name in (None, "torch"):
         return None
     checks = check_scores(scorer, size)
     assert runner.name is not None
-    return KeptRuntime(runner.name, runtime_version(runner.name), checks, dict(runner.graphs))
+    return KeptRuntime(runner.name, runtime_version(runner.name), checks, dict(runner.graphs), loss)
+
+
+def precision_loss(scorer: Scorer, batches: Iterable[ImageBatch], judged: Sequence[FreshScore]) -> float:
+    """By how much scores of normal images differ from those of the same model on a network in float32.
+
+    It is the standard deviation of the differences over that of the scores: what all of them share does no harm, as the
+    calibration is made anew. Raises `ArgumentError` above `MOST_LOSS`.
+    """
+    method = scorer.method
+    assert isinstance(method, FeatureMethod)
+    with method.on_torch():
+        exact = {name: score for batch in batches for name, score in _scores(scorer, batch)}
+    ours = np.array([one.score for one in judged])
+    theirs = np.array([exact[one.name] for one in judged])
+    spread = float(theirs.std())
+    loss = float((ours - theirs).std()) / spread if spread > 0 else math.inf
+    _log.info("precision %s: held-out scores differ by %.2g of their spread", method.precision, loss)
+    if not loss <= MOST_LOSS:
+        raise ArgumentError.about(
+            "precision", expected=f"one that moves held-out scores by at most {MOST_LOSS:g} of their spread",
+            got=f"{method.precision}, which moves them by {loss:.2g}", instead="Take float32.",
+        )  # fmt: skip
+    return loss
+
+
+def _scores(scorer: Scorer, batch: ImageBatch) -> Iterable[tuple[str, float]]:
+    return zip(batch.names, scorer.score(batch).images.tolist(), strict=True)
 
 
 def check_scores(scorer: Scorer, size: Size) -> tuple[float, ...]:

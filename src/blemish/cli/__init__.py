@@ -10,6 +10,7 @@ from typer.core import TyperGroup
 from ..errors import BlemishError
 from ..memory import is_shortage
 from . import (
+    benchmark,
     choose,
     compare,
     detector,
@@ -74,6 +75,7 @@ for name, command in (
     ("compare", compare.compare_models),
     ("watch-scores", watch_scores.watch_scores),
     ("export", export.export),
+    ("benchmark", benchmark.benchmark),
     ("list", detector.list_),
     ("study", study.study),
     ("report", study.report),

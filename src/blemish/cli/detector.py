@@ -187,6 +187,10 @@ def fit(
         Literal["auto", "torch", "onnxruntime", "openvino"],
         typer.Option(help="What runs the network: auto measures those at hand. Kept in the model file."),
     ] = "torch",
+    precision: Annotated[
+        Literal["float32", "bfloat16", "int8"] | None,
+        typer.Option(help="Of the network. int8 takes another runtime than torch; see docs/runtimes.md."),
+    ] = None,
     batch_size: BatchOption = 8,
     workers: WorkersOption = 2,
     on_error: ErrorOption = "raise",
@@ -211,7 +215,7 @@ def fit(
         "keep": keep,
         "seed": seed,
         "device": device,
-    }
+    } | ({} if precision is None else {"precision": precision})
     detector = Detector(
         method=_make_method(chosen, method, set_ or [], options),
         preprocess=replace(chosen.resized(read_resize(resize)), white_level=read_white_level(white_level)),

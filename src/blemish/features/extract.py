@@ -26,7 +26,7 @@ from ..errors import ArgumentError, WeightsError
 from ..types import FeatureMaps
 from .backbones import Backbone
 from .layout import MapLayout, as_map, main_output, read_layout
-from .runtime import Runner, fingerprint
+from .runtime import Runner, RunPrecision, fingerprint
 from .weights import StateDict
 
 Precision = Literal["float32", "bfloat16"]
@@ -161,7 +161,7 @@ def build_extractor(
     folded: StateDict | None = None,
     taps: Sequence[str] | None = None,
     device: str | torch.device = "cpu",
-    precision: Precision = "float32",
+    precision: RunPrecision = "float32",
 ) -> Extractor:
     """Prepare a row for feature extraction.
 
@@ -170,7 +170,10 @@ def build_extractor(
     network computes in bfloat16 and its parameters take half the memory.
     """
     if precision not in PRECISIONS:
-        raise ArgumentError.about("precision", expected=" or ".join(PRECISIONS), got=precision)
+        raise ArgumentError.about(
+            "precision", expected=f"{' or '.join(PRECISIONS)} on torch", got=precision,
+            instead="int8 takes another runtime: Detector(runtime='auto').",
+        )  # fmt: skip
     with torch.inference_mode(False), torch.no_grad():  # the structure is read from tensors' version counters
         chosen = tuple(taps) if taps else backbone.taps
         if folded is not None:

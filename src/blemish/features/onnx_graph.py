@@ -34,7 +34,7 @@ def record(module: nn.Module, pixels: Tensor, *, any_batch: bool = False) -> Any
     `any_batch`: the graph takes any number of images. Raises whatever the exporters raise.
     """
     shapes = ({0: torch.export.Dim("batch", min=1, max=1 << 16)},) if any_batch else None
-    with torch.inference_mode(False), torch.no_grad(), _quiet():
+    with torch.inference_mode(False), torch.no_grad(), quiet():
         program = torch.export.export(module, (pixels,), dynamic_shapes=shapes, strict=False)
         # The exporter's optimiser takes numbers such as 1e-8 for 0; the runtimes have their own, which do not.
         written: Any = torch.onnx.export(program, (), dynamo=True, verbose=False, opset_version=OPSET, optimize=False)
@@ -42,9 +42,9 @@ def record(module: nn.Module, pixels: Tensor, *, any_batch: bool = False) -> Any
 
 
 @contextlib.contextmanager
-def _quiet() -> Iterator[None]:
+def quiet() -> Iterator[None]:
     """The exporter speaks of its own affairs, on every way there is."""
-    loud = [logging.getLogger(name) for name in ("torch.onnx", "onnxscript", "onnx_ir")]
+    loud = [logging.getLogger(name) for name in ("torch.onnx", "onnxscript", "onnx_ir", "root")]
     levels = [log.level for log in loud]
     for log in loud:
         log.setLevel(logging.ERROR)

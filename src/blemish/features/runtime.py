@@ -8,10 +8,12 @@ from __future__ import annotations
 
 import hashlib
 import logging
+import tempfile
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from importlib.metadata import version
 from importlib.util import find_spec
+from pathlib import Path
 from time import perf_counter
 from typing import Any, Literal, Protocol, get_args
 
@@ -22,10 +24,11 @@ from torch import Tensor, nn
 
 from ..errors import ArgumentError
 from .backbones import Backbone
-from .onnx_graph import record, require_packages
+from .onnx_graph import quiet, record, require_packages
 
 RuntimeName = Literal["torch", "onnxruntime", "openvino"]
 RuntimeChoice = Literal["auto", "torch", "onnxruntime", "openvino"]
+RunPrecision = Literal["float32", "bfloat16", "int8"]
 RUNTIMES: tuple[RuntimeName, ...] = get_args(RuntimeName)
 
 TOLERANCE = 1e-4
@@ -33,6 +36,10 @@ TOLERANCE = 1e-4
 
 _EXTRAS = {"onnxruntime": "onnx", "openvino": "openvino"}
 _RECORDING = ("onnx", "onnxscript")
+_ROUGH = 0.5
+"""Of a layer's output, by its norm: what differs more is not the same network in another precision."""
+_QUANTISED_ON = 64
+"""Learned images whose activations set the ranges of int8."""
 _FASTER = 0.95
 """Of torch's time: a runtime that takes more is not worth other last digits."""
 
@@ -72,6 +79,28 @@ def runtimes_at_hand() -> tuple[RuntimeName, ...]:
     return ("torch", *(name for name in RUNTIMES[1:] if can_record and find_spec(name) is not None))
 
 
+def require_precision(choice: RuntimeChoice, precision: RunPrecision) -> None:
+    """Refuse a precision that a runtime, or this processor, does not have. Raises `ArgumentError`."""
+    if precision == "bfloat16" and choice == "onnxruntime":
+        raise ArgumentError.about("precision", expected="float32 or int8 with runtime onnxruntime", got=precision)
+    if precision == "bfloat16" and choice == "openvino" and not _has_bfloat16():
+        raise ArgumentError.about(
+            "precision", expected="float32 or int8 on this processor, which has no bfloat16 for openvino", got=precision
+        )
+    if precision == "int8" and choice == "torch":
+        raise ArgumentError.about(
+            "precision", expected="float32 or bfloat16 with runtime torch", got=precision,
+            instead="Take runtime onnxruntime, openvino or auto.",
+        )  # fmt: skip
+
+
+def _has_bfloat16() -> bool:
+    import openvino
+
+    found: list[str] = openvino.Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
+    return "BF16" in found
+
+
 def runtime_version(name: RuntimeName) -> str:
     return version(name)
 
@@ -81,12 +110,18 @@ class Runner:
 
     `name` is the runtime; with the choice `auto` it is None until the first images have come, on which those at hand
     are measured. `graphs` are the networks that were recorded, by the digest of their parameters and the input's size.
+    With `int8`, `learn_ranges` must have seen images first.
     """
 
-    def __init__(self, choice: RuntimeChoice, *, graphs: Mapping[str, bytes] | None = None) -> None:
+    def __init__(
+        self, choice: RuntimeChoice, *, precision: RunPrecision = "float32", graphs: Mapping[str, bytes] | None = None
+    ) -> None:
         require_runtime(choice, recorded=graphs is not None)
-        self.choice = choice
+        require_precision(choice, precision)
+        self.choice, self.precision = choice, precision
         self.name: RuntimeName | None = None if choice == "auto" else choice
+        if choice == "auto" and precision == "bfloat16":  # nothing to measure: of the others, one alone has it
+            self.name = "openvino" if "openvino" in runtimes_at_hand() and _has_bfloat16() else "torch"
         self.graphs: dict[str, bytes] = dict(graphs or {})
         self.preparing = 0.0
         """Seconds that went into recording, comparing and measuring, and come once."""
@@ -95,10 +130,11 @@ class Runner:
     def reset(self) -> None:
         """Forget what runs, and keep what was recorded: a process that was forked has none of its parent's threads."""
         self._engines: dict[tuple[str, RuntimeName, int], Engine] = {}
+        self._compared: set[tuple[str, RuntimeName, int]] = set()
         self._lock = threading.RLock()
 
     def __getstate__(self) -> dict[str, Any]:
-        return {name: value for name, value in vars(self).items() if name not in ("_engines", "_lock")}
+        return {name: value for name, value in vars(self).items() if name not in ("_engines", "_compared", "_lock")}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         vars(self).update(state)
@@ -120,7 +156,9 @@ class Runner:
         if not network.is_plain:
             self.name = "torch"
             return self.name
-        runs: dict[RuntimeName, Callable[[], object]] = {"torch": lambda: network.maps(pixels)}
+        runs: dict[RuntimeName, Callable[[], object]] = {}
+        if self.precision == "float32":
+            runs["torch"] = lambda: network.maps(pixels)
         for name in runtimes_at_hand()[1:]:
             try:
                 engine = self._engine(network, pixels, name)
@@ -128,6 +166,8 @@ class Runner:
                 _log.info("runtime %s: passed over. %s", name, error)
                 continue
             runs[name] = lambda engine=engine: engine(_plain(pixels))  # type: ignore[misc]
+        if not runs:
+            require_runtime("onnxruntime")  # says what is missing
         times = _times(runs)
         best = min(times, key=lambda name: times[name] * (_FASTER if name == "torch" else 1))
         self.name = best
@@ -137,17 +177,50 @@ class Runner:
 
     def _engine(self, network: Network, pixels: Tensor, name: RuntimeName) -> Engine:
         """What runs this network, compared with torch when it is made."""
-        size = (pixels.shape[2], pixels.shape[3])
-        key = f"{network.fingerprint()}.{size[0]}x{size[1]}"
+        key = self._key(network, pixels)
         known = key, name, torch.get_num_threads()
         if known not in self._engines:
+            if key not in self.graphs and self.precision == "int8":
+                raise ArgumentError.about(
+                    "precision", expected="float32 for images of another size than those of the fit", got="int8"
+                )
             if key not in self.graphs:
-                _log.info("recording the network for runtime %s, once", name)
-                self.graphs[key] = _record(network, size)
-            engine = _ENGINES[name](self.graphs[key], known[2])
-            _require_same(network, engine, pixels[:1], name)
-            self._engines[known] = engine
+                self.graphs[key] = self._recorded(network, pixels)
+            self._engines[known] = _ENGINES[name](self.graphs[key], known[2], self.precision)
+        exactly, one = self.precision == "float32", pixels[:1]
+        # Of a picture of one colour, less precision leaves little that could be compared.
+        if known not in self._compared and (exactly or bool(one.amax((2, 3)).gt(one.amin((2, 3))).any())):
+            _require_same(network, self._engines[known], one, name, exactly=exactly)
+            self._compared.add(known)
         return self._engines[known]
+
+    def _recorded(self, network: Network, pixels: Tensor) -> bytes:
+        _log.info("recording the network for runtime %s, once", self.choice)
+        return _record(network, (pixels.shape[2], pixels.shape[3]))
+
+    def _key(self, network: Network, pixels: Tensor) -> str:
+        whole = f"{network.fingerprint()}.{pixels.shape[2]}x{pixels.shape[3]}"
+        return f"{whole}.int8" if self.precision == "int8" else whole
+
+    def learn_ranges(self, network: Network, batches: Iterable[Tensor]) -> None:
+        """With `int8`: quantise the network, whose activations take their ranges from the first learned images."""
+        if self.precision != "int8":
+            return
+        start, seen = perf_counter(), list(_first(batches, _QUANTISED_ON))
+        if seen:
+            with self._lock:
+                _log.info("quantising the network to int8 on %d learned images", sum(map(len, seen)))
+                self.graphs[self._key(network, seen[0])] = _quantised(self._recorded(network, seen[0]), seen)
+                self.preparing += perf_counter() - start
+
+
+def _first(batches: Iterable[Tensor], count: int) -> Iterator[Tensor]:
+    """Whole batches, of `count` images at least where there are so many."""
+    for batch in batches:
+        yield batch
+        count -= len(batch)
+        if count <= 0:
+            return
 
 
 def _plain(pixels: Tensor) -> NDArray[np.float32]:
@@ -193,23 +266,57 @@ def _record(network: Network, size: tuple[int, int]) -> bytes:
     )  # fmt: skip
 
 
-def _require_same(network: Network, engine: Engine, pixels: Tensor, name: RuntimeName) -> None:
-    """Refuse a graph that makes something else of an image than torch does."""
+def _quantised(graph: bytes, pixels: list[Tensor]) -> bytes:
+    """The graph with weights and activations of 8 bits, by ONNX Runtime's quantiser.
+
+    A range for each channel, and weights without a sign: with one, processors that lack instructions for it overflow.
+    """
+    require_packages(("onnxruntime", *_RECORDING), of="precision int8", extra="onnx")
+    import onnx
+    from onnxruntime import quantization
+    from onnxruntime.quantization.shape_inference import quant_pre_process
+
+    name = onnx.load_from_string(graph).graph.input[0].name
+
+    class Shown(quantization.CalibrationDataReader):  # type: ignore[misc]
+        def __init__(self) -> None:
+            self._coming = iter(pixels)
+
+        def get_next(self) -> dict[str, NDArray[np.float32]] | None:
+            found = next(self._coming, None)
+            return None if found is None else {name: _plain(found)}
+
+    with tempfile.TemporaryDirectory() as folder, quiet():
+        whole, prepared, made = (str(Path(folder, f"{step}.onnx")) for step in ("whole", "prepared", "made"))
+        Path(whole).write_bytes(graph)
+        quant_pre_process(whole, prepared, skip_symbolic_shape=True)
+        quantization.quantize_static(
+            prepared, made, Shown(), quant_format=quantization.QuantFormat.QDQ, per_channel=True,
+            activation_type=quantization.QuantType.QUInt8, weight_type=quantization.QuantType.QUInt8,
+        )  # fmt: skip
+        return Path(made).read_bytes()
+
+
+def _require_same(network: Network, engine: Engine, pixels: Tensor, name: RuntimeName, *, exactly: bool) -> None:
+    """Refuse a graph that makes something else of an image than torch does; else of another precision: roughly."""
     theirs = engine(_plain(pixels))
     for tap, our, their in zip(network.taps, network.maps(pixels), theirs, strict=True):
         found = torch.from_numpy(their)
-        same = our.shape == found.shape
-        if not (same and bool((our - found).abs().max() <= TOLERANCE * our.abs().max().clamp_min(1e-6))):
-            raise ArgumentError.about(
-                "runtime", expected=f"outputs of {network.backbone.name} within {TOLERANCE:g} of torch's",
-                got=f"other ones by {name} at tap {tap}", instead="Use runtime torch.",
-            )  # fmt: skip
+        if our.shape == found.shape:
+            away = (our - found).abs().max() if exactly else (our - found).norm()
+            largest = (our.abs().max() if exactly else our.norm()).clamp_min(1e-6)
+            if bool(away <= (TOLERANCE if exactly else _ROUGH) * largest):
+                continue
+        raise ArgumentError.about(
+            "runtime", expected=f"outputs of {network.backbone.name} within {TOLERANCE if exactly else _ROUGH:g} of "
+            "torch's", got=f"other ones by {name} at tap {tap}", instead="Use runtime torch.",
+        )  # fmt: skip
 
 
 class _OnnxRuntime:
     """A graph on ONNX Runtime."""
 
-    def __init__(self, graph: bytes, threads: int) -> None:
+    def __init__(self, graph: bytes, threads: int, precision: RunPrecision) -> None:
         import onnxruntime
 
         options = onnxruntime.SessionOptions()
@@ -230,12 +337,13 @@ class _OnnxRuntime:
 class _OpenVINO:
     """A graph on OpenVINO."""
 
-    def __init__(self, graph: bytes, threads: int) -> None:
+    def __init__(self, graph: bytes, threads: int, precision: RunPrecision) -> None:
         import openvino
 
         core = openvino.Core()
         model = core.read_model(graph)
-        hints = {"PERFORMANCE_HINT": "LATENCY", "INFERENCE_PRECISION_HINT": "f32", "INFERENCE_NUM_THREADS": threads}
+        floats = "bf16" if precision == "bfloat16" else "f32"
+        hints = {"PERFORMANCE_HINT": "LATENCY", "INFERENCE_PRECISION_HINT": floats, "INFERENCE_NUM_THREADS": threads}
         self._one = model.inputs[0].partial_shape[0].is_static
         self._model = core.compile_model(model, "CPU", hints)
 
@@ -246,7 +354,10 @@ class _OpenVINO:
         return list(self._model([pixels]).values())
 
 
-_ENGINES: dict[RuntimeName, Callable[[bytes, int], Engine]] = {"onnxruntime": _OnnxRuntime, "openvino": _OpenVINO}
+_ENGINES: dict[RuntimeName, Callable[[bytes, int, RunPrecision], Engine]] = {
+    "onnxruntime": _OnnxRuntime,
+    "openvino": _OpenVINO,
+}
 
 
 def _singly(run: Engine, pixels: NDArray[np.float32]) -> list[NDArray[np.float32]]:

@@ -12,6 +12,7 @@ import logging
 from abc import ABC, abstractmethod
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence, Sized
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
 from itertools import chain
 from pathlib import Path
@@ -24,8 +25,8 @@ from torch import Tensor
 from ..device import find_device
 from ..errors import ArgumentError, NotEnoughMemoryError, NotFittedError
 from ..features.backbones import Backbone, find_backbone
-from ..features.extract import Extractor, Precision, build_extractor
-from ..features.runtime import Runner, RuntimeChoice
+from ..features.extract import Extractor, build_extractor
+from ..features.runtime import Runner, RunPrecision, RuntimeChoice, require_precision
 from ..features.weights import StateDict, find_weights
 from ..memory import available_bytes, resident_bytes
 from ..ops.maps import mean_of_highest
@@ -208,7 +209,7 @@ class FeatureMethod(Method):
     seed: for everything random.
     device: `auto` (CUDA where there is one), `cpu`, `cuda`, `cuda:1`, ...
     precision: of the backbone: `float32`, or `bfloat16` for half its memory and file, and more speed where the hardware
-        has it. What the method learns stays as it is.
+        has it; `int8` with a detector's `runtime` (docs/runtimes.md). What the method learns stays as it is.
     memory_gb: what the whole program may hold on a CPU, in 10^9 bytes; None: nine tenths of what is there, as on a GPU.
         A fit that would need more is refused before it begins.
     """
@@ -218,7 +219,7 @@ class FeatureMethod(Method):
     taps: tuple[str, ...] | None = parameter(None, option=True)
     seed: int = parameter(0, option=True)
     device: str = parameter("auto", role="place", option=True)
-    precision: Precision = "float32"
+    precision: RunPrecision = "float32"
     memory_gb: float | None = parameter(None, above=0, role="place", option=True)
 
     _runner: Runner | None = field(default=None, init=False, repr=False, compare=False)
@@ -231,12 +232,23 @@ class FeatureMethod(Method):
             for extractor in (self.extractor_, *(self._further_extractors() or ())):
                 extractor.runner = runner
 
+    @contextmanager
+    def on_torch(self) -> Iterator[None]:
+        """Leave the runner aside: torch runs the networks as they were recorded."""
+        with ExitStack() as stack:
+            for extractor in (self.extractor_, *(self._further_extractors() or ())):
+                stack.enter_context(extractor.on_torch())
+            yield
+
     def require_runnable(self, choice: RuntimeChoice) -> None:
-        """Refuse another runtime than torch where the network is not in float32 on a CPU. Raises `ArgumentError`."""
-        found = (("device", "cpu", self._device().type), ("precision", "float32", self.precision))
-        for name, expected, got in found if choice not in ("auto", "torch") else ():
-            if got != expected:
-                raise ArgumentError.about(name, expected=f"{expected} with runtime {choice}", got=got)
+        """Refuse a runtime that does not go with device, precision and training of the network. `ArgumentError`."""
+        require_precision(choice, self.precision)
+        if choice not in ("auto", "torch") and self._device().type != "cpu":
+            raise ArgumentError.about("device", expected=f"cpu with runtime {choice}", got=self._device().type)
+        if choice not in ("auto", "torch") and self.precision != "float32" and not isinstance(self, FrozenMethod):
+            raise ArgumentError.about(
+                "precision", expected=f"float32 with runtime {choice}, as the network is trained", got=self.precision
+            )
 
     @property
     def reads_features(self) -> bool:
@@ -358,10 +370,13 @@ class FeatureMethod(Method):
         return None if own else find_weights(self._row(), self.weights, seed=self.seed)
 
     def _extractor(self, weights: StateDict | None = None, *, folded: StateDict | None = None) -> Extractor:
-        row = self._row()
+        row, precision = self._row(), self.precision
+        if self._runner is not None and self._runner.name != "torch" and precision != "float32":
+            precision = "float32"  # of what is recorded; the runtime computes in less
         extractor = build_extractor(
-            row, weights=weights, folded=folded, taps=self._taps(row), device=self._device(), precision=self.precision
-        )
+            row, weights=weights, folded=folded, taps=self._taps(row), device=self._device(),
+            precision=precision,
+        )  # fmt: skip
         extractor.runner = self._runner
         return extractor
 
@@ -444,6 +459,8 @@ class FrozenMethod(FeatureMethod):
     def _fit(self, images: ImageBatches) -> None:
         self.extractor_ = self._extractor(self._initial_weights())
         expected, start = self._coming(images), perf_counter()
+        if self._runner is not None:
+            self._runner.learn_ranges(self.extractor_, (batch.pixels for batch in self._checked(images)))
         features = self._features(images)
         first = next(features, None)
         if first is None:

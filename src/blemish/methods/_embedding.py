@@ -16,6 +16,7 @@ from torch import Tensor
 
 from ..errors import ArgumentError
 from ..features.backbones import Backbone
+from ..features.extract import Precision
 from ..ops.neighbours import Exact, ExactIndex
 from ..parameters import parameter
 from ..training.loop import Course
@@ -45,6 +46,7 @@ class EmbeddingMethod(FeatureMethod):
     reads_features = False
 
     taps: tuple[str] | None = parameter(None, option=True)
+    precision: Precision = "float32"
     trained: tuple[str, ...] | None = None
     batch: int = parameter(32, at_least=1)
     checkpoint: str | None = parameter(None, role="place")
