@@ -5,7 +5,7 @@ import pytest
 import torch
 from torch.nn import functional
 
-from blemish.errors import ArgumentError, ModelFileError
+from blemish.errors import ArgumentError, ModelFileError, NotEnoughMemoryError
 from blemish.methods import geom as module
 from blemish.methods.geom import Geom, Standardised, WideNet, transformed
 from blemish.ops.dirichlet import DirichletSums, inverse_digamma
@@ -195,6 +195,12 @@ def test_it_goes_on_where_it_was_killed(tmp_path, monkeypatch):
 def test_wrong_parameters_are_refused(parameters, message):
     with pytest.raises(ArgumentError, match=message):
         geom(**parameters).fit(Images(TRAIN))
+
+
+def test_features_that_do_not_fit_into_memory_are_refused_before_the_work(monkeypatch):
+    monkeypatch.setattr(Geom, "_memory_left", lambda self: 1000)
+    with pytest.raises(NotEnoughMemoryError, match="features of 10 images under 72 transformations take"):
+        geom(network="backbone").fit(Images(TRAIN))
 
 
 def test_a_state_of_other_transformations_is_refused(wide):

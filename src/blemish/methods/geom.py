@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from ..errors import ArgumentError
+from ..errors import ArgumentError, NotEnoughMemoryError
 from ..features.backbones import Backbone
 from ..features.patches import pool
 from ..ops.dirichlet import DirichletSums
@@ -106,7 +106,7 @@ class Geom(EmbeddingMethod):
     def _train(self, network: Network, pictures: Pictures, training: Training) -> Course:
         views, trains = self._views(), self.network == "wide"
         small = torch.cat([self._shrunk(pixels) for pixels in pictures.batches()]) if trains else torch.empty(0)
-        vectors = torch.empty(0) if trains else torch.cat([self._vectors(network, p) for p in pictures.batches()])
+        vectors = torch.empty(0) if trains else self._all_vectors(network, pictures)
         network.body.requires_grad_(trains)
         scaled = Standardised.of(vectors.flatten(0, 1)) if len(vectors) else None
         network.head = head = self._head(network, len(views))
@@ -159,10 +159,18 @@ class Geom(EmbeddingMethod):
     def _shrunk(self, pixels: Tensor) -> Tensor:
         return functional.adaptive_avg_pool2d(pixels, self.side) if self.network == "wide" else pixels
 
-    def _vectors(self, network: Network, pixels: Tensor) -> Tensor:
-        """What a frozen network makes of all views: `(batch, views, d)`."""
+    def _all_vectors(self, network: Network, pictures: Pictures) -> Tensor:
+        """What a frozen network makes of all views of all images: `(n, views, d)`."""
+        views, left = self._views(), self._memory_left()
+        needed = 2 * 4 * len(pictures) * len(views) * network.channels  # joined, and as they come
+        if left is not None and needed > left:
+            raise NotEnoughMemoryError(
+                f"{self.name}: features of {len(pictures)} images under {len(views)} transformations take "
+                f"{needed / 1e9:.2f} GB; {max(0, left) / 1e9:.2f} GB are left. Use fewer (shift=0, mirror=false)."
+            )
         with torch.no_grad():
-            return torch.stack([network(transformed(pixels, view, self.shift)) for view in self._views()], dim=1)
+            parts = ([network(transformed(p, view, self.shift)) for view in views] for p in pictures.batches())
+            return torch.cat([torch.stack(part, dim=1) for part in parts])
 
     def _look(self, pixels: Tensor) -> FeatureMaps:
         """A map `(batch, d, views, 1)`: the pooled features of each view. Views of one shape go through together."""
