@@ -38,7 +38,7 @@ Judge = Callable[[Floats, Floats, float], Floats | None]
 """From the rows of normal images, those of new ones and a rate to the new ones' p-values; None where too few."""
 FOLDS, K, REPETITIONS, DRAWS = 10, 2, 2000, 200
 RATES = (0.01, 0.02, 0.05, 0.1)
-FEW = 20
+FEW = 5
 """New images a draw, of each kind, for `full` with `gaussian`: their share in one draw says little, the mean does."""
 
 

@@ -1,10 +1,9 @@
-"""Parts of several views, and false alarms among the alarms of a batch: what is promised against what happens.
+"""Parts of several views: what is promised against what happens.
 
     python benchmarks/parts.py
 
 2 000 repetitions a row, without images. A part's views share half of the variance of their scores, and have the scales
-1, 5 and 50. The premise holds; a promise fails where it lies below the exact 99.9 % interval of a realised rate, or
-below that of a mean (3.29 standard errors) for shares of false alarms.
+1, 5 and 50. The premise holds; a promise fails where it lies below the exact 99.9 % interval of a realised rate.
 """
 
 from __future__ import annotations
@@ -12,13 +11,11 @@ from __future__ import annotations
 import numpy as np
 from decisions import REPETITIONS, print_table, share
 from numpy.typing import NDArray
-from scipy.spatial.distance import cdist
 
-from blemish.calibrate import benjamini_hochberg, benjamini_yekutieli, calibrate, conformal_p_values
+from blemish.calibrate import calibrate
 from blemish.parts import Parts, View, learned_views
 
 SCALES = np.array([1.0, 5.0, 50.0])
-BATCH, ANOMALOUS = 50, 10
 
 
 def drawn(parts: int, views: int, random: np.random.Generator) -> NDArray[np.float64]:
@@ -64,42 +61,14 @@ def parts_row(n: int, rate: float, random: np.random.Generator) -> list[str]:
     ]  # fmt: skip
 
 
-def batch_row(kind: str, n: int, level: float, random: np.random.Generator) -> list[str]:
-    """Mean share of false alarms among the alarms of a batch, and of anomalies that are found."""
-    false, found = [], []
-    for _ in range(REPETITIONS):
-        normal, odd = (random.normal(size=(count, 3)) for count in (BATCH - ANOMALOUS, ANOMALOUS))
-        new, learned = np.concatenate([normal, odd + 4]), random.normal(size=(n, 3))
-        if kind == "split":
-            p_values = conformal_p_values(np.linalg.norm(learned, axis=1), np.linalg.norm(new, axis=1))
-            alarms = benjamini_hochberg(p_values, level)
-        else:  # the nearest neighbour, leaving each learned one out; twice the nominal rate is proven
-            own = cdist(learned, learned) + np.diag(np.full(n, np.inf))
-            p_values = conformal_p_values(own.min(axis=1), cdist(new, learned).min(axis=1))
-            alarms = benjamini_yekutieli(np.minimum(1, 2 * p_values), level)
-        false.append(alarms[: BATCH - ANOMALOUS].sum() / max(1, alarms.sum()))
-        found.append(alarms[BATCH - ANOMALOUS :].mean())
-    mean, error = np.mean(false), 3.29 * np.std(false) / np.sqrt(REPETITIONS)
-    fails = " FAILS" if mean - error > level else ""
-    return [kind, str(n), f"{level:.0%}", f"{mean:.1%} ({mean - error:.1%} to {mean + error:.1%}){fails}",
-            f"{np.mean(found):.1%}"]  # fmt: skip
-
-
 def main() -> None:
-    """Print two tables."""
+    """Print the table."""
     random = np.random.default_rng(0)
     heads = [
         "held-out parts", "asked for", "guaranteed", "normal parts flagged", "a view missing", "a view more",
         "any image flagged, no parts", "defects found", "found without scaling",
     ]  # fmt: skip
     print_table(heads, [parts_row(n, rate, random) for n, rate in ((20, 0.05), (50, 0.05), (50, 0.1), (20, 0.2))])
-    print_table(
-        ["calibration", "images", "level", "false among the alarms", "anomalies found"],
-        [
-            batch_row(*cell, random)
-            for cell in (("split", 200, 0.1), ("split", 200, 0.2), ("loo", 200, 0.2), ("loo", 500, 0.2))
-        ],
-    )
 
 
 if __name__ == "__main__":

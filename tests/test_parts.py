@@ -20,7 +20,7 @@ from blemish.errors import ArgumentError, CalibrationError, NotFittedError
 from blemish.images.preprocess import Preprocess
 from blemish.methods import PaDiM
 from blemish.parts import Parts, View, learned_views, views_of
-from blemish.report.lines import PartLine
+from blemish.report.lines import BatchLine, PartLine
 from contract.laws import anomalous_pixels, normal_pixels
 
 PATTERN = r"(p\d+)_([ab])"
@@ -197,6 +197,7 @@ def test_the_command_writes_a_line_for_each_part(folder, tmp_path):
     assert [("part" in line, "image" in line) for line in lines] == [(False, True)] * 4 + [(True, False)] * 2
 
 
-def test_every_field_of_a_part_is_on_the_page():
+def test_every_field_of_a_part_and_of_a_batch_is_on_the_page():
     page = (Path(__file__).parents[1] / "docs" / "parts.md").read_text(encoding="utf-8")
-    assert re.findall(r"^\| `(\w+)` \|", page, flags=re.MULTILINE) == list(get_type_hints(PartLine))
+    found = re.findall(r"^\| `(\w+)` \|", page, flags=re.MULTILINE)
+    assert found == [*get_type_hints(PartLine), *get_type_hints(BatchLine)]

@@ -116,11 +116,16 @@ class Calibration:
 
     def _guaranteed_rate(self) -> float:
         n, whole = self.n_groups, self.groups is None or self.certain is not None
-        allowed = self._rank if whole else self.false_alarm_rate * (n + 1)  # shares of groups add up to any number
+        # Shares of groups add up to any number.
+        return self.proven(self._rank) if whole else self.proven(self.false_alarm_rate * (n + 1))
+
+    def proven(self, allowed: float) -> float:
+        """What P(p-value <= `allowed` / (n + 1)) is at most for a normal image, unless nothing is proven."""
+        n = self.n_groups
         if self.kind in ("cross", "loo"):
             sizes = [1] * n if self.folds is None else self._fold_sizes()
             return plus_bound(allowed, n, folds=len(sizes), equal=len(set(sizes)) == 1)
-        return allowed / (n + 1) if whole else self.false_alarm_rate
+        return allowed / (n + 1)
 
     def at(self, false_alarm_rate: float, *, certain: float | None = None) -> Calibration:
         """The same scores for another rate. Raises `CalibrationError` where they cannot support it."""
@@ -476,16 +481,13 @@ def benjamini_hochberg(p_values: ArrayLike, level: float) -> NDArray[np.bool_]:
 def benjamini_yekutieli(p_values: ArrayLike, level: float) -> NDArray[np.bool_]:
     """The same for p-values that depend on each other in any way, as those of `cross`, `loo` and `full` may do.
 
-    It is `benjamini_hochberg` at the level divided by 1 + 1/2 + ... + 1/m, so it finds less. Each p-value must be
-    valid by itself: those of `loo` and `cross` are so only when doubled, as they promise twice the nominal rate; and
-    none is where no rate is guaranteed. Benjamini and Yekutieli, "The control of the false discovery rate in multiple
-    testing under dependency", Annals of Statistics 2001.
+    It is `benjamini_hochberg` at the level divided by 1 + 1/2 + ... + 1/m, so it finds less (`discoveries` finds more).
+    Each p-value must be valid by itself: those of `loo` and `cross` are so only as `Calibration.proven` of p (n + 1).
+    Benjamini and Yekutieli, "The control of the false discovery rate in multiple testing under dependency",
+    Annals of Statistics 2001.
 
     >>> benjamini_yekutieli([0.01, 0.8, 0.04, 0.03], 0.1)
     array([ True, False, False, False])
-    >>> doubled = np.minimum(1, 2 * np.array([0.005, 0.4]))
-    >>> benjamini_yekutieli(doubled, 0.05)
-    array([ True, False])
     """
     _check_share("level", level)
     count = np.size(np.asarray(p_values))

@@ -22,6 +22,7 @@ from .choosing.choose import Choice, compare
 from .datasets.layouts import normal_images
 from .datasets.region import Region
 from .device import find_device
+from .discoveries import BatchAlarms, choose_alarms
 from .errors import (
     ArgumentError,
     DatasetError,
@@ -580,6 +581,20 @@ class Detector(Parameterised):
         found = list(decisions)
         images = views_of([one.name for one in found], paths, self.part_by)
         return list(self.parts_.judge(images, [one.score for one in found], [one.p_value or 1.0 for one in found]))
+
+    def choose_alarms(self, decisions: Sequence[Decision | PartDecision], level: float) -> BatchAlarms:
+        """Choose alarms among a batch of images, or of parts, so that on average at most the share `level` is false.
+
+        Raises `NotFittedError` without a calibration, `CalibrationError` where it guarantees nothing, `ArgumentError`.
+        """
+        calibration = self.calibration_ if self.parts_ is None else self.parts_.calibration
+        if calibration is None:
+            raise NotFittedError("Detector.choose_alarms needs a calibrated detector: fit with calibration='split'.")
+        are_its_own = self.parts_ is None or all(one.threshold is not None for one in decisions)
+        return choose_alarms(
+            [1.0 if one.p_value is None else one.p_value for one in decisions], level, calibration,
+            are_its_own=are_its_own,
+        )  # fmt: skip
 
     def save(self, path: str | Path) -> None:
         """Write everything, the backbone's parameters included, into one safetensors file.

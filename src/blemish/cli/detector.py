@@ -45,6 +45,7 @@ if TYPE_CHECKING:
     from ..detector import Detector
     from ..features.runtime import RuntimeChoice
     from ..presets import Preset
+    from ..types import Decision, PartDecision
 
 NormalOption = Annotated[
     list[str] | None, typer.Option("--normal", metavar="SUB", help="Sub-folder of normal images; repeatable.")
@@ -366,6 +367,10 @@ def predict(
     coco: Annotated[
         Path | None, typer.Option(metavar="FILE", help="Also write the regions of all images as COCO JSON here.")
     ] = None,
+    fdr: Annotated[
+        float | None,
+        typer.Option(help="Also choose alarms among all images together, on average at most this share of them false."),
+    ] = None,
     roi: RoiOption = None,
     device: DeviceOption = "auto",
     runtime: RuntimeOption = None,
@@ -387,6 +392,8 @@ def predict(
     follows the image's score alone. On an image with a defect nothing is promised of what lies beside it.
 
     A model that was fitted with --part-by also writes a line for each part, and the exit status follows the parts.
+    --fdr adds one line for the batch, or DIR/batch.json, with the images or parts that raise an alarm; the exit status
+    follows it. A batch is complete: nobody chose its images by their scores.
 
     An unreadable file gives a line with "error" and does not stop the run; --on-error raise stops there instead.
 
@@ -401,6 +408,8 @@ def predict(
     _check_regions(detector, model, say, {"--overlays": overlays, "--coco": coco is not None})
     if overlays and out is None:
         raise ArgumentError.about("--overlays", expected="a folder for them, --out FOLDER", got="none")
+    if fdr is not None:
+        detector.choose_alarms([], fdr)  # refuses what cannot be promised
     detector.batch_size, detector.workers, detector.on_error = batch_size, workers, on_error
     detector.max_pixels = max_pixels or detector.max_pixels
     paths = [path for path in image_paths(images, say) if out is None or out.resolve() not in path.resolve().parents]
@@ -408,19 +417,17 @@ def predict(
     left = writer.left(paths)
     if len(left) < len(paths):
         say.line(f"{len(paths) - len(left)} of {len(paths)} images were judged by an earlier run; their lines stay.")
-    parts = [] if detector.parts_ is None else writer.earlier()
+    wants_all = detector.parts_ is not None or fdr is not None
+    decisions = writer.earlier() if wants_all else []
     with writer, say.progress() as progress:
         source = replace(from_paths(left, max_pixels=detector.max_pixels), root=_root(images))
         for decision in detector.predict(source, progress=progress) if left else ():
             writer.write(decision)
-            if detector.parts_ is not None:
-                parts.append(replace(decision, map=None, regions=None))
+            if wants_all:
+                decisions.append(replace(decision, map=None, regions=None))
         writer.write_skipped(detector.skipped_)
         writer.write_coco()
-        if detector.parts_ is not None:
-            root = _root(images)
-            named = replace(from_paths([part.name for part in parts]), root=root)
-            writer.write_parts(detector.judge_parts(parts, named.paths()))
+        _judge_together(detector, decisions, writer, say, fdr=fdr, root=_root(images))
     say.skipped(detector)
     if out is not None:
         say.line(f"{len(paths) - len(detector.skipped_)} images: {out / 'results.jsonl'}")
@@ -428,6 +435,29 @@ def predict(
         say.line(f"Parts: {out / 'parts.jsonl'}")
     if exit_code:
         raise typer.Exit({"normal": 0, "anomalous": 3, "not judged": 4}[writer.verdict()])
+
+
+def _judge_together(
+    detector: Detector,
+    decisions: Sequence[Decision],
+    writer: ResultWriter,
+    say: Speaker,
+    *,
+    fdr: float | None,
+    root: Path | None,
+) -> None:
+    """Write the verdicts on parts, and the alarms of the batch, where they are wanted."""
+    from ..images.source import from_paths
+
+    found: Sequence[Decision | PartDecision] = decisions
+    if detector.parts_ is not None:
+        named = replace(from_paths([decision.name for decision in decisions]), root=root)
+        found = detector.judge_parts(decisions, named.paths())
+        writer.write_parts(found)
+    if fdr is not None:
+        chosen = detector.choose_alarms(found, fdr)
+        writer.write_batch([one.name for one in found], chosen)
+        say.line(chosen.said("parts" if detector.parts_ is not None else "images"))
 
 
 def evaluate_model(

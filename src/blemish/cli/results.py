@@ -18,6 +18,7 @@ from ..report.lines import (
     RegionLine,
     file_state,
     judged,
+    judged_batch,
     judged_part,
     model_digest,
     not_judged,
@@ -25,6 +26,7 @@ from ..report.lines import (
 from .coco import write_coco
 
 if TYPE_CHECKING:
+    from ..discoveries import BatchAlarms
     from ..images.source import Skipped
     from ..types import Decision, PartDecision
 
@@ -62,6 +64,7 @@ class ResultWriter:
         self._lines: IO[str] = sys.stdout
         self._anomalous = self._unknown = False
         self._parts: Sequence[PartDecision] | None = None
+        self._batch: BatchAlarms | None = None
         if coco is not None:
             check_output(coco)
         if out is not None:
@@ -95,9 +98,11 @@ class ResultWriter:
     def verdict(self) -> Literal["normal", "anomalous", "not judged"]:
         """What one exit status can say of all images, those of an earlier run with them: the first finding counts.
 
-        Of all parts, where parts are judged.
+        Of all parts, where parts are judged; the alarms of the batch, where these are chosen together.
         """
-        if self._parts is not None:
+        if self._batch is not None:
+            found = any(self._batch.alarms)
+        elif self._parts is not None:
             found = any(part.is_anomalous for part in self._parts)
         else:
             found = self._anomalous or any(row.get("anomalous") for row in self._kept.values())
@@ -135,9 +140,17 @@ class ResultWriter:
     def write_parts(self, parts: Sequence[PartDecision]) -> None:
         """Write a line for each part, behind those of images or to DIR/parts.jsonl; the verdict is of parts then."""
         self._parts = parts
-        lines = "".join(json.dumps(judged_part(part)) + "\n" for part in parts)
+        self._write_last("parts.jsonl", "".join(json.dumps(judged_part(part)) + "\n" for part in parts))
+
+    def write_batch(self, names: Sequence[str], found: BatchAlarms) -> None:
+        """Write the line of all images or parts together, last of all or to DIR/batch.json; the verdict is its own."""
+        self._batch = found
+        self._write_last("batch.json", json.dumps(judged_batch(names, found)) + "\n")
+
+    def _write_last(self, name: str, lines: str) -> None:
+        """Lines behind those of images, or in a file of their own."""
         if self._out is not None:
-            write_whole(self._out / "parts.jsonl", lines)
+            write_whole(self._out / name, lines)
             return
         with naming(self._lines.name):
             self._lines.write(lines)

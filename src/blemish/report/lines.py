@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, TypedDict
 from ..errors import ModelFileError
 
 if TYPE_CHECKING:
+    from ..discoveries import BatchAlarms
     from ..types import AnomalousRegion, Decision, PartDecision
 
 VERSION = 1
@@ -59,6 +60,17 @@ class PartLine(TypedDict):
     guaranteed_rate: float | None
     certain: float | None
     anomalous: bool
+
+
+class BatchLine(TypedDict):
+    """The line of all images or parts together; docs/parts.md says what each field means."""
+
+    version: int
+    batch: int
+    false_discovery_rate: float
+    rule: str
+    needed: int
+    alarms: Sequence[str]
 
 
 class NotJudged(TypedDict):
@@ -113,6 +125,18 @@ def judged_part(decision: PartDecision) -> PartLine:
         "guaranteed_rate": decision.promise.guaranteed_rate,
         "certain": decision.promise.certain,
         "anomalous": decision.is_anomalous,
+    }
+
+
+def judged_batch(names: Sequence[str], found: BatchAlarms) -> BatchLine:
+    """The line of the alarms of a batch, whose images or parts have these names."""
+    return {
+        "version": VERSION,
+        "batch": len(names),
+        "false_discovery_rate": found.level,
+        "rule": found.rule,
+        "needed": found.needed,
+        "alarms": [name for name, is_alarm in zip(names, found.alarms, strict=True) if is_alarm],
     }
 
 
