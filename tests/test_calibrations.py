@@ -192,7 +192,7 @@ def test_a_coreset_and_a_size_found_in_the_images_guarantee_nothing():
         ({"tile": 16}, "tile: expected None with calibration loo, got 16"),
         (
             {"method": lambda: "svdd"},
-            "calibration: expected split or cross with svdd, got loo. Methods that can: gaussian",
+            r"method: expected one that can be calibrated by loo \(gaussian, .*got svdd\. Take calibration split",
         ),
     ],
 )

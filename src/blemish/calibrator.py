@@ -11,7 +11,7 @@ from .calibrate import Calibration, calibrate, images_needed, require_difference
 from .errors import ArgumentError
 from .localise import Localiser
 from .methods import LeavesOut, Method, ScoresBeside
-from .methods.registry import METHODS
+from .methods.registry import require_kind
 from .types import CalibrationKind, ImageBatch, Scores
 
 _log = logging.getLogger("blemish")
@@ -113,11 +113,7 @@ def require_able(method: Method, kind: str) -> None:
     if kind not in ("loo", "full"):
         return
     needed = LeavesOut if kind == "loo" else ScoresBeside
-    if not isinstance(method, needed):
-        able = ", ".join(name for name, each in METHODS.items() if issubclass(each, needed))
-        raise ArgumentError.about(
-            "calibration", expected=f"split or cross with {method.name}", got=kind, instead=f"Methods that can: {able}."
-        )
+    require_kind(method, needed, f"be calibrated by {kind}", instead="Take calibration split or cross.")
 
 
 def require_left_out(method: Method, kind: str, groups: Sequence[int]) -> None:

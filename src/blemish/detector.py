@@ -52,7 +52,7 @@ from .images.tiling import Tiles, Tiling
 from .localise import Localiser
 from .methods import FeatureMethod, Forgetful, FrozenMethod, Incremental, LeavesOut, Method, ScoresBeside
 from .methods._base import memory_left
-from .methods.registry import METHODS, find_method
+from .methods.registry import find_method, require_kind
 from .ops.neighbours import IndexFactory
 from .parameters import Parameterised, check_parameters, parameter, parameters_of, plain_parameters
 from .parts import Parts, Views, learned_views, views_of
@@ -417,11 +417,8 @@ class Detector(Parameterised):
         """
         self.check()
         method = self.method_
-        if not isinstance(method, Incremental):
-            able = ", ".join(name for name, method in METHODS.items() if issubclass(method, Incremental))
-            raise ArgumentError.about(
-                "method", expected=f"one that can be updated ({able})", got=method.name, instead="Fit again."
-            )
+        require_kind(method, Incremental, "be updated", instead="Fit again.")
+        assert isinstance(method, Incremental)
         self._require_one_model("to be updated")
         source = normal_images(images, max_pixels=self.max_pixels)
         _require_any(len(source))
@@ -454,11 +451,8 @@ class Detector(Parameterised):
         """
         self.check()
         method = self.method_
-        if not isinstance(method, Forgetful):
-            able = ", ".join(name for name, method in METHODS.items() if issubclass(method, Forgetful))
-            raise ArgumentError.about(
-                "method", expected=f"one that can forget ({able})", got=method.name, instead="Fit again without them."
-            )
+        require_kind(method, Forgetful, "forget", instead="Fit again without them.")
+        assert isinstance(method, Forgetful)
         self._require_one_model("to forget images")
         source = normal_images(images, max_pixels=self.max_pixels)
         _require_any(len(source))

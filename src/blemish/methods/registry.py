@@ -29,6 +29,13 @@ METHODS: dict[str, type[Method]] = {
 """By name."""
 
 
+def require_kind(method: Method, kind: type, can: str, *, instead: str) -> None:
+    """Refuse a method that is not of a kind, such as `Incremental`; the `ArgumentError` names those that are."""
+    if not isinstance(method, kind):
+        able = ", ".join(name for name, each in METHODS.items() if issubclass(each, kind))
+        raise ArgumentError.about("method", expected=f"one that can {can} ({able})", got=method.name, instead=instead)
+
+
 def find_method(name: str) -> type[Method]:
     """Look a method up by name; raises `ArgumentError`."""
     if name not in METHODS:
