@@ -15,6 +15,7 @@ from typer.testing import CliRunner
 
 from blemish.cli import app
 from blemish.detector import Detector
+from blemish.explain import KINDS
 from blemish.images.preprocess import Preprocess
 from blemish.methods import PaDiM
 from blemish.station.learning import FEWEST_NORMALS
@@ -45,6 +46,7 @@ def test_every_word_of_the_page_is_in_the_table_and_none_is_left_over():
     used |= {f"was_{said}" for said in ("fine", "defect")} | {f"tried_{said}" for said in ("fine", "defect")}
     used |= set(["ok", "check", "ready", "no_model", "about", "about_part", "region", "regions", "saved", "undone"])
     used |= {f"stage_{stage}" for stage in ("inspect", "fit", "calibrate")} | {"count", "count_few"}
+    used |= {f"why_{kind}" for kind in KINDS} | set(re.findall(r'"(way_\w+)"', script))
     used |= {f"find_{kind}" for kind in ("identical", "nearly_identical", "constant", "exposure", "unlike")}
     assert used == json.loads(read("texts.json"))["en"].keys()
     known = set(re.findall(r'\bid="([\w-]+)"', html))
@@ -99,6 +101,8 @@ def test_learn_judge_and_say_by_keyboard_alone(tmp_path, monkeypatch):
         assert page.inner_text("#word") == "CHECK"
         assert "unusual" in page.inner_text("#why")
         page.wait_for_selector("#overlay[src]")
+        page.wait_for_selector("#reasons li figure:nth-of-type(2) img")  # of the pictures that it has learned
+        assert "Compared with" in page.inner_text("#reasons")
         page.keyboard.press("d")
         page.wait_for_selector("#defect[aria-pressed=true]")
         page.keyboard.press("2")
@@ -132,6 +136,37 @@ def export(folder):
     assert done.exit_code == 0, done.output
     assert len(list((folder / "p").glob("*.png"))) == 1
     return out.read_text("utf-8").splitlines()
+
+
+@in_browser
+def test_pictures_of_a_part_have_one_verdict_and_what_is_open_is_gone_through(tmp_path):
+    detector = fitted(rate=0.3)
+    detector.save(tmp_path / "small.blemish")
+    good = next(png(one) for one in pictures(9, seed=50) if not next(detector.predict([one])).is_anomalous)
+    with (
+        serving({"small": tmp_path / "small.blemish"}, tmp_path / "s") as (ask, _),
+        opened(ask, locale="en-GB") as page,
+    ):
+        page.keyboard.press("p")
+        page.keyboard.type("A-17")
+        page.set_input_files("#files", given("view", good, defect()))
+        page.wait_for_selector("#verdict.check")
+        assert page.inner_text("#about") == "Part A-17, 2 pictures; the least usual is view1.png"
+        page.wait_for_selector("#strip li:nth-child(2)")
+        page.click("nav [data-view=model]")
+        page.wait_for_selector("#sample-words:has-text('1 were flagged and have no answer yet')")
+        page.focus("#answer")
+        page.keyboard.press("Enter")
+        page.wait_for_selector("#rows button:focus")
+        assert page.locator("#rows button").count() == 1
+        page.keyboard.press("d")
+        page.wait_for_selector("#rows .said:has-text('This was a defect')")
+        page.keyboard.press("Enter")
+        page.wait_for_selector("#about:has-text('the part: CHECK')")
+        page.wait_for_selector("#reasons:has-text('similar good place')")
+        page.keyboard.press("3")
+        page.wait_for_selector("#sample-words:has-text('2 pictures, 1 of them defects')")
+        assert not page.is_visible("#answer")
 
 
 @in_browser

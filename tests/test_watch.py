@@ -147,9 +147,12 @@ def test_a_restart_goes_on_behind_the_lines_that_are_there(tmp_path):
     write(folder / "bad.png", b"no picture", 3)
     watch("--out", str(out), "--patience", "0")
     lines = out.read_text().splitlines()
-    whole = [json.loads(line) for line in lines if line != '{"image": "torn']
+    whole = [json.loads(line) for line in lines]
     assert [os.path.basename(row["image"]) for row in whole] == ["a.png", "b.png", "bad.png"]
     assert len({row["model"] for row in whole}) == 1
     assert "not an image" in whole[2]["error"]
+    out.write_text("\n".join(lines))  # all but the end of the last line
+    watch("--out", str(out))
+    assert out.read_text() == "\n".join(lines) + "\n"
     watch("--out", str(out))
     assert out.read_text().splitlines() == lines

@@ -61,8 +61,7 @@ class PatchDifference:
     """One simple way in which a patch differs from normal ones."""
 
     kind: str
-    """`brighter`, `darker`, `redder`, `greener`, `yellower`, `bluer`, `rougher`, `smoother`, `coarser`, `flatter`,
-    `turned`, `lined` or `unlined`."""
+    """One of `KINDS`."""
     words: str
     """In English."""
     own: float
@@ -174,6 +173,10 @@ _WORDS = {
     ),
 }  # fmt: skip
 """The least spread of each measure; kind and words where it is larger than usual, and where it is smaller."""
+
+
+KINDS = (*(kind for _, *both in _WORDS.values() for kind, _ in both), "turned", "lined", "unlined")
+"""Of differences; the last three are of lines that run another way, are there, or are not there."""
 
 
 def _measures(pixels: NDArray[np.uint8]) -> dict[str, float]:

@@ -55,7 +55,14 @@ def available_bytes() -> int | None:
 
 def is_shortage(error: BaseException) -> bool:
     """Whether an error says that memory, or a thread's share of it, could not be had; torch has no type for it."""
-    words = ("can't allocate memory", "not enough memory", "out of memory", "can't start new thread", "bad_alloc")
+    words = (
+        "can't allocate memory",
+        "Cannot allocate memory",
+        "not enough memory",
+        "out of memory",
+        "can't start new thread",
+        "bad_alloc",
+    )
     return isinstance(error, MemoryError) or (
         isinstance(error, RuntimeError) and any(word in str(error) for word in words)
     )

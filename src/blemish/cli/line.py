@@ -25,6 +25,8 @@ if TYPE_CHECKING:
     from ..station.delivery import Outlet
     from ..station.stream import Counts
 
+_LONGEST_LINE = 1 << 24
+"""Bytes: far more than the regions of any picture take."""
 OutOption = Annotated[
     Path | None, typer.Option(help="File to which the lines are added; what it has is not judged again.")
 ]
@@ -226,6 +228,7 @@ def _added_to(out: Path | None, sending: Sending, say: Speaker) -> Iterator[Call
         deliveries = []
         if out is not None:
             check_output(out)
+            _mend(out)
             for kind, outlet in outlets.items():
                 deliveries.append(held.enter_context(Delivery(out, outlet, kind=kind, say=say.line)))
         file = held.enter_context(_opened(out))
@@ -244,19 +247,30 @@ def _added_to(out: Path | None, sending: Sending, say: Speaker) -> Iterator[Call
 
 @contextmanager
 def _opened(out: Path | None) -> Iterator[IO[str]]:
-    """A file to which lines are added, on a line of its own; stdout where None."""
+    """A file to which lines are added; stdout where None."""
     if out is None:
         yield sys.stdout
         return
     with naming(out), out.open("a", encoding="utf-8") as file:
-        file.write("\n" if _is_torn(out) else "")
         yield file
 
 
-def _is_torn(out: Path) -> bool:
-    """Whether the last line of a file was not written to its end."""
-    with out.open("rb") as file:
-        if file.seek(0, os.SEEK_END) == 0:
-            return False
-        file.seek(-1, os.SEEK_END)
-        return file.read(1) != b"\n"
+def _mend(out: Path) -> None:
+    """End the last line of a file, or cut it off where it was torn by a kill or a full disk: it is judged again."""
+    if not out.exists():
+        return
+    with naming(out), out.open("rb+") as file:
+        size = file.seek(0, os.SEEK_END)
+        file.seek(start := max(0, size - _LONGEST_LINE))
+        tail = file.read()
+        if not tail or tail.endswith(b"\n"):
+            return
+        last = tail.rpartition(b"\n")[2]
+        if len(last) == len(tail) and start:
+            raise ArgumentError.about(str(out), expected="a file of lines", got="one whose last line has no end")
+        try:
+            json.loads(last)
+        except ValueError:
+            file.truncate(size - len(last))
+        else:
+            file.write(b"\n")

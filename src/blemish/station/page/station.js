@@ -4,7 +4,7 @@ const $ = (id) => document.getElementById(id);
 const VIEWS = ["judge", "history", "model", "learn"];
 const AT_HAND = 200; // pictures that are kept as blobs
 
-const state = { texts: {}, language: "en", token: sessionStorage.getItem("token"), models: [], card: null, line: null, learning: null, p_values: [], latest: [] };
+const state = { texts: {}, language: "en", token: sessionStorage.getItem("token"), models: [], card: null, line: null, learning: null, p_values: [], latest: [], hurries: false };
 
 // Words
 
@@ -123,11 +123,14 @@ function show(line) {
     $("why").textContent = state.models.length ? "" : t("no_model_why");
     $("about").textContent = "";
     $("stage").hidden = true;
+    showReasons(null);
     return;
   }
   const { image, part, time } = line;
+  showReasons(null);
   $("why").textContent = line.error ?? (line.p_value === null ? t("score_words", { score: number(line.score, 3) }) : pInWords(line.p_value));
-  $("about").textContent = line.error ? "" : t(part ? "about_part" : "about", { image, part, time: moment(time) });
+  const whole = "part_anomalous" in line ? ` · ${t("whole", { word: t(line.part_anomalous ? "check" : "ok") })}` : "";
+  $("about").textContent = line.error ? "" : t(part ? "about_part" : "about", { image, part, time: moment(time) }) + whole;
   for (const said of ["fine", "defect"]) $(said).setAttribute("aria-pressed", String(line.feedback === said));
   $("stage").hidden = Boolean(line.error);
   if (line.error) return;
@@ -137,24 +140,104 @@ function show(line) {
   showRegions(line);
   fill($("photo"), `/v1/pictures/${line.picture}?side=1280`);
   fill($("overlay"), `/v1/verdicts/${line.id}/overlay`);
+  lookForReasons(line);
+}
+
+/** One verdict for several pictures: the part's, over that of its worst picture. */
+function showPart(part, lines) {
+  show(lines.find(({ image }) => image === part.worst) ?? lines[0]);
+  $("verdict").className = `verdict ${part.anomalous ? "check" : "ok"}`;
+  $("word").textContent = t(part.anomalous ? "check" : "ok");
+  $("why").textContent = pInWords(part.p_value);
+  $("about").textContent = t("about_whole", { part: part.part, count: part.images.length, worst: part.worst });
+}
+
+// Why
+
+const WAYS = ["way_level", "way_up", "way_upright", "way_down"];
+
+/** A difference in words; lines have directions, in degrees, all else numbers. */
+function differenceInWords({ kind: why, own, usual }) {
+  const spell = ["turned", "lined", "unlined"].includes(why) ? (angle) => t(WAYS[Math.round(angle / 45) % 4]) : (value) => number(value);
+  return t(`why_${why}`, { own: spell(own), usual: spell(usual) });
+}
+
+async function lookForReasons(line) {
+  if (!line?.regions?.length || state.hurries) return; // while pictures come, nobody reads why of each
+  $("reasons").hidden = false;
+  $("reasons").replaceChildren(h("p", { className: "quiet" }, t("reasons_busy")));
+  let found;
+  try {
+    found = await askJson(`/v1/verdicts/${line.id}/reasons`);
+  } catch (error) {
+    if (state.line === line) $("reasons").replaceChildren(h("p", { className: "quiet" }, error.message));
+    return;
+  }
+  if (state.line === line) showReasons(found);
+}
+
+function showReasons(found) {
+  $("reasons").hidden = !found?.reasons.length;
+  if ($("reasons").hidden) return $("reasons").replaceChildren();
+  const rows = found.reasons.map(({ crop, differences, nearest, p_value: p }, at) => {
+    const words = differences.length ? differences.map(differenceInWords).join("; ") : t("why_none");
+    const places = nearest.slice(0, 1).map((place) => h("figure", {}, h("img", { src: place.crop, alt: t("place_normal") }), h("figcaption", {}, t("place_normal"))));
+    const here = h("figure", {}, h("img", { src: crop, alt: t("place_here") }), h("figcaption", {}, t("place_here")));
+    return h("li", {}, h("span", { className: "number" }, String(at + 1)), here, ...places, h("p", {}, words, h("span", { className: "quiet" }, ` · p ${number(p, 3)}`)));
+  });
+  $("reasons").replaceChildren(h("h2", {}, t("reasons")), h("ol", { className: "reasons" }, ...rows), h("p", { className: "quiet" }, t("reasons_from", { count: found.compared })));
 }
 
 /** Contours in pixels of the picture, in a drawing of its size that lies over it. */
 function showRegions({ regions, size }) {
   const found = size ? regions ?? [] : [];
   if (size) $("regions").setAttribute("viewBox", `0 0 ${size[1]} ${size[0]}`);
-  $("regions").replaceChildren(...found.map(({ contour }) => {
-    const outline = document.createElementNS("http://www.w3.org/2000/svg", "polygon");
-    outline.setAttribute("points", contour.map((point) => point.join(",")).join(" "));
-    return outline;
+  const draw = (tag, values) => {
+    const part = document.createElementNS("http://www.w3.org/2000/svg", tag);
+    for (const [name, value] of Object.entries(values)) part.setAttribute(name, value);
+    return part;
+  };
+  $("regions").replaceChildren(...found.flatMap(({ contour, box }, at) => {
+    const outline = draw("polygon", { points: contour.map((point) => point.join(",")).join(" ") });
+    const side = size[0] / 18; // of the number beside it, inside the picture
+    const label = draw("text", { x: Math.max(0, box[0] - 0.7 * side), y: Math.max(side, box[1]), "font-size": side });
+    label.textContent = String(at + 1);
+    return at < 3 ? [outline, label] : [outline];
   }));
   const lowest = Math.min(...found.map((region) => region.p_value));
   $("region-words").textContent = found.length ? t(found.length === 1 ? "region" : "regions", { count: found.length, p: number(lowest, 3) }) : "";
 }
 
+/** Lines of pictures, in the order in which they came, become the latest ones. */
+function remember(lines) {
+  state.latest = [...lines.filter((line) => line.id).reverse(), ...state.latest].slice(0, 24);
+  showStrip();
+}
+
+/** All pictures in one request: those of one part have one verdict too. */
+async function judgeTogether(files) {
+  const body = new FormData();
+  for (const file of files) body.append("picture", file, (file.name || "picture").slice(-200));
+  const query = new URLSearchParams({ draw: "true", ...($("part").value ? { part: $("part").value } : {}) });
+  $("word").textContent = t("busy");
+  try {
+    const { results, parts } = await askJson(`/v1/models/${encodeURIComponent($("models").value)}/predict?${query}`, { method: "POST", body });
+    remember(results);
+    const worst = parts?.toSorted((a, b) => a.p_value - b.p_value)[0];
+    if (worst) showPart(worst, results.filter(({ image, error }) => !error && worst.images.includes(image)));
+    else show(results.at(-1));
+  } catch (error) {
+    show(null);
+    note(error.message);
+  }
+  lookForDrift();
+}
+
 async function judge(files) {
   if (!state.models.length) return note(t("no_model_why"), "");
   $("notes").replaceChildren();
+  if ($("part").value || (state.card?.part_by && files.length > 1)) return judgeTogether(files);
+  state.hurries = files.length > 1;
   for (const file of files) {
     $("word").textContent = t("busy");
     $("verdict").classList.add("busy");
@@ -163,13 +246,14 @@ async function judge(files) {
       const path = `/v1/models/${encodeURIComponent($("models").value)}/predict?${query}`;
       const { results } = await askJson(path, { method: "POST", body: file, headers: { "Content-Type": "application/octet-stream" } });
       show(results[0]);
-      if (results[0].id) state.latest = [results[0], ...state.latest].slice(0, 24);
-      showStrip();
+      remember(results);
     } catch (error) {
       show(null);
       note(error.message);
     }
   }
+  state.hurries = false;
+  if (files.length > 1) lookForReasons(state.line);
   lookForDrift();
 }
 
@@ -273,6 +357,31 @@ async function showModel() {
   if (has) $("rate").value = 100 * (Math.log(state.card.false_alarm_rate / state.card.lowest_rate) / Math.log(0.5 / state.card.lowest_rate));
   showRate();
   showRevision(await askJson("/v1/revision"));
+  await showSample();
+}
+
+/** Whether the pictures of the period are a complete sample, and for which rate they are enough. */
+async function showSample() {
+  const found = await askJson(`/v1/models/${encodeURIComponent($("models").value)}/sample?days=${$("sample").value}`);
+  const count = found.pictures - found.defects - found.gone;
+  const rates = Object.entries(found.rates).filter(([, needed]) => needed <= count).map(([rate]) => Number(rate));
+  const words = [t("sample_words", { count: found.pictures, defects: found.defects })];
+  words.push(rates.length ? t("sample_enough", { rate: percent(Math.min(...rates)) }) : t("sample_few"));
+  if (found.gone) words.push(t("sample_gone", { count: found.gone }));
+  if (found.unanswered) words.push(t("sample_open", { count: found.unanswered }));
+  $("sample-words").textContent = words.join(" ");
+  $("answer").hidden = !found.unanswered;
+}
+
+/** The flagged pictures of the period that nobody has spoken of, to go through with F, D, J and K. */
+async function answerOpen() {
+  const filters = $("filters").elements;
+  filters.anomalous.value = "true";
+  filters.said.value = "nothing";
+  filters.days.value = $("sample").value;
+  filters.part.value = "";
+  await go("history");
+  move(1);
 }
 
 function showRate() {
@@ -462,7 +571,7 @@ async function take(files) {
 const KEYS = {
   1: () => go("judge"), 2: () => go("history"), 3: () => go("model"), 4: () => go("learn"),
   f: () => say("fine"), d: () => say("defect"), o: () => $("files").click(), c: startCamera,
-  j: () => move(1), k: () => move(-1), Escape: stopCamera,
+  p: () => $("part").focus(), j: () => move(1), k: () => move(-1), Escape: stopCamera,
 };
 
 function listen() {
@@ -484,6 +593,8 @@ function listen() {
   $("opacity").addEventListener("input", () => { $("overlay").style.opacity = $("opacity").value / 100; });
   $("rate").addEventListener("input", showRate);
   $("try-rate").addEventListener("click", trying(() => revise(`rate=${state.rate.toPrecision(3)}`)));
+  $("sample").addEventListener("change", trying(showSample));
+  $("answer").addEventListener("click", trying(answerOpen));
   $("revise").addEventListener("click", trying(() => revise(`days=${$("sample").value}`)));
   $("save").addEventListener("click", trying(() => settleRevision("/v1/revision/save", "POST", "saved")));
   $("discard").addEventListener("click", trying(() => settleRevision("/v1/revision", "DELETE")));
