@@ -66,6 +66,13 @@ def test_maps_come_back_at_the_original_size(fitted):
     assert 60 < x < 140
 
 
+def test_without_maps_nothing_else_changes(fitted):
+    whole, bare = (list(fitted.predict(TEST, maps=maps)) for maps in (True, False))
+    assert [decision.map for decision in bare] == [None] * len(whole)
+    for ours, theirs in zip(whole, bare, strict=True):
+        assert (ours.score, ours.p_value, ours.regions) == (theirs.score, theirs.p_value, theirs.regions)
+
+
 def test_save_and_load_score_identically(fitted, tmp_path):
     fitted.save(tmp_path / "m.blemish")
     loaded = Detector.load(tmp_path / "m.blemish")

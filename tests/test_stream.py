@@ -198,10 +198,10 @@ def test_a_live_source_does_not_wait_and_what_is_lost_is_counted(detector, monke
 
     predict = detector.predict
 
-    def slow(source):
+    def slow(source, *, maps):
         first_taken.set()
         assert all_came.wait(30)
-        return predict(source)
+        return predict(source, maps=maps)
 
     monkeypatch.setattr(detector, "predict", slow, raising=False)
     seconds = iter(range(1000))
@@ -248,7 +248,7 @@ def test_faults_of_reading_and_judging_reach_the_caller_and_leave_no_thread(dete
 
     with pytest.raises(OSError, match="no camera"):
         list(Stream(detector, Frames(3, before=fail)).lines())
-    monkeypatch.setattr(detector, "predict", lambda _: 1 / 0, raising=False)
+    monkeypatch.setattr(detector, "predict", lambda _, maps: 1 / 0, raising=False)
     with pytest.raises(ZeroDivisionError):
         list(Stream(detector, Frames(10**9)).lines())
     assert not [thread for thread in threading.enumerate() if thread.name == "blemish-frames"]

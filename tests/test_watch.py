@@ -88,9 +88,9 @@ def test_a_file_that_changes_while_it_is_read_is_read_again(watched, detector, m
     write(folder / "a.png", CONTENTS[0], 1)
     predict = detector.predict
 
-    def slow(source):
+    def slow(source, *, maps):
         write(folder / "a.png", CONTENTS[1], 2)
-        return predict(source)
+        return predict(source, maps=maps)
 
     look(0)
     monkeypatch.setattr(detector, "predict", slow, raising=False)

@@ -61,7 +61,9 @@ def benchmark(
             for size in sizes:
                 say.line(f"{len(source)} images on {detector.runtime}, {size} a batch ...")
                 with ResultWriter(Path(folder, f"{detector.runtime}-{size}"), heatmaps, model=model) as writer:
-                    found = time_stages(detector, source, writer.write, batch_size=size, workers=workers)
+                    found = time_stages(
+                        detector, source, writer.write, batch_size=size, workers=workers, maps=heatmaps != "none"
+                    )
                 rows.append(asdict(found))
     if as_json:
         typer.echo(json.dumps({"threads": torch.get_num_threads(), "images": len(source), "rows": rows}))

@@ -421,7 +421,8 @@ def predict(
     decisions = writer.earlier() if wants_all else []
     with writer, say.progress() as progress:
         source = replace(from_paths(left, max_pixels=detector.max_pixels), root=_root(images))
-        for decision in detector.predict(source, progress=progress) if left else ():
+        wanted = out is not None and (heatmaps != "none" or overlays)
+        for decision in detector.predict(source, maps=wanted, progress=progress) if left else ():
             writer.write(decision)
             if wants_all:
                 decisions.append(replace(decision, map=None, regions=None))

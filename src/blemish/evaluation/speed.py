@@ -37,7 +37,13 @@ class StageTimes:
 
 
 def time_stages(
-    detector: Detector, images: ImageSource, write: Callable[[Decision], object], *, batch_size: int, workers: int = 2
+    detector: Detector,
+    images: ImageSource,
+    write: Callable[[Decision], object],
+    *,
+    batch_size: int,
+    workers: int = 2,
+    maps: bool = True,
 ) -> StageTimes:
     """Judge images stage by stage, and then as `predict` does; `write` takes each decision. A batch comes before both.
 
@@ -47,18 +53,20 @@ def time_stages(
         raise ArgumentError.about("images", expected="at least one image", got="none")
     whole = copy.copy(detector)
     whole.batch_size, whole.workers, whole.on_error = batch_size, workers, "raise"
-    for decision in whole.predict(images.subset(list(range(min(batch_size, len(images)))))):
+    for decision in whole.predict(images.subset(list(range(min(batch_size, len(images))))), maps=maps):
         write(decision)
-    seconds = _time_each(whole, images, write)
+    seconds = _time_each(whole, images, write, maps=maps)
     start = perf_counter()
-    for decision in whole.predict(images):
+    for decision in whole.predict(images, maps=maps):
         write(decision)
     took = perf_counter() - start
     ms = {stage: 1e3 * seconds[stage] / len(images) for stage in STAGES}
     return StageTimes(whole.runtime_, batch_size, **ms, images_per_second=len(images) / took)
 
 
-def _time_each(detector: Detector, images: ImageSource, write: Callable[[Decision], object]) -> dict[str, float]:
+def _time_each(
+    detector: Detector, images: ImageSource, write: Callable[[Decision], object], *, maps: bool
+) -> dict[str, float]:
     """Seconds of each stage, none beside another."""
     seconds = dict.fromkeys(STAGES, 0.0)
 
@@ -80,7 +88,7 @@ def _time_each(detector: Detector, images: ImageSource, write: Callable[[Decisio
         with counted("score"):
             scores = detector.score_batch(batch)
         with counted("regions"):
-            decisions = list(detector.decisions(batch, scores))
+            decisions = list(detector.decisions(batch, scores, maps=maps))
         with counted("write"):
             for decision in decisions:
                 write(decision)

@@ -82,7 +82,7 @@ class Folder:
         for at in range(0, len(names), at_once):
             some = names[at : at + at_once]
             source = replace(from_paths(some, max_pixels=self._detector.max_pixels), root=self._folder)
-            found: dict[str, Any] = {d.name: dict(judged(d)) for d in self._detector.predict(source)}
+            found: dict[str, Any] = {d.name: dict(judged(d)) for d in self._detector.predict(source, maps=False)}
             reasons = dict(self._detector.skipped_)
             for name in some:
                 seen = self._waiting[name]

@@ -169,7 +169,7 @@ class Stream:
     def _judge(self, frames: Sequence[VideoFrame]) -> Iterator[dict[str, Any]]:
         names = [self._spell(frame) for frame in frames]
         source = from_arrays([frame.pixels for frame in frames], names=names)
-        found: dict[str, Any] = {d.name: dict(judged(d)) for d in self._detector.predict(source)}
+        found: dict[str, Any] = {d.name: dict(judged(d)) for d in self._detector.predict(source, maps=False)}
         reasons = dict(self._detector.skipped_)
         for name, frame in zip(names, frames, strict=True):
             line = found[name] if name in found else dict(not_judged(name, reasons[name]))
