@@ -14,7 +14,7 @@ from blemish.choosing import auto as home
 from blemish.choosing import candidates
 from blemish.choosing.auto import Auto
 from blemish.cli import app
-from blemish.errors import ArgumentError, NotFittedError
+from blemish.errors import ArgumentError, CalibrationError, NotFittedError
 from blemish.features.extract import Extractor
 from blemish.images.digest import pixel_digest
 from test_choose import PICTURES
@@ -91,6 +91,25 @@ def test_where_nothing_can_be_compared_it_is_patchcore(choices, caplog, count, m
     assert not choices
     assert detector.method_ == PatchCore(seed=3)
     assert "chosen: patchcore: " in caplog.text
+
+
+def test_images_too_few_to_choose_and_to_calibrate_choose_nothing(choices, tmp_path):
+    """From 4 images on a rate of 20 % has a calibration; `split` takes 8."""
+    detector = make(seed=3, folds=3).fit(PICTURES[:7])
+    assert not choices
+    assert (detector.method_, detector.calibration_.kind) == (PatchCore(seed=3), "cross")
+    assert detector.chosen_ == (
+        "patchcore: 7 images are too few to choose by and to calibrate with; from 8 on they do both"
+    )
+    assert [model.seed for model in detector.others_] == [3, 3]
+    detector.save(tmp_path / "m.blemish")
+    assert list(scores(Detector.load(tmp_path / "m.blemish"))) == scores(detector)
+    assert make().fit(PICTURES[:8]).calibration_.kind == "split"
+    with pytest.raises(CalibrationError):
+        make().fit(PICTURES[:3])
+    detector.choose(PICTURES)
+    with pytest.raises(CalibrationError):
+        detector.fit(PICTURES[:7])  # who chose cannot calibrate
 
 
 def test_what_it_takes_and_why_is_said_and_kept(caplog, tmp_path):

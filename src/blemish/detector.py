@@ -14,7 +14,7 @@ import numpy as np
 from torch import Tensor
 
 from . import model_file, persist, running
-from .calibrate import Calibration
+from .calibrate import Calibration, images_needed
 from .calibrator import Calibrator, FreshScore, require_able, require_left_out
 from .choosing.auto import Auto
 from .choosing.candidates import Candidate
@@ -728,9 +728,16 @@ class Detector(Parameterised):
 
     def _pick(self, grouped: Grouped) -> str:
         """The calibration for these images, where none is named; says why in one line."""
-        settings = (self._auto, self.tile, self.held_out, self.certain, self.part_by, self._is_reduced or None)
+        settings = (self.tile, self.held_out, self.certain, self.part_by, self._is_reduced or None)
         if self._has_chosen or any(setting is not None for setting in settings):
             return "split"
+        if self._auto is not None:
+            count, needed = len(set(grouped.groups)), images_needed(self.false_alarm_rate)
+            if not needed <= count < 2 * needed:
+                return "split"
+            why = f"{count} images are too few to choose by and to calibrate with; from {2 * needed} on they do both"
+            self._named, self.chosen_ = self._auto.fixed(why, seed=self._seed)
+            _log.info("chosen: %s", self.chosen_)
         kind, reason = pick_calibration(self.method_, grouped.groups, self.false_alarm_rate)
         if reason:
             _log.info("calibration %s: %s", kind, reason)

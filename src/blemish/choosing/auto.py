@@ -57,7 +57,7 @@ class Auto(Parameterised):
         check_parameters(self)
         if not comparable or len(set(groups)) < FEWEST:
             why = f"fewer than {FEWEST} images to choose by" if comparable else "tiles and given features do not choose"
-            return PatchCore(**self._of_all(seed)), f"patchcore: {why}", None
+            return *self.fixed(why, seed=seed), None
         some, numbers = batches.source, list(groups)
         if len(some) > MOST:
             drawn = sorted(random.Random(seed).sample(range(len(some)), MOST))
@@ -67,6 +67,10 @@ class Auto(Parameterised):
             replace(batches, source=some, skipped=[]), rows, groups=numbers, seed=seed, progress=progress
         )
         return choice.picked.method, choice.reason, features if len(some) == len(batches.source) else None
+
+    def fixed(self, why: str, *, seed: int) -> tuple[FeatureMethod, str]:
+        """The method that no image has chosen, and `why` in one line."""
+        return PatchCore(**self._of_all(seed)), f"patchcore: {why}"
 
     def candidates(self, preprocess: Preprocess, *, seed: int) -> list[Candidate]:
         """Those of the table."""
