@@ -10,6 +10,9 @@ from typer.testing import CliRunner
 
 from blemish import Detector, Preprocess
 from blemish.cli import app
+from blemish.errors import ArgumentError
+from blemish.feedback import take_feedback
+from blemish.images.source import from_paths
 from blemish.methods import PaDiM
 from blemish.report.lines import judged
 from contract.laws import anomalous_pixels, normal_pixels
@@ -62,9 +65,20 @@ def test_saved_with_yes_and_calibrated_by_the_sample(place):
     assert saved.calibration_.scores[-1] == pytest.approx(score, rel=1e-4), "the false alarm counts among the scores"
 
 
+def test_what_is_in_both_lists_calibrates_alone(place):
+    images = from_paths(place / f"{number:02}.png" for number in range(14))
+    detector = Detector.load(place / "m.blemish")
+    before = detector.images_
+    assert take_feedback(detector, fine=images.subset([0, 1]), sample=images) == ()
+    assert (detector.images_, len(detector.calibration_.scores)) == (before, 14)
+    assert take_feedback(detector, fine=images.subset([0, 1]), sample=images.subset(range(1, 14))) == images.names[:1]
+    assert (detector.images_, len(detector.calibration_.scores)) == (before + 1, 13)
+    with pytest.raises(ArgumentError, match="fine: expected pictures to learn, or a sample, got neither"):
+        take_feedback(detector, fine=images.subset([]), sample=images.subset([]))
+
+
 def test_what_was_not_flagged_is_refused(place):
     assert "05.png, which was not" in call(place, fine=["00.png", "05.png"])[1].replace("\n", "")
-    assert "that are not in --sample too" in call(place, fine=["00.png"], sample=["00.png"])[1]
     assert "nowhere.png, which none has" in call(place, fine=["nowhere.png"])[1].replace("\n", "")
 
 

@@ -50,25 +50,17 @@ def feedback(
 
     Example: blemish feedback part.blemish today/results.jsonl --fine fine.txt --sample looked_at.txt
     """
+    from ..feedback import take_feedback
+    from ..images.source import from_paths
+
     say = Speaker()
     check_output(out or model)
-    rows = _rows_of(model, results)
-    chosen, confirmed = _named(fine, rows), {} if sample is None else _named(sample, rows)
-    for name, row in chosen.items():
-        if row.get("anomalous") is not True:
-            raise ArgumentError.about(
-                f"{fine}", expected="images that were flagged", got=f"{name}, which was not",
-                instead="Only false alarms teach something; for a new threshold, put it into --sample.",
-            )  # fmt: skip
-    learned = [name for name in chosen if name not in confirmed]
-    if not learned:
-        raise ArgumentError.about(f"{fine}", expected="images to learn that are not in --sample too", got="none")
+    chosen, confirmed = _read_lists(fine, sample, _rows_of(model, results))
     before, after = (load_model(model, device, roi) for _ in range(2))
     after.group_by = group_by
-    say.line(f"{len(learned)} images to learn, {len(confirmed)} to calibrate on")
     with say.progress() as progress:
-        after.update(learned, held_out=list(confirmed) or None, progress=progress)
-        changes = _changes(before, after, {"fine": learned, "sample": list(confirmed)})
+        learned = take_feedback(after, fine=from_paths(chosen), sample=from_paths(confirmed), progress=progress)
+        changes = _changes(before, after, {"fine": learned, "sample": confirmed})
     if yes:
         after.save(out or model)
     if as_json:
@@ -78,6 +70,18 @@ def feedback(
     if after.calibration_ is None:
         typer.echo("No threshold afterwards: give --sample, or `blemish recalibrate` with new normal images.")
     typer.echo(f"Saved: {out or model}." if yes else "Nothing was saved. Look at what changes, then add --yes.")
+
+
+def _read_lists(fine: Path, sample: Path | None, rows: Mapping[str, dict[str, Any]]) -> tuple[list[str], list[str]]:
+    """The images that were flagged but are fine, and those to calibrate on."""
+    chosen, confirmed = _named(fine, rows), {} if sample is None else _named(sample, rows)
+    for name, row in chosen.items():
+        if row.get("anomalous") is not True:
+            raise ArgumentError.about(
+                f"{fine}", expected="images that were flagged", got=f"{name}, which was not",
+                instead="Only false alarms teach something; for a new threshold, put it into --sample.",
+            )  # fmt: skip
+    return list(chosen), list(confirmed)
 
 
 def _rows_of(model: Path, results: Path) -> dict[str, dict[str, Any]]:

@@ -12,6 +12,7 @@ from typing import Any
 
 from ..calibrate import spell_promise
 from ..detector import Detector
+from ..feedback import take_feedback
 from ..files import make_folder
 from ..images.source import from_bytes
 from ..methods import Incremental
@@ -130,12 +131,11 @@ class Revising:
         if isinstance(detector.method_, Incremental):
             older = (digest for digest, row in said.items() if row["time"] < since and row["said"] == "fine")
             fine = self._contents(older)
-        if fine:
-            detector.update(from_bytes(fine), held_out=from_bytes(sample), progress=self._work.progress)
-        else:
-            detector.recalibrate(images=from_bytes(sample), progress=self._work.progress)
-        how = f"feedback: {len(fine)} learned, {len(sample)} for the threshold"
-        return self._try(name, detector, how, learned=len(fine), sample=len(sample))
+        learned = take_feedback(
+            detector, fine=from_bytes(fine), sample=from_bytes(sample), progress=self._work.progress
+        )
+        how = f"feedback: {len(learned)} learned, {len(sample)} for the threshold"
+        return self._try(name, detector, how, learned=len(learned), sample=len(sample))
 
     def _contents(self, digests: Iterable[str]) -> dict[str, bytes]:
         found = ((digest, self._logbook.picture(digest)) for digest in digests)
