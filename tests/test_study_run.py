@@ -31,12 +31,14 @@ from blemish.features.extract import Extractor
 from blemish.images.decode import read_mask
 from blemish.images.preprocess import Preprocess
 from blemish.methods import SVDD, DeepSVDD, PaDiM
+from blemish.methods.registry import METHODS
 from blemish.study import run as study_run
 from blemish.study.messages import Finished, ImagesRead, Started
 from blemish.study.plan import groups
 from blemish.study.run import LocalExecutor, run_study
 from blemish.study.store import COLUMNS, COSTS, FIGURES, Store
 from studies import ONE_THREAD, Inline, Scripted, plan, write_products
+from trained import write_reference
 
 FIVE = ("padim", "patchcore", "spade", "knn", "gaussian")
 
@@ -516,3 +518,15 @@ def test_the_peak_can_be_measured_anew():
         "high = peak_since(); assert forget_peak(); assert peak_since() < high - 100_000_000, (high, peak_since())"
     )
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+@pytest.mark.heavy
+def test_every_method_runs_in_a_study(data, tmp_path):
+    """Those that train as well, each with few steps; what cannot run by itself is refused when it is planned."""
+    short = dict.fromkeys(("panda", "deep_svdd", "geom", "mean_shifted", "gaussian_finetune"), ",epochs=1")
+    reference = write_reference(tmp_path / "r.npz")
+    short |= {"cflow": ",steps=2", "students": ",steps=2", "joint": f",epochs=1,reference={reference}"}
+    specs = tuple(name + short.get(name, "") for name in METHODS)
+    rows = run(tmp_path / "s", plan(data, methods=specs, backbones=("compact",)))
+    assert {row["method"]: row["reason"] for row in rows} == dict.fromkeys(METHODS)
+    assert all(0 <= row["image_auroc"] <= 1 for row in rows)
