@@ -24,6 +24,7 @@ import stations
 from blemish.cli import app
 from blemish.detector import Detector
 from blemish.errors import ArgumentError, CalibrationError, ModelFileError, NotEnoughMemoryError, OutputError
+from blemish.images.decode import decode_bytes
 from blemish.images.preprocess import Preprocess
 from blemish.images.source import from_bytes
 from blemish.methods import PaDiM
@@ -497,6 +498,45 @@ def test_what_comes_meanwhile_is_judged_in_one_go_and_no_more_than_fits():
     assert done in ([1, 3, 1, 2], [1, 3, 2, 1])
     with pytest.raises(Busy):
         judge.submit(model, [Sent("9", "9", b"")])
+
+
+class Reading(Slow):
+    """Reads its pictures when it is let go."""
+
+    def __init__(self):
+        super().__init__()
+        self.max_pixels, self.sides = 10**6, []
+
+    def predict(self, source):
+        found = super().predict(source)
+        self.sides += [source.load(i).size for i in range(len(source.names))]
+        return found
+
+
+def test_what_waits_is_decoded_meanwhile_if_it_is_small_and_once(monkeypatch):
+    decoded = []
+
+    def decode(content, *, name, max_pixels):
+        image = decode_bytes(content, name=name, max_pixels=max_pixels)
+        decoded.append((name, threading.current_thread().name.rpartition("_")[0]))
+        return image
+
+    monkeypatch.setattr("blemish.station.judge.decode_bytes", decode)
+    monkeypatch.setattr("blemish.station.judge.AHEAD_PIXELS", 32 * 32)
+    model, large = Reading(), png(pictures(1, side=40)[0])
+    judge = Judge(Limits(batch=2), batch_done=lambda *_: None)
+    first = judge.submit(model, [Sent("first", "first", GOOD)])
+    while not model.batches:
+        pass
+    contents = {"a": GOOD, "large": large, "b": GOOD, "c": GOOD, "late": GOOD}
+    answers = [judge.submit(model, [Sent(name, name, content)]) for name, content in contents.items()]
+    model.go.set()
+    judge.close()
+    assert [answer.result()[0].name for answer in (first, *answers)] == ["first", *contents]
+    assert model.sides == [(32, 32), (32, 32), (40, 40), (32, 32), (32, 32), (32, 32)]
+    assert sorted(name for name, _ in decoded) == sorted(["first", *contents])  # once each
+    # The large one waits as it came, and the latest has no room beside two batches.
+    assert {name for name, thread in decoded if thread == "blemish-ahead"} == {"first", "a", "b", "c"}
 
 
 def test_one_picture_cannot_spoil_the_turn_of_others():

@@ -6,11 +6,12 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
-from concurrent.futures import Future
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 
-from ..errors import BlemishError
-from ..images.source import from_bytes
+from ..errors import BlemishError, ImageError
+from ..images.decode import Picture, decode_bytes
+from ..images.source import ImageSource
 from ..memory import is_shortage
 from ..types import Decision
 from .limits import Limits
@@ -36,19 +37,39 @@ Judgement = Decision | str
 """A verdict, or why there is none."""
 
 
+AHEAD_PIXELS = 4_000_000
+"""Larger pictures are decoded when their turn has come: as many as two batches wait decoded."""
+
+
+@dataclass(frozen=True)
+class _Coming:
+    """A picture, and what it becomes while others are judged."""
+
+    sent: Sent
+    ahead: Future[Picture | None] | None = None
+    """None: decoded when its turn has come; so where the outcome is None."""
+
+    def decode(self, max_pixels: int) -> Picture:
+        """Raises `ImageError`."""
+        known = None if self.ahead is None else self.ahead.result()
+        if known is not None:
+            return known
+        return decode_bytes(self.sent.content, name=self.sent.digest, max_pixels=max_pixels)
+
+
 @dataclass(frozen=True)
 class _Job:
     loaded: Loaded
-    pictures: Sequence[Sent]
+    pictures: Sequence[_Coming]
     answer: Future[list[Judgement]]
 
 
 class Judge:
     """Takes pictures from any thread; gives futures of their outcomes, in the order of the pictures.
 
-    While some pictures are judged, others gather; those of one model go through together, at most `limits.batch` of
-    them but whole requests. So nobody waits for company, and under load the network sees full batches.
-    `batch_done(pictures, seconds)` is called after each.
+    While some pictures are judged, others gather and are decoded; those of one model go through together, at most
+    `limits.batch` of them but whole requests. So nobody waits for company, and under load the network sees full
+    batches. `batch_done(pictures, seconds)` is called after each.
     """
 
     def __init__(self, limits: Limits, *, batch_done: Callable[[int, float], None]) -> None:
@@ -57,6 +78,7 @@ class Judge:
         self._waiting = 0
         self._ends = False
         self._news = threading.Condition()
+        self._decoders = ThreadPoolExecutor(2, thread_name_prefix="blemish-ahead")
         self._thread = threading.Thread(target=self._run, name="blemish-judge")
         self._thread.start()
 
@@ -72,10 +94,15 @@ class Judge:
 
     def submit(self, loaded: Loaded, pictures: Sequence[Sent]) -> Future[list[Judgement]]:
         """Judge pictures when their turn comes, or not at all where the future is cancelled before. Raises `Busy`."""
-        job = _Job(loaded, pictures, Future())
         with self._news:
             if self._ends or self._waiting + len(pictures) > self._limits.waiting:
                 raise Busy(f"{self._waiting} pictures wait already. Come again in a second.")
+            has_room = self._waiting + len(pictures) <= 2 * self._limits.batch
+            limit = min(AHEAD_PIXELS, loaded.detector.max_pixels)
+            coming = [
+                _Coming(one, self._decoders.submit(_ahead, one, limit) if has_room else None) for one in pictures
+            ]  # fmt: skip
+            job = _Job(loaded, coming, Future())
             self._waiting += len(pictures)
             self._jobs.append(job)
             self._news.notify()
@@ -87,6 +114,7 @@ class Judge:
             self._ends = True
             self._news.notify()
         self._thread.join()
+        self._decoders.shutdown()
 
     def _run(self) -> None:
         while jobs := self._next():
@@ -122,29 +150,37 @@ class Judge:
             return taken
 
 
-def _judge(loaded: Loaded, pictures: Sequence[Sent]) -> list[Judgement]:
+def _ahead(one: Sent, limit: int) -> Picture | None:
+    """A picture that is small enough to wait decoded, and can be read; else its turn says what is the matter."""
+    try:
+        return decode_bytes(one.content, name=one.digest, max_pixels=limit)
+    except (ImageError, MemoryError):
+        return None
+
+
+def _judge(loaded: Loaded, pictures: Sequence[_Coming]) -> list[Judgement]:
     """Judge pictures of one model; where all together fail, one by one, so that no picture can spoil another's turn."""
-    contents = {picture.digest: picture.content for picture in pictures}
+    contents = {picture.sent.digest: picture for picture in pictures}
     try:
         found = _outcomes(loaded, contents)
     except (BlemishError, MemoryError, RuntimeError) as error:
         if not (isinstance(error, BlemishError) or is_shortage(error)):
             raise
-        found = {digest: _alone(loaded, digest, content) for digest, content in contents.items()}
-    return [found[picture.digest] for picture in pictures]
+        found = {digest: _alone(loaded, digest, picture) for digest, picture in contents.items()}
+    return [found[picture.sent.digest] for picture in pictures]
 
 
-def _alone(loaded: Loaded, digest: str, content: bytes) -> Judgement:
+def _alone(loaded: Loaded, digest: str, picture: _Coming) -> Judgement:
     try:
-        return _outcomes(loaded, {digest: content})[digest]
+        return _outcomes(loaded, {digest: picture})[digest]
     except (BlemishError, MemoryError, RuntimeError) as error:
         if not (isinstance(error, BlemishError) or is_shortage(error)):
             raise
         return str(error).replace(digest, "the picture") or "too large for the memory that is free."
 
 
-def _outcomes(loaded: Loaded, contents: dict[str, bytes]) -> dict[str, Judgement]:
-    detector = loaded.detector
-    source = from_bytes(contents, max_pixels=detector.max_pixels)
+def _outcomes(loaded: Loaded, contents: dict[str, _Coming]) -> dict[str, Judgement]:
+    detector, coming = loaded.detector, list(contents.values())
+    source = ImageSource(tuple(contents), lambda i: coming[i].decode(detector.max_pixels))
     found: dict[str, Judgement] = {decision.name: decision for decision in detector.predict(source)}
     return found | {name: reason.removeprefix(f"{name}: ") for name, reason in detector.skipped_}

@@ -28,7 +28,7 @@ from .station import Station, sent_of
 router = APIRouter()
 
 
-def _station(request: Request) -> Station:
+async def _station(request: Request) -> Station:  # not async, FastAPI would take a thread for it at each request
     station: Station = request.app.state.station
     return station
 
@@ -130,9 +130,9 @@ async def judge_pictures(  # noqa: PLR0917 - FastAPI passes them by name
     draw: Annotated[bool, Query(description="Have the overlays at hand, for who will ask for them next.")] = False,
 ) -> JSONResponse:
     with here.admitted():
-        await here.model(name)
+        loaded = await here.model(name)
         sent = await _read_pictures(request, here.limits, name=image)
-        rows, parts = await here.predict(name, sent, part=part, draw=draw)
+        rows, parts = await here.predict(loaded, sent, part=part, draw=draw)
     found = {"results": rows} | ({"parts": [judged_part(own) for own in parts]} if parts else {})
     return JSONResponse(found, 422 if all("error" in row for row in rows) else 200)
 
@@ -143,11 +143,11 @@ async def judge_pictures(  # noqa: PLR0917 - FastAPI passes them by name
 )  # fmt: skip
 async def draw_heatmap(name: str, request: Request, here: Here) -> Response:
     with here.admitted():
-        await here.model(name)
+        loaded = await here.model(name)
         sent = await _read_pictures(request, here.limits, name="")
         if len(sent) != 1:
             raise Refusal(413, "A heat map is made of one picture at a time.")
-        return Response(await here.heatmap(name, sent[0]), media_type="image/png")
+        return Response(await here.heatmap(loaded, sent[0]), media_type="image/png")
 
 
 @router.get("/v1/verdicts", summary="Verdicts that were kept, the latest first")

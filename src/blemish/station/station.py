@@ -97,11 +97,10 @@ class Station:
             raise Refusal(503, "The file of this model cannot be read; the station's log says why.") from error
 
     async def predict(
-        self, name: str, sent: Sequence[Sent], *, part: str | None = None, draw: bool = False
+        self, loaded: Loaded, sent: Sequence[Sent], *, part: str | None = None, draw: bool = False
     ) -> tuple[list[dict[str, Any]], list[PartDecision]]:
         """Judge pictures; gives their lines once they are on the disk, and the parts' verdicts. Raises `Refusal`."""
         start = time.perf_counter()
-        loaded = await self.model(name)
         outcomes = await self._outcomes(loaded, sent)
         good = [(one, outcome) for one, outcome in zip(sent, outcomes, strict=True) if isinstance(outcome, Decision)]
         parts = judge_parts(loaded.detector, [(one.name, decision) for one, decision in good], part=part)
@@ -119,13 +118,12 @@ class Station:
             for line, (_, decision) in zip(kept, good, strict=True):
                 await asyncio.to_thread(self._draw, line["id"], decision)
         for outcome in outcomes:
-            self.meters.verdicts.labels(name, _spell(outcome)).inc()
+            self.meters.verdicts.labels(loaded.name, _spell(outcome)).inc()
         self.meters.seconds.observe(time.perf_counter() - start)
         return rows, list({id(own): own for own in parts if own is not None}.values())
 
-    async def heatmap(self, name: str, one: Sent) -> bytes:
+    async def heatmap(self, loaded: Loaded, one: Sent) -> bytes:
         """The heat map of a picture as `predict --out` writes it; no verdict is kept. Raises `Refusal`."""
-        loaded = await self.model(name)
         (outcome,) = await self._outcomes(loaded, [one])
         decision, map = _require_map(outcome)
         file = io.BytesIO()
