@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from scipy.stats import gamma
 
 from blemish.calibrate import Calibration, calibrate, images_needed
-from blemish.evaluation.detector import RealisedRate
+from blemish.evaluation.rates import realised as held_against
 from blemish.metrics import binomial_interval
 
 REPETITIONS, SHAPE, CERTAIN, TEST_IMAGES = 2000, 2.0, 0.95, 60
@@ -64,9 +64,7 @@ def warnings_row(n: int, rate: float, factor: float, random: np.random.Generator
     warned, below = [], []
     for calibration in calibrations(n, rate, None, random):
         alarms = int((factor * random.gamma(SHAPE, size=TEST_IMAGES) > calibration.threshold).sum())
-        interval = binomial_interval(alarms, TEST_IMAGES)
-        chance = calibration.chance(alarms, TEST_IMAGES)
-        realised = RealisedRate(calibration.promise, alarms, TEST_IMAGES, (interval.low, interval.high), chance)
+        realised = held_against(calibration, alarms, TEST_IMAGES)
         warned.append(realised.speaks_against_premise)
         below.append(realised.is_below)
     return [str(n), f"{rate:.0%}", f"{factor:g}", share(below), share(warned, most=0.05 if factor == 1 else 1.0)]

@@ -15,8 +15,10 @@ from typer.testing import CliRunner
 
 from blemish.calibrate import with_margin
 from blemish.cli import app
+from blemish.datasets.dataset import Dataset, Sample
 from blemish.detector import Detector
 from blemish.errors import ArgumentError, CalibrationError, NotFittedError
+from blemish.evaluation.detector import evaluate, evaluation_json
 from blemish.images.preprocess import Preprocess
 from blemish.methods import PaDiM
 from blemish.parts import Parts, View, learned_views, views_of
@@ -195,6 +197,28 @@ def test_the_command_writes_a_line_for_each_part(folder, tmp_path):
     assert done.exit_code == 0, done.output
     lines = [json.loads(line) for line in done.stdout.splitlines()]
     assert [("part" in line, "image" in line) for line in lines] == [(False, True)] * 4 + [(True, False)] * 2
+
+
+BAD = {"p26_a.png"}
+
+
+def test_evaluate_has_figures_of_parts(detector, folder):
+    """A part is anomalous where one of its images is, whatever the others are."""
+    paths = sorted((folder / "new").iterdir())
+    samples = [Sample(path, "flip" if path.name in BAD else "good", path.name in BAD) for path in paths]
+    evaluation = evaluate(detector, Dataset(folder, "own", (), tuple(samples)))
+    decisions = list(detector.predict(paths))
+    expected = detector.judge_parts(decisions, [path.name for path in paths])
+    parts = evaluation.parts
+    assert [(part.name, part.is_anomalous) for part in parts.decisions] == [(p.name, p.is_anomalous) for p in expected]
+    assert parts.anomalous == (False, False, True)
+    alarms = sum(part.is_anomalous for part in expected[:2])
+    assert (parts.realised.alarms, parts.realised.images, parts.missed.images) == (alarms, 2, 1)
+    assert parts.missed.misses == (not expected[2].is_anomalous)
+    assert parts.auroc == np.mean([part.score < expected[2].score for part in expected[:2]])
+    assert parts.lines()[0].startswith("3 parts, 1 of them anomalous, AUROC 100.0 %.")
+    assert f"{alarms} of 2 normal test parts are flagged" in " ".join(parts.lines())
+    assert evaluation_json(evaluation)["parts"]["realised"]["units"] == "parts"
 
 
 def test_every_field_of_a_part_and_of_a_batch_is_on_the_page():

@@ -131,6 +131,8 @@ def print_evaluation(evaluation: Evaluation, as_json: bool, *, extra: Mapping[st
     for rate in (evaluation.missed, evaluation.realised, evaluation.realised_regions):
         if rate is not None:
             typer.echo(rate)
+    for line in () if evaluation.parts is None else evaluation.parts.lines():
+        typer.echo(line)
 
 
 def print_rows(rows: list[dict[str, object]]) -> None:

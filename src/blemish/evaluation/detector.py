@@ -30,9 +30,11 @@ from ..images.source import Skipped
 from ..localise import Localiser
 from ..metrics.table import TABLE, Figures, Metric, Outcome
 from ..progress import Progress
-from ..types import Decision, Promise, Size
+from ..types import Decision, Size
 from .masks import Masks as Masks
 from .masks import look_at_masks
+from .parts import PartFigures, judge_parts
+from .rates import MissRate, RealisedRate, exact, realised, realised_json
 
 _log = logging.getLogger(__name__)
 
@@ -60,78 +62,6 @@ class KindFigures:
     """None for the normal kind itself."""
     flagged: float | None
     """Share above the threshold: a false-alarm rate for the normal kind, a detection rate for the others."""
-
-
-@dataclass(frozen=True)
-class RealisedRate:
-    """The false alarms among the normal test images, held against the promise of the threshold."""
-
-    promise: Promise
-    alarms: int
-    images: int
-    """Normal test images."""
-    interval: _Ends
-    """Exact 95 % interval of the rate of this threshold."""
-    what: Literal["are flagged", "show a region"]
-    chance: float | None
-    """Of so many false alarms or more, were the test images like those at hand; None where groups leave it open."""
-
-    @property
-    def promised(self) -> float:
-        """The rate that is proven: with `certain` for this threshold, else on average over draws of normal images.
-
-        Where nothing is proven, the one that was asked for.
-        """
-        proven = self.promise.guaranteed_rate
-        return self.promise.false_alarm_rate if self.promise.certain is not None or proven is None else proven
-
-    @property
-    def is_below(self) -> bool:
-        """Whether the promise lies below the interval."""
-        return self.promised < self.interval[0]
-
-    @property
-    def speaks_against_premise(self) -> bool:
-        """Whether no luck with the held-out images explains it: the test images may not be like them."""
-        return self.is_below and (self.chance is None or self.chance <= 0.05)
-
-    def __str__(self) -> str:
-        low, high = (f"{100 * end:.1f}" for end in self.interval)
-        word = "promised" if self.promise.guaranteed_rate is not None else "wanted, but not guaranteed,"
-        images = "held-out images" if self.promise.calibration == "split" else "normal images of the fit"
-        line = (
-            f"{self.alarms} of {self.images} normal test images {self.what}: the rate of this threshold is {low} to "
-            f"{high} % (exact 95 % interval)"
-        )
-        if not self.is_below:
-            return f"{line}, which does not speak against the {word} {100 * self.promised:.3g} %."
-        line += f". The {word} {100 * self.promised:.3g} % lies below it."
-        if self.chance is not None:
-            line += (
-                f" Were the test images like the {images}, there would be so many or more with a probability of "
-                f"{100 * self.chance:.2g} %."
-            )
-        if self.speaks_against_premise:
-            return f"{line} The premise may not hold: another lighting, another batch, or images that belong together."
-        return f"{line} An unlucky draw of the {self.promise.held_out} {images} may explain it."
-
-
-@dataclass(frozen=True)
-class MissRate:
-    """How many of the defects at hand the threshold misses, and what that says of others like them."""
-
-    misses: int
-    images: int
-    """Anomalous test images."""
-    interval: _Ends
-    """Exact 95 % interval of the rate."""
-
-    def __str__(self) -> str:
-        low, high = (f"{100 * end:.1f}" for end in self.interval)
-        return (
-            f"{self.misses} of {self.images} anomalous test images are missed: the miss rate of this threshold, on "
-            f"defects like these, is {low} to {high} % (exact 95 % interval)."
-        )
 
 
 @dataclass(frozen=True)
@@ -166,6 +96,8 @@ class Evaluation:
 
     missed: MissRate | None = None
     """None without a threshold, and without anomalous test images."""
+    parts: PartFigures | None = None
+    """Of parts, where the detector judges some."""
 
     def map(self, index: int) -> NDArray[np.float32] | None:
         """The anomaly map of one record on its original pixels, `(height, width)`; None for image-level methods."""
@@ -238,6 +170,7 @@ def evaluate(
         realised_regions=_realised(detector.peaks_, outcome, "show a region"),
         outcome=replace(outcome, curve=None),
         missed=_missed(outcome),
+        parts=judge_parts(detector, dataset, [record.decision for record in records]),
     )
 
 
@@ -260,21 +193,13 @@ def _realised(
         assert outcome.found is not None
         flagged = outcome.found.reported > 0
     assert flagged is not None
-    alarms, images = int(flagged[~outcome.anomalous].sum()), int((~outcome.anomalous).sum())
-    interval = metrics.binomial_interval(alarms, images)
-    return RealisedRate(
-        calibration.promise, alarms, images, (interval.low, interval.high), what, calibration.chance(alarms, images)
-    )
+    normal = ~outcome.anomalous
+    return realised(calibration, int(flagged[normal].sum()), int(normal.sum()), what=what)
 
 
 def _missed(outcome: Outcome) -> MissRate | None:
     share, images = TABLE["misses"].of(outcome), int(outcome.anomalous.sum())
-    return None if share is None else MissRate(round(share * images), images, _exact(share, images))
-
-
-def _exact(share: float, images: int) -> _Ends:
-    interval = metrics.binomial_interval(round(share * images), images)
-    return interval.low, interval.high
+    return None if share is None else MissRate(round(share * images), images, exact(round(share * images), images))
 
 
 def _found(detector: Detector, records: Sequence[Record], pairs: _Pairs | None) -> metrics.FoundRegions | None:
@@ -453,7 +378,7 @@ def _intervals(outcome: Outcome, pairs: _Pairs | None, repetitions: int) -> dict
     counts = {"normal": int((~outcome.anomalous).sum()), "anomalous": int(outcome.anomalous.sum())}
     for name, row in TABLE.items():
         if row.share_of is not None and (share := row.of(outcome)) is not None:
-            found[name] = _exact(share, counts[row.share_of])
+            found[name] = exact(round(share * counts[row.share_of]), counts[row.share_of])
     if pairs is None or not repetitions:
         return found
 
@@ -491,14 +416,8 @@ def evaluation_json(evaluation: Evaluation) -> dict[str, object]:
         "skipped": len(evaluation.skipped),
         "notes": list(evaluation.notes),
         "overlap": len(evaluation.overlap),
-        "realised": _realised_json(evaluation.realised),
-        "realised_regions": _realised_json(evaluation.realised_regions),
+        "realised": realised_json(evaluation.realised),
+        "realised_regions": realised_json(evaluation.realised_regions),
         "missed": None if evaluation.missed is None else asdict(evaluation.missed),
+        "parts": None if evaluation.parts is None else evaluation.parts.as_json(),
     }
-
-
-def _realised_json(realised: RealisedRate | None) -> dict[str, object] | None:
-    if realised is None:
-        return None
-    derived = {name: getattr(realised, name) for name in ("promised", "is_below", "speaks_against_premise")}
-    return asdict(realised) | derived
