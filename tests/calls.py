@@ -86,6 +86,7 @@ CALLS = {
     "watch-scores": Call("{model} {lines} --state {out}/d.json", "d.json"),
     "export": Call("{model} --out {out}/m.onnx", "m.onnx run.py"),
     "list": Call("methods"),
+    "benchmark": Call("{model} {more} --runtimes torch --batch-sizes 1 --count 2"),
     "choose": Call("{drawn}/board-95-0 --backbone filters --resize 32 --false-alarm-rate 0.2 --workers 1"),
     "study": Call(
         f"{{data}} {_STUDY} --out {{out}}/s", "s/study.sqlite s/study.csv s/tables.md s/plan.toml",
@@ -133,7 +134,7 @@ READS = {
     "--mqtt-password-file", "--calibration", "--learn-from", "--tuned", "--start",
 }  # fmt: skip
 """Options of files that a command reads. Any other option of a file writes it, and is in the call above."""
-WRITES_NOTHING = {"list", "choose"}
+WRITES_NOTHING = {"list", "choose", "benchmark"}
 """Commands that need no fault injection."""
 
 

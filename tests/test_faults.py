@@ -13,6 +13,7 @@ from fnmatch import fnmatch
 from pathlib import Path
 from zlib import crc32
 
+import matplotlib
 import pytest
 from typer.testing import CliRunner
 
@@ -53,6 +54,7 @@ def test_every_command_that_writes_is_attacked():
 @pytest.mark.parametrize("name", sorted(WRITES_NOTHING))
 def test_a_command_that_is_said_to_write_nothing_writes_nothing(name, call, ready):
     ready(name)
+    matplotlib.get_configdir()  # which it makes when it is asked for the first time
     written = []
     with watching(lambda event, path, is_written: written.append(path) if is_written else None):
         assert call(name).exit_code == 0
