@@ -6,8 +6,8 @@
 `parity` fits each method on the training images, exports it, which compares the images of the fit, and then judges the
 test images both ways; of a data set with few normal images `--rate` is the false-alarm rate. `speed` prints ms an image
 from pixels in memory to score, map and verdict, one fresh process a row: ours with one and with eight images a batch,
-and the file, which takes one picture at a time, on ONNX Runtime and on OpenVINO (in float32; there the resize is not
-ours bit for bit). Then the time from the start of a process to the first verdict, and what is installed for it.
+and the file, which takes one picture at a time, on ONNX Runtime and on OpenVINO (in float32). Then the
+time from the start of a process to the first verdict, and what is installed for it.
 """
 
 from __future__ import annotations

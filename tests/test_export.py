@@ -10,6 +10,7 @@ from dataclasses import replace
 import numpy as np
 import onnx
 import onnxruntime
+import openvino
 import pytest
 import torch
 from onnx import TensorProto, helper, numpy_helper
@@ -158,12 +159,13 @@ def frame(preprocess):
     outputs = [helper.make_tensor_value_info(name, TensorProto.FLOAT, None) for name in ("input", "map")]
     whole = helper.make_graph(graph.nodes, "frame", inputs, outputs, graph.constants)
     model = helper.make_model(whole, opset_imports=[helper.make_opsetid("", 18)], ir_version=9)
-    return onnxruntime.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
+    return model.SerializeToString()
 
 
 @pytest.mark.parametrize("preprocess", [Preprocess((48, 80)), Preprocess(57, 32)], ids=["stretched", "cropped"])
 def test_the_resize_in_the_graph_is_ours_bit_for_bit(preprocess):
-    session, random = frame(preprocess), np.random.default_rng(0)
+    session = onnxruntime.InferenceSession(frame(preprocess), providers=["CPUExecutionProvider"])
+    random = np.random.default_rng(0)
     for size in ((200, 300), (48, 80), (101, 79), (1, 1), (3, 170), (61, 30), (57, 57), (233, 90)):
         picture = random.integers(0, 256, (*size, 3), dtype=np.uint8)
         map = random.normal(size=preprocess.size).astype(np.float32)
@@ -171,6 +173,58 @@ def test_the_resize_in_the_graph_is_ours_bit_for_bit(preprocess):
         assert (pixels[0] == preprocess.pixels(Image.fromarray(picture)).numpy()).all()
         wanted = preprocess.to_original(torch.from_numpy(map), size)
         np.testing.assert_allclose(placed[0], wanted, atol=1e-3)  # noise, of which a pixel is a step
+
+
+def test_the_resize_is_ours_on_openvino_too():
+    """All but the last division, by 255, which it does by a factor."""
+    core, random = openvino.Core(), np.random.default_rng(0)
+    for preprocess in (Preprocess((48, 80)), Preprocess(57, 32)):
+        model = core.compile_model(core.read_model(frame(preprocess)), "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
+        for size in ((200, 300), (48, 80), (1, 1), (3, 170), (61, 30), (900, 1200)):
+            picture = random.integers(0, 256, (*size, 3), dtype=np.uint8)
+            map = np.zeros(preprocess.size, np.float32)
+            pixels = model({"pixels": picture[None], "maps": map[None]})["input"][0]
+            assert np.abs(pixels - preprocess.pixels(Image.fromarray(picture)).numpy()).max() < 1e-6
+
+
+@pytest.fixture(scope="module")
+def for_openvino(detector, data, tmp_path_factory):
+    """What `blemish export --format openvino` made of the same detector."""
+    folder = tmp_path_factory.mktemp("openvino")
+    detector.save(folder / "m.blemish")
+    options = ("--format", "openvino", "--images", data, "--out", folder / "m.xml", "--json")
+    done = CliRunner().invoke(app, [str(a) for a in ("export", folder / "m.blemish", *options)])
+    assert done.exit_code == 0, done.output
+    found = json.loads(done.stdout)["parity"]
+    assert 0 <= found["score"] < 1e-5 > found["map"]
+    return folder
+
+
+def test_openvinos_own_file_says_the_same(for_openvino, device, detector, data):
+    assert sorted(path.name for path in for_openvino.iterdir()) == ["m.bin", "m.blemish", "m.xml", "run.py"]
+    pictures = sorted(data.glob("test/*/*.png"))
+    ours = {decision.name: decision for decision in detector.predict(pictures)}
+    for folder, *arguments in (
+        (for_openvino, for_openvino / "m.xml"), (device, device / "m.onnx", "--runtime", "openvino"),
+    ):  # fmt: skip
+        lines, done = on_device(folder, *arguments, "--threads", 1, *pictures)
+        assert len(lines) == len(pictures), done.stderr
+        for line in lines:
+            assert line["score"] == pytest.approx(ours[line["image"]].score, rel=1e-5)
+            assert line["p_value"] == pytest.approx(ours[line["image"]].p_value, rel=1e-6)
+            assert line["anomalous"] == ours[line["image"]].is_anomalous
+
+
+def test_what_openvino_cannot_have_is_refused(detector, for_openvino, tmp_path, monkeypatch):
+    with pytest.raises(ArgumentError, match=r"path: expected a file that ends in \.xml"):
+        export_model(detector, tmp_path / "m.onnx", format="openvino")
+    (tmp_path / "m.xml").write_bytes((for_openvino / "m.xml").read_bytes()[:-200])
+    _, done = on_device(for_openvino, tmp_path / "m.xml", tmp_path)
+    assert done.returncode == 1
+    assert done.stderr.startswith(f"error: {tmp_path / 'm.xml'}: not a file that `blemish export` wrote")
+    monkeypatch.setitem(sys.modules, "openvino", None)
+    with pytest.raises(MissingPackageError, match=r"openvino is not installed. Install blemish\[openvino\]"):
+        export_model(detector, tmp_path / "m.xml", format="openvino")
 
 
 def test_all_p_values_are_those_of_the_calibration(detector):

@@ -17,8 +17,10 @@ from .options import JsonOption
 def export(
     model: Annotated[Path, typer.Argument(help="Model file written by `blemish fit`.")],
     *,
-    format: Annotated[Literal["onnx"], typer.Option(help="Of the file.")] = "onnx",
-    out: Annotated[Path, typer.Option(help="File to write; run.py comes beside it.")] = Path("model.onnx"),
+    format: Annotated[Literal["onnx", "openvino"], typer.Option(help="Of the file.")] = "onnx",
+    out: Annotated[
+        Path | None, typer.Option(help="File to write; run.py comes beside it. Default: model.onnx, or model.xml.")
+    ] = None,
     images: Annotated[
         Path | None,
         typer.Option(help="Folder of normal images to compare on, best those of the fit; default: drawn pictures."),
@@ -29,7 +31,7 @@ def export(
 
     Pictures of 8 bits and any size go in; score, map, p-value, threshold and verdict come out. Both ways are compared
     on images first: a file that would say something else is not written. Beside it lies run.py, which prints the lines
-    of `blemish predict` and needs numpy, Pillow and onnxruntime alone.
+    of `blemish predict` and needs numpy, Pillow and onnxruntime, or openvino, alone.
 
     Example: blemish export bottle.blemish --images bottle --out device/bottle.onnx
     """
@@ -37,10 +39,11 @@ def export(
     from ..export.write import export_model
 
     say = Speaker()
+    out = out or Path("model.onnx" if format == "onnx" else "model.xml")
     check_output(out)
     detector = Detector.load(model, device="cpu")
     with say.progress() as progress:
-        made = export_model(detector, out, images=images, model=model, progress=progress)
+        made = export_model(detector, out, format=format, images=images, model=model, progress=progress)
     row = asdict(made) | {"path": str(made.path), "run": str(made.run), "format": format}
     if as_json:
         typer.echo(json.dumps(row))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -49,16 +50,48 @@ def open_session(model: Any, *, threads: int = 0) -> Any:
     return onnxruntime.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
 
 
-def check_parity(
-    detector: Detector, model: Any, images: ImageSource | None, *, path: str, progress: Progress | None = None
-) -> Parity:
-    """Judge images both ways. Raises `ExportError` where a verdict, a score or a map differs, and names the layer."""
-    source = images or drawn(detector)
-    session, total = open_session(model), len(source)
+Run = Callable[[NDArray[np.uint8]], dict[str, NDArray[Any]]]
+"""From `(1, height, width, 3)` pixels to the outputs by name."""
+
+
+def on_openvino(model: Any) -> Run:
+    """What runs an `openvino.Model`."""
+    import openvino
+
+    compiled = openvino.Core().compile_model(model, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
+    names = {name: number for number, output in enumerate(compiled.outputs) for name in output.get_names()}
+    return lambda pixels: {name: compiled([pixels])[number] for name, number in names.items()}
+
+
+def _on_onnxruntime(model: Any) -> Run:
+    session = open_session(model)
     names = [output.name for output in session.get_outputs()]
-    rows = []
+    return lambda pixels: dict(zip(names, session.run(None, {"pixels": pixels}), strict=True))
+
+
+def check_parity(
+    detector: Detector,
+    model: Any,
+    images: ImageSource | None,
+    *,
+    path: str,
+    run: Run | None = None,
+    progress: Progress | None = None,
+) -> Parity:
+    """Judge images both ways. Raises `ExportError` where a verdict, a score or a map differs, and names the layer.
+
+    `run` runs the model on OpenVINO; None: ONNX Runtime does.
+    """
+    source = images or drawn(detector)
+    judge, total = run or _on_onnxruntime(model), len(source)
+
+    def first(picture: Picture) -> str:
+        return _first_difference(detector, model, picture) if run is None else "not looked for on OpenVINO"
+
+    rows, has_map = [], False
     for i, decision in enumerate(detector.predict(source)):
-        found = dict(zip(names, session.run(None, {"pixels": pixels_of(source.load(i), source.names[i])}), strict=True))
+        found = judge(pixels_of(source.load(i), source.names[i]))
+        has_map = "map" in found
         score = float(found["score"][0])
         if decision.is_anomalous is not None and decision.is_anomalous != bool(found["anomalous"][0]):
             verdict = "anomalous" if decision.is_anomalous else "normal"
@@ -66,13 +99,13 @@ def check_parity(
                 path,
                 f"{decision.name} is {verdict}, and not by the file (scores {decision.score} and {score}, threshold "
                 f"{decision.threshold})",
-                first=_first_difference(detector, model, source.load(i)),
+                first=first(source.load(i)),
             )
         maps = (0.0, 0.0) if decision.map is None else _map_difference(decision.map, found["map"][0])
         rows.append((decision.score, score, *maps))
         if progress is not None:
             progress("compare", i + 1, total)
-    calibration, has_map = detector.calibration_, "map" in names
+    calibration = detector.calibration_
     ours, theirs, apart, heights = np.array(rows).T
     largest = max(float(np.abs(ours).max()), 0.0 if calibration is None else float(np.abs(calibration.scores).max()))
     # Of the largest over all images: where an image was learned, its own may be nothing but rounding.
@@ -83,7 +116,7 @@ def check_parity(
             path,
             f"scores differ by {scores.max():.1e}, maps by {maps.max():.1e} of their largest values, above the "
             f"{TOLERANCE:g} that rounding explains",
-            first=_first_difference(detector, model, source.load(worst)),
+            first=first(source.load(worst)),
         )
     threshold = None if calibration is None else calibration.threshold
     nearest = None if threshold is None else float(np.abs(ours - threshold).min() / max(abs(threshold), _TINY))

@@ -71,13 +71,14 @@ class PictureFrame:
         seen = (length * (2 * _BLOCK - 2) + wide * 4) / (wanted * 2) + 2
         inputs = first.at_least(0).shaped(-1, 1, 1) + graph.make("Range", 0, seen, 1)
         away = (inputs * 2 + 1) * wanted - (outputs * 2 + 1) * length
-        away = graph.make("Abs", away).to(np.float64) / (wide * 2).to(np.float64)
-        weights = (graph.value(1.0) - away).at_least(0.0) * inputs.is_below(length).to(np.float64)
-        total = graph.make("ReduceSum", weights, np.array([2])).at_least(1e-9)  # 0 behind the last output
-        weights = (weights / total * float(_HALF * _HALF) + 0.5).floor()
-        # In two halves of 11 bits, whose sums float32 holds exactly, in whatever order they are taken.
-        high = (weights / float(_HALF)).floor()
-        low = weights - high * float(_HALF)
+        weights = (wide * 2 - graph.make("Abs", away)).at_least(0) * inputs.is_below(length).to(np.int64)
+        total = graph.make("ReduceSum", weights, np.array([2])).at_least(1)  # 0 behind the last output
+        # Whole numbers alone, as a runtime may have no float64, in two halves of 11 bits, whose sums float32 holds
+        # exactly, in whatever order they are taken.
+        high = weights * _HALF / total
+        rest = (weights * _HALF - high * total) * _HALF
+        low = rest / total
+        low = low + ((rest - low * total) * 2).is_at_least(total).to(np.int64)
         there = graph.make("Gather", rows, inputs.at_most(length - 1).shaped(blocks, -1), axis=0)
         one, half = np.array(1 / _HALF, np.float32), np.array(_HALF / 2, np.float32)
         carried = (low.to(np.float32) @ there * one).floor()

@@ -1,6 +1,6 @@
-"""Judges pictures with an exported blemish model. It needs numpy, Pillow and onnxruntime; neither torch nor blemish.
+"""Judges pictures with an exported blemish model. It needs numpy, Pillow and a runtime; neither torch nor blemish.
 
-    python run.py MODEL.onnx PICTURE_OR_FOLDER ... [--maps FOLDER] [--threads N] [--exit-code]
+    python run.py MODEL.onnx PICTURE_OR_FOLDER ... [--runtime onnxruntime|openvino] [--maps FOLDER] [--threads N]
 
 One JSON line a picture, as `blemish predict` prints them. A file that cannot be judged has a line with "error".
 """
@@ -40,25 +40,37 @@ def read_pixels(path: Path) -> Any:
     return np.asarray(upright.convert("RGB"))[None]
 
 
-class Model:
-    """An exported model, on ONNX Runtime."""
+def open_model(path: str, runtime: str, threads: int) -> tuple[Any, Any]:
+    """What makes all outputs by name of pixels, and the card."""
+    try:
+        run, names, card = (on_openvino if runtime == "openvino" else on_onnxruntime)(path, threads)
+        return lambda pixels: dict(zip(names, run(pixels), strict=True)), json.loads(card)
+    except ImportError as error:
+        raise SystemExit(f"error: {error.name} is not installed: pip install {error.name}") from None
+    except Exception as error:
+        reason = "it has no card" if isinstance(error, KeyError) else (str(error) or repr(error)).splitlines()[0]
+        raise SystemExit(f"error: {path}: not a file that `blemish export` wrote, or damaged ({reason}).") from None
 
-    def __init__(self, path: str, threads: int) -> None:
-        import onnxruntime
 
-        options = onnxruntime.SessionOptions()
-        options.intra_op_num_threads = threads
-        try:
-            self._session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
-            self.card = json.loads(self._session.get_modelmeta().custom_metadata_map["blemish"])
-        except Exception as error:
-            reason = "it has no card" if isinstance(error, KeyError) else str(error).splitlines()[0]
-            raise SystemExit(f"error: {path}: not a file that `blemish export` wrote, or damaged ({reason}).") from None
-        self._names = [output.name for output in self._session.get_outputs()]
+def on_onnxruntime(path: str, threads: int) -> tuple[Any, list[str], str]:
+    import onnxruntime as ort
 
-    def __call__(self, pixels: Any) -> dict[str, Any]:
-        """All outputs by name."""
-        return dict(zip(self._names, self._session.run(None, {"pixels": pixels}), strict=True))
+    options = ort.SessionOptions()
+    options.intra_op_num_threads = threads
+    session = ort.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+    card = session.get_modelmeta().custom_metadata_map["blemish"]
+    return lambda pixels: session.run(None, {"pixels": pixels}), [out.name for out in session.get_outputs()], card
+
+
+def on_openvino(path: str, threads: int) -> tuple[Any, list[str], str]:
+    import openvino
+
+    model = openvino.Core().read_model(path)
+    card = model.get_rt_info(["blemish"] if path.endswith(".xml") else ["framework", "blemish"]).value
+    hints = {"INFERENCE_PRECISION_HINT": "f32"} | ({"INFERENCE_NUM_THREADS": threads} if threads else {})
+    compiled = openvino.Core().compile_model(model, "CPU", hints)
+    named = [out.get_names() & {"score", "map", "p_value", "threshold", "anomalous"} for out in compiled.outputs]
+    return lambda pixels: list(compiled([pixels]).values()), [names.pop() for names in named], card
 
 
 def listed(place: Path) -> list[Path]:
@@ -69,9 +81,8 @@ def listed(place: Path) -> list[Path]:
     return sorted(p for p in set(place.rglob("*")) - set(hidden) if p.is_file() and p.suffix.lower()[1:] in ENDINGS)
 
 
-def judge(model: Model, path: Path, maps: Path | None) -> dict[str, Any]:
-    """The line of one picture."""
-    line: dict[str, Any] = model.card["line"]
+def judge(model: Any, line: dict[str, Any], path: Path, maps: Path | None) -> dict[str, Any]:
+    """The line of one picture; `line` is what all have in common."""
     try:
         found = model(read_pixels(path))
     except Exception as error:  # Pillow's readers raise almost anything; a runtime refuses a size
@@ -81,8 +92,7 @@ def judge(model: Model, path: Path, maps: Path | None) -> dict[str, Any]:
         line |= {"p_value": float(found["p_value"][0]), "anomalous": bool(found["anomalous"][0])}
     if maps is not None and "map" in found:
         os.makedirs(maps, exist_ok=True)
-        number = sum(1 for _ in maps.iterdir())
-        line["heatmap"] = f"{number:06}-{path.stem}.npy"
+        line["heatmap"] = f"{sum(1 for _ in maps.iterdir()):06}-{path.stem}.npy"
         np.save(maps / line["heatmap"], found["map"][0])
     return line
 
@@ -92,15 +102,15 @@ def judge_all() -> int:
     parser.add_argument("model")
     parser.add_argument("pictures", nargs="+", type=Path)
     parser.add_argument("--maps", type=Path, metavar="FOLDER", help="write each map there; a line names its own")
+    parser.add_argument("--runtime", choices=("onnxruntime", "openvino"), help="openvino for .xml, else onnxruntime")
     parser.add_argument("--threads", type=int, default=0, help="0: as many as there are")
     parser.add_argument("--exit-code", action="store_true", help="3: one is anomalous; 4: one was not judged")
     given = parser.parse_args()
-    model = Model(given.model, given.threads)
-    status = 0
+    default, status = "openvino" if given.model.endswith(".xml") else "onnxruntime", 0
+    model, card = open_model(given.model, given.runtime or default, given.threads)
     for place in given.pictures:
         for path in listed(place):
-            line = judge(model, path, given.maps)
-            print(json.dumps(line), flush=True)
+            print(json.dumps(line := judge(model, card["line"], path, given.maps)), flush=True)
             status = 3 if line.get("anomalous") or status == 3 else 4 if "error" in line else status
     return status if given.exit_code else 0
 
