@@ -29,6 +29,7 @@ from fuzz import kills
 from fuzz.commands import options_of
 
 WRITERS = [name for name, call in CALLS.items() if call.writes]
+MMAP = RuntimeError("unable to mmap 9 bytes from file <m.blemish>: Cannot allocate memory (12)")
 HEAVY = ("distil descriptor", "export")
 """Seconds; the same lines of code write what `distil backbone` writes, and `files.write_whole` what `export` does."""
 
@@ -136,7 +137,7 @@ def test_an_input_that_vanishes_is_one_line(name, call, ready, tmp_path):
     assert done.exit_code == 0 or last.startswith("error: ") or (name == "study" and "failed" in last), last
 
 
-@pytest.mark.parametrize("error", [MemoryError(), RuntimeError("can't start new thread"), RuntimeError("else")])
+@pytest.mark.parametrize("error", [MemoryError(), RuntimeError("can't start new thread"), MMAP, RuntimeError("else")])
 def test_too_little_memory_is_one_line_and_another_error_is_none(call, ready, monkeypatch, error):
     ready("fit")
 

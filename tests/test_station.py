@@ -433,6 +433,21 @@ def test_models_are_loaded_when_asked_for_within_a_bound(files):
         models.close()
 
 
+def test_a_runtime_is_that_of_every_model(files, monkeypatch):
+    asked, load = [], Detector.load
+
+    def noted(path, *, runtime, **options):
+        asked.append(runtime)
+        return load(path, **options)
+
+    monkeypatch.setattr(Detector, "load", noted)
+    models = Models(files, max_bytes=10**9, runtime="onnxruntime")
+    models.get("small")
+    models.read("other")
+    models.close()
+    assert asked == ["onnxruntime"] * 2
+
+
 def test_a_replaced_file_is_loaded_beside_the_old_model_and_a_broken_one_is_not(files, tmp_path):
     path = tmp_path / "part.blemish"
     path.write_bytes(files["small"].read_bytes())

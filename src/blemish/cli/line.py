@@ -19,9 +19,10 @@ from ..errors import ArgumentError
 from ..files import check_output, naming
 from ..progress import Throttle
 from .console import Speaker
-from .options import DeviceOption, MaxPixelsOption, spelled_out
+from .options import DeviceOption, MaxPixelsOption, RuntimeOption, spelled_out
 
 if TYPE_CHECKING:
+    from ..features.runtime import RuntimeChoice
     from ..station.delivery import Outlet
     from ..station.stream import Counts
 
@@ -82,6 +83,7 @@ def watch(
     ] = 30,
     once: Annotated[bool, typer.Option("--once", help="End when all that is there has its line.")] = False,
     device: DeviceOption = "auto",
+    runtime: RuntimeOption = None,
     batch_size: AtOnceOption = 8,
     max_pixels: MaxPixelsOption = None,
 ) -> None:
@@ -95,7 +97,7 @@ def watch(
 
     say = Speaker()
     with _added_to(out, sending, say) as write:
-        detector, digest = _load(model, device, batch_size, max_pixels)
+        detector, digest = _load(model, device, runtime, batch_size=batch_size, max_pixels=max_pixels)
         watched = Folder(detector, folder, done=_judged_before(out), settle=settle, patience=patience)
         count = 0
         try:
@@ -120,6 +122,7 @@ def stream(
     rate: Annotated[float | None, typer.Option(min=1e-6, help="Judge at most so many frames a second.")] = None,
     frames: Annotated[int | None, typer.Option(min=1, help="End after so many lines.")] = None,
     device: DeviceOption = "auto",
+    runtime: RuntimeOption = None,
     batch_size: AtOnceOption = 8,
     max_pixels: MaxPixelsOption = None,
 ) -> None:
@@ -137,7 +140,7 @@ def stream(
     say = Speaker()
     import_cv2()
     with _added_to(out, sending, say) as write:
-        detector, digest = _load(model, device, batch_size, max_pixels)
+        detector, digest = _load(model, device, runtime, batch_size=batch_size, max_pixels=max_pixels)
 
         def opened() -> Video:
             return Video(source, max_pixels=detector.max_pixels)
@@ -160,12 +163,14 @@ def stream(
             say.line(f"It states {first.stated} frames; what was read ends before.")
 
 
-def _load(model: Path, device: str, batch_size: int, max_pixels: int | None) -> tuple[Any, str]:
+def _load(
+    model: Path, device: str, runtime: RuntimeChoice | None, *, batch_size: int, max_pixels: int | None
+) -> tuple[Any, str]:
     """The detector of a model file, set up for pictures that may be bad, and the file's digest."""
     from ..report.lines import model_digest
     from .detector import load_model
 
-    detector = load_model(model, device)
+    detector = load_model(model, device, runtime=runtime)
     detector.on_error, detector.batch_size = "skip", batch_size
     detector.max_pixels = max_pixels or detector.max_pixels
     return detector, model_digest(model)

@@ -14,7 +14,7 @@ from ..errors import ArgumentError, MissingPackageError
 from ..files import check_output, make_folder, whole_file, write_whole
 from ..memory import available_bytes
 from .console import Speaker
-from .options import DeviceOption, MaxPixelsOption, MemoryOption
+from .options import DeviceOption, MaxPixelsOption, MemoryOption, RuntimeOption
 
 _PORT = 8321
 StoreOption = Annotated[Path, typer.Option("--store", metavar="DIR", help="Folder of the store; made where missing.")]
@@ -40,6 +40,7 @@ def serve(
     ] = None,
     memory: MemoryOption = None,
     device: DeviceOption = "auto",
+    runtime: RuntimeOption = None,
     batch_size: Annotated[int, typer.Option(min=1, max=256, help="Pictures judged in one go at most.")] = 8,
     max_mb: Annotated[float, typer.Option(min=0.001, help="Of one request.")] = 32,
     max_pixels: MaxPixelsOption = None,
@@ -76,7 +77,7 @@ def serve(
     )  # fmt: skip
     table = Models(
         _named(models or []), max_bytes=int(memory * 1e9 if memory else (available_bytes() or 4e9) / 2), device=device,
-        make_index=index_from_name, batch=batch_size, max_pixels=limits.max_pixels,
+        runtime=runtime, make_index=index_from_name, batch=batch_size, max_pixels=limits.max_pixels,
     )  # fmt: skip
     for name in table.names():
         table.get(name)  # a file that cannot be read stops here, and not at the first part

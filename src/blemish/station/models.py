@@ -13,6 +13,7 @@ from pathlib import Path
 
 from ..detector import Detector
 from ..errors import ArgumentError, BlemishError, NotEnoughMemoryError
+from ..features.runtime import RuntimeChoice
 from ..images.decode import MAX_PIXELS
 from ..ops.neighbours import IndexFactory
 from ..report.lines import model_digest
@@ -46,7 +47,7 @@ class Models:
     ----------
     files: the table. No name that is not in it ever reaches a file.
     max_bytes: of all loaded models, as `Loaded.held` counts; those that were not asked for the longest are dropped.
-    device, make_index: as in `Detector.load`.
+    device, runtime, make_index: as in `Detector.load`.
     batch, max_pixels: as in `Limits`.
 
     A file that was replaced is loaded beside the old model, which answers until the new one is there; a file that
@@ -59,12 +60,13 @@ class Models:
         *,
         max_bytes: int,
         device: str = "auto",
+        runtime: RuntimeChoice | None = None,
         make_index: Callable[[str], IndexFactory] | None = None,
         batch: int = 8,
         max_pixels: int = MAX_PIXELS,
     ) -> None:
         self._files = dict(files)
-        self._max_bytes, self._device, self._make_index = max_bytes, device, make_index
+        self._max_bytes, self._device, self._runtime, self._make_index = max_bytes, device, runtime, make_index
         self._batch, self._max_pixels = batch, max_pixels
         self._loaded: OrderedDict[str, Loaded] = OrderedDict()
         self._coming: dict[str, Future[None]] = {}
@@ -163,7 +165,7 @@ class Models:
                 f"{path}: counts {HELD_PER_BYTE * state[0] / 1e9:.2f} GB in memory, the bound is "
                 f"{self._max_bytes / 1e9:.2f} GB. Allow more with --memory."
             )
-        detector = Detector.load(path, device=self._device, make_index=self._make_index)
+        detector = Detector.load(path, device=self._device, make_index=self._make_index, runtime=self._runtime)
         if detector.region_ is not None and not detector.region_.is_one:
             raise ArgumentError.about(
                 name, expected="a model with one region of interest, or none", got="one with a region for each picture"
