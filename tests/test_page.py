@@ -15,7 +15,7 @@ from typer.testing import CliRunner
 
 from blemish.cli import app
 from blemish.detector import Detector
-from blemish.explain import KINDS
+from blemish.explain import DIFFERENCE_KINDS
 from blemish.images.preprocess import Preprocess
 from blemish.methods import PaDiM
 from blemish.station.learning import FEWEST_NORMALS
@@ -46,7 +46,7 @@ def test_every_word_of_the_page_is_in_the_table_and_none_is_left_over():
     used |= {f"was_{said}" for said in ("fine", "defect")} | {f"tried_{said}" for said in ("fine", "defect")}
     used |= set(["ok", "check", "ready", "no_model", "about", "about_part", "region", "regions", "saved", "undone"])
     used |= {f"stage_{stage}" for stage in ("inspect", "fit", "calibrate")} | {"count", "count_few"}
-    used |= {f"why_{kind}" for kind in KINDS} | set(re.findall(r'"(way_\w+)"', script))
+    used |= {f"why_{kind}" for kind in DIFFERENCE_KINDS} | set(re.findall(r'"(way_\w+)"', script))
     used |= {f"find_{kind}" for kind in ("identical", "nearly_identical", "constant", "exposure", "unlike")}
     assert used == json.loads(read("texts.json"))["en"].keys()
     known = set(re.findall(r'\bid="([\w-]+)"', html))

@@ -17,7 +17,7 @@ from blemish.methods import KNN, PaDiM
 from blemish.parts import Parts
 from blemish.report.lines import judged_part
 from blemish.station.logbook import Logbook, Verdict
-from blemish.station.together import judge_parts
+from blemish.station.together import judge_together
 from blemish.types import Decision
 from stations import defect, fitted, form, pictures, png, serving
 
@@ -144,15 +144,15 @@ def test_any_model_takes_the_least_p_value_times_the_number_of_pictures(running)
 def test_without_a_calibration_there_is_no_part():
     detector = fitted()
     detector.calibration_ = None
-    assert judge_parts(detector, [("a", Decision("a", 1.0, None, None, None))], part="7") == [None]
-    assert judge_parts(fitted(), [], part="7") == []
+    assert judge_together(detector, [("a", Decision("a", 1.0, None, None, None))], part="7") == [None]
+    assert judge_together(fitted(), [], part="7") == []
 
 
 def test_bonferroni_is_that_of_parts():
     detector = fitted()
     calibration = detector.calibration_
     decisions = [("a", Decision("a", score, None, p, None)) for score, p in ((1.0, 0.3), (2.0, 0.05), (0.5, 0.9))]
-    found = judge_parts(detector, decisions, part="7")
+    found = judge_together(detector, decisions, part="7")
     assert len({id(one) for one in found}) == 1
     assert (found[0].p_value, found[0].worst, found[0].score) == (pytest.approx(0.15), "a", 2.0)
     assert Parts({}, {}, calibration).most == {}

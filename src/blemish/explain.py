@@ -61,7 +61,7 @@ class PatchDifference:
     """One simple way in which a patch differs from normal ones."""
 
     kind: str
-    """One of `KINDS`."""
+    """One of `DIFFERENCE_KINDS`."""
     words: str
     """In English."""
     own: float
@@ -175,7 +175,7 @@ _WORDS = {
 """The least spread of each measure; kind and words where it is larger than usual, and where it is smaller."""
 
 
-KINDS = (*(kind for _, *both in _WORDS.values() for kind, _ in both), "turned", "lined", "unlined")
+DIFFERENCE_KINDS = (*(kind for _, *both in _WORDS.values() for kind, _ in both), "turned", "lined", "unlined")
 """Of differences; the last three are of lines that run another way, are there, or are not there."""
 
 

@@ -20,9 +20,9 @@ from .models import Models
 from .revising import Revising
 from .work import Work
 
-RATES = (0.05, 0.1, 0.2)
+FIRST_RATES = (0.05, 0.1, 0.2)
 """False-alarm rates that a first model may have; the lowest that its pictures can hold."""
-FEWEST_NORMALS = 2 * images_needed(RATES[-1])
+FEWEST_NORMALS = 2 * images_needed(FIRST_RATES[-1])
 """So few pictures that half of them still support a threshold."""
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,39}")
 
@@ -117,7 +117,7 @@ class Learning:
 
 def _rate_for(count: int) -> float:
     """The lowest of our rates that can be held where at most half of so many pictures are held out."""
-    return next((rate for rate in RATES if 2 * images_needed(rate) <= count), RATES[-1])
+    return next((rate for rate in FIRST_RATES if 2 * images_needed(rate) <= count), FIRST_RATES[-1])
 
 
 def _findings(inspection: Inspection) -> list[dict[str, Any]]:

@@ -19,7 +19,7 @@ from ..report.facts import facts
 from ..report.lines import judged_part
 from .guard import Refusal, read_body
 from .judge import Sent
-from .learning import RATES
+from .learning import FIRST_RATES
 from .limits import Limits
 from .logbook import Said
 from .models import Models
@@ -215,7 +215,7 @@ def show_sample(name: str, here: Here, days: Annotated[float, Query(gt=0, le=366
     if name not in here.models.names():
         raise Refusal(404, "There is no model of this name; GET /v1/models names them.")
     found = here.logbook.sample(name, since=time.time() - 86_400 * days)
-    return {"days": days, **found, "rates": {f"{rate:g}": images_needed(rate) for rate in RATES}}
+    return {"days": days, **found, "rates": {f"{rate:g}": images_needed(rate) for rate in FIRST_RATES}}
 
 
 @router.get("/v1/pictures/{digest}", summary="A kept picture, as a JPEG", response_class=Response)

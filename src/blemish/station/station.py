@@ -33,7 +33,7 @@ from .meters import Meters
 from .models import Loaded, Models
 from .reasons import Reasons
 from .revising import Revising
-from .together import judge_parts
+from .together import judge_together
 from .watching import Watching
 from .work import Work
 
@@ -103,7 +103,7 @@ class Station:
         start = time.perf_counter()
         outcomes = await self._outcomes(loaded, sent)
         good = [(one, outcome) for one, outcome in zip(sent, outcomes, strict=True) if isinstance(outcome, Decision)]
-        parts = judge_parts(loaded.detector, [(one.name, decision) for one, decision in good], part=part)
+        parts = judge_together(loaded.detector, [(one.name, decision) for one, decision in good], part=part)
         verdicts = [
             self._verdict(loaded, one, decision, part=part, own=own)
             for (one, decision), own in zip(good, parts, strict=True)

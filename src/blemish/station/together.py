@@ -11,7 +11,7 @@ from ..parts import Parts, View, views_of
 from ..types import Decision, PartDecision
 
 
-def judge_parts(
+def judge_together(
     detector: Detector, pictures: Sequence[tuple[str, Decision]], *, part: str | None
 ) -> list[PartDecision | None]:
     """The part's verdict for each picture of a request, given with the name that the caller gave it.
