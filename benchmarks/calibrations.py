@@ -5,6 +5,7 @@
     python benchmarks/calibrations.py real features.npz
     python benchmarks/calibrations.py refits mvtec_ad/bottle
     python benchmarks/calibrations.py time mvtec_ad/screw
+    python benchmarks/calibrations.py coreset mtd --side 64
 
 `simulate` draws images of one distribution as vectors, and one new image a repetition; a promise below the exact 99.9 %
 interval of what happened ends in FAILS. `features` makes pooled features once, `real` draws normal images from them:
@@ -28,6 +29,7 @@ from numpy.typing import NDArray
 
 from blemish import Batches, Detector, PaDiM, PatchCore, Preprocess, open_dataset
 from blemish.calibrate import Calibration, calibrate, images_needed, plus_bound, with_margin
+from blemish.features.memory import FeatureMemory
 from blemish.features.patches import pool
 from blemish.folds import fold_of
 from blemish.methods import KNN, GaussianAD, Subspace
@@ -38,6 +40,8 @@ Judge = Callable[[Floats, Floats, float], Floats | None]
 """From the rows of normal images, those of new ones and a rate to the new ones' p-values; None where too few."""
 FOLDS, K, REPETITIONS, DRAWS = 10, 2, 2000, 200
 RATES = (0.01, 0.02, 0.05, 0.1)
+CORESETS = 40
+"""Draws of `coreset`, each of which fits eleven models."""
 FEW = 5
 """New images a draw, of each kind, for `full` with `gaussian`: their share in one draw says little, the mean does."""
 
@@ -322,6 +326,48 @@ def refits(path: str, n: int, side: int) -> None:
     print_table(heads, rows)
 
 
+def coreset(path: str, side: int) -> None:
+    """Realised rates of PatchCore on maps made once: `loo` without a guarantee, and `cross`, by the kept share."""
+    source, random = open_dataset(path).train_images(), np.random.default_rng(0)
+    source = source.subset(sorted(random.permutation(len(source))[:240]))
+    first = PatchCore()
+    first.extractor_ = first._extractor(first._initial_weights())
+    memory = FeatureMemory(backbone="compact", preprocess=Preprocess(side), images=len(source))
+    for batch in Batches(source, Preprocess(side), 8, 1, "raise"):
+        memory.add(batch, first.with_maps(batch).features or {})
+
+    def fitted(ratio: float, names: list[str]) -> PatchCore:
+        method = PatchCore(ratio=ratio)
+        method._extractor = lambda *_args, **_more: first.extractor_  # type: ignore[method-assign]
+        return method.fit([memory.batch(names)])
+
+    print_table(["ratio", "n", "calibration", "asked for", "guaranteed", "realised", "its 5 to 95 %"], [])
+    for ratio, n in ((0.01, 20), (0.01, 50), (0.1, 20), (0.1, 50), (1.0, 20)):
+        found: dict[tuple[str, float], list[float]] = {}
+        for _ in range(CORESETS):
+            names = [source.names[i] for i in random.permutation(len(source))]
+            learned, new = names[:n], memory.batch(names[n : n + 100])
+            whole = fitted(ratio, learned)
+            left_out = torch.cat([s.images for _, s in whole.left_out([memory.batch(learned)], range(n))]).double()
+            p_values = {"loo": made_of(left_out.numpy(), 0.1, "loo").p_values(whole.score(new).images.double().numpy())}
+            folds = np.array(fold_of(range(n), FOLDS, seed=0))
+            own, plus = np.empty(n), np.empty((100, FOLDS))
+            for fold in range(FOLDS):
+                one = fitted(ratio, [name for name, number in zip(learned, folds, strict=True) if number != fold])
+                of_fold = memory.batch([name for name, number in zip(learned, folds, strict=True) if number == fold])
+                own[folds == fold], plus[:, fold] = (one.score(batch).images.numpy() for batch in (of_fold, new))
+            made = calibrate(with_margin(own), false_alarm_rate=0.1, kind="cross", folds=folds)
+            p_values["cross"] = made.p_values(plus.mean(axis=1), plus=plus)
+            for kind, values in p_values.items():
+                for rate in (0.05, 0.1):
+                    found.setdefault((kind, rate), []).append(float((values <= rate * (1 + 1e-12)).mean()))
+        for (kind, rate), rates in sorted(found.items()):
+            proven = guaranteed(kind, "knn" if ratio == 1.0 else "patchcore", n, rate)
+            low, high = np.quantile(rates, (0.05, 0.95))
+            row = [f"{ratio:g}", str(n), kind, f"{rate:.0%}", "none" if proven is None else f"{proven:.1%}"]
+            print(f"| {' | '.join([*row, f'{np.mean(rates):.1%}', f'{low:.1%} to {high:.1%}'])} |", flush=True)
+
+
 def time(path: str, n: int, side: int) -> None:
     """A fit that calibrates nothing, and one that leaves images out, side by side."""
     source = open_dataset(path).train_images().subset(range(n))
@@ -348,7 +394,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     commands = parser.add_subparsers(dest="command", required=True)
     commands.add_parser("simulate")
-    for name in ("features", "real", "refits", "time"):
+    for name in ("features", "real", "refits", "time", "coreset"):
         command = commands.add_parser(name)
         command.add_argument("data", nargs="+")
         command.add_argument("--out", type=Path)
@@ -361,6 +407,8 @@ def main() -> None:
         features(options.data, options.out, options.side)
     elif options.command == "real":
         real(Path(options.data[0]))
+    elif options.command == "coreset":
+        coreset(options.data[0], options.side)
     else:
         {"refits": refits, "time": time}[options.command](options.data[0], options.images, options.side)
 

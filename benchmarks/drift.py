@@ -3,6 +3,7 @@
     python benchmarks/drift.py choose
     python benchmarks/drift.py false-alarms
     python benchmarks/drift.py real ../shared/data/mtd [METHOD]
+    python benchmarks/drift.py more ../shared/data/mtd [METHOD]
 
 The rules are in docs/experiments/drift.md.
 """
@@ -191,6 +192,64 @@ def real(folder, method="patchcore", *, orders=50, before=100, learned=200, judg
             print(f"| {start} | {name} | " + " | ".join(cells) + " |", flush=True)
 
 
+def brightness(photo):
+    return float(np.asarray(photo, dtype=float).mean())
+
+
+def sharpness(photo):
+    """Mean size of the second difference, both ways."""
+    grey = np.asarray(photo.convert("L"), dtype=float)
+    return float(sum(np.abs(np.diff(grey, 2, axis=axis)).mean() for axis in (0, 1)))
+
+
+WATCHED: dict[str, tuple[str, ...]] = {
+    "score": ("score",),
+    "score, brightness": ("score", "brightness"),
+    "score, brightness, sharpness": ("score", "brightness", "sharpness"),
+}
+
+
+def more(folder, method="patchcore", *, orders=50, start=100, n=50, learned=200, judged=452):
+    """Streams that are watched by several numbers of a picture, each with its share of delta (a union bound)."""
+    dataset, random = open_dataset(folder), np.random.default_rng(0)
+    good = [*dataset.train, *(s.path for s in dataset.test if not s.anomalous)]
+    good = [good[i] for i in random.permutation(len(good))[: learned + judged]]
+    photos = [Image.open(path).convert("RGB") for path in good]
+    detector = Detector(method=method, preprocess=Preprocess(128), calibration="none")
+    detector.fit(from_arrays([np.asarray(photo) for photo in photos[:learned]]))
+    known = {}
+    for name, change in REAL.items():
+        changed = [change(photo) for photo in photos[learned:]]
+        known[name] = {
+            "score": scored(detector, changed),
+            "brightness": np.array([brightness(photo) for photo in changed]),
+            "sharpness": np.array([sharpness(photo) for photo in changed]),
+        }
+    print("| after image | change | " + " | ".join(WATCHED) + " |\n|---|---|---|---|---|", flush=True)
+    for begin in (0, start):
+        for name in REAL:
+            cells = []
+            for watched in WATCHED.values():
+                delays = [soonest(known, name, watched, n=n, start=begin, order=order) for order in range(orders)]
+                early = sum(d is not None and d <= 0 for d in delays)
+                found = sum(d is not None and d > 0 for d in delays)
+                median = np.median([d if d is not None else np.inf for d in delays if d is None or d > 0])
+                cells.append(f"{found / (orders - early):.0%}, {median:.0f}")
+            print(f"| {begin} | {name} | " + " | ".join(cells) + " |", flush=True)
+
+
+def soonest(known, name, watched, *, n, start, order):
+    """As `delay`, by the first of several monitors that alarms."""
+    places = np.random.default_rng(order).permutation(len(known[name]["score"]))
+    stream, alarms = places[n:], []
+    for what in watched:
+        sound = known["nothing"][what]
+        x = np.concatenate([sound[stream[:start]], known[name][what][stream[start:]]])
+        monitor = DriftMonitor(sound[places[:n]], delta=DELTA / len(watched), seed=order)
+        alarms.append(monitor.extend(x).alarm_at)
+    return min((alarm - start for alarm in alarms if alarm is not None), default=None)
+
+
 def scored(detector, photos):
     arrays = [np.asarray(photo) for photo in photos]
     return np.array([decision.score for decision in detector.predict(from_arrays(arrays))])
@@ -212,4 +271,4 @@ def delay(scores, bad, name, *, n, start, order):
 
 
 if __name__ == "__main__":
-    {"choose": choose, "false-alarms": false_alarms, "real": real}[sys.argv[1]](*sys.argv[2:])
+    {"choose": choose, "false-alarms": false_alarms, "real": real, "more": more}[sys.argv[1]](*sys.argv[2:])
