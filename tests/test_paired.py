@@ -56,6 +56,14 @@ def test_the_p_value_is_that_of_all_swaps_of_ranks(groups):
     assert found.p_value == pytest.approx(expected, abs=0.063)  # four standard errors of 1000 draws
 
 
+def test_the_difference_at_hand_is_one_of_those_that_a_p_value_counts():
+    """So no p-value is 0, however few swaps are drawn."""
+    anomalous = np.arange(40) % 2 == 0
+    better, worse = anomalous + 0.0, np.random.default_rng(0).random(40)
+    (found,) = paired_differences(auroc_of(better, worse, anomalous), anomalous, repetitions=19)
+    assert found.p_value == 1 / 20
+
+
 def test_difference_and_interval_agree_with_delong():
     a, b, anomalous = sample(300, 1, gain=0.8)
     (found,) = paired_differences(auroc_of(a, b, anomalous), anomalous, repetitions=400)
