@@ -181,7 +181,10 @@ class PANDA(EmbeddingMethod):
             with torch.no_grad():
                 vectors = self._embed(network.vectors(pictures.batches()))
                 loss = float(centre_loss(vectors, self.centre_))
-            weight = ewc_weight(fisher, loss, self.rate * self.clip_norm / (1 - self.momentum) * steps)
+                size = float(torch.stack([weights.square().sum() for weights in first.values()]).sum().sqrt())
+            # Weight decay comes on top of clipped gradients.
+            pull = self.clip_norm + self.weight_decay * size
+            weight = ewc_weight(fisher, loss, self.rate * pull / (1 - self.momentum) * steps)
         self.penalty_ = weight
         return lambda: ewc_penalty(parameters, first, fisher, weight)
 
@@ -211,10 +214,7 @@ def ewc_penalty(
 
 
 def ewc_weight(fisher: dict[str, Tensor], loss: float, distance: float) -> float:
-    """lambda with which lambda / 2 (trace F / n) distance^2 is the loss; 0 where the training goes nowhere.
-
-    Clipped gradients take a training rate x clip_norm / (1 - momentum) a step at most.
-    """
+    """lambda with which lambda / 2 (trace F / n) distance^2 is the loss; 0 where the training goes nowhere."""
     trace = sum(float(values.sum()) for values in fisher.values())
     cost = trace / sum(values.numel() for values in fisher.values()) * distance**2 / 2
     return loss / cost if cost > 0 else 0.0
