@@ -248,6 +248,7 @@ def main() -> None:
     parser.add_argument("--rate", type=float, default=20.0)
     parser.add_argument("--only", choices=("watch", "moved", "stream", "camera"))
     given = parser.parse_args()
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background job ignores it, and so its children
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         data = write_dataset(folder / "data", product="washer", n_train=40, n_test_normal=20, n_per_defect=4, size=256)
