@@ -10,7 +10,7 @@ from scipy.stats import t as student
 
 from blemish.errors import ArgumentError
 from blemish.metrics import auroc, delong_difference
-from blemish.metrics.paired import paired_differences, ranks
+from blemish.metrics.paired import _expanded, paired_differences, ranks
 from reference import metrics as reference
 
 
@@ -62,6 +62,27 @@ def test_the_difference_at_hand_is_one_of_those_that_a_p_value_counts():
     better, worse = anomalous + 0.0, np.random.default_rng(0).random(40)
     (found,) = paired_differences(auroc_of(better, worse, anomalous), anomalous, repetitions=19)
     assert found.p_value == 1 / 20
+
+
+def test_images_of_a_group_are_swapped_together_or_not_at_all():
+    """Of 16 ways to swap 4 groups, two leave the largest difference; of 2^40 ways to swap images, next to none do."""
+    anomalous, groups = np.arange(40) % 2 == 0, np.arange(40) // 10
+    better, worse = anomalous + 0.0, np.where(anomalous, 0.0, 1.0)
+    (found,) = paired_differences(auroc_of(better, worse, anomalous), anomalous, groups=groups, repetitions=400)
+    assert found.p_value == pytest.approx(2 / 16, abs=0.07)
+
+
+def test_percentiles_of_few_draws_are_expanded():
+    """t of 4 degrees of freedom has -2.776 at 2.5 %; times the root of 5/4 a normal variable is below with 0.00096."""
+    assert _expanded(0.025, 5) == pytest.approx(0.000955, rel=0.01)
+    assert _expanded(0.025, 10**6) == pytest.approx(0.025, rel=1e-4)
+
+
+def test_a_p_value_of_the_bootstrap_has_two_sides():
+    anomalous = np.arange(40) % 2 == 0
+    statistic = auroc_of(anomalous + 0.0, np.where(anomalous, 0.0, 1.0), anomalous)
+    (found,) = paired_differences(statistic, anomalous, swaps=False, repetitions=39)
+    assert found.p_value == 2 / 40
 
 
 def test_difference_and_interval_agree_with_delong():
