@@ -19,13 +19,23 @@ from blemish.datasets.synthetic import write_dataset
 
 CALLS = {
     "list methods": "list methods",
+    "demo": "demo --out {out}/demo --images 100",
     "inspect": "inspect {data} --report {out}/i.html",
-    "fit (padim)": "fit {data} --out {out}/m.blemish",
-    "fit (patchcore)": "fit {data} --method patchcore --out {out}/p.blemish",
-    "fit (1000 x 1000, tiles)": "fit {data} --resize 1000 --tile 256 --false-alarm-rate 0.2 --out {out}/t.blemish",
-    "update": "update {out}/m.blemish {data} --out {out}/u.blemish",
+    "choose": "choose {data}",
+    "fit": "fit {data} --out {out}/m.blemish",
+    "fit (auto)": "fit {data} --method auto --out {out}/a.blemish",
+    "fit (padim)": "fit {data} --method padim --keep sums --calibration split --out {out}/p.blemish",
+    "update": "update {out}/p.blemish {data} --out {out}/u.blemish",
+    "recalibrate": "recalibrate {out}/p.blemish {data}/test/good --false-alarm-rate 0.1 --out {out}/n.blemish",
+    "forget": "forget {out}/u.blemish {data}/train/good/000.png --out {out}/g.blemish",
     "predict": "predict {out}/m.blemish {data} --out {out}/r",
+    "explain": "explain {out}/m.blemish {data}/test --normal {data}/train/good --report {out}/why.html",
     "evaluate": "evaluate {out}/m.blemish {data} --report {out}/e.html",
+    "compare": "compare {out}/m.blemish {out}/p.blemish {data}",
+    "watch-scores": "watch-scores {out}/m.blemish {out}/r/results.jsonl",
+    "watch": "watch {out}/m.blemish {data}/test/good --once --out {out}/w.jsonl",
+    "upgrade": "upgrade {out}/m.blemish --out {out}/v.blemish",
+    "export": "export {out}/m.blemish --images {data} --out {out}/m.onnx",
     "study (its parent)": "study {data} --methods padim,knn --out {out}/s",
     "report": "report {out}/s",
     "ood score": "ood score {data}/test --model resnet18 --weights {weights} --out {out}/lines.jsonl",
@@ -37,6 +47,7 @@ CALLS = {
     "--out {out}/c.safetensors",
     "distil descriptor": "distil descriptor {data}/train --backbone resnet18 --weights {weights} --steps 2 "
     "--out {out}/d.safetensors",
+    "fit (1000 x 1000, tiles)": "fit {data} --resize 1000 --tile 256 --false-alarm-rate 0.2 --out {out}/t.blemish",
 }
 
 
