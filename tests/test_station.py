@@ -857,6 +857,9 @@ def test_feedback_learns_what_was_fine_and_calibrates_on_a_complete_sample(files
         ask("GET", "/v1/models/small")
         station.models.settle()
         assert ask("GET", "/v1/models/small")[1]["versions"] == ["feedback: 6 learned, 18 for the threshold"]
+        with closing(sqlite3.connect(tmp_path / FILE)) as file, file:
+            file.execute("DELETE FROM pictures WHERE digest = ?", (flagged[-1]["picture"],))
+        assert "1 pictures of this period are no longer kept" in revise()["error"]
 
 
 def test_what_a_killed_station_left_is_removed_at_the_start(files, tmp_path):

@@ -117,15 +117,22 @@ class Revising:
     def _from_feedback(self, name: str, since: float) -> dict[str, Any]:
         """Calibrate on all pictures since a time, and learn those before it that were said to be fine.
 
-        The sample must be complete: whatever was flagged in it has an answer, and only defects are left out. A choice
-        by score would break the promise; so what was learned because it was flagged never calibrates.
+        The sample must be complete: what was flagged in it has an answer, all is kept, and only defects are left out. A
+        choice by score would break the promise; so what was learned because it was flagged never calibrates.
         """
         said = self._logbook.told(name)
         fresh = {digest: row for digest, row in said.items() if row["time"] >= since}
         open_ = sum(row["anomalous"] == 1 and row["said"] is None for row in fresh.values())
         if open_:
             raise Refusal(409, f"{open_} pictures of this period were flagged and have no answer: fine, or a defect?")
-        sample = self._contents(digest for digest, row in fresh.items() if row["said"] != "defect")
+        wanted = [digest for digest, row in fresh.items() if row["said"] != "defect"]
+        sample = self._contents(wanted)
+        if len(sample) < len(wanted):
+            raise Refusal(
+                409,
+                f"{len(wanted) - len(sample)} pictures of this period are no longer kept, so the sample would not be "
+                "complete. Take a shorter period, or keep pictures longer (--keep-days, --keep-gb).",
+            )
         detector = self._copy(name)
         fine: dict[str, bytes] = {}
         if isinstance(detector.method_, Incremental):
