@@ -6,6 +6,7 @@ import json
 import re
 from dataclasses import replace
 
+import numpy as np
 import pytest
 from typer.testing import CliRunner
 
@@ -14,10 +15,11 @@ from blemish.cli import app
 from blemish.datasets.layouts import open_dataset
 from blemish.datasets.synthetic import write_dataset
 from blemish.errors import DatasetError
-from blemish.evaluation.pair import evaluate_pair
+from blemish.evaluation.pair import _of_images, evaluate_pair
 from blemish.methods import KNN, PaDiM
 from blemish.metrics import auroc
-from blemish.metrics.table import TABLE
+from blemish.metrics.paired import ranks
+from blemish.metrics.table import TABLE, Outcome
 
 
 @pytest.fixture(scope="module")
@@ -106,3 +108,17 @@ def test_ranks_and_scores_have_the_same_figures(models, dataset):
     found = evaluate_pair(padim, knn, dataset, repetitions=1).differences["image_auroc"].a
     decisions = list(padim.predict(dataset.test_images()))
     assert found == pytest.approx(auroc([d.score for d in decisions], [s.anomalous for s in dataset.test]))
+
+
+def test_what_two_detectors_swap_is_ranks_and_verdicts():
+    """One of them scores a thousand times as high; each image's rank and verdict go over to the other together."""
+    random, anomalous = np.random.default_rng(0), np.arange(12) % 2 == 0
+    one, other = random.random(12), 1000 * random.random(12)
+    flags = random.random(12) < 0.5, random.random(12) < 0.5
+    a, b = (Outcome(s, anomalous, None, None, None, f) for s, f in zip((one, other), flags, strict=True))
+    swapped = np.arange(12) < 5
+    found = _of_images(a, b, ["image_auroc", "false_alarms"])(np.arange(12), swapped)
+    left = np.where(swapped, ranks(other), ranks(one))
+    assert found[0, 0] == auroc(left, anomalous)
+    assert found[0, 1] == np.where(swapped, flags[1], flags[0])[~anomalous].mean()
+    assert found[1, 1] == np.where(swapped, flags[0], flags[1])[~anomalous].mean()
