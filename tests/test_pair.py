@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import json
 import re
+from copy import copy
 from dataclasses import replace
 
 import numpy as np
 import pytest
+from PIL import Image
 from typer.testing import CliRunner
 
 from blemish import Detector, Preprocess, evaluate
 from blemish.cli import app
-from blemish.datasets.layouts import open_dataset
+from blemish.datasets.layouts import Sample, open_dataset
 from blemish.datasets.synthetic import write_dataset
 from blemish.errors import DatasetError
 from blemish.evaluation.pair import _of_images, evaluate_pair
@@ -79,6 +81,17 @@ def test_one_kind_of_images_is_refused(models, dataset):
     normal = replace(dataset, test=tuple(sample for sample in dataset.test if not sample.anomalous))
     with pytest.raises(DatasetError, match="takes normal and anomalous test images"):
         evaluate_pair(padim, knn, normal, repetitions=5)
+
+
+def test_models_that_read_different_images_are_not_compared(models, dataset, tmp_path):
+    padim, knn, _ = models
+    large = tmp_path / "large.png"
+    Image.new("RGB", (128, 128), (90, 120, 30)).save(large)
+    more = replace(dataset, test=(*dataset.test, Sample(large, "good", anomalous=False)))
+    reads_less = copy(knn)
+    reads_less.max_pixels, reads_less.on_error = 64 * 64, "skip"
+    with pytest.raises(DatasetError, match="one of the models could not read all images"):
+        evaluate_pair(padim, reads_less, more, repetitions=2, pixel_repetitions=0)
 
 
 def test_the_command_prints_writes_and_says(models, data, tmp_path):
