@@ -390,7 +390,7 @@ def test_parameters_are_folded_before_they_are_rounded():
 
 
 def test_unknown_precision_is_named():
-    with pytest.raises(ArgumentError, match="precision: expected float32 or bfloat16, got float16"):
+    with pytest.raises(ArgumentError, match="precision: expected float32 or bfloat16 on torch, got float16"):
         build_extractor(find_backbone("filters"), precision="float16")
 
 

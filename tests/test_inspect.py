@@ -222,7 +222,7 @@ def test_the_page_the_list_and_a_fit_without_what_was_thrown_out(sound, tmp_path
     assert "Excluded: 1 of 23; the promise holds for images that the same rule would keep" in result.stdout
     assert Detector.load(out).excluded_ == 1
     assert "train/good/flat.png" in CliRunner().invoke(app, ["inspect", str(sound)]).stdout
-    with pytest.raises(ArgumentError, match=r"gone.txt: cannot be read"):
+    with pytest.raises(ArgumentError, match=r"gone.txt: the file does not exist"):
         read_names(tmp_path / "gone.txt")
 
 

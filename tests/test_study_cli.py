@@ -147,7 +147,7 @@ def test_a_dry_run_knows_what_is_done(data, tmp_path, here):
             ("d", "--methods", "ocsvm,gamma=abc"),
             "error: method ocsvm, gamma: expected a number above 0 or None, got abc",
         ),
-        (("--plan", "none.toml"), "error: none.toml: cannot be read"),
+        (("--plan", "none.toml"), "error: none.toml: the file does not exist"),
         (("d", "--plan", "p.toml", "--seeds", "1"), "error: --plan: expected all in the file, got DATA, --seeds as"),
         (("d", "--backbones", "resnet81"), "error: backbone: expected "),
     ],

@@ -295,7 +295,7 @@ def page(printed):
 
 def test_the_command_says_where_and_what(printed, folder):
     result, out = printed
-    assert [p.name for p in sorted(out.iterdir())] == ["report.html", "report.md", "study.csv"]
+    assert [p.name for p in sorted(out.iterdir())] == ["report.html", "report.md", "study.csv", "tables.md"]
     assert [p.name for p in folder.iterdir()] == ["study.sqlite"]
     assert (
         "speed: padim on mobilenet_v2, default layers: 0.940 image AUROC, 15 ms an image; within 1.0 points of the "

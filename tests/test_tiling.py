@@ -73,7 +73,7 @@ def test_an_image_scores_as_its_most_anomalous_tile():
 
 
 # What trains a network draws on what it knew before; the tiny ones of `quick` know nothing.
-PRETRAINED = {key: {"backbone": "compact"} for key in ("gaussian_finetune", "joint", "panda", "mean_shifted")}
+PRETRAINED = {key: {"backbone": "compact"} for key in ("gaussian_finetune", "geom", "joint", "panda", "mean_shifted")}
 PRETRAINED["deep_svdd"] = {"backbone": "compact", "network": "backbone"}
 
 
