@@ -32,8 +32,8 @@ CALLS = {
     "explain": "explain {out}/m.blemish {data}/test --normal {data}/train/good --report {out}/why.html",
     "evaluate": "evaluate {out}/m.blemish {data} --report {out}/e.html",
     "compare": "compare {out}/m.blemish {out}/p.blemish {data}",
-    "watch-scores": "watch-scores {out}/m.blemish {out}/r/results.jsonl",
     "watch": "watch {out}/m.blemish {data}/test/good --once --out {out}/w.jsonl",
+    "watch-scores": "watch-scores {out}/m.blemish {out}/w.jsonl",  # of defects it would alarm
     "upgrade": "upgrade {out}/m.blemish --out {out}/v.blemish",
     "export": "export {out}/m.blemish --images {data} --out {out}/m.onnx",
     "study (its parent)": "study {data} --methods padim,knn --out {out}/s",
