@@ -67,6 +67,11 @@ def test_evaluate_prints_every_promised_figure(model, dataset, tmp_path):
     assert re.search(rf"image_auroc .*{figures['image_auroc']:.4f}", table)
 
 
+def test_a_share_of_false_alarms_that_is_none_is_refused_by_the_options_name(model, dataset):
+    wrong = run("predict", model, dataset, "--fdr", "nan", status=1)
+    assert "--fdr: expected a number between 0 and 1, got nan." in wrong.stderr
+
+
 def test_predict_prints_json_lines_and_goes_on_after_a_bad_file(model, dataset, tmp_path):
     folder = dataset / "test" / "good"
     bad = tmp_path / "bad.png"

@@ -82,6 +82,8 @@ def test_score_prints_a_line_an_image_with_p_values_and_verdicts(data):
 
 def test_score_refuses_what_cannot_be(data):
     assert "--calibration" in run("score", data / "test", *MODEL, "--fdr", "0.1", status=1).stderr
+    wrong = run("score", data / "test", *MODEL, "--fdr", "1.5", status=1)
+    assert (wrong.stderr, wrong.stdout) == ("error: --fdr: expected a number between 0 and 1, got 1.5.\n", "")
     error = run("score", data / "test", *MODEL, "--detector", "vim", status=1).stderr
     assert "learn from" in error
     error = run("score", data / "test", *MODEL, "--calibration", data / "test", status=1).stderr

@@ -142,4 +142,4 @@ def test_the_command_writes_a_line_for_the_batch(folder, tmp_path, kind):
         assert (batch["batch"], batch["alarms"]) == (4, [])
     refused = run(app, [*asked, "2"])
     assert refused.exit_code == 1
-    assert "level: expected a number between 0 and 1, got 2.0" in refused.output + str(refused.exception)
+    assert "--fdr: expected a number between 0 and 1, got 2.0" in refused.output + str(refused.exception)

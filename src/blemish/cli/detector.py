@@ -33,6 +33,7 @@ from .options import (
     SetOption,
     WhiteLevelOption,
     WorkersOption,
+    check_share,
     read_names,
     read_option,
     read_resize,
@@ -408,6 +409,7 @@ def predict(
     _check_regions(detector, model, say, {"--overlays": overlays, "--coco": coco is not None})
     if overlays and out is None:
         raise ArgumentError.about("--overlays", expected="a folder for them, --out FOLDER", got="none")
+    check_share("--fdr", fdr)
     if fdr is not None:
         detector.choose_alarms([], fdr)  # refuses what cannot be promised
     detector.batch_size, detector.workers, detector.on_error = batch_size, workers, on_error

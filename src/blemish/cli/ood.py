@@ -24,6 +24,7 @@ from .options import (
     ReportOption,
     SeedOption,
     WorkersOption,
+    check_share,
     read_option,
     spelled_out,
 )  # fmt: skip
@@ -147,6 +148,7 @@ def score(
     from ..datasets.labelled import open_labelled
     from ..evaluation.classifiers import fit_detectors, require_disjoint, score_batches, score_images
 
+    check_share("--fdr", fdr)
     if fdr is not None and calibration is None:
         raise ArgumentError.about("--fdr", expected="--calibration with held-out images as well", got="none")
     say = Speaker()

@@ -83,6 +83,12 @@ def read_option(name: str, kind: Any, text: str, **bounds: Any) -> Any:
     return Parameter(name, kind, MISSING, "", Bounds(**bounds)).of_text(text)
 
 
+def check_share(name: str, value: float | None) -> None:
+    """Refuse, by the option's name, what is no share between 0 and 1."""
+    if value is not None and not 0 < value < 1:
+        raise ArgumentError.about(name, expected="a number between 0 and 1", got=value)
+
+
 def read_names(file: Path) -> list[str]:
     """Read the names in a text file, one a line; what follows ` #` and lines that begin with # are remarks."""
     lines = read_text(file, expected="a list of names, one a line").splitlines()
