@@ -13,7 +13,8 @@ from __future__ import annotations
 import argparse
 import random
 from collections.abc import Callable
-from itertools import combinations
+from functools import partial
+from itertools import combinations, product
 from pathlib import Path
 
 import numpy as np
@@ -50,28 +51,34 @@ def highest(maps: Maps) -> np.ndarray:
     return leave_one_out(torch.cat([m.flatten(2).topk(3, 2).values.mean(2) for m in maps], 1).double().numpy())
 
 
-def same_place(maps: Maps, layer: int = 2, highest: int = 3, channels: int = 0) -> np.ndarray:
-    """Distance to the nearest patch of another image at the same place; mean of the highest."""
-    values = maps[layer].flatten(2)
+def same_place(maps: Maps, *, channels: int = 32, reach: int = 0, relative: bool = False) -> np.ndarray:
+    """Distance to the nearest patch of another image, `reach` places away at most; mean of the highest.
+
+    `relative`: divided by the place's median over the images, as some places vary more than others.
+    """
+    values = maps[1]  # stride 8
     if channels:
         draw = torch.Generator().manual_seed(0)
-        values = torch.einsum("ncp,cd->ndp", values, torch.randn(values.shape[1], channels, generator=draw))
-    values = values / values.std((0, 2), keepdim=True).clamp_min(1e-6)
-    found = []
-    for place in range(values.shape[2]):
-        distances = torch.cdist(values[:, :, place], values[:, :, place])
-        found.append(distances.fill_diagonal_(torch.inf).min(1).values)
-    return torch.stack(found, 1).topk(highest, 1).values.mean(1).double().numpy()
+        values = torch.einsum("nchw,cd->ndhw", values, torch.randn(values.shape[1], channels, generator=draw))
+    values = values / values.std((0, 2, 3), keepdim=True).clamp_min(1e-6)
+    rows, columns = values.shape[2:]
+    found = torch.full((len(values), rows, columns), torch.inf)
+    for row, column in product(range(rows), range(columns)):
+        own = values[:, :, row, column]
+        for down, right in product(range(-reach, reach + 1), repeat=2):
+            if 0 <= row + down < rows and 0 <= column + right < columns:
+                distances = torch.cdist(own, values[:, :, row + down, column + right]).fill_diagonal_(torch.inf)
+                found[:, row, column] = torch.minimum(found[:, row, column], distances.min(1).values)
+    if relative:
+        found = found / found.median(0).values.clamp_min(1e-6)
+    return found.flatten(1).topk(3, 1).values.mean(1).double().numpy()
 
 
 SINGLE: dict[str, Callable[[Maps], np.ndarray]] = {
     "averages": averages, "deviations": deviations, "averages+deviations": both, "highest": highest,
-    "same place, stride 16": same_place, "same place, stride 8": lambda maps: same_place(maps, 1),
-    "same place, stride 4": lambda maps: same_place(maps, 0),
-    "same place, stride 8, 32 projections": lambda maps: same_place(maps, 1, channels=32),
-    "same place, stride 8, 64 projections": lambda maps: same_place(maps, 1, channels=64),
-    "same place, stride 8, highest": lambda maps: same_place(maps, 1, 1),
-    "same place, stride 8, 10 highest": lambda maps: same_place(maps, 1, 10),
+    "same place": same_place, "same place, all channels": partial(same_place, channels=0),
+    "same place, relative": partial(same_place, relative=True), "one place away": partial(same_place, reach=1),
+    "one place away, relative": partial(same_place, reach=1, relative=True),
 }  # fmt: skip
 
 
@@ -103,10 +110,10 @@ def shares(normal: Maps, defects: Maps, draws: int, seed: int) -> dict[str, list
     return found
 
 
-def drawn(product: str, side: int) -> tuple[Maps, Maps]:
+def drawn(name: str, side: int) -> tuple[Maps, Maps]:
     kinds = list(DEFECTS)
-    normal = [draw(product, seed=seed, size=side).pixels for seed in range(100)]
-    defects = [draw(product, seed=1000 + s, defect=kinds[s % len(kinds)], size=side).pixels for s in range(24)]
+    normal = [draw(name, seed=seed, size=side).pixels for seed in range(100)]
+    defects = [draw(name, seed=1000 + s, defect=kinds[s % len(kinds)], size=side).pixels for s in range(24)]
     return features(normal, side), features(defects, side)
 
 
@@ -130,9 +137,9 @@ def main() -> None:
         )
         columns[path.name] = {name: float(np.mean(values)) for name, values in found.items()}
     if settings.chosen_on:
-        for product in PRODUCTS:
-            found = shares(*drawn(product, settings.side), settings.draws, settings.seed)
-            columns[product] = {name: float(np.mean(values)) for name, values in found.items()}
+        for name in PRODUCTS:
+            found = shares(*drawn(name, settings.side), settings.draws, settings.seed)
+            columns[name] = {name: float(np.mean(values)) for name, values in found.items()}
     print("|".join(["score", *columns]))
     rows = {name: [column[name] for column in columns.values()] for name in next(iter(columns.values()))}
     real = len(settings.data)

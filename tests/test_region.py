@@ -10,7 +10,7 @@ import torch
 from PIL import Image
 from typer.testing import CliRunner
 
-from blemish import KNN, SPADE, Detector, PaDiM, PatchCore, Preprocess, Subspace
+from blemish import KNN, SPADE, CFlow, Detector, PaDiM, PatchCore, Preprocess, Students, Subspace
 from blemish.augment.changes import draw_change
 from blemish.choosing import choose as home
 from blemish.choosing.candidates import Candidate
@@ -20,7 +20,9 @@ from blemish.datasets.layouts import open_dataset
 from blemish.datasets.region import Region
 from blemish.errors import ArgumentError, DatasetError, ImageError, ModelFileError
 from blemish.evaluation.detector import evaluate
+from blemish.features.descriptors import find_descriptor
 from blemish.images.source import Batches, as_source
+from blemish.methods import cflow
 from blemish.metrics import au_pro, pixel_auroc, pixel_average_precision, pixel_curve
 from blemish.ops.maps import mean_of_highest
 from blemish.report.facts import facts
@@ -63,6 +65,8 @@ METHODS = {
     "spade": lambda: SPADE(backbone="filters", k=3, top_share=0.0),
     "subspace": lambda: Subspace(backbone="filters", variance=0.9),
     "knn": lambda: KNN(backbone="filters"),
+    "cflow": lambda: CFlow(backbone="filters", steps=2, positions=16, blocks=2, condition=8, validation=0.3),
+    "students": lambda: Students(patches=(17,), steps=2, students=2, dense=False),
 }
 
 
@@ -129,6 +133,54 @@ def test_what_fills_the_outside_is_not_learned_as_a_patch():
     gallery, inside = found.gallery_[0], torch.from_numpy(cells(4).ravel())
     assert torch.equal(gallery[:, inside], every[:, inside])
     assert torch.equal(gallery[:, ~inside], every[:, [int(cells(4).argmax())]].expand(-1, int((~inside).sum()), -1))
+
+
+@pytest.mark.parametrize("scale", ["position", "global"])
+def test_flows_learn_what_is_inside_alone(scale):
+    """Vectors and scaling are as if each image were its inside, whatever is around it."""
+    method = CFlow(scale=scale)
+    maps = torch.rand(4, 3, 6, 5, generator=torch.Generator().manual_seed(0))
+    inside = torch.rand(4, 6, 5, generator=torch.Generator().manual_seed(1)) < 0.5
+    if scale == "position":
+        inside = inside[:1].expand(4, -1, -1)
+    layer = cflow._Layer(maps, inside)
+    vectors, positions = layer.draw(torch.tensor([0, 2]), 200, torch.Generator().manual_seed(2))
+    learned = [(i, p) for i in (0, 2) for p in inside[i].flatten().nonzero()[:, 0].tolist()]
+    known = {(float(maps[i, 0, p // 5, p % 5]), p) for i, p in learned}
+    assert set(zip(vectors[:, 0].tolist(), positions.tolist(), strict=True)) == known
+    changed = cflow._Layer(torch.where(inside[:, None], maps, 1e6), inside)
+    one, other = (method._scaling(of, torch.arange(4)) for of in (layer, changed))
+    if scale == "position":
+        one, other = one[:, inside[0].flatten()], other[:, inside[0].flatten()]
+    assert torch.equal(one, other)
+
+
+@pytest.mark.parametrize("patch", [33, 17])
+def test_students_learn_from_fields_with_the_region_in_the_middle(patch):
+    """Every crop has some; loss, targets and errors are those of these fields alone, found one by one."""
+    scale = Students(patches=(patch,), students=1, grid=3)._scale(find_descriptor(patch, None))
+    pixels = _grey_outside(torch.from_numpy(good(0)).movedim(2, 0).float() / 255)
+    picture = torch.cat([pixels, torch.from_numpy(INSIDE)[None]])[None]
+    field, stride = scale.teacher.field, scale.teacher.stride
+    for seed in range(5):
+        crop = scale.crop(picture, torch.Generator().manual_seed(seed))
+        outputs = (
+            scale.teacher.inside(crop[:, :3], dense=False)[0],
+            scale.students[0].inside(crop[:, :3], dense=False)[0],
+        )
+        counted = []
+        for row, column in np.ndindex(*outputs[0].shape[1:]):
+            top, left = (stride * at + (field - 1) // 2 - (stride - 1) // 2 for at in (row, column))
+            if crop[0, 3, top : top + stride, left : left + stride].any():
+                counted.append(tuple(of[:, row, column].detach() for of in outputs))
+        expected = sum(float((student - teacher).square().sum()) for teacher, student in counted) / len(counted)
+        assert float(scale.loss(crop, hard=None).detach()) == pytest.approx(expected, rel=1e-4)
+    scale.fit_errors([picture], by_position=False)
+    errors = scale.errors(pixels[None], dense=False)[0, 0]
+    kept = torch.from_numpy(INSIDE).unfold(0, stride, stride).unfold(1, stride, stride).flatten(2).any(dim=2)
+    assert float(scale.error_mean[0]) == pytest.approx(
+        float(errors[: len(kept), : kept.shape[1]][kept].mean()), rel=1e-4
+    )
 
 
 def cells(stride):

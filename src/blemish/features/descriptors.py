@@ -115,10 +115,10 @@ class PatchDescriptor(nn.Module):
                 yield slice(first, first + images), slice(top, top + rows), strip
 
     def padded(self, pixels: Tensor) -> Tensor:
-        """Mirror `(batch, 3, height, width)` at its borders, so that each pixel has a whole field around it."""
+        """Mirror `(batch, channels, height, width)` at its borders, so that each pixel has a whole field around it."""
         before = (self.field - 1) // 2
         after = self.field - 1 - before
-        if pixels.ndim != 4 or pixels.shape[1] != 3 or min(pixels.shape[2:]) <= after:
+        if pixels.ndim != 4 or pixels.shape[1] < 3 or min(pixels.shape[2:]) <= after:
             raise ArgumentError.about(
                 "pixels", expected=f"shape (batch, 3, height, width) with sides of at least {after + 1}", got=pixels,
                 instead=f"Enlarge the images, or take a smaller patch than {self.patch}.",

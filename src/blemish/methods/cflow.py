@@ -101,13 +101,13 @@ class CFlow(MapMethod, FrozenMethod):
 
     def _learn(self, features: Iterator[FeatureMaps], *, expected: int | None) -> None:
         layers, self.image_size_ = _joined(features)
-        train, held_out = split_off(len(layers[0]), self.validation, seed=self.seed)
+        train, held_out = split_off(len(layers[0].maps), self.validation, seed=self.seed)
         self.scalings_ = [self._scaling(layer, train) for layer in layers]
-        self.flows_ = self._build([layer.shape[1] for layer in layers])
-        codes = [self._code(layer) for layer in layers]
+        self.flows_ = self._build([layer.maps.shape[1] for layer in layers])
+        codes = [self._code(layer.maps) for layer in layers]
 
         def log_density(i: int, images: Tensor, count: int, random: torch.Generator) -> Tensor:
-            vectors, position = _draw(layers[i], images, count, random)
+            vectors, position = layers[i].draw(images, count, random)
             return self._log_density(i, vectors, codes[i], position)
 
         def objective(step: int) -> dict[str, Tensor]:
@@ -133,12 +133,12 @@ class CFlow(MapMethod, FrozenMethod):
                 optimiser=Adam(rate=self.rate),
                 schedule=Cosine(steps=self.steps, end=1e-3, warmup=round(0.08 * self.steps)),
             ),
-            content={"features": lambda: persist.digest(dict(zip(self.extractor_.taps, layers, strict=True)))},
+            content={"features": lambda: _digest(dict(zip(self.extractor_.taps, layers, strict=True)))},
             every=every,
             watch=Watch(criterion=held_out_loss, every=every),
         )
         self.flows_.requires_grad_(False)
-        self.normal_ = torch.stack([self._figures(i, layer[held_out]) for i, layer in enumerate(layers)])
+        self.normal_ = torch.stack([self._figures(i, layer, held_out) for i, layer in enumerate(layers)])
 
     def _score(self, features: FeatureMaps) -> Scores:
         if features.image_size != self.image_size_:
@@ -198,18 +198,19 @@ class CFlow(MapMethod, FrozenMethod):
         width = 2 * (kept + self.condition)
         return self.blocks * (width * (kept + self.condition + 2 * (channels - kept)) + channels**2)
 
-    def _scaling(self, layer: Tensor, train: Tensor) -> Tensor:
+    def _scaling(self, layer: _Layer, train: Tensor) -> Tensor:
         """What to subtract from each channel, and to multiply with: `(2, channels)`, or `(2, positions, channels)`."""
-        channels = layer.shape[1]
+        channels = layer.maps.shape[1]
         if self.scale == "none":
-            return torch.stack([layer.new_zeros(channels), layer.new_ones(channels)])
+            return torch.stack([layer.maps.new_zeros(channels), layer.maps.new_ones(channels)])
         if self.scale == "position":
-            mean, deviation = (m.flatten(1).mT for m in position_moments(layer[i : i + 1] for i in train.tolist()))
+            parts = (layer.maps[i : i + 1] for i in train.tolist())
+            mean, deviation = (m.flatten(1).mT for m in position_moments(parts, inside=layer.ever_inside()))
         else:
-            means = torch.stack([layer[i].double().mean(dim=(1, 2)) for i in train])
-            squares = torch.stack([layer[i].double().square().mean(dim=(1, 2)) for i in train])
-            mean = means.mean(dim=0)
-            deviation = (squares.mean(dim=0) - mean.square()).clamp_min(0).sqrt()
+            seen = [cells for i in train.tolist() if (cells := layer.cells(i).double()).numel()]
+            mean = torch.stack([cells.mean(dim=1) for cells in seen]).mean(dim=0)
+            squares = torch.stack([cells.square().mean(dim=1) for cells in seen]).mean(dim=0)
+            deviation = (squares - mean.square()).clamp_min(0).sqrt()
         # A channel that hardly ever fires would turn a small change into a giant one.
         deviation = deviation.clamp_min(max(0.01 * float(deviation.mean()), 1e-12))
         return torch.stack([mean, 1 / deviation]).float()
@@ -232,34 +233,68 @@ class CFlow(MapMethod, FrozenMethod):
         densities = torch.cat([self._log_density(number, vectors[:, at], code, at) for at in parts], dim=1)
         return densities.reshape(len(maps), *maps.shape[2:])
 
-    def _figures(self, number: int, maps: Tensor) -> Tensor:
-        """Mean, deviation and maximum of the log-density per channel on held-out images, `(3,)`."""
+    def _figures(self, number: int, layer: _Layer, images: Tensor) -> Tensor:
+        """Mean, deviation and maximum of the log-density per channel on these images, `(3,)`."""
         with torch.no_grad():
-            grid = self._density_map(number, maps).double()
+            grid = self._density_map(number, layer.maps[images]).double()
+        if layer.inside is not None:
+            grid = grid[layer.inside[images]]
         return torch.stack([grid.mean(), grid.std().clamp_min(1e-6), grid.max()]).float()
 
 
-def _draw(layer: Tensor, images: Tensor, count: int, random: torch.Generator) -> tuple[Tensor, Tensor]:
-    """Vectors `(count, channels)` at random positions of some of the images, and the positions, row by row."""
-    width = layer.shape[3]
-    image = images[torch.randint(len(images), (count,), generator=random)].to(layer.device)
-    position = torch.randint(layer.shape[2] * width, (count,), generator=random).to(layer.device)
-    return layer[image, :, position // width, position % width], position
+@dataclass(frozen=True)
+class _Layer:
+    """The maps of one tap for all images, `(images, channels, h, w)`, and what is in the region of interest."""
+
+    maps: Tensor
+    inside: Tensor | None
+    """bool `(images, h, w)`; None: everything."""
+
+    def cells(self, image: int) -> Tensor:
+        """The vectors of an image that are learned, `(channels, n)`."""
+        cells = self.maps[image].flatten(1)
+        return cells if self.inside is None else cells[:, self.inside[image].flatten()]
+
+    def ever_inside(self) -> Tensor | None:
+        """The positions that are learned of some image, `(h, w)`."""
+        return None if self.inside is None else self.inside.any(dim=0)
+
+    def draw(self, images: Tensor, count: int, random: torch.Generator) -> tuple[Tensor, Tensor]:
+        """Vectors `(count, channels)` at random positions of some of the images, and the positions, row by row."""
+        height, width = self.maps.shape[2:]
+        if self.inside is None:
+            image = images[torch.randint(len(images), (count,), generator=random)]
+            position = torch.randint(height * width, (count,), generator=random)
+        else:
+            which, where = self.inside[images].flatten(1).nonzero().T.cpu()
+            drawn = torch.randint(len(which), (count,), generator=random)
+            image, position = images[which[drawn]], where[drawn]
+        image, position = image.to(self.maps.device), position.to(self.maps.device)
+        return self.maps[image, :, position // width, position % width], position
 
 
-def _joined(features: Iterator[FeatureMaps]) -> tuple[list[Tensor], Size]:
-    """All maps of each layer, `(images, channels, h, w)`, and the size of the images."""
+def _digest(layers: dict[str, _Layer]) -> str:
+    tensors = {tap: layer.maps for tap, layer in layers.items()}
+    return persist.digest(tensors | {f"{t} inside": x.inside for t, x in layers.items() if x.inside is not None})
+
+
+def _joined(features: Iterator[FeatureMaps]) -> tuple[list[_Layer], Size]:
+    """All maps of each layer, and the size of the images."""
     batches: list[list[Tensor]] = []
+    inside: list[list[Tensor | None]] = []
     image_size: Size | None = None
     for maps in features:
         if image_size is None:
-            image_size, batches = maps.image_size, [[] for _ in maps.maps]
+            image_size, batches, inside = maps.image_size, [[] for _ in maps.maps], [[] for _ in maps.maps]
         if maps.image_size != image_size:
             raise ArgumentError.about("images", expected=f"all of size {image_size}", got=f"size {maps.image_size}")
-        for of_layer, m in zip(batches, maps.maps, strict=True):
+        for of_layer, within, m in zip(batches, inside, maps.maps, strict=True):
             of_layer.append(m)
+            within.append(cells_inside(maps, m.shape[2:]))
     assert image_size is not None  # `fit` looked at the first batch
     layers = []
     while batches:
-        layers.append(torch.cat(batches.pop(0)))  # a layer's batches are freed before the next is joined
+        cells = [c for c in inside.pop(0) if c is not None]
+        # A layer's batches are freed before the next is joined.
+        layers.append(_Layer(torch.cat(batches.pop(0)), torch.cat(cells) if cells else None))
     return layers, image_size

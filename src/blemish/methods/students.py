@@ -14,7 +14,7 @@ from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import interpolate, pad
+from torch.nn.functional import interpolate, max_pool2d, pad
 
 from .. import persist
 from ..device import find_device
@@ -89,7 +89,7 @@ class Students(MapMethod, Method):
         vars(self).pop("scales_", None)  # half a model must not score
         scales: dict[int, _Scale] = {p: self._scale(find_descriptor(p, self.weights)) for p in self.patches}
         left = memory_left(torch.device("cpu"))
-        pictures = Pictures.read(map(_checked, images), of=self.name, expected=announced(images), left=left)
+        pictures = Pictures.read(map(_with_region, images), of=self.name, expected=announced(images), left=left)
         learned, held_out = pictures.split(self.validation, seed=self.seed)
         some = learned.subset(torch.arange(0, len(learned), -(-len(learned) // _RESCALE_IMAGES)))
         for scale in scales.values():
@@ -216,12 +216,13 @@ class _Scale(nn.Module):
     @torch.no_grad()
     def fit_targets(self, crops: Iterable[Tensor]) -> None:
         """Take mean and deviation of each of the teacher's numbers over these crops."""
-        self.target_mean, self.target_factor = _normalisation(self.teacher.inside(c, dense=False) for c in crops)
+        described = ((self.teacher.inside(c[:, :3], dense=False), self._places(c)) for c in crops)
+        self.target_mean, self.target_factor = _normalisation(described)
 
     def rescale(self, crops: list[Tensor]) -> None:
         """Rescale the students' new weights on these crops."""
         for student in self._students():
-            student.rescale(crops)
+            student.rescale([crop[:, :3] for crop in crops])
 
     @torch.no_grad()
     def fit_errors(self, images: Iterable[Tensor], *, by_position: bool) -> None:
@@ -231,23 +232,41 @@ class _Scale(nn.Module):
         """
         for weights in self.students.requires_grad_(False).parameters():
             weights.copy_(weights.half())
-        errors = (self.errors(image, dense=False) for image in images)
+        # What stands at a field of the map is what stands in the middle of it: the image begins half a stride later.
+        first = (self.teacher.stride - 1) // 2
+        errors = (
+            (self.errors(image[:, :3], dense=False), self._places(self.teacher.padded(image)[:, :, first:, first:]))
+            for image in images
+        )
         self.error_mean, self.error_factor = _by_position(errors) if by_position else _normalisation(errors)
 
     def crop(self, pixels: Tensor, random: torch.Generator) -> Tensor:
-        """Cut a part out of one mirrored image, anywhere, that holds `grid` x `grid` fields, or all there are."""
+        """Cut a part out of one mirrored image, anywhere, that holds `grid` x `grid` fields, or all there are.
+
+        With a fourth channel, the region of interest, there is always something of it in that part.
+        """
         padded, field, stride = self.teacher.padded(pixels), self.teacher.field, self.teacher.stride
+        near: list[int | None] = [None, None]
+        if pixels.shape[1] > 3:
+            places = pixels[0, 3].nonzero()
+            near = places[int(torch.randint(len(places), (), generator=random))].tolist()
         starts, sides = [], []
-        for length in padded.shape[2:]:
+        for length, at in zip(padded.shape[2:], near, strict=True):
             sides.append(field + stride * min(self.grid - 1, (length - field) // stride))
-            starts.append(int(torch.randint(length - sides[-1] + 1, (), generator=random)))
+            first, last = 0, length - sides[-1]
+            if at is not None:
+                first, last = max(first, at - sides[-1] + field), min(last, at)
+            starts.append(first + int(torch.randint(last - first + 1, (), generator=random)))
         (top, left), (height, width) = starts, sides
         return padded[:, :, top : top + height, left : left + width].to(self.width.device)
 
     def loss(self, crop: Tensor, *, hard: float | None) -> Tensor:
         """Mean of ||mu_i - y||^2, or of its `hard` part, summed over the students: each learns as if it were alone."""
-        targets = self._targets(crop, dense=False)
-        squared = [(student.inside(crop, dense=False) - targets).square() for student in self._students()]
+        pixels, places = crop[:, :3], self._places(crop)
+        targets = self._targets(pixels, dense=False)
+        squared = [(student.inside(pixels, dense=False) - targets).square() for student in self._students()]
+        if places is not None:
+            squared = [each.movedim(1, -1)[places] for each in squared]
         parts = [each.sum(dim=1).mean() if hard is None else hard_loss(each, hard) for each in squared]
         return torch.stack(parts).sum()
 
@@ -288,15 +307,32 @@ class _Scale(nn.Module):
         with torch.no_grad():
             return (self.teacher.inside(pixels, dense=dense) - self.target_mean) * self.target_factor
 
+    def _places(self, crop: Tensor) -> Tensor | None:
+        """Which of a crop's fields have the region of interest in the middle, the crop's fourth channel: `(1, h, w)`.
+
+        The middle of a field is as many pixels as one field lies from the next. None: all, as there is no region.
+        """
+        if crop.shape[1] == 3:
+            return None
+        field, stride = self.teacher.field, self.teacher.stride
+        first = (field - 1) // 2 - (stride - 1) // 2
+        height, width = ((side - field) // stride + 1 for side in crop.shape[2:])
+        return max_pool2d(crop[:, 3:, first:, first:], stride)[:, 0, :height, :width] > 0
+
     def _students(self) -> list[PatchDescriptor]:
         return [student for student in self.students if isinstance(student, PatchDescriptor)]
 
 
-def _normalisation(parts: Iterable[Tensor]) -> tuple[Tensor, Tensor]:
-    """Mean and 1 / deviation (0 where that is 0) of the channels of `(batch, channel, h, w)`: `(channel, 1, 1)`."""
+_Placed = Iterable[tuple[Tensor, Tensor | None]]
+"""`(batch, channel, h, w)`, and which of their positions count, bool `(batch, h, w)`; None: all."""
+
+
+def _normalisation(parts: _Placed) -> tuple[Tensor, Tensor]:
+    """Mean and 1 / deviation (0 where that is 0) of the channels: `(channel, 1, 1)`."""
     count, total, squares = 0, torch.zeros(()), torch.zeros(())
-    for part in parts:
-        rows = part.movedim(1, -1).flatten(0, -2).double()
+    for part, places in parts:
+        vectors = part.movedim(1, -1)
+        rows = (vectors.flatten(0, -2) if places is None else vectors[places]).double()
         count, total, squares = count + len(rows), total + rows.sum(dim=0), squares + rows.square().sum(dim=0)
     mean = total / count
     deviation = (squares / count - mean.square()).clamp_min(0).sqrt()
@@ -304,9 +340,11 @@ def _normalisation(parts: Iterable[Tensor]) -> tuple[Tensor, Tensor]:
     return mean.float()[:, None, None], factor.float()[:, None, None]
 
 
-def _by_position(parts: Iterable[Tensor]) -> tuple[Tensor, Tensor]:
+def _by_position(parts: _Placed) -> tuple[Tensor, Tensor]:
     """The same at each position: `(channel, h, w)`."""
-    mean, deviation = position_moments(parts)
+    values, places = zip(*parts, strict=True)
+    known = [of_image for of_image in places if of_image is not None]
+    mean, deviation = position_moments(values, inside=torch.cat(known).any(dim=0) if known else None)
     return mean, torch.where(deviation > 0, 1 / deviation, 0)
 
 
@@ -321,3 +359,10 @@ def _checked(batch: ImageBatch) -> ImageBatch:
     """Refuse bad pixels also where features come with them: these are of no use here."""
     check_batch(replace(batch, features=None) if isinstance(batch, ImageBatch) else batch)
     return batch
+
+
+def _with_region(batch: ImageBatch) -> ImageBatch:
+    """Refuse bad pixels; the region of interest becomes a fourth channel, and is cut and mirrored as the others are."""
+    if _checked(batch).inside is None:
+        return batch
+    return replace(batch, pixels=torch.cat([batch.pixels, batch.inside[:, None].to(batch.pixels)], dim=1))
