@@ -363,6 +363,7 @@ def _checked(batch: ImageBatch) -> ImageBatch:
 
 def _with_region(batch: ImageBatch) -> ImageBatch:
     """Refuse bad pixels; the region of interest becomes a fourth channel, and is cut and mirrored as the others are."""
-    if _checked(batch).inside is None:
+    inside = _checked(batch).inside
+    if inside is None:
         return batch
-    return replace(batch, pixels=torch.cat([batch.pixels, batch.inside[:, None].to(batch.pixels)], dim=1))
+    return replace(batch, pixels=torch.cat([batch.pixels, inside[:, None].to(batch.pixels)], dim=1))
