@@ -6,16 +6,15 @@ import copy
 import logging
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from math import isfinite, prod
+from math import isfinite
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
-import numpy as np
 from torch import Tensor
 
 from . import model_file, persist, running
 from .calibrate import Calibration, images_needed
-from .calibrator import Calibrator, FreshScore, require_able, require_left_out
+from .calibrator import FreshScore, require_left_out
 from .choosing.auto import Auto
 from .choosing.candidates import Candidate
 from .choosing.choose import Choice, compare
@@ -30,35 +29,32 @@ from .errors import (
 )
 from .features.backbones import Backbone, find_backbone
 from .features.memory import FeatureMemory, Remembering
-from .features.runtime import Runner, RuntimeChoice, RuntimeName, require_runtime
+from .features.runtime import Runner, RuntimeChoice, RuntimeName
 from .folds import fold_of, pick_calibration, same_again
-from .images.decode import MAX_PIXELS
 from .images.digest import pixel_digest, with_digests
-from .images.groups import GroupBy, Grouped, find_groups, hold_out, join_groups, read_pattern, without_copies
-from .images.preprocess import Preprocess
+from .images.groups import Grouped, find_groups, hold_out, join_groups, read_pattern, without_copies
 from .images.settle import is_found_in, settle
 from .images.source import (
     Batches,
     ImageInput,
     ImageSource,
     InMemory,
-    OnError,
     Reporting,
     Skipped,
     sources,
     within,
 )  # fmt: skip
-from .images.tiling import Tiles, Tiling
-from .localise import Localiser
+from .images.tiling import Tiles
 from .methods import FeatureMethod, Forgetful, FrozenMethod, Incremental, LeavesOut, Method, ScoresBeside
 from .methods._base import memory_left
-from .methods.registry import find_method, require_kind
+from .methods.registry import require_kind
 from .ops.neighbours import IndexFactory
-from .parameters import Parameterised, check_parameters, parameter, parameters_of, plain_parameters
+from .parameters import plain_parameters
 from .parts import Parts, Views, learned_views, views_of
 from .presets import find_preset
 from .progress import Progress
 from .scorer import Scorer
+from .settings import DetectorSettings
 from .tensors import below, check_finite
 from .types import (
     AnomalousRegion,
@@ -68,89 +64,26 @@ from .types import (
     ImageBatches,
     PartDecision,
     Scores,
-    Size,
 )
 
 _MOST_OF_A_VIEW = 50
 """Learned images that say what a view scores, some more where there are nearly twice as many."""
-_MOST_PIXELS = 1 << 28
-"""Of one batch: 3.2 GB in float32. A parameter, perhaps out of a file, must not be able to ask for any memory."""
-
 
 _log = logging.getLogger("blemish")
 
 
 @dataclass(kw_only=True)
-class Detector(Parameterised):
-    """Finds anomalous images after seeing normal ones.
-
-    Parameters
-    ----------
-    method: the normality model, or its name (`blemish list methods`), which takes its defaults and `seed`; `auto`, or
-        an `Auto`: the one that these normal images choose (docs/choose.md).
-    preprocess: `Preprocess`, or the name of a preset, for its own: `default` (the images' own aspect ratio at the area
-        of 256 x 256, nothing cropped), `paper` (256, crop 224).
-    tile: side, or (height, width), in pixels of the tiles in which a large preprocessed image is learned and scored;
-        None: in one piece. The image's score is that of its most anomalous tile.
-    overlap: pixels by which tiles overlap at least; None: a quarter of a tile's shorter side.
-    calibration: what p-values and verdicts rest on (docs/decisions.md). `split` holds out a seeded share of the normal
-        images; `loo` learns all of them, and scores each by the model without it; `cross` keeps a model for each of
-        several folds, which it has not learned; `full` compares a new image with the learned ones as one of them;
-        `none` gives raw scores only; None: `split`, or with few images `loo` or `cross`.
-    folds: with `cross`, in how many; scoring takes as many times as long.
-    held_out: the share to hold out; None: a fifth, or as many as `false_alarm_rate` needs where a fifth is too few and
-        at least as many remain to learn from.
-    group_by: what says which images belong together, such as a burst, a part or a recording: a regular expression on
-        the path below the data set's folder, whose first group is the key, or a function from that path to the key.
-        Groups are held out whole, and the promised rate counts groups: it is that of one image of a new group.
-        Copies of one picture always are a group.
-    part_by: for several images of one part: a regular expression on the path whose first group names the part, and the
-        second, where there is one, the view. Parts are held out whole and judged as one (docs/parts.md), with `split`.
-    false_alarm_rate: the share of normal images that may be called anomalous.
-    certain: the probability with which that rate holds for the held-out images at hand; None: it holds on average over
-        draws of them. A higher threshold from more held-out images (59 for 5 % at 0.95), with `split` alone.
-    min_area: regions of fewer pixels of the original image are not reported. Part of the calibration of regions: a
-        larger one lets fainter regions be reported, at the same rate of false ones.
-    seed: chooses the held-out images; None: the method's seed, so that it is given once.
-    batch_size: images a forward pass.
-    workers: decoding threads.
-    on_error: at an unreadable file, `raise` an error, or `skip` it and count it.
-    roi: where to look: a file of a mask (white is looked at), a JSON file of polygons, a folder with a mask for each
-        picture, or an array. What is outside is neither learned nor scored, and no pixel of it reaches a score.
-    max_pixels: a file that claims more is refused, as a guard against decompression bombs.
-    runtime: what runs the frozen network: `torch`; `onnxruntime` or `openvino`, whose packages are extras; `auto`: the
-        fastest one by a short measurement at fit. The one that calibrated is part of a model file (docs/runtimes.md).
-    features: feature maps of all images that will come, made with the method's backbone and weights: they are read
-        instead of the images. Not part of a model file.
+class Detector(DetectorSettings):
+    """Finds anomalous images after seeing normal ones; what it takes: `blemish.settings.DetectorSettings`.
 
     >>> import numpy as np
+    >>> from blemish import Preprocess
     >>> images = np.random.default_rng(0).integers(0, 255, (30, 64, 64, 3), dtype=np.uint8)
     >>> detector = Detector(method="padim", preprocess=Preprocess(64), false_alarm_rate=0.2)
     >>> decision = next(detector.fit(images).predict(images[:1]))
     >>> decision.map.shape, decision.is_anomalous
     ((64, 64), False)
     """
-
-    method: Method | Auto | str = "patchcore"
-    preprocess: Preprocess | str = "default"
-    tile: int | tuple[int, int] | None = parameter(None, at_least=1)
-    overlap: int | None = parameter(None, at_least=0)
-    calibration: Literal["split", "cross", "loo", "full", "none"] | None = None
-    folds: int = parameter(10, at_least=2)
-    held_out: float | None = parameter(None, above=0, below=1)
-    false_alarm_rate: float = parameter(0.05, above=0, below=1)
-    certain: float | None = parameter(None, above=0, below=1)
-    min_area: int = parameter(1, at_least=1)
-    part_by: str | None = None
-    seed: int | None = None
-    batch_size: int = parameter(8, at_least=1)
-    workers: int = parameter(2, at_least=1, role="place")
-    on_error: OnError = parameter("raise", role="place")
-    group_by: GroupBy | None = parameter(None, role="place")
-    roi: Region | str | Path | np.ndarray[Any, Any] | None = parameter(None, role="place")
-    max_pixels: int = parameter(MAX_PIXELS, at_least=1, role="place")
-    runtime: RuntimeChoice = parameter("torch", role="place")
-    features: FeatureMemory | None = field(default=None, repr=False, metadata={"role": "place"})
 
     calibration_: Calibration | None = field(default=None, init=False, repr=False)
     peaks_: Calibration | None = field(default=None, init=False, repr=False)
@@ -178,10 +111,8 @@ class Detector(Parameterised):
     """`calibration`, or what took its place in the latest fit."""
     _has_chosen: bool = field(default=False, init=False, repr=False, compare=False)
     """Whether `choose` has looked at images, which then cannot calibrate."""
-    _settled: Preprocess | None = field(default=None, init=False, repr=False, compare=False)
     region_: Region | None = field(default=None, init=False, repr=False, compare=False)
     """The region of interest of the latest fit, which a model file keeps."""
-    _named: Method | None = field(default=None, init=False, repr=False, compare=False)
     _runner: Runner | None = field(default=None, init=False, repr=False, compare=False)
     """What runs the networks now; None: torch."""
     _kept_runtime: running.KeptRuntime | None = field(default=None, init=False, repr=False, compare=False)
@@ -204,82 +135,9 @@ class Detector(Parameterised):
             method=kind(**parameters) if parameters else kind.name, preprocess=name, calibration=chosen.calibration
         )
 
-    @property
-    def method_(self) -> Method:
-        """The method as an object: `method` itself, what its name stands for, or what `fit` has chosen."""
-        if isinstance(self.method, Method):
-            return self.method
-        if self._named is None:
-            if self._auto is not None:
-                raise NotFittedError("A detector with method='auto' has no method before it is fitted. Call fit first.")
-            assert isinstance(self.method, str)
-            kind = find_method(self.method)
-            self._named = kind(**{} if self.seed is None or "seed" not in parameters_of(kind) else {"seed": self.seed})
-        return self._named
-
     def check(self) -> None:
         """Refuse wrong parameters; `fit` does so before the work. Raises `ArgumentError`."""
-        check_parameters(self)
-        require_runtime(self.runtime, recorded=self._kept_runtime is not None)
-        if self._auto is None:
-            running.require_runnable(self.method_, self.runtime)
-        if self._is_reduced and self.calibration not in (None, "split"):
-            raise ArgumentError.about(
-                "calibration", expected=f"split with precision {getattr(self.method_, 'precision', '')}, whose loss is "
-                "measured on held-out images", got=self.calibration,
-            )  # fmt: skip
-        if isinstance(self.group_by, str):
-            read_pattern(self.group_by)
-        if self.part_by is not None:
-            self._check_parts(self.part_by)
-        if self.roi is not None and self.features is not None:
-            raise ArgumentError.about("roi", expected="None with the features of whole images", got=self.roi)
-        if self.certain is not None and self.calibration not in (None, "split"):
-            raise ArgumentError.about(
-                "certain", expected=f"None with calibration {self.calibration}", got=self.certain,
-                instead="Take calibration='split'.",
-            )  # fmt: skip
-        if self.calibration in ("cross", "loo", "full"):
-            self._check_left_out(self.calibration)
-        if self.overlap is not None and self.tile is None:
-            raise ArgumentError.about("overlap", expected="None without tiles", got=self.overlap, instead="Give tile.")
-        if not isinstance(self.preprocessing.resize, str):
-            self._check_size()
-
-    def _check_parts(self, part_by: str) -> None:
-        read_pattern(part_by, of="part_by")
-        if self.group_by is not None:
-            raise ArgumentError.about("group_by", expected="None with part_by: parts are the groups", got=self.group_by)
-        if self.calibration not in (None, "split"):
-            raise ArgumentError.about("part_by", expected=f"None with calibration {self.calibration}", got=part_by)
-
-    def _check_left_out(self, kind: str) -> None:
-        """Refuse what leaving images out does not go with."""
-        if self.held_out is not None:
-            raise ArgumentError.about("held_out", expected=f"None with calibration {kind}", got=self.held_out)
-        if self._auto is not None:
-            raise ArgumentError.about(
-                "calibration", expected="split with method auto, as images that choose cannot calibrate", got=kind,
-                instead="Name a method, such as the one that `blemish choose` picks.",
-            )  # fmt: skip
-        if kind != "cross" and self.tile is not None:
-            raise ArgumentError.about("tile", expected=f"None with calibration {kind}", got=self.tile)
-        require_able(self.method_, kind)
-
-    def _check_size(self) -> None:
-        """Refuse an input that is too small for the tiles, or too large for a batch."""
-        height, width = self._input_size()
-        if self.tile is not None and (height > self.preprocessing.size[0] or width > self.preprocessing.size[1]):
-            pixels = " x ".join(map(str, dict.fromkeys(self.preprocessing.size)))
-            raise ArgumentError.about(
-                "tile", expected=f"at most the preprocessed image's {pixels} pixels", got=self.tile
-            )
-        whole, batch = prod(self.preprocessing.size), self.batch_size * height * width
-        if max(whole, batch) > _MOST_PIXELS:
-            raise ArgumentError.about(
-                "batch_size", expected=f"batches of at most {_MOST_PIXELS} pixels",
-                got=f"{self.batch_size} images of {height} x {width}", instead="Give smaller images, or tiles.",
-            )  # fmt: skip
+        self.check_settings(recorded=self._kept_runtime is not None)
 
     def fit(self, images: ImageInput, *, exclude: Collection[str] = (), progress: Progress | None = None) -> Detector:
         """Learn from normal images: a folder, or what `as_source` takes; forgets earlier fits.
@@ -713,18 +571,8 @@ class Detector(Parameterised):
         return running.check_scores(self._scorer, self.preprocessing.size)
 
     @property
-    def _is_reduced(self) -> bool:
-        return self._auto is None and running.is_reduced(self.method_, self.runtime)
-
-    @property
     def _methods(self) -> tuple[Method, ...]:
         return (self.method_, *self.others_)
-
-    def _input_size(self) -> Size:
-        """`(height, width)` of what the method sees: of a tile, or of the whole image."""
-        if self.tile is None:
-            return self.preprocessing.size
-        return self.tile if isinstance(self.tile, tuple) else (self.tile, self.tile)
 
     def _pick(self, grouped: Grouped) -> str:
         """The calibration for these images, where none is named; says why in one line."""
@@ -931,44 +779,15 @@ class Detector(Parameterised):
             )
 
     @property
-    def _auto(self) -> Auto | None:
-        return Auto() if self.method == "auto" else self.method if isinstance(self.method, Auto) else None
-
-    @property
-    def localiser(self) -> Localiser:
-        return Localiser(self.preprocessing, self.min_area)
-
-    @property
     def _region(self) -> Region | None:
         """Where to look; the folder of regions for each picture may have been given anew since the fit."""
         if self.region_ is None or self.region_.is_one or self.roi is None:
             return self.region_
         return self._read_roi()
 
-    def _read_roi(self) -> Region | None:
-        return None if self.roi is None else Region.read(self.roi, max_pixels=self.max_pixels)
-
-    @property
-    def _seed(self) -> int:
-        return int(getattr(self._auto or self.method_, "seed", 0)) if self.seed is None else self.seed
-
-    @property
-    def _calibrator(self) -> Calibrator:
-        return Calibrator(
-            false_alarm_rate=self.false_alarm_rate, certain=self.certain, localiser=self.localiser,
-            in_groups=self.group_by is not None or self.part_by is not None,
-        )  # fmt: skip
-
     @property
     def _scorer(self) -> Scorer:
         return Scorer(self.method_, self.others_, self.kept_, self._tiling, self.batch_size)
-
-    @property
-    def _tiling(self) -> Tiling | None:
-        if self.tile is None:
-            return None
-        size = self._input_size()
-        return Tiling(size, min(size) // 4 if self.overlap is None else self.overlap)
 
     def measure(self, batch: ImageBatch) -> Scores:
         """Score a batch that was checked, by operations on tensors alone: an export traces them.
@@ -976,18 +795,6 @@ class Detector(Parameterised):
         Raises `ArgumentError` for a method that cannot be exported.
         """
         return self._scorer.measure(batch)
-
-    @property
-    def preprocessing(self) -> Preprocess:
-        """How images are prepared: `preprocess`, with a preset's name looked up, and what `fit` found in its images."""
-        preset = self._preset
-        return self._settled if preset.is_open and self._settled is not None else preset
-
-    @property
-    def _preset(self) -> Preprocess:
-        if isinstance(self.preprocess, Preprocess):
-            return self.preprocess
-        return find_preset(self.preprocess, of="preprocess").preprocess
 
     def manifest(self) -> persist.Manifest:
         """What the model file says about itself: parameters, settings, versions; JSON types only."""
