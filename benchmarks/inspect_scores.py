@@ -14,7 +14,7 @@ import argparse
 import random
 from collections.abc import Callable
 from functools import partial
-from itertools import combinations, product
+from itertools import product
 from pathlib import Path
 
 import numpy as np
@@ -51,11 +51,8 @@ def highest(maps: Maps) -> np.ndarray:
     return leave_one_out(torch.cat([m.flatten(2).topk(3, 2).values.mean(2) for m in maps], 1).double().numpy())
 
 
-def same_place(maps: Maps, *, channels: int = 32, reach: int = 0, relative: bool = False) -> np.ndarray:
-    """Distance to the nearest patch of another image, `reach` places away at most; mean of the highest.
-
-    `relative`: divided by the place's median over the images, as some places vary more than others.
-    """
+def same_place(maps: Maps, *, channels: int = 32, reach: int = 0) -> np.ndarray:
+    """Distance to the nearest patch of another image, `reach` places away at most; mean of the highest."""
     values = maps[1]  # stride 8
     if channels:
         draw = torch.Generator().manual_seed(0)
@@ -69,25 +66,26 @@ def same_place(maps: Maps, *, channels: int = 32, reach: int = 0, relative: bool
             if 0 <= row + down < rows and 0 <= column + right < columns:
                 distances = torch.cdist(own, values[:, :, row + down, column + right]).fill_diagonal_(torch.inf)
                 found[:, row, column] = torch.minimum(found[:, row, column], distances.min(1).values)
-    if relative:
-        found = found / found.median(0).values.clamp_min(1e-6)
     return found.flatten(1).topk(3, 1).values.mean(1).double().numpy()
 
 
-SINGLE: dict[str, Callable[[Maps], np.ndarray]] = {
-    "averages": averages, "deviations": deviations, "averages+deviations": both, "highest": highest,
-    "same place": same_place, "same place, all channels": partial(same_place, channels=0),
-    "same place, relative": partial(same_place, relative=True), "one place away": partial(same_place, reach=1),
-    "one place away, relative": partial(same_place, reach=1, relative=True),
-}  # fmt: skip
+WHOLE: dict[str, Callable[[Maps], np.ndarray]] = {"averages": averages, "averages+deviations": both}
+PLACES: dict[str, Callable[[Maps], np.ndarray]] = {
+    "same place": same_place,
+    "one place away": partial(same_place, reach=1),
+}
 
 
 def scores(maps: Maps) -> dict[str, np.ndarray]:
-    known = {name: rankdata(score(maps)) for name, score in SINGLE.items()}
+    """Each score's share of rank, and pairs of one of whole images and one of places."""
+    n = len(maps[0])
+    known = {name: rankdata(score(maps)) / (n + 1) for name, score in (WHOLE | PLACES).items()}
     found = dict(known)
-    for count in (2,):
-        for names in combinations(known, count):
-            found["mean rank: " + ", ".join(names)] = np.mean([known[name] for name in names], 0)
+    for pair in product(WHOLE, PLACES):
+        ranks = np.stack([known[name] for name in pair])
+        found[f"mean: {', '.join(pair)}"] = ranks.mean(0)
+        found[f"larger: {', '.join(pair)}"] = ranks.max(0) + 1e-6 * ranks.mean(0)
+        found[f"Fisher: {', '.join(pair)}"] = -np.log(1 - ranks).sum(0)
     return found
 
 

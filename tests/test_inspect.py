@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import math
+import random
 import shutil
 
 import numpy as np
@@ -22,7 +24,7 @@ from blemish.inspection.alike import find_identical, find_nearly_identical
 from blemish.inspection.inspect import inspect_dataset, inspection_json
 from blemish.inspection.masks import suspicious_masks
 from blemish.inspection.pictures import looked_at
-from blemish.inspection.unlike import at_its_place, leave_one_out
+from blemish.inspection.unlike import Seen, leave_one_out, near_its_place
 from contract.laws import normal_pixels
 from test_detector import arrays
 
@@ -64,19 +66,48 @@ def test_leave_one_out_of_few_or_equal_images_says_nothing():
     assert leave_one_out(np.eye(4)).tolist() == [0.0] * 4
 
 
-def test_an_image_is_compared_with_the_others_place_by_place():
-    places = np.random.default_rng(0).normal(size=(9, 5, 2))
-    places[4, 1] += 6
-    scaled, expected = places / places.std(axis=(0, 1), ddof=1), []
-    for i in range(9):
-        nearest = [min(np.linalg.norm(scaled[i, p] - scaled[j, p]) for j in range(9) if j != i) for p in range(5)]
-        expected.append(np.mean(sorted(nearest)[-3:]))
-    found = at_its_place(torch.from_numpy(places))
-    np.testing.assert_allclose(found, expected, rtol=1e-6)
-    assert found.argmax() == 4
-    some = at_its_place(torch.from_numpy(places), references=4)  # fewer to be near to
-    assert (some >= found - 1e-9).all()
-    assert some.argmax() == 4
+def naive_near_its_place(places, drawn):
+    n, height, width, _ = places.shape
+    scaled, found = places / places[drawn].std(axis=(0, 1, 2), ddof=1), []
+    grid = list(np.ndindex(height, width))
+    for i in range(n):
+        nearest = []
+        for y, x in grid:
+            near = [(v, u) for v, u in grid if abs(v - y) <= 1 and abs(u - x) <= 1]
+            others = [scaled[j, v, u] for j in drawn if j != i for v, u in near]
+            nearest.append(min(np.linalg.norm(scaled[i, y, x] - other) for other in others))
+        found.append(np.mean(sorted(nearest)[-3:]))
+    return found
+
+
+def test_an_image_is_compared_with_the_others_near_each_place():
+    places = np.random.default_rng(0).normal(size=(9, 3, 4, 2))
+    places[4, 1, 3] += 6
+    places[5] = np.roll(places[6], 1, axis=1)  # a part that lies one place further
+    tensor = torch.from_numpy(places).float()
+    np.testing.assert_allclose(near_its_place(tensor), naive_near_its_place(places, range(9)), rtol=1e-4)
+    assert near_its_place(tensor).argmax() == 4
+    drawn = sorted(random.Random(0).sample(range(9), 4))
+    np.testing.assert_allclose(near_its_place(tensor, references=4), naive_near_its_place(places, drawn), rtol=1e-4)
+
+
+def test_the_score_combines_what_is_odd_as_a_whole_and_at_a_place():
+    maps = [torch.rand(12, c, 6, 6, generator=torch.Generator().manual_seed(c)) for c in (4, 8, 16)]
+    maps[0][3] *= 3
+    maps[1][7, :, 2:4, 2] += 4
+    seen = Seen()
+    seen.add([m[:5] for m in maps])
+    seen.add([m[5:] for m in maps])
+    wholes = torch.cat([part for m in maps for part in (m.mean(dim=(2, 3)), m.std(dim=(2, 3)))], dim=1)
+    found = leave_one_out(wholes.double().numpy()), near_its_place(torch.cat(seen._places))
+    fisher = [0.0] * 12
+    for of in (values.tolist() for values in found):
+        for i, value in enumerate(of):
+            fisher[i] -= math.log(1 - (1 + sum(other < value for other in of)) / 13)
+    fisher = np.round(fisher, 9).tolist()  # two ranks the other way round are as unlike, and share a rank
+    expected = [(1 + sum(x < value for x in fisher) + sum(x <= value for x in fisher)) / 24 for value in fisher]
+    assert seen.scores().tolist() == expected
+    assert seen.scores().argmax() == 7
 
 
 def pictures_of(images):

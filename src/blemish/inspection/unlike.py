@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 import warnings
 from collections.abc import Sequence
+from itertools import product
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -30,46 +31,53 @@ _HIGHEST = 3
 
 
 class Seen:
-    """What is kept of images that went through the network: averages of all maps, and places of the middle one."""
+    """What is kept of images that went through the network: mean and deviation of each channel, and places."""
 
     def __init__(self) -> None:
-        self._averages: list[Tensor] = []
+        self._wholes: list[Tensor] = []
         self._places: list[Tensor] = []
 
     def add(self, maps: Sequence[Tensor]) -> None:
         """Feature maps of a batch, shallow to deep, each `(batch, channels, h, w)`."""
-        self._averages.append(torch.cat([pool(layer) for layer in maps], dim=1).cpu())
+        self._wholes.append(torch.cat([part for m in maps for part in (pool(m), m.std(dim=(2, 3)))], dim=1).cpu())
         middle = maps[len(maps) // 2].cpu()
         draw = torch.randn(middle.shape[1], _CHANNELS, generator=torch.Generator().manual_seed(0))
-        self._places.append(torch.einsum("nchw,cd->nhwd", middle, draw).flatten(1, 2))
+        self._places.append(torch.einsum("nchw,cd->nhwd", middle, draw).half())
 
     def scores(self) -> Floats:
-        """Mean of the image's shares of rank by `leave_one_out` and `at_its_place`: `(n,)`, 1 is the most unlike."""
-        n = sum(map(len, self._averages))
+        """How unlike each image is, as a whole and at its oddest places: `(n,)`, shares of rank, 1 is the most unlike.
+
+        Fisher's way to combine two tests: the sum of -log(1 - rank / (n + 1)) by `leave_one_out` and `near_its_place`.
+        """
+        n = sum(map(len, self._wholes))
         if n < FEWEST:
             return np.empty(0)
-        both = leave_one_out(torch.cat(self._averages).double().numpy()), at_its_place(torch.cat(self._places))
-        ranks: Floats = np.mean([rankdata(one) for one in both], axis=0) / n
-        return ranks
+        both = leave_one_out(torch.cat(self._wholes).double().numpy()), near_its_place(torch.cat(self._places))
+        unlike = sum(-np.log(1 - rankdata(one) / (n + 1)) for one in both)
+        shares: Floats = rankdata(np.round(unlike, 9)) / n  # the same two ranks the other way round are a tie
+        return shares
 
 
-def at_its_place(places: Tensor, *, references: int = _REFERENCES) -> Floats:
-    """Distance of each image from the nearest other one, place by place; the mean of the highest: `(n,)`.
+def near_its_place(places: Tensor, *, references: int = _REFERENCES) -> Floats:
+    """Distance of places from the nearest of other images, there or one place away; the mean of the highest: `(n,)`.
 
-    `places` is `(n, place, channels)`; channels are brought to one variance. The nearest is looked for among a seeded
-    draw of `references` images.
+    `places` is `(n, h, w, channels)`. The nearest is looked for in a seeded draw of `references` images, in which each
+    channel is brought to the variance 1.
     """
-    spread = places.std(dim=(0, 1)).clamp_min(1e-12)
-    n = len(places)
+    n, height, width, _ = places.shape
     drawn = sorted(random.Random(0).sample(range(n), min(references, n)))
-    found = torch.empty(places.shape[:2])
-    for place in range(places.shape[1]):
-        own = places[:, place] / spread
-        distances = torch.cdist(own, own[drawn])
-        distances[drawn, range(len(drawn))] = torch.inf  # of an image from itself
-        found[:, place] = distances.min(dim=1).values
-    highest: Floats = found.topk(min(_HIGHEST, found.shape[1]), dim=1).values.mean(dim=1).double().numpy()
-    return highest
+    spread = places[drawn].float().std(dim=(0, 1, 2)).clamp_min(1e-12)
+    found = torch.empty(n, height, width)
+    for row, column in product(range(height), range(width)):
+        around = places[drawn, max(0, row - 1) : row + 2, max(0, column - 1) : column + 2].float() / spread
+        others = around.flatten(1, 2)
+        distances = torch.cdist(places[:, row, column].float() / spread, others.flatten(0, 1))
+        nearest = distances.reshape(n, len(drawn), -1).amin(dim=2)
+        nearest[drawn, range(len(drawn))] = torch.inf  # of an image from itself
+        found[:, row, column] = nearest.amin(dim=1)
+    highest = found.flatten(1).topk(min(_HIGHEST, height * width), dim=1).values
+    mean: Floats = highest.mean(dim=1).double().numpy()
+    return mean
 
 
 def leave_one_out(vectors: Floats) -> Floats:
