@@ -189,8 +189,8 @@ class PaDiM(MapMethod, LeavingMethod):
 
     def _learned(self) -> dict[str, Tensor]:
         gaussian, d = self.gaussian_, self.gaussian_.mean.shape[1]
-        # Only the upper triangle of the dense form is worth keeping.
-        factor = _upper_triangle(gaussian.factor, d) if gaussian.spectrum is None else gaussian.factor
+        # Only the triangle of the dense form is worth keeping.
+        factor = _triangle(gaussian.factor, d) if gaussian.spectrum is None else gaussian.factor
         learned = {
             "count": torch.tensor(gaussian.count),
             "mean": gaussian.mean,
@@ -227,7 +227,7 @@ class PaDiM(MapMethod, LeavingMethod):
             self.channels_ = torch.split(learned["channels"], learned["channels_of_map"].tolist())
         mean, factor, spectrum = learned["mean"], learned["factor"], learned.get("spectrum")
         if spectrum is None:
-            factor = _full_square(factor, mean.shape[1])
+            factor = _square(factor, mean.shape[1])
         count, eps = int(learned["count"]), _SHARE if self.eps is None else self.eps
         self.gaussian_ = Gaussian(count, mean, factor, eps, spectrum, learned.get("target"))
         self.sums_ = below(learned, "sums.")
@@ -340,13 +340,14 @@ def _pair(tensor: Tensor) -> tuple[int, int]:
     return int(tensor[0]), int(tensor[1])
 
 
-def _upper_triangle(square: Tensor, d: int) -> Tensor:
-    rows, columns = torch.triu_indices(d, d, device=square.device)
+def _triangle(square: Tensor, d: int) -> Tensor:
+    """The numbers of lower triangles, column by column, as files have always had them."""
+    columns, rows = torch.triu_indices(d, d, device=square.device)
     return square[:, rows, columns]
 
 
-def _full_square(triangle: Tensor, d: int) -> Tensor:
-    rows, columns = torch.triu_indices(d, d, device=triangle.device)
+def _square(triangle: Tensor, d: int) -> Tensor:
+    columns, rows = torch.triu_indices(d, d, device=triangle.device)
     square = triangle.new_zeros(len(triangle), d, d)
     square[:, rows, columns] = triangle
     return square

@@ -4,7 +4,7 @@ With the mean m and the sample covariance S of n vectors of dimension d, the reg
 the distance of x is sqrt((x - m)^T C^-1 (x - m)). T, the target, is one positive definite matrix for all positions: I
 where nothing else is said. C^-1 is kept as a factor W, in the smaller of two exact forms:
 
-- n > d, dense: C = L L^T (Cholesky) and W = L^-T, upper triangular d x d; distance^2 = |z^T W|^2 for z = x - m.
+- n > d, dense: C = L L^T (Cholesky) and W = L^-1, lower triangular d x d; distance^2 = |W z|^2 for z = x - m.
 - n <= d, low rank (Woodbury), in coordinates A z where the target is I (T = L L^T, A = L^-1): there S is V^T diag(s) V
   with n - 1 orthonormal rows V, from the eigenvectors of the small n x n Gram matrix; W = V, and with z for A z and
   u = V z, distance^2 = |z - V^T u|^2 / eps + sum_i u_i^2 / (s_i + eps).
@@ -78,7 +78,7 @@ class Moments:
                 w = gaussian.back(w)
                 covariance = w.mT @ (w * gaussian.spectrum[part, :, None])
             else:
-                lower = torch.linalg.solve_triangular(w.mT, eye.expand_as(w), upper=False)
+                lower = torch.linalg.solve_triangular(w, eye.expand_as(w), upper=False)
                 covariance = lower @ lower.mT - added
             moments._scatter[part] = covariance * (gaussian.count - 1)
         return moments
@@ -262,7 +262,7 @@ class Moments:
         self._require_digits(added)
         for part in _chunks(positions, dimension * dimension * 24):
             covariance = self._scatter[part] / (self.count - 1) + added
-            factor[part] = _inverse_cholesky(covariance).mT.float()
+            factor[part] = _inverse_cholesky(covariance).float()
         self._scatter = None
         return Gaussian(self.count, self._mean, factor, eps, target=target)
 
@@ -307,7 +307,7 @@ class Gaussian:
     mean: Tensor
     """`(position, dimension)` float64."""
     factor: Tensor
-    """W above: `(position, d, d)` upper triangular or `(position, count - 1, d)` orthonormal; float32 or float16."""
+    """W above: `(position, d, d)` lower triangular or `(position, count - 1, d)` orthonormal; float32 or float16."""
     eps: float
     spectrum: Tensor | None = None
     """s above, `(position, count - 1)` float64; None says that the factor is the dense form."""
@@ -329,14 +329,15 @@ class Gaussian:
         result = torch.empty(positions, batch, dtype=torch.float32, device=vectors.device)
         mean = self.mean.float()
         for part in _chunks(positions, (batch * 3 + self.factor.shape[1]) * dimension * 4):
-            z = (vectors[:, part] - mean[part]).transpose(0, 1)
+            z = (vectors[:, part] - mean[part]).transpose(0, 1).contiguous()
             factor = self.factor[part].to(z.dtype)
+            if self.spectrum is not None and self._axes is not None:
+                z = z @ self._axes.T.to(z.dtype)
+            # Rows times a column takes torch half of the time of the other order, and an exported graph twice of it.
+            coordinates = z @ factor.mT if torch.compiler.is_compiling() else (factor @ z.mT).mT
             if self.spectrum is None:
-                squared = (z @ factor).square_().sum(dim=2)
+                squared = coordinates.square_().sum(dim=2)
             else:
-                if self._axes is not None:
-                    z = z @ self._axes.T.to(z.dtype)
-                coordinates = z @ factor.mT
                 outside = torch.baddbmm(z, coordinates, factor, alpha=-1).square_().sum(dim=2)
                 weights = (self.spectrum[part] + self.eps).reciprocal_().to(z.dtype)
                 squared = outside.div_(self.eps) + (coordinates.square_() @ weights[:, :, None])[:, :, 0]
@@ -388,13 +389,13 @@ class Gaussian:
         """q above of `(positions, batch, dimension)`, `(positions, batch)`: near a C, whose inverse is the factor's."""
         a, c = self._shares()
         w = self.factor[part].double()
-        white = y @ w
+        white = y @ w.mT
         narrow = w.float()
 
         def inverse(v: Tensor) -> Tensor:
-            return (v @ narrow) @ narrow.mT / a
+            return (v @ narrow.mT) @ narrow / a
 
-        return _near(y, change, c, first=(white @ w.mT) / a, q=white.square().sum(dim=-1) / a, inverse=inverse)
+        return _near(y, change, c, first=(white @ w) / a, q=white.square().sum(dim=-1) / a, inverse=inverse)
 
     def _solved_low_rank(self, part: slice, y: Tensor, change: Tensor) -> Tensor:
         """The same where the target is I: near a S + e I, e of each image, which takes in the mean of its `change`."""
@@ -426,7 +427,7 @@ class Gaussian:
             w, mean = self.factor[part].double(), self.mean[part]
             noise = torch.randn(*mean.shape, 1, generator=generator, dtype=torch.float64, device=w.device)
             if self.spectrum is None:
-                z = torch.linalg.solve_triangular(w.mT, noise, upper=False)
+                z = torch.linalg.solve_triangular(w, noise, upper=False)
             else:
                 z = (noise - w.mT @ (w @ noise)) * self.eps**0.5
                 z += w.mT @ (noise[:, :rank] * (self.spectrum[part, :, None] + self.eps).sqrt())
