@@ -22,7 +22,7 @@ import torch
 from _measure import run_json, write
 from PIL import Image
 
-from blemish import Detector, Preprocess, evaluate, metrics, open_dataset
+from blemish import METHODS, Detector, Preprocess, evaluate, metrics, open_dataset
 from blemish.images.decode import decode_mask
 
 FIGURES = ("image_auroc", "pixel_auroc", "au_pro_30")
@@ -32,6 +32,8 @@ def ours(data: Path, options: argparse.Namespace) -> None:
     """Runs in a process of its own."""
     dataset = open_dataset(data)
     detector = Detector(method=options.method) if options.method else Detector()
+    if options.backbone:
+        detector = Detector(method=METHODS[options.method or "patchcore"](backbone=options.backbone))
     start = perf_counter()
     detector.fit(dataset.train_images())
     fit = perf_counter() - start
@@ -75,6 +77,7 @@ def main() -> None:
     parser.add_argument("--methods", nargs="+", default=["padim", "patchcore"], help="of the peer")
     parser.add_argument("--ratio", type=float, default=0.01)
     parser.add_argument("--method", help="ours with this method, or auto, instead of the default")
+    parser.add_argument("--backbone", help="ours on this backbone; compact_large, resnet18 from $BLEMISH_WEIGHTS, ...")
     parser.add_argument("--no-ours", action="store_true")
     parser.add_argument("--json", type=Path)
     parser.add_argument("--only-ours", action="store_true", help=argparse.SUPPRESS)
@@ -87,7 +90,10 @@ def main() -> None:
         found = {}
         if not options.no_ours:
             mine = [sys.executable, __file__, str(data), "--only-ours"]
-            found["blemish"] = run_json(mine + (["--method", options.method] if options.method else []))
+            for name in ("method", "backbone"):
+                given = getattr(options, name)
+                mine += [] if given is None else [f"--{name}", given]
+            found["blemish"] = run_json(mine)
         for method in options.methods if options.peer else ():
             with tempfile.TemporaryDirectory() as folder:
                 out = Path(folder) / "found.npz"

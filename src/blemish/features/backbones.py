@@ -142,10 +142,10 @@ def _pixels() -> nn.Module:
     return Pixels()
 
 
-def _compact_network() -> nn.Module:
+def _compact_network(**shape: Any) -> nn.Module:
     from .builtin.compact import CompactNetwork
 
-    return CompactNetwork()
+    return CompactNetwork(**shape)
 
 
 # fmt: off
@@ -192,10 +192,13 @@ _PIXELS = Backbone(
     mean=(0.0, 0.0, 0.0), std=(1.0, 1.0, 1.0), licence="Apache-2.0; part of blemish", source="",
 )
 
-_COMPACT = Backbone(
-    name="compact", build=_compact_network, taps=("stride4", "stride8", "stride16"), channels=(64, 128, 256),
-    strides=_PYRAMID, narrow=("stage4", "stage8", "stage16"), d=100, source="built in",
+_TAUGHT: dict[str, Any] = dict(
+    taps=("stride4", "stride8", "stride16"), channels=(64, 128, 256), strides=_PYRAMID, d=100, source="built in",
     licence=f"Apache-2.0; part of blemish, taught by resnet18, which was {_IMAGENET}",
+)
+_COMPACT = Backbone(name="compact", build=_compact_network, narrow=("stage4", "stage8", "stage16"), **_TAUGHT)
+_COMPACT_LARGE = Backbone(
+    name="compact_large", build=partial(_compact_network, stem=32, widths=(64, 128, 256)), **_TAUGHT
 )
 
 # The 71 networks of the thesis on backbone layers (2022) with its taps and its d; where it leaves d open, about 0.3 of
@@ -334,7 +337,7 @@ _OTHERS = (
 )
 # fmt: on
 
-BACKBONES = {row.name: row for row in (_COMPACT, _FILTERS, _PIXELS, *_THESIS, *_OTHERS)}
+BACKBONES = {row.name: row for row in (_COMPACT, _COMPACT_LARGE, _FILTERS, _PIXELS, *_THESIS, *_OTHERS)}
 THESIS = tuple(row.name for row in _THESIS)
 """The rows of the thesis, for a study of all of them."""
 
