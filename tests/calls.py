@@ -97,6 +97,7 @@ CALLS = {
         "p p/study.csv p/tables.md p/report.html",
     ),
     "ood score": Call(f"{{test}} {_STRIPES} --detector msp --out {{out}}/lines.jsonl", "lines.jsonl"),
+    "ood export": Call(f"{_STRIPES} --detector msp --images {{test}} --out {{out}}/m.onnx", "m.onnx run.py"),
     "ood evaluate": Call(
         f"{{test}} {_STRIPES} --outliers {{blobs}} --detectors msp --repetitions 2 --scores {{out}}/kept "
         "--report {out}/o.html", "kept o.html", "kept",

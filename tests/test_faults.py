@@ -30,8 +30,8 @@ from fuzz.commands import options_of
 
 WRITERS = [name for name, call in CALLS.items() if call.writes]
 MMAP = RuntimeError("unable to mmap 9 bytes from file <m.blemish>: Cannot allocate memory (12)")
-HEAVY = ("distil descriptor", "export")
-"""Seconds; the same lines of code write what `distil backbone` writes, and `files.write_whole` what `export` does."""
+HEAVY = ("distil descriptor", "export", "ood export")
+"""Seconds; the same lines of code write what `distil backbone` writes, and `files.write_whole` what both exports do."""
 
 
 def rows(names):

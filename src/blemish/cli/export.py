@@ -5,13 +5,16 @@ from __future__ import annotations
 import json
 from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
 from ..files import check_output
 from .console import Speaker
 from .options import JsonOption
+
+if TYPE_CHECKING:
+    from ..export.write import Exported
 
 
 def export(
@@ -44,6 +47,11 @@ def export(
     detector = Detector.load(model, device="cpu")
     with say.progress() as progress:
         made = export_model(detector, out, format=format, images=images, model=model, progress=progress)
+    print_exported(made, format, as_json=as_json)
+
+
+def print_exported(made: Exported, format: str, *, as_json: bool) -> None:
+    """Say what was written, and what the comparison found."""
     row = asdict(made) | {"path": str(made.path), "run": str(made.run), "format": format}
     if as_json:
         typer.echo(json.dumps(row))

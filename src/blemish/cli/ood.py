@@ -21,6 +21,7 @@ from .options import (
     DeviceOption,
     ErrorOption,
     JsonOption,
+    RateOption,
     ReportOption,
     SeedOption,
     WorkersOption,
@@ -220,6 +221,59 @@ def _lines(out: Path | None) -> Iterator[Callable[[list[dict[str, Any]]], None]]
             stopped = error
     if stopped is not None:
         raise stopped
+
+
+@ood_app.command("export")
+@spelled_out
+def export_to_file(
+    *,
+    model: ModelOption,
+    detector: Annotated[str, typer.Option(help="One detector of a single forward pass, perhaps with parameters.")],
+    calibration: Annotated[
+        Path | None, typer.Option(help="In-distribution images held out for p-values and verdicts; default: neither.")
+    ] = None,
+    false_alarm_rate: RateOption = 0.05,
+    learn_from: LearnOption = None,
+    images: Annotated[
+        Path | None, typer.Option(help="Images to compare on, best those of --calibration; default: drawn pictures.")
+    ] = None,
+    out: Annotated[Path, typer.Option(help="File to write; run.py comes beside it.")] = Path("model.onnx"),
+    member: MemberOption = None,
+    network: NetworkOptions,
+    reading: ReadingOptions,
+    as_json: JsonOption = False,
+) -> None:
+    """Write classifier and detector as one ONNX file that needs neither torch nor blemish: docs/export.md.
+
+    Pictures go in; class, score, p-value and verdict come out. Both ways are compared on images first: a file that
+    would say something else is not written. Beside it lies run.py, which prints the lines.
+
+    Example: blemish ood export --model mobilenet_v2 --detector energy --calibration known --out device/model.onnx
+    """
+    from ..calibrate import calibrate, with_margin
+    from ..datasets.labelled import open_labelled
+    from ..evaluation.classifiers import fit_detectors, score_images
+    from ..export.classifier import check_detector, export_classifier
+    from .export import print_exported
+
+    check_output(out)
+    name, chosen = _make(detector)
+    check_detector(chosen)
+    classifier = network.open(model, member)
+    say, known = Speaker(), None
+    with say.progress() as progress:
+        reader = reading.reader(progress)
+        learned = None if learn_from is None else open_labelled(learn_from)
+        usable, left_out, _ = fit_detectors(classifier, {name: chosen}, learned, reading=reader)
+        if left_out:
+            raise ArgumentError.about("--detector", expected="one that can run here", got=f"{name} {left_out[name]}")
+        if calibration is not None:
+            held_out = open_labelled(calibration)
+            scored = score_images(classifier, held_out, {name: chosen.score}, reading=reader, stage="calibrating")
+            known = calibrate(with_margin(scored.scores[name]), false_alarm_rate=false_alarm_rate)
+        shown = None if images is None else open_labelled(images).source
+        made = export_classifier(classifier, usable[name], out, calibration=known, images=shown, progress=progress)
+    print_exported(made, "onnx", as_json=as_json)
 
 
 @ood_app.command("evaluate")

@@ -2,27 +2,51 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from PIL import Image
+from torch import Tensor
 
+from ..calibrate import Calibration
+from ..datasets.region import Region
 from ..errors import ArgumentError, ExportError
 from ..features.runtime import TOLERANCE
 from ..images.decode import Picture
 from ..images.drawn import clouds
+from ..images.preprocess import Preprocess
 from ..images.source import ImageSource, from_arrays
 from ..progress import Progress
-from .trace import layers_of
-
-if TYPE_CHECKING:
-    from ..detector import Detector
+from ..types import Decision
 
 _TINY = 1e-30
+
+
+class Judge(Protocol):
+    """What is exported: a fitted detector, or a classifier with a detector beside it."""
+
+    @property
+    def calibration_(self) -> Calibration | None:
+        """What is known of held-out scores."""
+
+    @property
+    def preprocessing(self) -> Preprocess:
+        """How pictures become the network's input."""
+
+    @property
+    def region_(self) -> Region | None:
+        """Where it looks; None: everywhere."""
+
+    def predict(self, images: ImageSource) -> Iterator[Decision]:
+        """The verdict on each image."""
+
+
+Layers = Callable[[Tensor], dict[str, Tensor]]
+"""Values of the graph between picture and score, by name, for `(1, 3, height, width)` pixels."""
 
 
 @dataclass(frozen=True)
@@ -70,23 +94,25 @@ def _on_onnxruntime(model: Any) -> Run:
 
 
 def check_parity(
-    detector: Detector,
+    detector: Judge,
     model: Any,
     images: ImageSource | None,
     *,
+    layers: Layers,
     path: str,
     run: Run | None = None,
     progress: Progress | None = None,
 ) -> Parity:
     """Judge images both ways. Raises `ExportError` where a verdict, a score or a map differs, and names the layer.
 
-    `run` runs the model on OpenVINO; None: ONNX Runtime does.
+    `layers` makes the values in which the first difference is looked for. `run` runs the model on OpenVINO; None: ONNX
+    Runtime does.
     """
     source = images or drawn(detector)
     judge, total = run or _on_onnxruntime(model), len(source)
 
     def first(picture: Picture) -> str:
-        return _first_difference(detector, model, picture) if run is None else "not looked for on OpenVINO"
+        return _first_difference(detector, layers, model, picture) if run is None else "not looked for on OpenVINO"
 
     rows, has_map = [], False
     for i, decision in enumerate(detector.predict(source)):
@@ -130,7 +156,7 @@ def pixels_of(picture: Picture, name: str) -> NDArray[np.uint8]:
     return np.asarray(picture)[None]
 
 
-def drawn(detector: Detector) -> ImageSource:
+def drawn(detector: Judge) -> ImageSource:
     """Eight pictures of clouds, as large as the network's input, larger, smaller and wider."""
     height, width = detector.preprocessing.size
     region = None if detector.region_ is None else detector.region_.mask
@@ -155,12 +181,12 @@ def _refusal(path: str, difference: str, *, first: str) -> ExportError:
     )
 
 
-def _first_difference(detector: Detector, model: Any, picture: Picture) -> str:
+def _first_difference(detector: Judge, layers: Layers, model: Any, picture: Picture) -> str:
     """The first layer, from the picture on, at which both ways part."""
     import onnx
 
     pixels = detector.preprocessing.pixels(picture)[None]
-    ours = {"network.input": pixels} | layers_of(detector, pixels)
+    ours = {"network.input": pixels} | layers(pixels)
     opened = onnx.ModelProto()
     opened.CopyFrom(model)
     del opened.graph.output[:]
@@ -170,4 +196,4 @@ def _first_difference(detector: Detector, model: Any, picture: Picture) -> str:
         largest = float(mine.abs().max()) or 1.0
         if not float((mine - torch.from_numpy(their)).abs().max()) <= TOLERANCE * largest:
             return name
-    return f"what {detector.method_.name} makes of the layers"
+    return "what is made of the layers"

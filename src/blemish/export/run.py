@@ -16,6 +16,7 @@ import numpy as np
 from PIL import Image, ImageOps
 
 OPENED = ("BMP", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP")
+NUMBERS = ("score", "p_value", "anomalous", "predicted")
 ENDINGS = frozenset("apng bmp gif j2k jfif jp2 jpe jpeg jpg mpo pbm pgm png pnm ppm tif tiff webp".split())  # noqa: SIM905
 Image.MAX_IMAGE_PIXELS = 40_000_000  # Pillow refuses twice as many
 
@@ -69,7 +70,7 @@ def on_openvino(path: str, threads: int) -> tuple[Any, list[str], str]:
     card = model.get_rt_info(["blemish"] if path.endswith(".xml") else ["framework", "blemish"]).value
     hints = {"INFERENCE_PRECISION_HINT": "f32"} | ({"INFERENCE_NUM_THREADS": threads} if threads else {})
     compiled = openvino.Core().compile_model(model, "CPU", hints)
-    named = [out.get_names() & {"score", "map", "p_value", "threshold", "anomalous"} for out in compiled.outputs]
+    named = [out.get_names() & {"map", "threshold", *NUMBERS} for out in compiled.outputs]
     return lambda pixels: list(compiled([pixels]).values()), [names.pop() for names in named], card
 
 
@@ -87,9 +88,7 @@ def judge(model: Any, line: dict[str, Any], path: Path, maps: Path | None) -> di
         found = model(read_pixels(path))
     except Exception as error:  # Pillow's readers raise almost anything; a runtime refuses a size
         return {"version": line["version"], "image": str(path), "error": f"{path}: {error or type(error).__name__}"}
-    line = line | {"image": str(path), "score": float(found["score"][0])}
-    if "anomalous" in found:
-        line |= {"p_value": float(found["p_value"][0]), "anomalous": bool(found["anomalous"][0])}
+    line = line | {"image": str(path)} | {name: found[name][0].item() for name in NUMBERS if name in found}
     if maps is not None and "map" in found:
         os.makedirs(maps, exist_ok=True)
         line["heatmap"] = f"{sum(1 for _ in maps.iterdir()):06}-{path.stem}.npy"

@@ -6,7 +6,7 @@ Nothing is written a second time: the detector runs once on a blank input while 
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -37,28 +37,37 @@ def trace_detector(detector: Detector, inside: Tensor | None) -> Any:
     network's input, `(1, height, width)`. Raises `ArgumentError` where the method cannot be exported, and says why.
     """
     require_onnx()
-    size = detector.preprocessing.size
-    watched = _Watched(detector, inside)
-    pixels = torch.full((1, 3, *size), 0.5)
-    try:
+    watched, pixels = _Watched(detector, inside), torch.full((1, 3, *detector.preprocessing.size), 0.5)
+    with refusing("method", f"{detector.method_.name} with its parameters"):
         with torch.no_grad():
             watched(pixels)  # says what there is; the exporter forgets what it sees
         model = record(watched, pixels)
+    outputs = ["network.score", *["network.map"] * watched.has_map, *(f"layer.{name}" for name in watched.layers)]
+    return named(model, outputs, of="method")
+
+
+@contextlib.contextmanager
+def refusing(what: str, got: str) -> Iterator[None]:
+    """Say of what cannot be recorded that it cannot be exported, and why."""
+    try:
+        yield
     except BlemishError:
         raise
     except Exception as error:  # the exporters raise almost anything
         reason = next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
         raise ArgumentError.about(
-            "method", expected="operations that an ONNX graph can hold",
-            got=f"{detector.method_.name} with its parameters ({reason.strip()[:200]})",
-            instead="docs/export.md says which methods can be exported.",
+            what, expected="operations that an ONNX graph can hold", got=f"{got} ({reason.strip()[:200]})",
+            instead="docs/export.md says what can be exported.",
         ) from error  # fmt: skip
+
+
+def named(model: Any, outputs: Sequence[str], *, of: str) -> Any:
+    """A recorded graph with these names of its outputs, from `network.input`; refused where it is too large."""
     if model.ByteSize() > _MOST_BYTES:
         raise ArgumentError.about(
-            "method", expected="a model below 2 GB, the format's limit", got=f"{model.ByteSize() / 1e9:.1f} GB",
+            of, expected="a model below 2 GB, the format's limit", got=f"{model.ByteSize() / 1e9:.1f} GB",
             instead="Keep fewer vectors or dimensions.",
         )  # fmt: skip
-    outputs = ["network.score", *["network.map"] * watched.has_map, *(f"layer.{name}" for name in watched.layers)]
     made = [value.name for value in model.graph.output]
     _rename(model.graph, dict(zip(made, outputs, strict=True)) | {model.graph.input[0].name: "network.input"})
     return model

@@ -23,6 +23,8 @@ if TYPE_CHECKING:
 
 CARD = "blemish"
 """Under this key of the file's metadata."""
+Kinds = dict[str, tuple[int, list[int | str]]]
+"""Type and shape of outputs, by name."""
 _IR = 9
 """Version of the file format that runtimes of the last years read."""
 
@@ -52,7 +54,7 @@ def build(detector: Detector, model: str | Path | None) -> Any:
     where the method has one, and of a calibrated detector `p_value` `(1,)` float64, `threshold` float64, `anomalous`
     `(1,)` bool. A detector with a region of interest takes pictures of the region's size alone.
     """
-    from onnx import TensorProto, helper
+    from onnx import TensorProto
 
     check_exportable(detector)
     preprocess, mask = detector.preprocessing, None if detector.region_ is None else detector.region_.mask
@@ -68,7 +70,7 @@ def build(detector: Detector, model: str | Path | None) -> Any:
     before = len(graph.nodes)
     score = Made(graph, "network.score")
     graph.rename(score, "score")
-    kinds: dict[str, tuple[int, list[int | str]]] = {"score": (TensorProto.FLOAT, [1])}
+    kinds: Kinds = {"score": (TensorProto.FLOAT, [1])}
     height, width = ("height", "width") if mask is None else mask.shape
     if any(output.name == "network.map" for output in core.graph.output):
         placed = frame.to_original(Made(graph, "network.map"))
@@ -77,21 +79,38 @@ def build(detector: Detector, model: str | Path | None) -> Any:
             placed = graph.make("Where", seen[None], placed, np.array(np.nan, np.float32))
         graph.rename(placed, "map")
         kinds["map"] = (TensorProto.FLOAT, [1, height, width])
-    if detector.calibration_ is not None:
-        _decide(graph, score, detector.calibration_)
-        kinds |= {"p_value": (TensorProto.DOUBLE, [1]), "threshold": (TensorProto.DOUBLE, [])}
-        kinds["anomalous"] = (TensorProto.BOOL, [1])
+    kinds |= add_decision(graph, score, detector.calibration_)
+    return assemble(graph, before, core, kinds=kinds, size=(height, width), card=card(detector, model))
+
+
+def assemble(
+    graph: Nodes, before: int, core: Any, *, kinds: Kinds, size: tuple[int | str, int | str], card: dict[str, Any]
+) -> Any:
+    """One model of our nodes, of which `before` come first, and of the recorded ones between."""
+    from onnx import TensorProto, helper
+
     whole = helper.make_graph(
         [*graph.nodes[:before], *core.graph.node, *graph.nodes[before:]],
         "blemish",
-        [helper.make_tensor_value_info("pixels", TensorProto.UINT8, [1, height, width, 3])],
+        [helper.make_tensor_value_info("pixels", TensorProto.UINT8, [1, *size, 3])],
         [helper.make_tensor_value_info(name, kind, shape) for name, (kind, shape) in kinds.items()],
         [*graph.constants, *core.graph.initializer],
     )
     opsets = [helper.make_opsetid("", OPSET), *(known for known in core.opset_import if known.domain)]
     made = helper.make_model(whole, opset_imports=opsets, functions=core.functions, ir_version=_IR)
-    helper.set_model_props(made, {CARD: json.dumps(card(detector, model))})
+    helper.set_model_props(made, {CARD: json.dumps(card)})
     return made
+
+
+def add_decision(graph: Nodes, score: Made, calibration: Calibration | None) -> Kinds:
+    """p-value, threshold and verdict, where something is known of held-out scores; gives what these outputs are."""
+    from onnx import TensorProto
+
+    if calibration is None:
+        return {}
+    _decide(graph, score, calibration)
+    numbers: Kinds = {"p_value": (TensorProto.DOUBLE, [1]), "threshold": (TensorProto.DOUBLE, [])}
+    return numbers | {"anomalous": (TensorProto.BOOL, [1])}
 
 
 def _decide(graph: Nodes, score: Made, calibration: Calibration) -> None:
@@ -116,18 +135,21 @@ def card(detector: Detector, model: str | Path | None) -> dict[str, Any]:
     """What the file says about itself, JSON types only."""
     import onnx
 
-    calibration = detector.calibration_
-    known: dict[str, Any] = {}
-    if calibration is not None:
-        known = {"scores": calibration.scores.tolist(), "false_alarm_rate": calibration.false_alarm_rate}
-        known |= {"certain": calibration.certain, "threshold": calibration.threshold}
-        known["groups"] = None if calibration.groups is None else calibration.groups.tolist()
     manifest = detector.manifest()
     return {
         "line": judged(detector.decide("", 0.0)),
         "made_of": manifest | {"versions": manifest["versions"] | {"onnx": onnx.__version__}},
         "model": None if model is None else model_digest(model),
         "input": list(detector.preprocessing.size),
-        "calibration": known or None,
+        "calibration": calibration_card(detector.calibration_),
         "digests": {"learned": sorted(detector.learned_), "calibration": sorted(detector.calibrated_on_)},
     }
+
+
+def calibration_card(calibration: Calibration | None) -> dict[str, Any] | None:
+    """Held-out scores, and what is made of them."""
+    if calibration is None:
+        return None
+    known = {"scores": calibration.scores.tolist(), "false_alarm_rate": calibration.false_alarm_rate}
+    known |= {"certain": calibration.certain, "threshold": calibration.threshold}
+    return known | {"groups": None if calibration.groups is None else calibration.groups.tolist()}

@@ -6,6 +6,7 @@ import json
 import logging
 import tempfile
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -16,7 +17,7 @@ from ..files import check_output, write_whole
 from ..images.source import ImageInput
 from ..progress import Progress
 from .parity import Parity, check_parity, on_openvino
-from .trace import require_onnx
+from .trace import layers_of, require_onnx
 from .whole import CARD, build
 
 if TYPE_CHECKING:
@@ -56,9 +57,7 @@ def export_model(
     `NotFittedError` and `OutputError`.
     """
     path = Path(path)
-    check_output(path)
-    program = _check_program(path.with_name(RUN))
-    require_onnx()
+    check_places(path)
     if format == "openvino":
         require_packages(("openvino",), of="export", extra="openvino")
         if path.suffix != ".xml":
@@ -70,12 +69,26 @@ def export_model(
     built = build(detector, model)
     model_of = _openvino_of(built) if format == "openvino" else None
     run = None if model_of is None else on_openvino(model_of)
-    parity = check_parity(detector, built, source, path=str(path), run=run, progress=progress)
+    layers = partial(layers_of, detector)
+    parity = check_parity(detector, built, source, layers=layers, path=str(path), run=run, progress=progress)
+    return finish(built, path, parity, model_of=model_of)
+
+
+def check_places(path: Path) -> None:
+    """Refuse, before the work, what cannot be written, or not without other packages."""
+    check_output(path)
+    _check_program(path.with_name(RUN))
+    require_onnx()
+
+
+def finish(built: Any, path: Path, parity: Parity, *, model_of: Any = None) -> Exported:
+    """Write what was compared, an `onnx.ModelProto`, or the `openvino.Model` of it, and the program beside it."""
     card = _add_to_card(built, {"parity": asdict(parity)})
     if model_of is None:
         write_whole(path, built.SerializeToString())
     else:
         _write_openvino(model_of, card, path)
+    program = path.with_name(RUN)
     write_whole(program, _program())
     if parity.drawn:
         _log.info("compared on drawn pictures alone: give the normal images too, to compare near the threshold.")
@@ -112,10 +125,9 @@ def _program() -> str:
     return Path(__file__).with_name(RUN).read_text(encoding="utf-8")
 
 
-def _check_program(path: Path) -> Path:
+def _check_program(path: Path) -> None:
     """Refuse to replace a program of somebody else's."""
     check_output(path)
     first = _program().splitlines()[0]
     if path.exists() and path.read_text(encoding="utf-8", errors="replace").splitlines()[:1] != [first]:
         raise OutputError(f"{path}: is there already, and none of ours. Choose another folder for the exported file.")
-    return path

@@ -9,6 +9,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 from ._base import OODDetector as OODDetector
+from ._base import Traced as Traced
 from .classifier import Classifier as Classifier
 from .classifier import Head as Head
 from .classifier import Outputs as Outputs

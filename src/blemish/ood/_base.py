@@ -148,6 +148,10 @@ class OODDetector(ABC, Parameterised):
             )
 
 
+class Traced(np.ndarray[Any, Any]):
+    """An array that remembers how it came about, as an export needs it (`export/arrays.py`): checks leave it so."""
+
+
 def check_floats(name: str, values: object, *, axes: tuple[str, ...]) -> NDArray[np.floating]:
     """Check that `values` is a finite float array with such axes, none of them empty; it keeps its dtype."""
     array = np.asarray(values)
@@ -156,7 +160,7 @@ def check_floats(name: str, values: object, *, axes: tuple[str, ...]) -> NDArray
         raise ArgumentError.about(name, expected=expected, got=array)
     if not all(np.isfinite(array[rows]).all() for rows in row_blocks(len(array), array[0].size)):
         raise ArgumentError.about(name, expected="finite numbers", got="NaN or infinity")
-    return array
+    return values if isinstance(values, Traced) else array
 
 
 def read_logits(logits: object, *, name: str = "logits") -> NDArray[np.floating]:

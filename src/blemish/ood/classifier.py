@@ -103,7 +103,7 @@ class Classifier:
     def outputs(self, pixels: Tensor) -> Outputs:
         """One forward pass of `(batch, 3, height, width)` pixels in [0, 1], and one of each member."""
         with torch.inference_mode():
-            logits, features = self._with_features(pixels)
+            logits, features = self.with_features(pixels)
             members = [member.logits(pixels).float().cpu().numpy() for member in self.members]
         array = logits.float().cpu().numpy()
         return Outputs(
@@ -127,7 +127,8 @@ class Classifier:
             self._engines[key] = GradNorms(self.model, parameters=chosen, norm=norm)
         return self._engines[key]
 
-    def _with_features(self, pixels: Tensor) -> tuple[Tensor, Tensor | None]:
+    def with_features(self, pixels: Tensor) -> tuple[Tensor, Tensor | None]:
+        """`logits`, and what goes into the last layer, `(batch, channels)`, where the network shows one."""
         if self._head_path is None:
             return self.logits(pixels), None
         seen: list[Tensor] = []

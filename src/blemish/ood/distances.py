@@ -249,7 +249,8 @@ class _Gaussians:
         white = (x - self.centre) @ self.whitening
         # |m|^2 - 2 x.m finds the mean; the distance itself comes from differences, which lose no digits.
         products = np.square(self.means).sum(axis=1) - 2 * (white @ self.means.T)
-        squared: Floats = np.square(white - self.means[products.argmin(axis=1)]).sum(axis=1)
+        nearest = np.take_along_axis(self.means, products.argmin(axis=1)[:, None], axis=0)
+        squared: Floats = np.square(white - nearest).sum(axis=1)
         return squared
 
 
