@@ -3,7 +3,8 @@
     python benchmarks/drift.py choose
     python benchmarks/drift.py false-alarms
     python benchmarks/drift.py real ../shared/data/mtd [METHOD]
-    python benchmarks/drift.py more ../shared/data/mtd [METHOD]
+    python benchmarks/drift.py looks ../shared/data/mvtec_ad/screw ...
+    python benchmarks/drift.py looks-false-alarms
 
 The rules are in docs/experiments/drift.md.
 """
@@ -12,16 +13,21 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable
+from itertools import product
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageFilter
+from scipy.ndimage import grey_closing
+from scipy.special import ndtr
 
 from blemish.datasets.layouts import open_dataset
 from blemish.detector import Detector
 from blemish.drift import DriftMonitor, bet, capital, no_bets
+from blemish.images.look import looks_of
 from blemish.images.preprocess import Preprocess
 from blemish.images.source import from_arrays
 from blemish.metrics import binomial_interval
+from blemish.types import Look
 
 DELTA = 0.05
 _TINY = 2.0**-53
@@ -192,62 +198,133 @@ def real(folder, method="patchcore", *, orders=50, before=100, learned=200, judg
             print(f"| {start} | {name} | " + " | ".join(cells) + " |", flush=True)
 
 
-def brightness(photo):
-    return float(np.asarray(photo, dtype=float).mean())
-
-
-def sharpness(photo):
-    """Mean size of the second difference, both ways."""
-    grey = np.asarray(photo.convert("L"), dtype=float)
-    return float(sum(np.abs(np.diff(grey, 2, axis=axis)).mean() for axis in (0, 1)))
-
-
+ALSO = ("shift x", "shift y", "highlight", "specks")
+"""Numbers that were tried beside those of `types.Look`."""
 WATCHED: dict[str, tuple[str, ...]] = {
     "score": ("score",),
-    "score, brightness": ("score", "brightness"),
-    "score, brightness, sharpness": ("score", "brightness", "sharpness"),
+    "+ level": ("score", "level"),
+    "+ contrast, sharpness": ("score", "level", "contrast", "sharpness"),
+    "+ x, y (`Look`)": ("score", *Look._fields),
+    "+ shift in place of x, y": ("score", "level", "contrast", "sharpness", "shift x", "shift y"),
+    "+ highlight, specks": ("score", *Look._fields, "highlight", "specks"),
 }
 
 
-def more(folder, method="patchcore", *, orders=50, start=100, n=50, learned=200, judged=452):
-    """Streams that are watched by several numbers of a picture, each with its share of delta (a union bound)."""
-    dataset, random = open_dataset(folder), np.random.default_rng(0)
-    good = [*dataset.train, *(s.path for s in dataset.test if not s.anomalous)]
-    good = [good[i] for i in random.permutation(len(good))[: learned + judged]]
-    photos = [Image.open(path).convert("RGB") for path in good]
-    detector = Detector(method=method, preprocess=Preprocess(128), calibration="none")
-    detector.fit(from_arrays([np.asarray(photo) for photo in photos[:learned]]))
-    known = {}
-    for name, change in REAL.items():
-        changed = [change(photo) for photo in photos[learned:]]
-        known[name] = {
-            "score": scored(detector, changed),
-            "brightness": np.array([brightness(photo) for photo in changed]),
-            "sharpness": np.array([sharpness(photo) for photo in changed]),
+def also(pixels, mean):
+    """How far a picture is shifted against the mean learned one, by least squares; bright end; small dark places."""
+    slopes = np.stack([(slope - slope.mean()).ravel() for slope in (*np.gradient(mean)[::-1], mean)], axis=1)
+    found = []
+    for grey in pixels.double().mean(dim=1).numpy():
+        x, y, _ = np.linalg.lstsq(slopes, (grey - mean - (grey - mean).mean()).ravel())[0]
+        found.append([-x, -y, np.quantile(grey, 0.99), (grey_closing(grey, 3) - grey).mean() / grey.std()])
+    return np.array(found)
+
+
+def numbers(detector, photos, mean):
+    """Score, look and more of pictures, by name."""
+    rows = [
+        np.column_stack([scores.images.numpy(), looks_of(batch.pixels), also(batch.pixels, mean)])
+        for batch, scores in detector.score(from_arrays([np.asarray(photo) for photo in photos]))
+    ]
+    return dict(zip(("score", *Look._fields, *ALSO), np.concatenate(rows).T, strict=True))
+
+
+def small(path):
+    photo = Image.open(path).convert("RGB")
+    photo.thumbnail((256, 256))
+    return photo
+
+
+def looks(*folders, orders=50, most=500):
+    """Streams that are watched by several numbers of a picture, by the mean of their capitals."""
+    for folder in folders:
+        dataset, random = open_dataset(folder), np.random.default_rng(0)
+        good = [*dataset.train, *(s.path for s in dataset.test if not s.anomalous)]
+        places = random.permutation(len(good))[:most]
+        photos, learned = [small(good[i]) for i in places], round(0.4 * len(places))
+        of_test = places[learned:] >= len(dataset.train)
+        detector = Detector(preprocess=Preprocess(128), calibration="none")
+        pictures = from_arrays([np.asarray(photo) for photo in photos[:learned]])
+        detector.fit(pictures)
+        batches = [batch.pixels.double().mean(dim=1).numpy() for batch, _ in detector.score(pictures)]
+        mean = np.concatenate(batches).mean(axis=0)
+        known = {
+            name: numbers(detector, [change(photo) for photo in photos[learned:]], mean)
+            for name, change in REAL.items()
         }
-    print("| after image | change | " + " | ".join(WATCHED) + " |\n|---|---|---|---|---|", flush=True)
-    for begin in (0, start):
-        for name in REAL:
-            cells = []
-            for watched in WATCHED.values():
-                delays = [soonest(known, name, watched, n=n, start=begin, order=order) for order in range(orders)]
-                early = sum(d is not None and d <= 0 for d in delays)
-                found = sum(d is not None and d > 0 for d in delays)
-                median = np.median([d if d is not None else np.inf for d in delays if d is None or d > 0])
-                cells.append(f"{found / (orders - early):.0%}, {median:.0f}")
-            print(f"| {begin} | {name} | " + " | ".join(cells) + " |", flush=True)
+        print(
+            f"{folder}: deviation of the level {known['nothing']['level'].std() / known['nothing']['level'].mean():.1%}"
+        )
+        print("| n | after image | change | " + " | ".join(WATCHED) + " |\n|---|---|---|" + "---|" * len(WATCHED))
+        for n, start, name in product((20, 50), (0, 40), REAL):
+            if n + start + 20 <= len(of_test):
+                row = " | ".join(of_streams(known, name, n, start, orders=orders))
+                print(f"| {n} | {start} | {name} | {row} |", flush=True)
+        print("test part as it comes:", *as_it_comes(known["nothing"], of_test, orders))
 
 
-def soonest(known, name, watched, *, n, start, order):
-    """As `delay`, by the first of several monitors that alarms."""
-    places = np.random.default_rng(order).permutation(len(known[name]["score"]))
-    stream, alarms = places[n:], []
-    for what in watched:
-        sound = known["nothing"][what]
-        x = np.concatenate([sound[stream[:start]], known[name][what][stream[start:]]])
-        monitor = DriftMonitor(sound[places[:n]], delta=DELTA / len(watched), seed=order)
-        alarms.append(monitor.extend(x).alarm_at)
-    return min((alarm - start for alarm in alarms if alarm is not None), default=None)
+def together(calibration, streams):
+    """Log capital of each number of `(orders, n)` and `(orders, images)`, and that of their mean."""
+    found = {name: ours(ranked(calibration[name], streams[name])) for name in streams}
+    return found, np.logaddexp.reduce([*found.values()], axis=0) - np.log(len(found))
+
+
+def of_streams(known, name, n, start, *, orders):
+    order = np.array([np.random.default_rng(i).permutation(len(known[name]["score"])) for i in range(orders)])
+    sound, changed = known["nothing"], known[name]
+    parts = {
+        one: (
+            sound[one][order[:, :n]],
+            np.hstack([sound[one][order[:, n:][:, :start]], changed[one][order[:, n + start :]]]),
+        )
+        for one in sound
+    }
+    capitals = {one: ours(ranked(*pair)) for one, pair in parts.items()}
+    for watched in WATCHED.values():
+        alarm = np.logaddexp.reduce([capitals[one] for one in watched], axis=0) - np.log(len(watched)) >= -np.log(DELTA)
+        sound_before = ~alarm[:, :start].any(axis=1)
+        late = alarm[sound_before, start:]
+        delays = np.where(late.any(axis=1), late.argmax(axis=1) + 1, np.inf)
+        yield f"{np.isfinite(delays).mean():.0%}, {np.median(delays):.0f}"
+
+
+def as_it_comes(sound, of_test, orders, n=50):
+    """Normal pictures of the test part after others of the training part, unchanged: which alarm."""
+    random = np.random.default_rng(0)
+    train, test = (np.flatnonzero(of_test == part) for part in (False, True))
+    rows = [(random.permutation(train)[:n], random.permutation(test)) for _ in range(orders)]
+    first, then = (np.array(part) for part in zip(*rows, strict=True))
+    own = {one: sound[one] for one in WATCHED["+ x, y (`Look`)"]}
+    each, mean = together({one: x[first] for one, x in own.items()}, {one: x[then] for one, x in own.items()})
+    for name, capitals in {**each, "mean": mean}.items():
+        yield f"{name} {(capitals.max(axis=1) >= -np.log(DELTA)).mean():.0%}"
+
+
+def looks_false_alarms(streams=2000, images=10_000, share=0.5):
+    """As `false_alarms`, of six numbers that depend on each other.
+
+    The rank of an image among all before it is drawn: it is uniform and independent of earlier ones, which is all that
+    exchangeable scores say of it. Ranks of one image correlate, by a common part of that `share`.
+    """
+    print("| calibration images | streams with an alarm | exact 95 % interval |\n|---|---|---|")
+    random = np.random.default_rng(2)
+    for n in (50, 20, 200):
+        bets = [no_bets((streams,)) for _ in range(1 + len(Look._fields))]
+        highest = np.zeros(streams)
+        for t in range(images):
+            common = np.sqrt(share) * random.standard_normal(streams)
+            for i, known in enumerate(bets):
+                rank = np.floor((n + t + 1) * ndtr(common + np.sqrt(1 - share) * random.standard_normal(streams)))
+                bets[i] = bet(known, (rank + 1 - random.random(streams)) / (n + t + 1), t)
+            found = np.logaddexp.reduce([capital(known, t + 1) for known in bets], axis=0) - np.log(len(bets))
+            highest = np.maximum(highest, found)
+        alarms = int((highest >= -np.log(DELTA)).sum())
+        found = binomial_interval(alarms, streams)
+        verdict = "" if found.low <= DELTA else " FAILS"
+        print(
+            f"| {n} | {alarms} of {streams} ({alarms / streams:.2%}) | {found.low:.2%} to {found.high:.2%}{verdict} |",
+            flush=True,
+        )
 
 
 def scored(detector, photos):
@@ -271,4 +348,6 @@ def delay(scores, bad, name, *, n, start, order):
 
 
 if __name__ == "__main__":
-    {"choose": choose, "false-alarms": false_alarms, "real": real, "more": more}[sys.argv[1]](*sys.argv[2:])
+    commands = {"choose": choose, "false-alarms": false_alarms, "real": real, "looks": looks}
+    commands["looks-false-alarms"] = looks_false_alarms
+    commands[sys.argv[1]](*sys.argv[2:])

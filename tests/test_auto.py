@@ -2,21 +2,27 @@
 
 from __future__ import annotations
 
+import itertools
 import logging
+from functools import partial
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 from typer.testing import CliRunner
 
-from blemish import Detector, PatchCore, Preprocess
+from blemish import Detector, PaDiM, PatchCore, Preprocess
+from blemish.calibrate import plus_bound
 from blemish.choosing import auto as home
 from blemish.choosing import candidates
 from blemish.choosing.auto import Auto
 from blemish.cli import app
 from blemish.errors import ArgumentError, CalibrationError, NotFittedError
 from blemish.features.extract import Extractor
+from blemish.folds import fold_of
 from blemish.images.digest import pixel_digest
+from blemish.methods import KNN, GaussianAD
 from test_choose import PICTURES
 
 SMALL = Preprocess(32)
@@ -48,8 +54,8 @@ def choices(monkeypatch):
     return found
 
 
-def scores(detector):
-    return [decision.score for decision in detector.predict(PICTURES)]
+def scores(detector, pictures=PICTURES):
+    return [decision.score for decision in detector.predict(pictures)]
 
 
 @pytest.mark.parametrize("seed", [0, 5])
@@ -124,6 +130,58 @@ def test_what_it_takes_and_why_is_said_and_kept(caplog, tmp_path):
     assert type(loaded.method_) is type(detector.method_)
     np.testing.assert_array_equal(scores(loaded), scores(detector))
     assert not Detector(method="knn", preprocess=SMALL, calibration="none").fit(PICTURES[:5]).chosen_
+
+
+@pytest.fixture
+def by_fold(monkeypatch):
+    """`auto` takes another method for each number of a fold, so that the models differ."""
+    made = itertools.cycle([KNN, GaussianAD, partial(PaDiM, taps=("stride16",))])
+    monkeypatch.setattr(Auto, "choose", lambda self, *args, seed, **more: (next(made)(seed=seed), "drawn", None))
+
+
+def crossed(pictures=PICTURES, **settings):
+    return make(calibration="cross", folds=3, seed=1, **settings).fit(pictures)
+
+
+def test_the_choice_is_made_again_without_each_fold(choices):
+    """Against fits that never see a fold, which choose by what they learn."""
+    detector, folds = crossed(), fold_of(range(40), 3, seed=1)
+    assert len(choices) == 3
+    rest = [[i for i in range(40) if folds[i] != fold] for fold in range(3)]
+    for (choice, _), own, model in zip(choices, rest, (detector.method_, *detector.others_), strict=True):
+        assert {int(name.split()[-1]) for name in choice.held_out} <= set(own)
+        assert choice.learned + len(choice.held_out) == len(own)
+        assert type(model) is type(choice.picked.method)
+    alone = [make(calibration="none", seed=1).fit([PICTURES[i] for i in own]) for own in rest]
+    assert [one.method_ for one in alone] == [detector.method_, *detector.others_]
+    left_out = [scores(alone[fold], [PICTURES[i]])[0] if (fold := folds[i]) >= 0 else None for i in range(40)]
+    new = [PICTURES[0] // 2, PICTURES[3][::-1].copy()]
+    for decision, picture in zip(detector.predict(new), new, strict=True):
+        by_model = [scores(one, [picture])[0] for one in alone]
+        beaten = sum(left_out[i] >= by_model[fold] for i, fold in enumerate(folds) if fold >= 0)
+        assert decision.p_value == pytest.approx((1 + beaten) / (1 + sum(fold >= 0 for fold in folds)))
+    assert detector.calibration_.promise.guaranteed_rate == plus_bound(8, 39, folds=3)
+    assert detector.chosen_.endswith("each by the images that its model learns")
+
+
+def test_folds_of_several_methods_have_one_unit_and_survive_a_file(by_fold, tmp_path):
+    detector = crossed()
+    models = (detector.method_, *detector.others_)
+    assert [model.name for model in models] == ["knn", "gaussian", "padim"]
+    assert detector.chosen_.startswith("knn in 1 of 3 folds, gaussian in 1, padim, taps=stride16 in 1: ")
+    calibration, folds = detector.calibration_, detector.calibration_.folds
+    assert [calibration.scores[folds == fold].mean() for fold in range(3)] == pytest.approx([1, 1, 1], rel=1e-3)
+    ((batch, found),) = list(detector.score(PICTURES[:3]))
+    expected = torch.stack([model.score(batch).images for model in models], dim=1) / torch.tensor(detector.scales_)
+    torch.testing.assert_close(found.plus, expected, rtol=1e-5, atol=0)
+    torch.testing.assert_close(found.images, expected.mean(dim=1), rtol=1e-5, atol=0)
+    detector.save(tmp_path / "m.blemish")
+    again = Detector.load(tmp_path / "m.blemish")
+    assert list(again.predict(PICTURES, maps=False)) == list(detector.predict(PICTURES, maps=False))
+    assert (again.scales_, again.chosen_) == (detector.scales_, detector.chosen_)
+    fresh = again.recalibrate(images=[picture[::-1].copy() for picture in PICTURES])
+    fresh.save(tmp_path / "fresh.blemish")
+    assert scores(Detector.load(tmp_path / "fresh.blemish")) == scores(fresh)
 
 
 def test_an_unfitted_one_has_no_method():

@@ -101,6 +101,32 @@ def test_each_model_of_cross_has_left_out_a_fold_of_its_own():
         assert decision.score == pytest.approx(np.mean(by_model), rel=1e-5)
 
 
+def test_regions_of_cross_are_where_each_folds_model_says_so(tmp_path):
+    def method():
+        return PatchCore(backbone=BACKBONE, ratio=0.5, sigma=0.0)
+
+    detector = make("cross", method, min_area=4).fit(NORMAL)
+    folds = np.array(fold_of(range(20), 4, seed=0))
+    models = [make("none", method).fit(without(NORMAL, *np.flatnonzero(folds == fold))) for fold in range(4)]
+    peaks = with_margin([next(models[folds[i]].predict([NORMAL[i]])).map.max() for i in range(20)])
+    spotted = NEW[0].copy()
+    spotted[4:14, 6:16] = 255
+    (decision,) = detector.predict([spotted])
+    maps = [next(model.predict([spotted])).map for model in models]
+    p_values = np.ones((SIDE, SIDE))
+    for r in range(SIDE):
+        for c in range(SIDE):
+            p_values[r, c] = (1 + sum(peaks[i] >= maps[folds[i]][r, c] for i in range(20))) / 21
+    assert decision.regions
+    assert sum(region.area for region in decision.regions) == (p_values <= 0.2).sum()
+    assert min(region.p_value for region in decision.regions) == pytest.approx(p_values.min())
+    assert detector.peaks_.promise.guaranteed_rate == plus_bound(4, 20, folds=4)
+    detector.save(tmp_path / "m")
+    again = Detector.load(tmp_path / "m", backbone=BACKBONE)
+    assert next(again.predict([spotted])).regions == decision.regions
+    assert make("cross").fit(NORMAL).peaks_ is None  # knn has no maps
+
+
 @pytest.mark.parametrize("method", [knn, lambda: GaussianAD(backbone=BACKBONE)], ids=["knn", "gaussian"])
 def test_full_compares_each_image_with_the_new_one_as_fits_with_both_do(method):
     few = NORMAL[:9]
@@ -186,7 +212,7 @@ def test_a_coreset_and_a_size_found_in_the_images_guarantee_nothing():
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"method": lambda: "auto"}, "calibration: expected split with method auto, as images that choose cannot"),
+        ({"method": lambda: "auto"}, "calibration: expected split or cross with method auto, as images that choose"),
         ({"certain": 0.95}, "certain: expected None with calibration loo, got 0.95"),
         ({"held_out": 0.5}, "held_out: expected None with calibration loo, got 0.5"),
         ({"tile": 16}, "tile: expected None with calibration loo, got 16"),
@@ -271,14 +297,21 @@ def test_a_file_whose_parts_do_not_fit_is_refused(kind, tmp_path):
         Detector.load(tmp_path / "other", backbone=BACKBONE)
 
 
-@pytest.mark.parametrize("part", ["peaks", "parts"])
-def test_peaks_and_parts_need_a_threshold(part, tmp_path):
+@pytest.mark.parametrize(
+    ("kind", "part", "message"),
+    [
+        ("full", "peaks", r"tensors peaks\.\*, parts\.\*: not expected with calibration full"),
+        ("cross", "parts", r"tensors peaks\.\*, parts\.\*: not expected with calibration cross"),
+        ("cross", "peaks", r"tensor peaks\.folds: expected 4 folds, got None"),
+    ],
+)
+def test_peaks_and_parts_have_what_their_calibration_compares(kind, part, message, tmp_path):
     from blemish import persist
 
-    make("cross").fit(NORMAL).save(tmp_path / "m")
+    make(kind).fit(NORMAL).save(tmp_path / "m")
     tensors, manifest = persist.load(tmp_path / "m")
     persist.save(tmp_path / "more", tensors | {f"{part}.scores": tensors["calibration.scores"].clone()}, manifest)
-    with pytest.raises(ModelFileError, match=r"tensors peaks\.\*, parts\.\*: not expected with calibration cross"):
+    with pytest.raises(ModelFileError, match=message):
         Detector.load(tmp_path / "more", backbone=BACKBONE)
 
 

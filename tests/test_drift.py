@@ -7,10 +7,15 @@ import math
 
 import numpy as np
 import pytest
+import torch
 
-from blemish.drift import LATE, POWERS, SIGNS, DriftMonitor, bet, capital, no_bets
+from blemish.calibrate import calibrate
+from blemish.drift import LATE, LOOKS, POWERS, SIGNS, DriftMonitor, StreamMonitor, bet, capital, no_bets
 from blemish.errors import ArgumentError
+from blemish.images.look import looks_of
+from blemish.types import Look
 from reference import drift as reference
+from reference import look as of_look
 
 
 def stream(count, seed=0, shift=0.0):
@@ -104,3 +109,97 @@ def test_wrong_arguments_are_refused():
     for wrong in ({"images": 3}, {"bets": []}, {"delta": 2.0}, {"scores": [math.inf]}):
         with pytest.raises(ArgumentError, match="state"):
             DriftMonitor.restore(state | wrong)
+
+
+def looks(count, seed=0, **shifts):
+    """Of which each number is normal, moved by so many deviations."""
+    drawn = np.random.default_rng(seed + 50).standard_normal((count, 5))
+    return [Look(*row)._replace(**{name: row[Look._fields.index(name)] + by for name, by in shifts.items()})
+            for row in drawn]  # fmt: skip
+
+
+def test_a_look_is_that_of_plain_loops():
+    pixels = torch.rand(3, 3, 7, 9, generator=torch.Generator().manual_seed(0))
+    pixels[1] = 0.25
+    for found, picture in zip(looks_of(pixels), pixels, strict=True):
+        assert found == pytest.approx(of_look.look(picture.numpy()), rel=1e-12)
+    assert looks_of(pixels * torch.nan) == [None] * 3
+    assert list(LOOKS) == list(Look._fields)
+
+
+def test_a_stream_is_watched_by_the_mean_capital_of_its_numbers():
+    known, scores = looks(20), stream(30, 1)
+    monitor = StreamMonitor(stream(20), known, delta=0.05, seed=2)
+    alone = [DriftMonitor(column, seed=2) for column in (stream(20), *np.array(known).T)]
+    capitals, alarms = [], []
+    for score, look in zip(scores, looks(30, 1, level=2.0), strict=True):
+        drift = monitor.update(score, look)
+        found = [one.update(value) for one, value in zip(alone, (score, *look), strict=True)]
+        capitals.append(np.mean([math.exp(one.evidence) for one in found]))
+        assert drift.evidence == pytest.approx(math.log(capitals[-1]))
+        assert drift.p_value == found[0].p_value
+        alarms += [drift.images] if capitals[-1] >= 20 else []
+    assert (drift.images, drift.alarm_at) == (30, alarms[0])
+    assert drift.highest == pytest.approx(math.log(max(capitals)))
+    assert list(monitor.evidence_of) == ["score", *Look._fields]
+
+
+@pytest.mark.parametrize(
+    ("shift", "sign"),
+    [
+        ({"level": -3.0}, "pictures are darker"), ({"contrast": 3.0}, "pictures are richer in contrast"),
+        ({"sharpness": -3.0}, "pictures are more blurred"), ({"x": 3.0}, "pictures are further to the right"),
+        ({"y": -3.0}, "pictures are further up"), ({"level": 60.0}, "some pictures are much brighter"),
+    ],
+)  # fmt: skip
+def test_a_look_that_changes_alarms_where_scores_do_not(shift, sign):
+    fresh = looks(120, 1, **shift)
+    if "much" in sign:  # every fourth picture alone
+        fresh = [one if i % 4 == 0 else plain for i, (one, plain) in enumerate(zip(fresh, looks(120, 1), strict=True))]
+    monitor = StreamMonitor(stream(50), looks(50))
+    drift = monitor.extend(zip(stream(120, 1), fresh, strict=True))
+    assert (drift.is_alarm, drift.sign) == (True, sign)
+    assert not StreamMonitor(stream(50), looks(50)).extend(zip(stream(120, 1), looks(120, 1), strict=True)).is_alarm
+    only = StreamMonitor(stream(50), looks(50), scores_only=True)
+    assert only.extend(zip(stream(120, 1), fresh, strict=True)) == DriftMonitor(stream(50)).extend(stream(120, 1))
+
+
+def test_exchangeable_streams_of_looks_seldom_alarm():
+    alarms = sum(
+        StreamMonitor(stream(20, seed), looks(20, seed), delta=0.2)
+        .extend(zip(stream(100, 1000 + seed), looks(100, 1000 + seed), strict=True)).is_alarm
+        for seed in range(40)
+    )  # fmt: skip
+    assert alarms <= 14  # 8 on average at most
+
+
+def test_a_stream_is_restored_also_from_one_of_scores_alone():
+    fresh = list(zip(stream(40, 1), looks(40, 1, x=1.0), strict=True))
+    whole = StreamMonitor(stream(30), looks(30), delta=0.05, seed=4)
+    first = StreamMonitor.restore(json.loads(json.dumps(whole.state())))
+    first.extend(fresh[:20])
+    again = StreamMonitor.restore(json.loads(json.dumps(first.state())))
+    assert again.extend(fresh[20:]) == whole.extend(fresh)
+    of_scores = DriftMonitor(stream(30))
+    of_scores.extend(stream(60, 1, 3.0))
+    old = StreamMonitor.restore(of_scores.state())
+    assert old.drift == of_scores.drift
+    assert old.update(0.5, looks(1)[0]) == of_scores.update(0.5)
+    state = whole.state()
+    for wrong in ({"highest": -1.0}, {"monitors": {"score": {}}}, {"monitors": {"level": of_scores.state()}}):
+        with pytest.raises(ArgumentError, match="state"):
+            StreamMonitor.restore(state | wrong)
+    with pytest.raises(ArgumentError, match="level: expected a finite number, got nan"):
+        whole.update(0.5, looks(1)[0]._replace(level=math.nan))
+
+
+def test_the_looks_of_a_calibration_stay_with_their_scores():
+    scores, known, groups = stream(40), looks(40), np.repeat(range(20), 2)
+    calibration = calibrate(scores, false_alarm_rate=0.1, groups=groups, looks=known).at(0.2)
+    pairs = {(score, *look) for score, look in zip(scores, known, strict=True)}
+    assert {(score, *look) for score, look in zip(calibration.scores, calibration.looks, strict=True)} == pairs
+    monitor = StreamMonitor.of(calibration, seed=1)
+    levels = sorted(calibration.looks[:, 0])
+    kept = monitor.monitors["level"].state()["scores"]
+    assert (len(kept), set(kept) <= set(levels)) == (20, True)
+    assert StreamMonitor.of(calibrate(scores, false_alarm_rate=0.1, kind="loo")).calibration_images == 0

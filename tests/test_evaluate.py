@@ -9,7 +9,7 @@ from PIL import Image
 
 from blemish import evaluate, open_dataset, write_report
 from blemish.calibrate import calibrate
-from blemish.errors import DatasetError
+from blemish.errors import ArgumentError, DatasetError
 from blemish.evaluation.detector import evaluation_json
 from blemish.images.decode import decode_mask
 from contract.laws import anomalous_pixels, normal_pixels
@@ -206,3 +206,23 @@ def test_a_few_defects_have_an_exact_interval(detector, dataset):
 def test_without_a_threshold_nothing_is_missed(dataset):
     uncalibrated = make(calibration="none").fit(dataset.train_images())
     assert evaluate(uncalibrated, dataset).missed is None
+
+
+def test_alarms_of_all_test_images_together_are_those_of_predict(dataset, tmp_path):
+    """Level 0.5: with 8 held-out images, 9 images raise alarms from 2 striking ones on."""
+    detector = make().fit(dataset.train_images())
+    evaluation = evaluate(detector, dataset, fdr=0.5)
+    chosen = detector.choose_alarms([record.decision for record in evaluation.records], 0.5)
+    anomalous = [record.sample.anomalous for record in evaluation.records]
+    found = sum(a and b for a, b in zip(chosen.alarms, anomalous, strict=True))
+    assert evaluation.batch.chosen == chosen
+    assert (evaluation.batch.found, evaluation.batch.false) == (found, sum(chosen.alarms) - found)
+    assert found > 0
+    row = evaluation_json(evaluation)["batch"]
+    assert (row["alarms"], row["found"], row["batch"]) == (sum(chosen.alarms), found, 9)
+    write_report(evaluation, tmp_path / "report.html", title="t", facts={})
+    text = (tmp_path / "report.html").read_text(encoding="utf-8")
+    assert text.count(f"{found} of the 4 anomalous images are among the alarms.") == 1
+    assert evaluation_json(evaluate(detector, dataset))["batch"] is None
+    with pytest.raises(ArgumentError, match="level: expected a number between 0 and 1, got 2"):
+        evaluate(detector, dataset, fdr=2.0)

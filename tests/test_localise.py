@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -159,3 +161,34 @@ def test_a_file_keeps_the_peaks(detector, tmp_path):
     assert loaded.recalibrate(0.5).peaks_.threshold < detector.peaks_.threshold
     loaded.peaks_ = None
     assert next(loaded.predict(arrays(anomalous_pixels(1, 4)))).regions is None
+
+
+def test_regions_by_folds_are_those_of_places_with_small_p_values():
+    """Against plain loops: a place's own p-value counts the left-out peaks that its fold's model reaches there."""
+    random, found = np.random.default_rng(0), 0
+    for seed in range(12):
+        peaks, folds = random.gamma(2.0, size=20), np.arange(20) % 4
+        of_folds = random.gamma(2.0, size=(4, 16, 18)).astype(np.float32) * (1 + seed % 3)
+        inside = torch.ones(1, 16, 18, dtype=torch.bool)
+        inside[:, :, :2] = False
+        batch, scores = judged([of_folds.mean(axis=0)], [(16, 18)], inside)
+        scores = replace(scores, fold_maps=torch.from_numpy(of_folds)[None])
+        calibration = calibrate(peaks, false_alarm_rate=0.1, kind="cross", folds=folds)
+        for least in (1, 3):
+            (regions,) = Localiser(Preprocess((16, 18)), least).regions(batch, scores, calibration)
+            p = np.ones((16, 18))
+            for r in range(16):
+                for c in range(2, 18):
+                    p[r, c] = (1 + sum(peaks[i] >= of_folds[folds[i], r, c] for i in range(20))) / 21
+            parts = [part for part in reference.components(p <= 0.1) if len(part) >= least]
+            assert sorted(region.area for region in regions) == sorted(len(part) for part in parts)
+            if least == 1:
+                expected = sorted(min(p[place] for place in part) for part in parts)
+                assert sorted(region.p_value for region in regions) == pytest.approx(expected)
+            highest = [of_folds[fold][:, 2:].max() for fold in range(4)]
+            whole = (1 + sum(peaks[i] >= highest[folds[i]] for i in range(20))) / 21
+            assert all(whole <= region.p_value + 1e-9 and region.p_value <= 0.1 for region in regions)
+            found += len(regions)
+    assert found > 30
+    with_none = replace(scores, fold_maps=None)
+    assert Localiser(Preprocess((16, 18)), 1).regions(batch, with_none, calibration) == [None]

@@ -125,7 +125,12 @@ TENSORS = {
     "unsorted peaks": ("peaks.scores", lambda t: t.flip(0), "peaks.scores: not in ascending order"),
     "too few peaks": ("peaks.scores", lambda t: t[:1], "false_alarm_rate 0.2 needs at least 4"),
     "scores that are not finite": ("calibration.scores", lambda t: t / 0, "calibration.scores: NaN or infinity"),
-    "too few scores": ("calibration.scores", lambda t: t[:1], "false_alarm_rate 0.2 needs at least 4"),
+    "fewer scores than looks": (
+        "calibration.scores",
+        lambda t: t[:1],
+        r"calibration.looks: expected float64 .k = 1, 5",
+    ),
+    "a look of four numbers": ("calibration.looks", lambda t: t[:, 1:], "calibration.looks: expected float64"),
     "scores of another shape": ("calibration.scores", lambda t: t[None], r"calibration.scores: expected float64 \(k\)"),
     "an overflow": ("method.factor", lambda t: torch.full_like(t, 3e38), "gives NaN or infinity for a black image"),
     "a target that is no covariance": ("method.target", lambda t: -t, "tensor target: expected a positive definite"),

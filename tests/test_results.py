@@ -18,7 +18,7 @@ from blemish.__main__ import main
 from blemish.calibrate import calibrate
 from blemish.cli.results import JudgedInFolder, ResultWriter
 from blemish.errors import OutputError
-from blemish.report.lines import VERSION, NotJudged, RegionLine
+from blemish.report.lines import VERSION, LookLine, NotJudged, RegionLine
 from blemish.report.overlay import FOUND
 from blemish.types import AnomalousRegion, Decision
 from faults import WriteFault, failing, watching
@@ -122,7 +122,8 @@ def test_lines_of_another_version_are_judged_again(tmp_path, model):
 def test_every_field_of_a_line_is_on_the_page():
     page = (Path(__file__).parents[1] / "docs" / "decisions.md").read_text(encoding="utf-8")
     listed = dict(re.findall(r"^\| `(\w+)` \| ([^|]+) \|", page.split("## The lines of")[1], flags=re.MULTILINE))
-    words = {int: "integer", str: "text", float: "number", bool: "true or false", list: "list", type(None): "null"}
+    words = {int: "integer", str: "text", float: "number", bool: "true or false", list: "list", LookLine: "object",
+             type(None): "null"}  # fmt: skip
     schema = get_type_hints(JudgedInFolder) | get_type_hints(NotJudged)
     assert listed == {
         name: ", ".join(words[get_origin(kind) or kind] for kind in get_args(kind) or (kind,))

@@ -23,12 +23,13 @@ from typer.testing import CliRunner
 import stations
 from blemish.cli import app
 from blemish.detector import Detector
+from blemish.drift import StreamMonitor
 from blemish.errors import ArgumentError, CalibrationError, ModelFileError, NotEnoughMemoryError, OutputError
 from blemish.images.decode import decode_bytes
 from blemish.images.preprocess import Preprocess
 from blemish.images.source import from_bytes
 from blemish.methods import PaDiM
-from blemish.report.lines import judged, model_digest
+from blemish.report.lines import judged, look_of, model_digest
 from blemish.station.guard import Refusal
 from blemish.station.judge import Busy, Judge, Sent
 from blemish.station.learning import FEWEST_NORMALS, Learning, _rate_for
@@ -159,10 +160,12 @@ def test_models_figures_and_the_page_are_there(running):
 def test_drift_is_seen_and_said_the_same_after_a_restart(files, tmp_path):
     good, changed = ([png(array) for array in pictures(12, seed=70, side=side)] for side in (32, 24))
     with serving(files, tmp_path) as (ask, _):
-        for content in good[:6]:
-            ask.predict(content)
+        lines = [ask.predict(content)[1]["results"][0] for content in good[:6]]
         before = ask("GET", "/v1/models/small")[1]["drift"]
         assert (before["images"], before["is_alarm"]) == (6, False)
+        expected = StreamMonitor.of(Detector.load(files["small"]).calibration_)
+        expected.extend((line["score"], look_of(line["look"])) for line in lines)
+        assert before["evidence"] == expected.drift.evidence
         assert 'blemish_drift_alarm{model="small"} 0.0' in ask("GET", "/metrics")[1].decode()
         for content in changed * 4:
             ask.predict(content)

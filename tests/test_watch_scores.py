@@ -11,10 +11,11 @@ from typer.testing import CliRunner
 from blemish.calibrate import calibrate
 from blemish.cli import app
 from blemish.detector import Detector
-from blemish.drift import DriftMonitor
+from blemish.drift import DriftMonitor, StreamMonitor
 from blemish.images.preprocess import Preprocess
 from blemish.methods import PaDiM
 from blemish.report.lines import judged, model_digest
+from blemish.types import Look
 
 
 @pytest.fixture(scope="module")
@@ -68,8 +69,8 @@ def test_a_growing_file_is_read_once(watch, write, detector, tmp_path):
     write(shares[12:])
     status, second = watch()
     assert (status, second["new"], second["images"]) == (0, 8, 20)
-    whole = DriftMonitor.of(detector.calibration_)
-    whole.extend(share * float(detector.calibration_.scores.mean()) for share in shares)
+    whole = StreamMonitor.of(detector.calibration_)
+    whole.extend((share * float(detector.calibration_.scores.mean()), None) for share in shares)
     assert second["evidence"] == whole.drift.evidence
     assert watch()[1]["new"] == 0
 
@@ -133,3 +134,43 @@ def test_one_score_of_each_group_is_compared():
 def test_scores_of_images_left_out_in_turn_are_no_reference():
     calibration = calibrate(np.arange(40.0), false_alarm_rate=0.1, kind="loo")
     assert DriftMonitor.of(calibration).calibration_images == 0
+
+
+def lines_of(detector, pictures, path):
+    rows = [judged(d) | {"image": f"{i}.png"} for i, d in enumerate(detector.predict(list(pictures)))]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    return rows
+
+
+def test_pictures_that_lie_elsewhere_alarm_by_their_look(watch, detector, tmp_path):
+    """The file of the model holds the looks of the held-out pictures, a line that of its own."""
+    known = detector.calibration_
+    assert known.looks.shape == (len(known.scores), 5)
+    pictures = np.random.default_rng(5).integers(0, 255, (60, 32, 32, 3), dtype=np.uint8)
+    rows = lines_of(detector, pictures, tmp_path / "lines.jsonl")
+    assert rows[0]["look"]["level"] == pytest.approx(pictures[0].mean() / 255, abs=1e-3)
+    expected = StreamMonitor(known.scores, known.looks, delta=0.05)
+    expected.extend((row["score"], Look(**row["look"])) for row in rows)
+    status, found = watch("--delta", "0.05")
+    assert (status, found["evidence_of"]) == (0, expected.evidence_of)
+    pictures[:, :, 16:] = 0
+    lines_of(detector, pictures, tmp_path / "lines.jsonl")
+    status, found = watch("--delta", "0.05")
+    assert status == 3
+    assert found["evidence_of"]["x"] > 3
+
+
+def test_scores_alone_are_watched_where_that_is_asked_for_and_in_old_states(watch, write, tmp_path):
+    write([1.0])
+    state = tmp_path / "lines.jsonl.drift.json"
+    assert list(watch("--scores-only")[1]["evidence_of"]) == ["score"]
+    assert "--scores-only) , got" in " ".join(watch()[1].split()).replace("),", ") ,")
+    old = json.loads(state.read_text(encoding="utf-8"))
+    old["monitor"] = old["monitor"]["monitors"]["score"]
+    del old["scores_only"]
+    state.write_text(json.dumps(old | {"format": 1}), encoding="utf-8")
+    write([1.0])
+    assert {"new": 1, "images": 2}.items() <= watch("--scores-only")[1].items()
+    for look in ({"level": 1}, "dark"):
+        write([1.0], look=look)
+        assert "lines of `blemish predict`" in watch("--scores-only")[1]

@@ -60,6 +60,8 @@ class Calibration:
     """`(n,)`, for `cross` alone: which of the models had not learned from the image of each score, from 0."""
     unproven: str = ""
     """Why no rate is guaranteed; empty where one is."""
+    looks: Floats | None = None
+    """`(n, 5)`, the `types.Look` of the picture of each score, with `split`; None where they are not known."""
 
     @property
     def n_groups(self) -> int:
@@ -131,7 +133,7 @@ class Calibration:
         """The same scores for another rate. Raises `CalibrationError` where they cannot support it."""
         return calibrate(
             self.scores, false_alarm_rate=false_alarm_rate, groups=self.groups, certain=certain,
-            kind=self.kind, folds=self.folds, unproven=self.unproven,
+            kind=self.kind, folds=self.folds, unproven=self.unproven, looks=self.looks,
         )  # fmt: skip
 
     def chance(self, alarms: int, images: int) -> float | None:
@@ -270,6 +272,7 @@ def calibrate(
     kind: CalibrationKind = "split",
     folds: ArrayLike | None = None,
     unproven: str = "",
+    looks: ArrayLike | None = None,
 ) -> Calibration:
     """Make thresholds and p-values from the raw scores of held-out normal images; the rest as in `Calibration`.
 
@@ -292,7 +295,8 @@ def calibrate(
         found, sizes = _numbered(groups, len(values))
         numbers, count, of = found[order] if sizes.max() > 1 else None, len(sizes), "groups of normal images"
     require_images(count, false_alarm_rate, certain=certain, of=of)
-    return Calibration(values[order], false_alarm_rate, numbers, certain, kind, models, unproven)
+    known = None if looks is None else np.asarray(looks, dtype=np.float64)[order]
+    return Calibration(values[order], false_alarm_rate, numbers, certain, kind, models, unproven, known)
 
 
 def _numbered(groups: ArrayLike, count: int, *, of: str = "groups") -> tuple[NDArray[np.int64], NDArray[np.int64]]:

@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 from .calibrate import Calibration, calibrate, images_needed, require_differences, require_images, with_margin
 from .errors import ArgumentError
+from .images.look import looks_of
 from .localise import Localiser
 from .methods import LeavesOut, Method, ScoresBeside
 from .methods.registry import require_kind
-from .types import CalibrationKind, ImageBatch, Scores
+from .types import CalibrationKind, ImageBatch, Look, Scores
 
 _log = logging.getLogger("blemish")
 
@@ -24,6 +25,7 @@ class FreshScore(NamedTuple):
     score: float
     peak: float | None
     """Of its map, where there is one."""
+    look: Look | None = None
 
 
 class Calibrated(NamedTuple):
@@ -31,7 +33,7 @@ class Calibrated(NamedTuple):
 
     scores: Calibration
     peaks: Calibration | None
-    """None without maps, and for kinds without a threshold, which a region needs."""
+    """None without maps, and for `full`."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,6 +45,11 @@ class Calibrator:
     localiser: Localiser
     in_groups: bool
     """Whether somebody said which images belong together; copies of a picture always do."""
+
+    @property
+    def by_pixel(self) -> Calibrator:
+        """The same, where a peak is the largest value of a map whatever the least area, as `cross` needs it."""
+        return replace(self, localiser=replace(self.localiser, min_area=1))
 
     def require(self, groups: Sequence[int], *, total: int | None = None) -> None:
         """Refuse too few groups, which are images where none belong together."""
@@ -61,7 +68,8 @@ class Calibrator:
         found = []
         for batch, scores in scored:
             peaks: Sequence[float | None] = self.localiser.peaks(batch, scores) or [None] * len(batch)
-            found += [FreshScore(*one) for one in zip(batch.names, scores.images.tolist(), peaks, strict=True)]
+            columns = batch.names, scores.images.tolist(), peaks, looks_of(batch.pixels)
+            found += [FreshScore(*one) for one in zip(*columns, strict=True)]
         return found
 
     def calibrate(
@@ -78,26 +86,40 @@ class Calibrator:
         scores = [judged.score for judged in found]
         require_differences(scores)
 
-        def calibrated(values: list[float]) -> Calibration:
+        def calibrated(values: list[float], looks: list[Look] | None = None) -> Calibration:
             return calibrate(
                 with_margin(values), false_alarm_rate=self.false_alarm_rate, groups=groups, certain=self.certain,
-                kind=kind, folds=folds, unproven=unproven,
+                kind=kind, folds=folds, unproven=unproven, looks=looks,
             )  # fmt: skip
 
         peaks = [judged.peak for judged in found if judged.peak is not None]
-        has_threshold = len(peaks) == len(found) and kind in ("split", "loo")
-        return Calibrated(calibrated(scores), calibrated(peaks) if has_threshold else None)
+        has_peaks = len(peaks) == len(found) and kind != "full"
+        looks = [judged.look for judged in found if judged.look is not None]
+        has_looks = len(looks) == len(found) and kind == "split"
+        return Calibrated(calibrated(scores, looks if has_looks else None), calibrated(peaks) if has_peaks else None)
 
     def calibrate_folds(
-        self, found: Sequence[FreshScore], group_of: Mapping[str, int], fold_of: Mapping[str, int], *, unproven: str
+        self,
+        by_fold: Sequence[Sequence[FreshScore]],
+        group_of: Mapping[str, int],
+        fold_of: Mapping[str, int],
+        *,
+        scales: Sequence[float],
+        unproven: str,
     ) -> Calibrated:
         """The calibrations of images by the model of their fold; `group_of` and `fold_of` are by name.
 
-        A group that is in several folds was learned by the models of all of them, and does not count.
+        Scores and peaks of each fold are divided by its number of `scales`, where there are any (`folds.scales_of`). A
+        group that is in several folds was learned by the models of all of them, and does not count.
         """
         folds_of: dict[int, set[int]] = {}
         for name, group in group_of.items():
             folds_of.setdefault(group, set()).add(fold_of[name])
+        found = [
+            judged._replace(score=judged.score / scale, peak=None if judged.peak is None else judged.peak / scale)
+            for judged_of_fold, scale in zip(by_fold, scales or [1.0] * len(by_fold), strict=True)
+            for judged in judged_of_fold
+        ]
         alone = [judged for judged in found if len(folds_of[group_of[judged.name]]) == 1]
         if len(alone) < len(found):
             _log.warning("%d pictures are in several folds, as files of other kinds: they do not count.",

@@ -6,6 +6,7 @@ import copy
 import logging
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from math import isfinite
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,7 @@ from torch import Tensor
 from . import model_file, persist, running
 from .calibrate import Calibration, images_needed
 from .calibrator import FreshScore, require_left_out
-from .choosing.auto import Auto
+from .choosing.auto import Auto, spell_chosen
 from .choosing.candidates import Candidate
 from .choosing.choose import Choice, compare
 from .datasets.layouts import normal_images
@@ -30,9 +31,10 @@ from .errors import (
 from .features.backbones import Backbone, find_backbone
 from .features.memory import FeatureMemory, Remembering
 from .features.runtime import Runner, RuntimeChoice, RuntimeName
-from .folds import fold_of, pick_calibration, same_again
+from .folds import fold_of, pick_calibration, same_again, scales_of
 from .images.digest import pixel_digest, with_digests
 from .images.groups import Grouped, find_groups, hold_out, join_groups, read_pattern, without_copies
+from .images.look import looks_of
 from .images.settle import is_found_in, settle
 from .images.source import (
     Batches,
@@ -105,6 +107,8 @@ class Detector(DetectorSettings):
     """Why `auto` took this method; empty for a method that was named."""
     others_: tuple[Method, ...] = field(default=(), init=False, repr=False)
     """With `cross`, the models of all folds but the first, which is `method_`."""
+    scales_: tuple[float, ...] = field(default=(), init=False, repr=False)
+    """Of all those models, where `auto` took several methods: by these their scores are divided."""
     kept_: dict[str, Tensor] | None = field(default=None, init=False, repr=False, compare=False)
     """With `full`, what the method remembers of the learned images."""
     _kind: str = field(default="split", init=False, repr=False, compare=False)
@@ -150,7 +154,7 @@ class Detector(DetectorSettings):
         self.check()
         self.calibration_, self.peaks_, self.images_, self._named, self._settled = None, None, 0, None, None
         self.learned_, self.calibrated_on_, self.chosen_ = frozenset(), frozenset(), ""
-        self.others_, self.kept_, self.parts_, self._views = (), None, None, {}
+        self.others_, self.scales_, self.kept_, self.parts_, self._views = (), (), None, None, {}
         self.region_, self._kept_runtime, self._loss = self._read_roi(), None, None
         self._runner = running.start(self.runtime, None if self._auto else self.method_)
         source = normal_images(images, max_pixels=self.max_pixels)
@@ -169,7 +173,9 @@ class Detector(DetectorSettings):
             self._fit_folds(replace(learned, source=train), digests, progress)
             self._keep_runtime()
             return self
-        known = None if self._auto is None else self._choose(self._auto, train, progress)
+        known = None
+        if self._auto is not None:
+            self._named, self.chosen_, known = self._choose(self._auto, train, progress)
         memory = None if learned is None else self._memory_of(train)
         self.skipped_ = self._learn(self.method_, train, "fit", progress, known=known, memory=memory)
         self.images_ = len(train) - len(self.skipped_)
@@ -363,11 +369,12 @@ class Detector(DetectorSettings):
         preprocess = self.preprocessing
         small = scores.maps.cpu() if maps and scores.maps is not None else None
         models = [None] * len(batch) if scores.p_values is None else scores.p_values.tolist()
-        p_values, regions = self.p_values(scores), self.regions(batch, scores)
+        p_values, regions, looks = self.p_values(scores), self.regions(batch, scores), looks_of(batch.pixels)
         for i, (name, size, score) in enumerate(zip(batch.names, batch.sizes, scores.images.tolist(), strict=True)):
             region = None if batch.inside is None else batch.inside[i]
             map = None if small is None else preprocess.to_original(small[i], size, region)
-            yield replace(self.decide(name, score, map, models[i], p_value=p_values[i]), regions=regions[i])
+            decision = self.decide(name, score, map, models[i], p_value=p_values[i])
+            yield replace(decision, regions=regions[i], look=looks[i])
 
     def score_batch(self, batch: ImageBatch) -> Scores:
         """The scores of images that are decoded and preprocessed, or that bring their feature maps."""
@@ -491,9 +498,10 @@ class Detector(DetectorSettings):
         with model_file.blaming(path, backbone):
             check_finite(tensors)
             about, complete = model_file.read_manifest(manifest)
-            method = model_file.read_method(
-                about, complete=complete, device=device, backbone=backbone, make_index=make_index
+            read = partial(
+                model_file.read_method, complete=complete, device=device, backbone=backbone, make_index=make_index
             )
+            method = read(about.method, about.parameters)
             detector = cls(method=method, **model_file.read_settings(cls, about.detector, complete=complete))
             detector.images_, detector.excluded_, detector.chosen_ = about.images, about.excluded, about.chosen
             graphs = {name: tensor for name, tensor in tensors.items() if name.startswith("runtime.")}
@@ -510,11 +518,14 @@ class Detector(DetectorSettings):
             detector.learned_, detector.calibrated_on_, detector.calibration_, detector.peaks_, of_parts = kept
             detector._views, detector.parts_ = model_file.read_parts(of_parts, about.parts)
             model_file.restore_method(method, below(tensors, "method."), size=detector._input_size())
-            detector.others_ = model_file.read_folds(method, tensors, size=detector._input_size())
+            detector.others_, detector.scales_ = model_file.read_folds(
+                method, tensors, about.left_out, read, size=detector._input_size()
+            )
             detector.kept_ = below(tensors, "left_out.") or None
             model_file.check_left_out(
-                detector.calibration_, method, detector.others_, detector.kept_, size=detector._input_size()
-            )
+                detector.calibration_, detector.peaks_, (method, *detector.others_), detector.kept_,
+                size=detector._input_size(),
+            )  # fmt: skip
             running.run_on(detector._methods, detector._runner)
         detector.runtime = runtime or detector.runtime
         if detector._kept_runtime is not None and detector._runner is None:
@@ -599,14 +610,16 @@ class Detector(DetectorSettings):
         calibrator.require(chosen.groups, total=len(set(grouped.groups)))
         return grouped.source.subset(train), chosen
 
-    def _choose(self, auto: Auto, train: ImageSource, progress: Progress | None) -> FeatureMemory | None:
-        """Name the method, by images that are not held out; gives their feature maps where they were read."""
+    def _choose(
+        self, auto: Auto, train: ImageSource, progress: Progress | None
+    ) -> tuple[FeatureMethod, str, FeatureMemory | None]:
+        """The method, by images that will not calibrate it, why, and their feature maps where they were read."""
         comparable = self.tile is None and self.features is None
-        self._named, self.chosen_, known = auto.choose(
+        found = auto.choose(
             self._whole(train), self._grouped(train).groups, comparable=comparable, seed=self._seed, progress=progress
         )
-        _log.info("chosen: %s", self.chosen_)
-        return known
+        _log.info("chosen: %s", found[1])
+        return found
 
     def _settle(self, train: ImageSource) -> None:
         """Find in the images what the preprocessing leaves open."""
@@ -687,28 +700,40 @@ class Detector(DetectorSettings):
         self.calibration_, self.peaks_ = self._calibrator.calibrate(found, groups, kind, unproven=unproven)
 
     def _fit_folds(self, learned: Grouped, digests: Mapping[str, int], progress: Progress | None) -> None:
-        """Fit a model for each fold on all the others, and make the calibration of what each has not learned."""
+        """Fit a model for each fold on all the others, and make the calibration of what each has not learned.
+
+        `auto` chooses anew for each fold, by the images that its model learns.
+        """
+        auto = self._auto if self._named is None else None
         count = min(self.folds, len(set(learned.groups)))
         numbers = fold_of(learned.groups, count, seed=self._seed)
-        methods = [self.method_, *(same_again(self.method_) for _ in range(count - 1))]
-        found: list[FreshScore] = []
-        calibrator, scorer = self._calibrator, self._scorer
+        methods: list[Method] = []
+        found: list[list[FreshScore]] = []
         skipped: dict[str, Skipped] = {}
-        memory = self._memory_of(learned.source)  # all models are on the same network
-        for fold, method in enumerate(methods):
+        memory = None if auto is not None else self._memory_of(learned.source)  # all models are on the same network
+        for fold in range(count):
             rest = learned.source.subset([i for i, number in enumerate(numbers) if number != fold])
             known, fresh = (memory, None) if fold else (None, memory)
-            bad = self._learn(method, rest, f"fit {fold + 1} of {count}", progress, known=known, memory=fresh)
+            if auto is None:
+                method, of_rest = same_again(self.method_) if fold else self.method_, known
+            else:
+                method, _, of_rest = self._choose(auto, rest, progress)
+                self._named = self._named or method
+            bad = self._learn(method, rest, f"fit {fold + 1} of {count}", progress, known=of_rest, memory=fresh)
             chosen = learned.source.subset([i for i, number in enumerate(numbers) if number == fold])
             own = self._batches(chosen, learn=True, known=known)
-            found += calibrator.judge((batch, scorer.alone(method, batch)) for batch in _kept(own, method, fresh))
+            judged = ((batch, self._scorer.alone(method, batch)) for batch in _kept(own, method, fresh))
+            methods.append(method)
+            found.append(self._calibrator.by_pixel.judge(judged))
             skipped |= {entry[0]: entry for entry in [*bad, *own.skipped]}
         self.others_, self.skipped_ = tuple(methods[1:]), list(skipped.values())
+        self.scales_ = scales_of(methods, [[one.score for one in of_fold] for of_fold in found])
+        self.chosen_ = self.chosen_ if auto is None else spell_chosen(methods)
         self.images_ = len(learned.source) - len(skipped)
         self.learned_ = frozenset(digests.values())
         group_of = self._read(learned, digests)
-        self.calibration_, self.peaks_ = calibrator.calibrate_folds(
-            found, group_of, dict(zip(learned.source.names, numbers, strict=True)),
+        self.calibration_, self.peaks_ = self._calibrator.calibrate_folds(
+            found, group_of, dict(zip(learned.source.names, numbers, strict=True)), scales=self.scales_,
             unproven=self._unproven(learned, list(group_of.values())),
         )  # fmt: skip
 
@@ -722,7 +747,8 @@ class Detector(DetectorSettings):
 
     def _require_left_out(self, learned: Grouped) -> Grouped:
         """Refuse, before the fit, images that cannot be left out, or are too few."""
-        require_left_out(self.method_, self._kind, learned.groups)
+        if self._kind != "cross":
+            require_left_out(self.method_, self._kind, learned.groups)
         count = len(set(learned.groups))
         folds = min(self.folds, count)
         self._calibrator.require(range(count // folds * folds) if self._kind == "cross" else learned.groups)
@@ -787,7 +813,7 @@ class Detector(DetectorSettings):
 
     @property
     def _scorer(self) -> Scorer:
-        return Scorer(self.method_, self.others_, self.kept_, self._tiling, self.batch_size)
+        return Scorer(self.method_, self.others_, self.scales_, self.kept_, self._tiling, self.batch_size)
 
     def measure(self, batch: ImageBatch) -> Scores:
         """Score a batch that was checked, by operations on tensors alone: an export traces them.
@@ -814,7 +840,7 @@ class Detector(DetectorSettings):
             },
             "versions": model_file.versions(),
             **({"chosen": self.chosen_} if self.chosen_ else {}),
-            **model_file.write_left_out(self.calibration_),
+            **model_file.write_left_out(self.calibration_, self._methods, self.scales_),
             **model_file.write_parts(self._views, self.parts_),
             **({} if self._kept_runtime is None else self._kept_runtime.section()),
         }

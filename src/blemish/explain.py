@@ -119,6 +119,8 @@ def explain(
     method = detector.method_
     if detector.peaks_ is None:
         raise ArgumentError.about("detector", expected="one that reports regions", got="one without held-out maps")
+    if detector.peaks_.threshold is None:
+        raise ArgumentError.about("detector", expected="one model", got=f"the {1 + len(detector.others_)} of cross")
     if not isinstance(method, FeatureMethod) or detector.tile is not None:
         got = f"tiles of {detector.tile}" if detector.tile is not None else method.name
         raise ArgumentError.about("detector", expected="a method on features, without tiles", got=got)

@@ -46,3 +46,15 @@ def fold_of(groups: Sequence[int], folds: int, *, seed: int) -> list[int]:
 def same_again(method: Method) -> Method:
     """A method with the same parameters, not fitted."""
     return type(method)(**method.get_params(deep=False))
+
+
+def scales_of(methods: Sequence[Method], left_out: Sequence[Sequence[float]]) -> tuple[float, ...]:
+    """What the scores of each fold's model are divided by: the mean of those of its own left-out images.
+
+    Nothing where all models are of one method, whose scores have one unit. P-values compare scores of one fold alone,
+    which a factor above 0 leaves in order.
+    """
+    if all(method == methods[0] for method in methods):
+        return ()
+    means = [sum(scores) / len(scores) if scores else 0.0 for scores in left_out]
+    return tuple(mean if mean > 0 else 1.0 for mean in means)

@@ -5,6 +5,12 @@ value. A normal image shows a region above a level exactly where its peak is abo
 calibrated as image scores are (`calibrate.py`), bound the rate of normal images with *any* false region, however many
 places there are to look at. They bound nothing on an image with a defect: what lies beside it may be flagged with it.
 
+With `cross` each fold has a model, and none of them a threshold. There a place x has the p-value of `cross` itself,
+(1 + number of left-out images whose peak, by their fold's model, is at least that model's map at x) / (n + 1). It never
+is below that of the whole image, which takes the largest value of each map in place of the one at x. So a normal image
+has any place with p <= alpha only where its own p-value is: at most as often as the bound of `cross` says. Dropping
+small regions makes it rarer still.
+
 All of it happens on the grid of the network's input, for held-out and for new images; only what is found is carried to
 the original pixels.
 """
@@ -12,7 +18,7 @@ the original pixels.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -52,11 +58,34 @@ class Localiser:
     ) -> list[tuple[AnomalousRegion, ...] | None]:
         """The regions of each image above the threshold of held-out `peaks`, highest peak first.
 
-        None without maps or without peaks.
+        With `cross`, what has a p-value of at most the rate. None without maps or without peaks.
         """
         if scores.maps is None or peaks is None:
             return [None] * len(batch)
-        return [self._regions(_seen(batch, scores.maps, i), peaks, size) for i, size in enumerate(batch.sizes)]
+        maps = [_seen(batch, scores.maps, i) for i in range(len(batch))]
+        if peaks.threshold is not None:
+            pairs = zip(maps, batch.sizes, strict=True)
+            return [self._regions(map, map, peaks.threshold, peaks.p_value, size=size) for map, size in pairs]
+        if scores.fold_maps is None:
+            return [None] * len(batch)
+        of_folds = [[_seen(batch, one, i) for one in scores.fold_maps.unbind(dim=1)] for i in range(len(batch))]
+        return [self._of_folds(*one, peaks) for one in zip(maps, of_folds, batch.sizes, strict=True)]
+
+    def _of_folds(
+        self, map: Floats, of_folds: list[Floats], size: Size, peaks: Calibration
+    ) -> tuple[AnomalousRegion, ...]:
+        """Regions of places whose own p-values are at most the rate: those of the image, of which none is smaller."""
+        most = peaks.false_alarm_rate * (1 + 1e-12)
+        highest = [[one.max() for one in of_folds]]
+        if peaks.p_values([0.0], plus=highest)[0] > most:
+            return ()
+        plus = np.stack([one.ravel() for one in of_folds], axis=1)
+        p_values = peaks.p_values(np.zeros(len(plus)), plus=plus).reshape(map.shape)
+        above = p_values > most
+        if above.all():  # the models' peaks are at different places
+            return ()
+        threshold = -(p_values[~above].max() + p_values.min(initial=1.0, where=above)) / 2
+        return self._regions(map, -p_values, threshold, lambda level: -level, size=size)
 
     def reported(
         self, map: NDArray[np.float32], inside: NDArray[np.bool_] | None, threshold: float, size: Size
@@ -73,15 +102,17 @@ class Localiser:
         _, _, across, down = self.preprocess.placement(size)
         return max(1, math.ceil(self.min_area / (across * down) - 1e-9))
 
-    def _regions(self, map: Floats, peaks: Calibration, size: Size) -> tuple[AnomalousRegion, ...]:
+    def _regions(
+        self, map: Floats, levels: Floats, threshold: float, p_value: Callable[[float], float], *, size: Size
+    ) -> tuple[AnomalousRegion, ...]:
+        """What lies above a threshold of levels, which are the map itself or follow it, and have these p-values."""
         left, top, across, down = self.preprocess.placement(size)
-        least, threshold = self._least(size), peaks.threshold
-        assert threshold is not None  # peaks are those of split or loo
-        framed = np.pad(map, 1, constant_values=-np.inf)
+        least = self._least(size)
+        framed = np.pad(levels, 1, constant_values=-np.inf)
         found = []
-        for where, own in components(map > threshold, least):
+        for where, own in components(levels > threshold, least):
             values = map[where][own]
-            peak = peak_of(np.where(own, map[where], -np.inf), least)
+            level = peak_of(np.where(own, levels[where], -np.inf), least)
             origin = np.array([where[1].start, where[0].start])
             around = framed[where[0].start : where[0].stop + 2, where[1].start : where[1].stop + 2]
             contour = (contour_of(around, own, threshold) + origin) * (across, down) + (left, top)
@@ -94,9 +125,9 @@ class Localiser:
                     contour=tuple(_tenths(point) for point in contour),
                     centre=_tenths(centre),
                     area=round(values.size * across * down, 1),
-                    peak=peak,
+                    peak=level if levels is map else float(values.max()),
                     mean=float(values.mean()),
-                    p_value=peaks.p_value(peak),
+                    p_value=p_value(level),
                 )
             )
         return tuple(sorted(found, key=lambda region: -region.peak))

@@ -36,7 +36,7 @@ _NETWORK = ("backbone.", "input.")
 
 _CALIBRATIONS = {"calibration": "k", "peaks": "p", "parts": "q"}
 """Of image scores, of map peaks and of parts, and the word for how many."""
-_PARTS = {"scores": "float64", "groups": "int64", "folds": "int64"}
+_PARTS = {"scores": "float64 {}", "groups": "int64 {}", "folds": "int64 {}", "looks": "float64 {} 5"}
 
 
 @dataclass(kw_only=True)
@@ -83,10 +83,28 @@ class LeftOut:
     ----------
     calibration: what p-values rest on.
     unproven: why no rate is guaranteed; empty where one is.
+    models: of each fold, where they are of several methods.
     """
 
     calibration: CalibrationKind = "split"
     unproven: str = ""
+    models: tuple[dict[str, Any], ...] = ()
+
+
+@dataclass(kw_only=True)
+class FoldModel:
+    """One of the `models` of that section.
+
+    Parameters
+    ----------
+    method: the method's name in the registry.
+    parameters: of the method, those of the role `model`.
+    scale: its scores are divided by it.
+    """
+
+    method: str
+    parameters: dict[str, Any]
+    scale: float = parameter(above=0)
 
 
 def write_method(method: Method) -> dict[str, Any]:
@@ -118,17 +136,24 @@ def _write_calibration(name: str, calibration: Calibration | None) -> dict[str, 
     if calibration is None:
         return {}
     kept = {f"{name}.scores": torch.from_numpy(calibration.scores)}
-    for part, values in (("groups", calibration.groups), ("folds", calibration.folds)):
+    parts = {"groups": calibration.groups, "folds": calibration.folds, "looks": calibration.looks}
+    for part, values in parts.items():
         if values is not None:
             kept[f"{name}.{part}"] = torch.from_numpy(values)
     return kept
 
 
-def write_left_out(calibration: Calibration | None) -> dict[str, Any]:
-    """The section of the manifest where images were left out in turn."""
-    if calibration is None or calibration.kind == "split":
-        return {}
-    return {"left_out": {"calibration": calibration.kind, "unproven": calibration.unproven}}
+def write_left_out(
+    calibration: Calibration | None, methods: Sequence[Method], scales: Sequence[float]
+) -> dict[str, Any]:
+    """The section of the manifest where images were left out in turn; `scales` are those of the folds' models."""
+    section: dict[str, Any] = {}
+    if calibration is not None and calibration.kind != "split":
+        section = {"calibration": calibration.kind, "unproven": calibration.unproven}
+    if scales:
+        pairs = zip(methods, scales, strict=True)
+        section["models"] = [write_method(method) | {"scale": scale} for method, scale in pairs]
+    return {"left_out": section} if section else {}
 
 
 def read_seen(
@@ -142,21 +167,25 @@ def read_seen(
     # An update drops the calibration, so that also a detector with `split` may have none.
     forms = {"learned.digests?": "int64 n", "calibration.digests?": "int64 m"}
     calibrations = {
-        f"{name}.{part}?": f"{kind} {count}" for name, count in _CALIBRATIONS.items() for part, kind in _PARTS.items()
+        f"{name}.{part}?": form.format(count) for name, count in _CALIBRATIONS.items() for part, form in _PARTS.items()
     }
     check_tensors(kept, forms | calibrations)
     none = torch.tensor([], dtype=torch.int64)
     learned, calibrated_on = (
         frozenset(kept.get(name, none).tolist()) for name in ("learned.digests", "calibration.digests")
     )
-    known = {name: value for name, value in (left_out or {}).items() if name in parameters_of(LeftOut)}
-    how = LeftOut(**read_plain(LeftOut, known, of="left_out"))
+    how = _read_left_out(left_out)
     calibration, peaks, parts = (
         _read_calibration(kept, name, how, false_alarm_rate=false_alarm_rate, certain=certain) for name in _CALIBRATIONS
     )
-    if any(other is not None and other.threshold is None for other in (peaks, parts)):
+    if (peaks is not None and peaks.kind == "full") or (parts is not None and parts.threshold is None):
         raise ModelFileError(f"tensors peaks.*, parts.*: not expected with calibration {how.calibration}.")
     return learned, calibrated_on, calibration, peaks, parts
+
+
+def _read_left_out(section: Mapping[str, Any] | None) -> LeftOut:
+    known = {name: value for name, value in (section or {}).items() if name in parameters_of(LeftOut)}
+    return LeftOut(**read_plain(LeftOut, known, of="left_out"))
 
 
 def write_parts(views: Views, parts: Parts | None) -> dict[str, Any]:
@@ -180,7 +209,9 @@ def read_parts(calibration: Calibration | None, section: Mapping[str, Any] | Non
 def _read_calibration(
     kept: Mapping[str, Tensor], name: str, how: LeftOut, *, false_alarm_rate: float, certain: float | None
 ) -> Calibration | None:
-    values, groups, folds = (kept[tensor].numpy() if (tensor := f"{name}.{part}") in kept else None for part in _PARTS)
+    values, groups, folds, looks = (
+        kept[tensor].numpy() if (tensor := f"{name}.{part}") in kept else None for part in _PARTS
+    )
     if values is None:
         return None
     calibration = calibrate(
@@ -191,6 +222,7 @@ def _read_calibration(
         kind=how.calibration,
         folds=folds,
         unproven=how.unproven,
+        looks=looks,
     )
     if (values != calibration.scores).any():
         raise ModelFileError(f"tensor {name}.scores: not in ascending order.")
@@ -237,24 +269,25 @@ def read_settings(detector: type, settings: Mapping[str, Any], *, complete: bool
 
 
 def read_method(
-    about: ModelManifest,
+    name: str,
+    stored: Mapping[str, Any],
     *,
     complete: bool,
     device: str,
     backbone: Backbone | None,
     make_index: Callable[[str], IndexFactory] | None,
 ) -> Method:
-    """The method that a model file describes, not yet restored."""
-    name, parameters = about.method, dict(about.parameters)
+    """The method that a model file describes by its name and stored parameters, not yet restored."""
+    parameters = dict(stored)
     if name not in METHODS:
         raise ModelFileError(f"method {name[:40]} is not known here. Known: {', '.join(METHODS)}.")
-    stored = parameters.get("backbone")
-    if isinstance(stored, str) and stored.startswith("custom:") and (backbone is None or backbone.name != stored):
+    network = parameters.get("backbone")
+    if isinstance(network, str) and network.startswith("custom:") and (backbone is None or backbone.name != network):
         raise ModelFileError(
-            f"fitted on the network {stored}. Pass it again: "
-            f"Detector.load(path, backbone=custom_backbone(module, name={stored.removeprefix('custom:')!r}, ...))."
+            f"fitted on the network {network}. Pass it again: "
+            f"Detector.load(path, backbone=custom_backbone(module, name={network.removeprefix('custom:')!r}, ...))."
         )
-    if stored and backbone is not None:
+    if network and backbone is not None:
         parameters["backbone"] = backbone
     if parameters.get("index") is not None:
         parameters["index"] = _read_index(parameters["index"], make_index)
@@ -275,34 +308,54 @@ def restore_method(method: Method, learned: dict[str, Tensor], *, size: Size) ->
 
 
 def write_folds(first: Method, others: Sequence[Method]) -> dict[str, Tensor]:
-    """The models of the folds but the first, by number; the network where it is not the first one's."""
-    shared = {name: tensor for name, tensor in first.state().items() if name.startswith(_NETWORK)}
-    return {
-        f"fold.{number}.{name}": tensor
-        for number, method in enumerate(others, start=1)
-        for name, tensor in method.state().items()
-        if name not in shared or not torch.equal(shared[name], tensor)
-    }
+    """The models of the folds but the first, by number; the network where it is not that of an earlier like one."""
+    written, methods = dict[str, Tensor](), (first, *others)
+    for number, method in enumerate(others, start=1):
+        shared = _network_of(method, methods[:number])
+        for name, tensor in method.state().items():
+            if name not in shared or not torch.equal(shared[name], tensor):
+                written[f"fold.{number}.{name}"] = tensor
+    return written
 
 
-def read_folds(first: Method, tensors: Mapping[str, Tensor], *, size: Size) -> tuple[Method, ...]:
-    """What `write_folds` was given, after the first model is restored."""
+def read_folds(
+    first: Method,
+    tensors: Mapping[str, Tensor],
+    left_out: Mapping[str, Any] | None,
+    read: Callable[[str, Mapping[str, Any]], Method],
+    *,
+    size: Size,
+) -> tuple[tuple[Method, ...], tuple[float, ...]]:
+    """What `write_folds` was given, after the first model is restored, and what their scores are divided by.
+
+    `left_out` is the section of the manifest, `read` makes a method of a name and its stored parameters.
+    """
     numbers = {name.split(".")[1] for name in tensors if name.startswith("fold.")}
     if numbers != {str(number) for number in range(1, len(numbers) + 1)}:
         raise ModelFileError("tensors fold.*: expected numbers from 1.")
-    shared = {name: tensor for name, tensor in first.state().items() if name.startswith(_NETWORK)} if numbers else {}
-    methods = []
+    of = "left_out: models"
+    models = [FoldModel(**read_plain(FoldModel, model, of=of)) for model in _read_left_out(left_out).models]
+    if models and len(models) != 1 + len(numbers):
+        raise ModelFileError.about(of, expected=f"{1 + len(numbers)}", got=len(models))
+    methods = [first]
     for number in range(1, len(numbers) + 1):
-        method = same_again(first)
-        restore_method(method, shared | below(tensors, f"fold.{number}."), size=size)
+        method = read(models[number].method, models[number].parameters) if models else same_again(first)
+        restore_method(method, _network_of(method, methods) | below(tensors, f"fold.{number}."), size=size)
         methods.append(method)
-    return tuple(methods)
+    return tuple(methods[1:]), tuple(model.scale for model in models)
+
+
+def _network_of(method: Method, earlier: Sequence[Method]) -> dict[str, Tensor]:
+    """The network of the first of the models that has this one's parameters; nothing where none has."""
+    like = next((other for other in earlier if other == method), None)
+    state = {} if like is None else like.state()
+    return {name: tensor for name, tensor in state.items() if name.startswith(_NETWORK)}
 
 
 def check_left_out(
     calibration: Calibration | None,
-    method: Method,
-    others: Sequence[Method],
+    peaks: Calibration | None,
+    methods: Sequence[Method],
     kept: dict[str, Tensor] | None,
     *,
     size: Size,
@@ -312,15 +365,16 @@ def check_left_out(
     if (kept is not None) != (kind == "full"):
         raise ModelFileError(f"tensors left_out.*: {'missing' if kept is None else 'not expected'} with {kind}.")
     if kept is not None:
-        if not isinstance(method, ScoresBeside):
-            raise ModelFileError(f"left_out: {method.name} has no calibration full.")
-        beside = method.beside(_blank(size), kept)
+        if not isinstance(methods[0], ScoresBeside):
+            raise ModelFileError(f"left_out: {methods[0].name} has no calibration full.")
+        beside = methods[0].beside(_blank(size), kept)
         if calibration is None or beside.shape != (1, len(calibration.scores)) or not bool(beside.isfinite().all()):
             raise ModelFileError("tensors left_out.*: do not fit the scores.")
-    if kind == "cross" and calibration is not None:
-        folds = None if calibration.folds is None else calibration.folds.max() + 1
-        if folds != 1 + len(others):
-            raise ModelFileError(f"tensor calibration.folds: expected {1 + len(others)} folds, got {folds}.")
+    for name, known in (("calibration", calibration), ("peaks", peaks)):
+        if kind == "cross" and known is not None:
+            folds = None if known.folds is None else known.folds.max() + 1
+            if folds != len(methods):
+                raise ModelFileError(f"tensor {name}.folds: expected {len(methods)} folds, got {folds}.")
 
 
 def _blank(size: Size) -> ImageBatch:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -22,6 +22,8 @@ class Scorer:
     method: Method
     others: tuple[Method, ...] = ()
     """With `cross`, the models of all folds but the first, which is `method`."""
+    scales: tuple[float, ...] = ()
+    """Of those models, where they are of several methods: by these their scores are divided."""
     kept: dict[str, Tensor] | None = None
     """With `full`, what the method remembers of the learned images."""
     tiling: Tiling | None = None
@@ -60,12 +62,26 @@ class Scorer:
         return found
 
     def _mean_of_folds(self, batch: ImageBatch) -> Scores:
-        if isinstance(self.method, FrozenMethod) and self.tiling is None:
-            batch = self.method.with_maps(batch)
-        found = [self.alone(method, batch) for method in (self.method, *self.others)]
+        methods = (self.method, *self.others)
+        found = [self.alone(method, own) for method, own in zip(methods, self._seen_by(methods, batch), strict=True)]
+        if self.scales:
+            found = [in_units_of(scale, scores) for scale, scores in zip(self.scales, found, strict=True)]
         maps = [scores.maps for scores in found if scores.maps is not None]
         images = torch.stack([scores.images for scores in found], dim=1)
-        return Scores(images.mean(dim=1), torch.stack(maps).mean(dim=0) if maps else None, plus=images)
+        mean = torch.stack(maps).mean(dim=0) if maps else None
+        by_fold = torch.stack(maps, dim=1) if len(maps) == len(methods) else None
+        return Scores(images.mean(dim=1), mean, plus=images, fold_maps=by_fold)
+
+    def _seen_by(self, methods: Sequence[Method], batch: ImageBatch) -> Iterator[ImageBatch]:
+        """The batch for each model: with the maps of the first one that reads the same layers."""
+        known: dict[tuple[str, ...], ImageBatch] = {}
+        for method in methods:
+            if not isinstance(method, FrozenMethod) or self.tiling is not None:
+                yield batch
+                continue
+            if method.tapped() not in known:
+                known[method.tapped()] = method.with_maps(batch)
+            yield known[method.tapped()]
 
     def _in_tiles(self, batch: ImageBatch, score: Callable[[ImageBatch], Scores]) -> Scores:
         if self.tiling is None:
@@ -73,3 +89,8 @@ class Scorer:
         size = (batch.pixels.shape[2], batch.pixels.shape[3])
         cut = self.tiling.cut(batch, at_once=self.at_once)
         return self.tiling.join([scored_inside(score(tiles), tiles) for tiles in cut], size)
+
+
+def in_units_of(scale: float, scores: Scores) -> Scores:
+    """Scores and maps divided by a number above 0, so that those of several methods can be averaged."""
+    return replace(scores, images=scores.images / scale, maps=None if scores.maps is None else scores.maps / scale)

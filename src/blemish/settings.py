@@ -153,14 +153,15 @@ class DetectorSettings(Parameterised):
         """Refuse what leaving images out does not go with."""
         if self.held_out is not None:
             raise ArgumentError.about("held_out", expected=f"None with calibration {kind}", got=self.held_out)
-        if self._auto is not None:
+        if self._auto is not None and kind != "cross":
             raise ArgumentError.about(
-                "calibration", expected="split with method auto, as images that choose cannot calibrate", got=kind,
-                instead="Name a method, such as the one that `blemish choose` picks.",
+                "calibration", expected="split or cross with method auto, as images that choose cannot calibrate",
+                got=kind, instead="Take cross, which chooses again without each fold, or name a method.",
             )  # fmt: skip
         if kind != "cross" and self.tile is not None:
             raise ArgumentError.about("tile", expected=f"None with calibration {kind}", got=self.tile)
-        require_able(self.method_, kind)
+        if self._auto is None:
+            require_able(self.method_, kind)
 
     def _check_size(self) -> None:
         """Refuse an input that is too small for the tiles, or too large for a batch."""

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal, Protocol
+from typing import TYPE_CHECKING, Literal, NamedTuple, Protocol
 
 if TYPE_CHECKING:
     import numpy as np
@@ -76,6 +76,8 @@ class Scores:
     plus: Tensor | None = None
     """What conformal p-values need beside the score; of a detector with `cross` `(batch, folds)`, the score by each
     fold's model; with `full` `(batch, n)`, the scores that the learned images have where this image is one of them."""
+    fold_maps: Tensor | None = None
+    """`(batch, folds, height, width)`, the maps by each fold's model, with `cross`, where all of them make maps."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,6 +127,21 @@ class AnomalousRegion:
     """
 
 
+class Look(NamedTuple):
+    """A few numbers of a picture at the size of the network's input, which a monitor watches beside its score."""
+
+    level: float
+    """Mean brightness, in [0, 1]."""
+    contrast: float
+    """Standard deviation of the brightness."""
+    sharpness: float
+    """Mean size of its second differences over that of its first ones."""
+    x: float
+    """Where it changes most: the mean place of its differences from column to column, as a share of the width."""
+    y: float
+    """The same from row to row, as a share of the height."""
+
+
 @dataclass(frozen=True, slots=True)
 class Decision:
     """The verdict on one image."""
@@ -144,6 +161,8 @@ class Decision:
     """What the verdict promises; None for an uncalibrated detector."""
     regions: tuple[AnomalousRegion, ...] | None = None
     """Where, highest peak first; None without maps, or without left-out maps. `is_anomalous` does not follow them."""
+    look: Look | None = None
+    """Of the picture, for a monitor of drift; None where there were no pixels."""
 
     @property
     def is_anomalous(self) -> bool | None:

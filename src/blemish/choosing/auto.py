@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -13,7 +14,7 @@ from ..features.memory import FeatureMemory
 from ..images.groups import join_groups
 from ..images.preprocess import Preprocess
 from ..images.source import Batches
-from ..methods import FeatureMethod
+from ..methods import FeatureMethod, Method
 from ..methods.patchcore import PatchCore
 from ..parameters import Parameterised, check_parameters, parameter
 from ..progress import Progress
@@ -78,3 +79,15 @@ class Auto(Parameterised):
 
     def _of_all(self, seed: int) -> dict[str, Any]:
         return self.get_params(deep=False) | {"seed": seed}
+
+
+def spell_chosen(methods: Sequence[Method]) -> str:
+    """Which methods were chosen for the models of several folds, and how often, in one line.
+
+    >>> spell_chosen([PatchCore(), PatchCore(ratio=0.1), PatchCore()])
+    'patchcore in 2 of 3 folds, patchcore, ratio=0.1 in 1: each by the images that its model learns'
+    """
+    counts = Counter(Candidate(method).name if isinstance(method, FeatureMethod) else method.name for method in methods)
+    (first, most), *others = counts.most_common()
+    listed = [f"{first} in {most} of {len(methods)} folds", *(f"{name} in {count}" for name, count in others)]
+    return f"{', '.join(listed)}: each by the images that its model learns"

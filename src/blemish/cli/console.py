@@ -131,8 +131,9 @@ def print_evaluation(evaluation: Evaluation, as_json: bool, *, extra: Mapping[st
     for rate in (evaluation.missed, evaluation.realised, evaluation.realised_regions):
         if rate is not None:
             typer.echo(rate)
-    for line in () if evaluation.parts is None else evaluation.parts.lines():
-        typer.echo(line)
+    for together in (evaluation.parts, evaluation.batch):
+        for line in () if together is None else together.lines():
+            typer.echo(line)
 
 
 def print_rows(rows: list[dict[str, object]]) -> None:

@@ -22,6 +22,7 @@ from .options import (
     CertainOption,
     DeviceOption,
     ErrorOption,
+    FdrOption,
     JsonOption,
     LearnedRoiOption,
     MaxPixelsOption,
@@ -368,10 +369,7 @@ def predict(
     coco: Annotated[
         Path | None, typer.Option(metavar="FILE", help="Also write the regions of all images as COCO JSON here.")
     ] = None,
-    fdr: Annotated[
-        float | None,
-        typer.Option(help="Also choose alarms among all images together, on average at most this share of them false."),
-    ] = None,
+    fdr: FdrOption = None,
     roi: RoiOption = None,
     device: DeviceOption = "auto",
     runtime: RuntimeOption = None,
@@ -481,6 +479,7 @@ def evaluate_model(
     allow_overlap: Annotated[
         bool, typer.Option("--allow-overlap", help="Go on at test images that were learned from, and mark the figures.")
     ] = False,
+    fdr: FdrOption = None,
     roi: RoiOption = None,
     device: DeviceOption = "auto",
     runtime: RuntimeOption = None,
@@ -498,6 +497,7 @@ def evaluate_model(
     say = Speaker()
     if report is not None:
         check_output(report)
+    check_share("--fdr", fdr)
     dataset = open_dataset(data, normal=normal or (), anomalous=anomalous or (), masks=masks)
     taken = take(dataset)
     say.lines(taken.lines())
@@ -506,8 +506,9 @@ def evaluate_model(
     detector.max_pixels = max_pixels or detector.max_pixels
     with say.progress() as progress:
         evaluation = evaluate(
-            detector, dataset, pixels=pixels, intervals=intervals, allow_overlap=allow_overlap, progress=progress
-        )
+            detector, dataset, pixels=pixels, intervals=intervals, allow_overlap=allow_overlap, fdr=fdr,
+            progress=progress,
+        )  # fmt: skip
     extra: dict[str, object] = {"data": taken.as_json()} | ({} if report is None else {"report": str(report)})
     print_evaluation(evaluation, as_json, extra=extra)
     if report is not None:
@@ -598,8 +599,8 @@ def _check_regions(detector: Detector, model: Path, say: Speaker, wanted: Mappin
     if detector.peaks_ is not None:
         return
     why = (
-        "it keeps no peaks of held-out maps. Its method has no maps, its calibration is cross or full, or it is older "
-        "than regions (fit again)."
+        "it keeps no peaks of held-out maps. Its method has no maps, its calibration is full, or it is older than "
+        "regions, or with cross than those of folds (fit again)."
     )
     for option in (option for option, is_wanted in wanted.items() if is_wanted):
         raise ArgumentError.about(option, expected="a model with regions", got=f"{model}: {why}")

@@ -33,6 +33,10 @@ SeedOption = Annotated[int, typer.Option(help="For everything random; the same s
 SetOption = Annotated[
     list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Any other parameter; repeatable.")
 ]
+FdrOption = Annotated[
+    float | None,
+    typer.Option(help="Also choose alarms among all images together, on average at most this share of them false."),
+]
 ReportOption = Annotated[Path | None, typer.Option(help="Also write an HTML report here.")]
 WhiteLevelOption = Annotated[
     str | None,

@@ -13,12 +13,14 @@ import typer
 
 from ..errors import ArgumentError
 from ..files import check_output, read_text, write_whole
+from ..report.lines import look_of
 from .options import JsonOption, SeedOption
 
 if TYPE_CHECKING:
-    from ..drift import DriftMonitor
+    from ..drift import StreamMonitor
+    from ..types import Look
 
-FORMAT = 1
+FORMAT = 2
 """Of the state file."""
 
 
@@ -33,13 +35,18 @@ def watch_scores(
     alone: Annotated[
         bool, typer.Option("--alone", help="Compare the stream with itself, not with the calibration scores.")
     ] = False,
+    scores_only: Annotated[
+        bool, typer.Option("--scores-only", help="Watch the scores, not the looks of the pictures.")
+    ] = False,
     restart: Annotated[
         bool, typer.Option("--restart", help="Begin a new stream, after the lines that are there already.")
     ] = False,
     seed: SeedOption = 0,
     as_json: JsonOption = False,
 ) -> None:
-    """Say whether a stream of scores has changed, so that the promise about false alarms may be gone.
+    """Say whether a stream of images has changed, so that the promise about false alarms may be gone.
+
+    Watched are the scores and, of each picture, brightness, contrast, sharpness and position.
 
     Each call reads the lines that are new since the last one; call it as often as you like. A new file under the same
     name, or another file, continues the stream: give each part's line once, in the order of production. A changed
@@ -50,12 +57,13 @@ def watch_scores(
     Example: blemish predict part.blemish photos --out r; blemish watch-scores part.blemish r/results.jsonl
     """
     target = check_output(state or results.with_name(f"{results.name}.drift.json"))
-    watch = _begin(model, target, delta=delta, alone=alone, seed=seed, restart=restart)
+    watch = _begin(model, target, delta=delta, alone=alone, scores_only=scores_only, seed=seed, restart=restart)
     fresh = watch.read(results, only_new=restart)
     write_whole(target, json.dumps(watch.as_json()) + "\n")
     drift = watch.monitor.drift
     if as_json:
         row = {**asdict(drift), "alarm": drift.is_alarm, "alarm_image": watch.alarm_image, "delta": watch.monitor.delta}
+        row["evidence_of"] = watch.monitor.evidence_of
         typer.echo(json.dumps({"new": fresh, **row, "calibration_images": watch.monitor.calibration_images}))
     else:
         typer.echo(_said(watch, results, fresh))
@@ -67,11 +75,12 @@ def watch_scores(
 class _Watch:
     """A monitor, and which lines it has taken."""
 
-    monitor: DriftMonitor
+    monitor: StreamMonitor
     model: str
     """Its digest."""
     threshold: float | None
     alone: bool
+    scores_only: bool = False
     taken: int = 0
     """Bytes of the latest file of lines."""
     digest: str = field(default_factory=lambda: hashlib.sha256().hexdigest())
@@ -87,22 +96,22 @@ class _Watch:
         is_same = hashlib.sha256(content[: self.taken]).hexdigest() == self.digest
         start, end = self.taken if is_same else 0, content.rfind(b"\n") + 1
         rows = [] if only_new else [self._row(line, path) for line in content[start:end].splitlines() if line.strip()]
-        scores = [row for row in rows if row is not None]
-        for name, score in scores:
+        images = [row for row in rows if row is not None]
+        for name, score, look in images:
             known = self.monitor.drift.is_alarm
-            if self.monitor.update(score).is_alarm and not known:
+            if self.monitor.update(score, look).is_alarm and not known:
                 self.alarm_image = name
         self.taken, self.digest = end, hashlib.sha256(content[:end]).hexdigest()
-        return len(scores)
+        return len(images)
 
-    def _row(self, line: bytes, path: Path) -> tuple[str, float] | None:
-        """The name and the score of an image; None for one that could not be judged."""
+    def _row(self, line: bytes, path: Path) -> tuple[str, float, Look | None] | None:
+        """Name, score and look of an image; None for one that could not be judged."""
         try:
             row = json.loads(line)
             if "error" in row and "score" not in row:
                 return None
             name, score, model = str(row["image"]), float(row["score"]), row.get("model", self.model)
-            threshold = row.get("threshold")
+            threshold, look = row.get("threshold"), look_of(row.get("look"))
         except (ValueError, KeyError, TypeError, AttributeError):
             got = line[:60].decode(errors="replace")
             raise ArgumentError.about(f"{path}", expected="lines of `blemish predict`", got=got) from None
@@ -111,17 +120,19 @@ class _Watch:
                 f"{path}", expected="lines of this model", got=f"one of another model, {name}",
                 instead="Give the model that judged it; a new model begins a new stream: another --state.",
             )  # fmt: skip
-        return name, score
+        return name, score, look
 
     def as_json(self) -> dict[str, Any]:
         """What the state file holds."""
-        kept = ("model", "threshold", "alone", "taken", "digest", "alarm_image")
+        kept = ("model", "threshold", "alone", "scores_only", "taken", "digest", "alarm_image")
         return {"format": FORMAT, **{name: getattr(self, name) for name in kept}, "monitor": self.monitor.state()}
 
 
-def _begin(model: Path, state: Path, *, delta: float, alone: bool, seed: int, restart: bool) -> _Watch:
+def _begin(
+    model: Path, state: Path, *, delta: float, alone: bool, scores_only: bool, seed: int, restart: bool
+) -> _Watch:
     """Go on with what the state file knows, or begin a stream."""
-    from ..drift import DriftMonitor
+    from ..drift import StreamMonitor
     from ..report.lines import model_digest
 
     try:
@@ -136,9 +147,10 @@ def _begin(model: Path, state: Path, *, delta: float, alone: bool, seed: int, re
                 instead="A new model begins a new stream: --restart, or another --state.",
             )  # fmt: skip
     if known is not None and not restart:
-        of_stream = (known.monitor.delta, known.monitor.seed, known.alone)
-        if of_stream != (delta, seed, alone):
-            spelled = f"--delta {of_stream[0]:g} --seed {of_stream[1]}" + (" --alone" if of_stream[2] else "")
+        of_stream = (known.monitor.delta, known.monitor.seed, known.alone, known.scores_only)
+        if of_stream != (delta, seed, alone, scores_only):
+            flags = (" --alone" if known.alone else "") + (" --scores-only" if known.scores_only else "")
+            spelled = f"--delta {of_stream[0]:g} --seed {of_stream[1]}{flags}"
             raise ArgumentError.about(
                 f"{state}", expected=f"the options with which the stream began ({spelled})", got="others",
                 instead="Write these, or begin a new stream: --restart.",
@@ -149,29 +161,30 @@ def _begin(model: Path, state: Path, *, delta: float, alone: bool, seed: int, re
 
     calibration = Detector.load(model, device="cpu", make_index=index_from_name).calibration_
     if alone:
-        made = DriftMonitor([], delta=delta, seed=seed)
+        made = StreamMonitor([], delta=delta, seed=seed, scores_only=scores_only)
     elif calibration is not None:
-        made = DriftMonitor.of(calibration, delta=delta, seed=seed)
+        made = StreamMonitor.of(calibration, delta=delta, seed=seed, scores_only=scores_only)
     else:
         raise ArgumentError.about(
             "MODEL", expected="a model with calibration scores", got=f"{model}, which has none",
             instead="Compare the stream with itself: --alone.",
         )  # fmt: skip
-    watch = _Watch(made, digest, None if calibration is None else calibration.threshold, alone)
+    watch = _Watch(made, digest, None if calibration is None else calibration.threshold, alone, scores_only)
     if known is not None:
         watch.taken, watch.digest = known.taken, known.digest
     return watch
 
 
 def _read(path: Path) -> _Watch:
-    from ..drift import DriftMonitor
+    from ..drift import StreamMonitor
 
     text = read_text(path, expected="the state that `blemish watch-scores` wrote")
     try:
         found = json.loads(text)
-        if found.pop("format") != FORMAT:
+        version, monitor = found.pop("format"), StreamMonitor.restore(found["monitor"])
+        if version not in (1, FORMAT):  # 1 knew scores alone
             raise ValueError
-        return _Watch(**{**found, "monitor": DriftMonitor.restore(found["monitor"])})
+        return _Watch(**{"scores_only": version == 1, **found, "monitor": monitor})
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise ArgumentError(
             f"{path}: expected the state that `blemish watch-scores` wrote, got something else ({error}). "

@@ -31,6 +31,7 @@ from ..localise import Localiser
 from ..metrics.table import TABLE, Figures, Metric, Outcome
 from ..progress import Progress
 from ..types import Decision, Size
+from .batch import BatchFigures, judge_batch
 from .masks import Masks as Masks
 from .masks import look_at_masks
 from .parts import PartFigures, judge_parts
@@ -98,6 +99,8 @@ class Evaluation:
     """None without a threshold, and without anomalous test images."""
     parts: PartFigures | None = None
     """Of parts, where the detector judges some."""
+    batch: BatchFigures | None = None
+    """Of all images, or parts, together; None unless asked for."""
 
     def map(self, index: int) -> NDArray[np.float32] | None:
         """The anomaly map of one record on its original pixels, `(height, width)`; None for image-level methods."""
@@ -121,6 +124,7 @@ def evaluate(
     repetitions: int = 100,
     masks: Masks | None = None,
     allow_overlap: bool = False,
+    fdr: float | None = None,
     progress: Progress | None = None,
 ) -> Evaluation:
     """Score the test images of a data set and compute all figures.
@@ -130,7 +134,10 @@ def evaluate(
     `intervals` adds bootstrap intervals over images; those of pixel figures take `repetitions` times the metric's time,
     and are left out with 0. `masks` may be shared with other evaluations. Raises `DatasetError` at a test image that
     the model learned from, or that set its threshold; `allow_overlap` goes on, and `Evaluation.overlap` names them.
+    `fdr` also chooses alarms among all of them together, as `Detector.choose_alarms` does, and raises what that raises.
     """
+    if fdr is not None:
+        detector.choose_alarms([], fdr)  # refuses, before the work, what cannot be promised
     if not dataset.test:
         raise DatasetError(f"{dataset.root}: no test images ({dataset.layout} layout). `predict` needs no labels.")
     masks = Masks(max_pixels=detector.max_pixels) if masks is None else masks
@@ -153,6 +160,8 @@ def evaluate(
         if detector.calibration_
         else None,
     )
+    decisions = [record.decision for record in records]
+    parts = judge_parts(detector, dataset, decisions)
     return Evaluation(
         figures=Figures(**{name: row.of(outcome) for name, row in TABLE.items()}),
         kinds=tuple(_kinds(records, outcome)),
@@ -170,7 +179,10 @@ def evaluate(
         realised_regions=_realised(detector.peaks_, outcome, "show a region"),
         outcome=replace(outcome, curve=None),
         missed=_missed(outcome),
-        parts=judge_parts(detector, dataset, [record.decision for record in records]),
+        parts=parts,
+        batch=None
+        if fdr is None
+        else judge_batch(detector, fdr, decisions, anomalous=outcome.anomalous.tolist(), parts=parts),
     )
 
 
@@ -204,12 +216,12 @@ def _missed(outcome: Outcome) -> MissRate | None:
 
 def _found(detector: Detector, records: Sequence[Record], pairs: _Pairs | None) -> metrics.FoundRegions | None:
     """What the regions of the detector hit and miss; None where it reports none."""
-    if detector.peaks_ is None or detector.peaks_.threshold is None:
+    if detector.peaks_ is None:
         return None
     reported = np.array([len(record.decision.regions or ()) for record in records], dtype=np.intp)
-    if pairs is None:
-        return metrics.FoundRegions(reported)
     threshold = detector.peaks_.threshold
+    if pairs is None or threshold is None:  # with `cross`, a region is no level of the mean map
+        return metrics.FoundRegions(reported)
     return metrics.FoundRegions(reported, *metrics.count_found(pairs.cut(detector.localiser, threshold), threshold))
 
 
@@ -420,4 +432,5 @@ def evaluation_json(evaluation: Evaluation) -> dict[str, object]:
         "realised_regions": realised_json(evaluation.realised_regions),
         "missed": None if evaluation.missed is None else asdict(evaluation.missed),
         "parts": None if evaluation.parts is None else evaluation.parts.as_json(),
+        "batch": None if evaluation.batch is None else evaluation.batch.as_json(),
     }

@@ -76,8 +76,8 @@ def _verdict(evaluation: Evaluation) -> list[str]:
     rates = (evaluation.realised, evaluation.realised_regions)
     said = [str(rate) for rate in rates if rate is not None and not rate.speaks_against_premise]  # else it is a warning
     missed = [] if evaluation.missed is None else [str(evaluation.missed)]
-    of_parts = [] if evaluation.parts is None else evaluation.parts.lines()
-    return [sentence, *missed, *_extremes(evaluation), *_found_regions(evaluation), *said, *of_parts]
+    together = [line for one in (evaluation.parts, evaluation.batch) if one is not None for line in one.lines()]
+    return [sentence, *missed, *_extremes(evaluation), *_found_regions(evaluation), *said, *together]
 
 
 def _found_regions(evaluation: Evaluation) -> list[str]:

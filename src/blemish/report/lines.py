@@ -6,13 +6,13 @@ import hashlib
 import os
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, TypedDict
+from typing import TYPE_CHECKING, Any, TypedDict, cast
 
 from ..errors import ModelFileError
 
 if TYPE_CHECKING:
     from ..discoveries import BatchAlarms
-    from ..types import AnomalousRegion, Decision, PartDecision
+    from ..types import AnomalousRegion, Decision, Look, PartDecision
 
 VERSION = 1
 """Of the lines: another one where a field goes, or changes its type or meaning; a new field changes nothing."""
@@ -30,6 +30,16 @@ class RegionLine(TypedDict):
     p_value: float
 
 
+class LookLine(TypedDict):
+    """The fields of `types.Look`."""
+
+    level: float
+    contrast: float
+    sharpness: float
+    x: float
+    y: float
+
+
 class Judged(TypedDict):
     """The line of an image that was judged; docs/decisions.md says what each field means."""
 
@@ -44,6 +54,7 @@ class Judged(TypedDict):
     certain: float | None
     anomalous: bool | None
     regions: list[RegionLine] | None
+    look: LookLine | None
 
 
 class PartLine(TypedDict):
@@ -96,7 +107,20 @@ def judged(decision: Decision) -> Judged:
         "certain": None if promise is None else promise.certain,
         "anomalous": decision.is_anomalous,
         "regions": None if decision.regions is None else [_place(region) for region in decision.regions],
+        "look": None if decision.look is None else cast(LookLine, decision.look._asdict()),
     }
+
+
+def look_of(row: Any) -> Look | None:
+    """The look that a line holds; None in a line without pixels, or of an older version. Raises `ValueError`."""
+    from ..types import Look
+
+    if row is None:
+        return None
+    try:
+        return Look(**{name: float(row[name]) for name in Look._fields})
+    except (KeyError, TypeError):
+        raise ValueError("no look") from None
 
 
 def _place(region: AnomalousRegion) -> RegionLine:

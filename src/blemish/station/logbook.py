@@ -22,6 +22,8 @@ from typing import Any, Literal, TypeVar
 
 from ..errors import ArgumentError, OutputError
 from ..files import make_folder, naming
+from ..report.lines import look_of
+from ..types import Look
 
 _T = TypeVar("_T")
 FILE = "station.sqlite"
@@ -231,14 +233,14 @@ class Logbook:
         )
         return {row["picture"]: row for row in rows}
 
-    def scores(self, model: str, digest: str, *, after: int) -> list[tuple[int, float]]:
-        """Number and score of each verdict of one version of a model, behind one of a number, the oldest first."""
+    def scores(self, model: str, digest: str, *, after: int) -> list[tuple[int, float, Look | None]]:
+        """Number, score and look of each verdict of one version of a model, behind a number, the oldest first."""
         rows = self._rows(
-            "SELECT id, score FROM verdicts WHERE id > ? AND model = ? AND json_extract(line, '$.model') = ? "
-            "ORDER BY id",
+            "SELECT id, score, json_extract(line, '$.look') AS look FROM verdicts "
+            "WHERE id > ? AND model = ? AND json_extract(line, '$.model') = ? ORDER BY id",
             (after, model, digest),
         )
-        return [(row["id"], row["score"]) for row in rows]
+        return [(row["id"], row["score"], look_of(row["look"] and json.loads(row["look"]))) for row in rows]
 
     def picture(self, digest: str) -> bytes | None:
         """The file of a picture; None where it is not kept, or not any more."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 from typing import Any
 
-from ..drift import DriftMonitor
+from ..drift import StreamMonitor
 from .logbook import Logbook
 from .models import Loaded
 
@@ -18,7 +18,7 @@ class Watching:
 
     def __init__(self, logbook: Logbook) -> None:
         self._logbook = logbook
-        self._monitors: dict[str, tuple[str, int, DriftMonitor]] = {}
+        self._monitors: dict[str, tuple[str, int, StreamMonitor]] = {}
         self._lock = threading.Lock()
 
     def drift(self, loaded: Loaded) -> dict[str, Any] | None:
@@ -29,9 +29,9 @@ class Watching:
         with self._lock:
             digest, last, monitor = self._monitors.get(loaded.name, ("", 0, None))
             if monitor is None or digest != loaded.digest:
-                last, monitor = 0, DriftMonitor.of(calibration)
+                last, monitor = 0, StreamMonitor.of(calibration)
             new = self._logbook.scores(loaded.name, loaded.digest, after=last)
-            found = monitor.extend(score for _, score in new) if new else monitor.drift
+            found = monitor.extend((score, look) for _, score, look in new) if new else monitor.drift
             self._monitors[loaded.name] = (loaded.digest, new[-1][0] if new else last, monitor)
         return {
             "images": found.images, "evidence": found.evidence, "is_alarm": found.is_alarm,
