@@ -127,6 +127,8 @@ def test_rows_match_once_each():
     assert matching_rows(kept, torch.tensor([[1.0, 0.0], [0.0, 2.0], [1.0, 1e-6]])).tolist() == [0, 2, 1]
     with pytest.raises(ArgumentError, match="got another one, number 3"):
         matching_rows(kept, torch.tensor([[1.0, 0.0], [1.0, 0.0], [1.0, 0.0]]))
+    with pytest.raises(ArgumentError, match="got another one, number 1"):
+        matching_rows(kept, torch.tensor([[1.0, 1e-3]]))  # near, but no rounding
 
 
 def test_the_command_replaces_the_model(tmp_path):

@@ -16,11 +16,12 @@ from blemish import Detector, Preprocess, evaluate
 from blemish.cli import app
 from blemish.datasets.layouts import Sample, open_dataset
 from blemish.datasets.synthetic import write_dataset
-from blemish.errors import DatasetError
+from blemish.errors import ArgumentError, DatasetError
+from blemish.evaluation import pair as home
 from blemish.evaluation.pair import _of_images, evaluate_pair
 from blemish.methods import KNN, PaDiM
-from blemish.metrics import auroc
-from blemish.metrics.paired import ranks
+from blemish.metrics import FoundRegions, auroc, pixel_auroc, pixel_curve
+from blemish.metrics.paired import paired_differences, ranks
 from blemish.metrics.table import TABLE, Outcome
 
 
@@ -135,3 +136,39 @@ def test_what_two_detectors_swap_is_ranks_and_verdicts():
     assert found[0, 0] == auroc(left, anomalous)
     assert found[0, 1] == np.where(swapped, flags[1], flags[0])[~anomalous].mean()
     assert found[1, 1] == np.where(swapped, flags[0], flags[1])[~anomalous].mean()
+
+
+def test_what_is_swapped_and_which_images_belong_together(models, dataset, monkeypatch):
+    """Figures of images by swaps; those of pixels without, which are left out where a draw has no marked pixel."""
+    padim, *_ = models
+    calls = []
+
+    def watched(*args, **settings):
+        calls.append(settings)
+        if not settings["swaps"]:
+            raise ArgumentError("no marked pixel")
+        return paired_differences(*args, **settings)
+
+    monkeypatch.setattr(home, "paired_differences", watched)
+    pair = evaluate_pair(padim, padim, dataset, repetitions=2, group_by=r"^[^/]*/([^/]*)/")
+    assert [call["swaps"] for call in calls] == [True, False]
+    kinds = [sample.kind for sample in dataset.test]
+    for call in calls:
+        together = np.equal.outer(call["groups"], call["groups"])
+        assert together.tolist() == [[a == b for a in kinds] for b in kinds]
+    assert "image_auroc" in pair.differences
+    assert "pixel_auroc" not in pair.differences
+    seen = replace(pair, a=replace(pair.a, overlap=("a",)), b=replace(pair.b, overlap=("a", "b")))
+    assert seen.as_json()["overlap"] == 3
+
+
+def test_regions_are_swapped_and_pixels_stay_with_their_detector():
+    counts = np.array([3, 0, 2, 0]), np.array([0, 1, 0, 0])
+    one, other = (FoundRegions(reported) for reported in counts)
+    swapped = np.array([True, True, False, False])
+    found = home._regions(one, other, np.array([0, 1, 2, 2]), swapped[[0, 1, 2, 2]])
+    assert found.reported.tolist() == [0, 1, 2, 2]
+    mask = np.array([[True, False, False, False]])
+    curves = [pixel_curve([(np.array([row], np.float32), mask)]) for row in ([4, 1, 2, 3], [2, 1, 3, 4])]
+    statistic = home._of_pixels(lambda _: curves[0], lambda _: curves[1], ["pixel_auroc"])
+    assert statistic(np.arange(1), swapped[:1]).tolist() == [[pixel_auroc(curve)] for curve in curves]

@@ -152,3 +152,14 @@ def test_wrong_arguments_are_refused():
         paired_differences(statistic, anomalous, groups=[0])
     with pytest.raises(ArgumentError, match="statistic: expected finite numbers"):
         paired_differences(lambda images, swapped: np.full((2, 1), np.nan), anomalous)
+
+
+def test_groups_are_drawn_from_those_of_their_kind():
+    """Normal images are in the mixed group alone: no draw may be without it."""
+    anomalous, groups = np.array([False, True, True, True, True]), np.array([0, 0, 1, 2, 3])
+
+    def both_classes(images, _swapped):
+        assert {False, True} == set(anomalous[images].tolist())
+        return np.zeros((2, 1))
+
+    paired_differences(both_classes, anomalous, groups=groups, repetitions=40)
