@@ -5,10 +5,9 @@
     python benchmarks/regions.py real ../shared/data
 
 `simulate`: 2 000 repetitions a row, each of n held-out maps and a new one of smooth noise, so that the premise holds;
-exact intervals at 99.9 %. `cross`: the same with models of noise images, ten folds. `real`: one fit on half of the normal
-training images; then all normal images that it did not
-learn, those of the test part too, are split 200 times into held-out and new ones. The last columns are of the fit whose
-held-out images are those of the training part.
+exact intervals at 99.9 %. `cross`: the same by the models of ten folds. `real`: one fit on half of the normal training
+images; then all normal images that it did not learn, those of the test part too, are split 200 times into held-out and
+new ones. The last columns are of the fit whose held-out images are those of the training part.
 """
 
 from __future__ import annotations
