@@ -92,7 +92,7 @@ def plain(maps: Maps, masks: Masks) -> float:
 def measure(name: str, maps: int, size: int, share: float) -> dict[str, float]:
     """Run one version here: its value, wall and CPU seconds, bytes a pixel, and the share of anomalous pixels."""
     scores, masks = test_set(maps, size, share)
-    before = int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize()
+    before = int(Path("/proc/self/statm").read_text(encoding="utf-8").split()[1]) * resource.getpagesize()
     start, cpu_start = time.perf_counter(), time.process_time()
     value = {"ours": ours, "plain": plain}[name](scores, masks)
     seconds, cpu_seconds = time.perf_counter() - start, time.process_time() - cpu_start

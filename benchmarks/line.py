@@ -66,7 +66,7 @@ class Running:
         new = [json.loads(line) for line in lines]
         self.rows += new
         with suppress(OSError):
-            pages = int(Path(f"/proc/{self._process.pid}/statm").read_text().split()[1])
+            pages = int(Path(f"/proc/{self._process.pid}/statm").read_text(encoding="utf-8").split()[1])
             self.held.append((len(self.rows), pages * os.sysconf("SC_PAGE_SIZE")))
         return new
 

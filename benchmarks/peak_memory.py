@@ -1,6 +1,7 @@
 """The most memory that each command holds: real processes, on drawn images.
 
     python benchmarks/peak_memory.py --images 100 --weights resnet18.pth
+    python benchmarks/peak_memory.py --images 100 --only export --only watch
 
 `--images` pictures of 256 x 256 pixels to learn from, 76 to test on; the default settings, but for steps and
 repetitions. Prints a table, beside what Python and torch hold with nothing done. `--weights` are those of torchvision's
@@ -36,7 +37,7 @@ CALLS = {
     "watch-scores": "watch-scores {out}/m.blemish {out}/w.jsonl",  # of defects it would alarm
     "upgrade": "upgrade {out}/m.blemish --out {out}/v.blemish",
     "export": "export {out}/m.blemish --images {data} --out {out}/m.onnx",
-    "study (its parent)": "study {data} --methods padim,knn --out {out}/s",
+    "study (its largest process)": "study {data} --methods padim,knn --out {out}/s",
     "report": "report {out}/s",
     "ood score": "ood score {data}/test --model resnet18 --weights {weights} --out {out}/lines.jsonl",
     "ood evaluate": "ood evaluate {data}/train --model resnet18 --weights {weights} --outliers {data}/test "
@@ -68,12 +69,14 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--images", type=int, default=100)
     parser.add_argument("--weights", type=Path)
+    parser.add_argument("--only", action="append", choices=CALLS, help="these alone, behind `fit`")
     given = parser.parse_args()
     with tempfile.TemporaryDirectory() as made:
         data = write_dataset(Path(made, "data"), product="washer", n_train=given.images)
         print(f"| command | peak MB |\n|---|---|\n| `import torch` alone | {peak_of(['-c', 'import torch']):.0f} |")
         for name, text in CALLS.items():
-            if "{weights}" in text and given.weights is None:
+            is_left_out = given.only and name not in ("fit", *given.only)
+            if is_left_out or ("{weights}" in text and given.weights is None):
                 continue
             words = text.format(data=data, out=made, weights=given.weights).split()
             print(f"| `{name}` | {peak_of(['-m', 'blemish', *words]):.0f} |", flush=True)

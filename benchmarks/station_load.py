@@ -72,7 +72,7 @@ class Served:
     def held(self) -> int:
         """Bytes of memory, where the system says it."""
         try:
-            pages = Path(f"/proc/{self.process.pid}/statm").read_text().split()[1]
+            pages = Path(f"/proc/{self.process.pid}/statm").read_text(encoding="utf-8").split()[1]
         except OSError:
             return 0
         return int(pages) * os.sysconf("SC_PAGE_SIZE")

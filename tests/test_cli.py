@@ -18,6 +18,7 @@ from blemish import Detector
 from blemish.cli import app
 from blemish.datasets import synthetic
 from blemish.datasets.synthetic import write_dataset
+from calls import commands
 
 
 def run(*arguments, status=0):
@@ -377,6 +378,26 @@ def test_results_that_cannot_be_written_are_refused_before_the_work(model, datas
     (tmp_path / "out" / "results.jsonl").mkdir(parents=True)
     result = run("predict", model, dataset / "test" / "good", "--out", tmp_path / "out", status=1)
     assert "results.jsonl: expected a file, got a folder" in result.stderr
+
+
+def test_a_file_that_may_not_be_read_is_one_line_and_not_wrong_use(tmp_path, monkeypatch):
+    (tmp_path / "m.blemish").touch()
+    monkeypatch.setattr(os, "access", lambda *_: False)  # root may read everything
+    result = run("upgrade", tmp_path / "m.blemish", status=1)
+    assert result.stderr == f"error: path '{tmp_path / 'm.blemish'}' is not readable. There is no permission for it.\n"
+
+
+def test_every_command_says_what_it_does_on_a_terminal_of_windows():
+    for name, _ in commands():
+        done = CliRunner(charset="cp1252").invoke(app, [*name.split(), "--help"])
+        assert done.exit_code == 0
+        assert not re.search(r"\\x[0-9a-f]{2}|\\u[0-9a-f]{4}", done.output), name
+
+
+def test_a_name_that_the_terminal_cannot_show_is_no_error(model, tmp_path):
+    shutil.copy(model, tmp_path / "\u0142.blemish")
+    done = CliRunner(charset="cp1252").invoke(app, ["upgrade", str(tmp_path / "\u0142.blemish")])
+    assert (done.exit_code, "\\u0142.blemish: has format 3 already" in done.stdout) == (0, True), done.output
 
 
 def test_a_reader_that_has_gone_is_no_error():

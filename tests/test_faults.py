@@ -8,6 +8,7 @@ from __future__ import annotations
 import errno
 import os
 import random
+import re
 import tempfile
 from fnmatch import fnmatch
 from pathlib import Path
@@ -76,7 +77,9 @@ def call(places, tmp_path, monkeypatch):
 
     def call(name):
         arguments = CALLS[name].arguments.format(out=tmp_path / "out", **places).split()
-        return CliRunner().invoke(blemish.cli.app, [*name.split(), *arguments])
+        done = CliRunner(charset="cp1252").invoke(blemish.cli.app, [*name.split(), *arguments])  # as on Windows
+        assert not re.search(r"\\x[0-9a-f]{2}|\\u[0-9a-f]{4}", done.output)
+        return done
 
     return call
 

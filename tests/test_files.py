@@ -125,6 +125,28 @@ def test_the_rights_of_the_old_file_stay_and_a_new_one_follows_the_umask(tmp_pat
     assert (tmp_path / "new").stat().st_mode & 0o777 == 0o640
 
 
+def test_a_write_protected_file_is_refused_before_the_work(tmp_path, monkeypatch):
+    (tmp_path / "m").write_bytes(b"old")
+    monkeypatch.setattr(os, "access", lambda path, _: Path(path) != tmp_path / "m")  # root may do everything
+    with pytest.raises(OutputError, match="m: is write-protected"):
+        check_output(tmp_path / "m")
+    assert check_output(tmp_path / "new") == tmp_path / "new"
+
+
+def test_old_folders_of_killed_processes_are_swept_away(tmp_path):
+    for name, age in (("maps-old", 7200), ("maps-new", 0), ("others", 7200)):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "file").touch()
+        os.utime(tmp_path / name, (time.time() - age,) * 2)
+    files.sweep_folders(tmp_path, "maps-")
+    assert sorted(os.listdir(tmp_path)) == ["maps-new", "others"]
+
+
+def test_a_closed_pipe_is_one_and_a_wrong_argument_is_none():
+    assert files.is_broken_pipe(BrokenPipeError(32, "Broken pipe"))
+    assert not files.is_broken_pipe(OSError(22, "Invalid argument"))
+
+
 def test_the_error_is_an_oserror_too():
     assert issubclass(OutputError, OSError)
     assert issubclass(OutputError, BlemishError)
@@ -166,6 +188,13 @@ class TestWindows:
         with pytest.raises(OutputError, match=reason):
             check_output(tmp_path / name)
         assert check_output(tmp_path / "console.blemish").name == "console.blemish"
+
+    @pytest.mark.parametrize(
+        ("error", "is_one"),
+        [(OSError(22, "Invalid"), True), (OSError(22, "Invalid", "m"), False), (OSError(5, "x"), False)],
+    )
+    def test_a_closed_pipe_is_known_by_what_windows_says(self, error, is_one):
+        assert files.is_broken_pipe(error) == is_one
 
     def test_only_old_temporary_files_are_swept_away(self, tmp_path):
         for pid, age in ((1, 2 * files._OLD_SECONDS), (2, 0)):

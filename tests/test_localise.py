@@ -101,6 +101,15 @@ def test_a_contour_goes_once_around_its_region(seed):
         assert where
 
 
+@pytest.mark.parametrize("seed", range(6))
+def test_a_contour_is_that_of_the_plain_loop(seed):
+    map = field(seed)
+    framed = np.pad(map, 1, constant_values=-np.inf)
+    for where, own in components(map > 3, 1):
+        around = framed[where[0].start : where[0].stop + 2, where[1].start : where[1].stop + 2]
+        np.testing.assert_array_equal(contour_of(around, own, 3.0), reference.contour(around, own, 3.0))
+
+
 def test_a_contour_lies_where_the_map_crosses_the_level():
     map = np.full((3, 3), -np.inf)
     map[1, 1], map[1, 2], map[0, 1] = 4.0, 0.0, -4.0

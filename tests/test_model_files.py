@@ -17,7 +17,7 @@ from blemish import Detector, PaDiM, PatchCore, Preprocess, custom_backbone, per
 from blemish.cli import app
 from blemish.errors import ArgumentError, ModelFileError
 from blemish.features.backbones import BACKBONES, find_backbone
-from blemish.methods import CFlow, GaussianAD, OneClassSVM, Students
+from blemish.methods import CFlow, GaussianAD, GaussianFinetune, OneClassSVM, Students
 from blemish.methods._base import _input_scaling
 from test_padim import Net
 from test_persist import write_format_2
@@ -168,6 +168,14 @@ OTHERS = {
     "another condition": (
         CFlow(backbone="filters", blocks=1, condition=4, positions=8, steps=1), "method.flow.0.of_condition",
         lambda t: t[:, 1:], "tensor of_condition: expected float32 .1, 4, width",
+    ),
+    "errors of one kind": (
+        Students(patches=(17,), steps=1, grid=2, students=1, dense=False), "method.17.error_mean", lambda t: t[:1],
+        "not a model of this version",
+    ),
+    "an overflow in the map alone": (
+        GaussianFinetune(epochs=1), "method.position.0.mean", lambda t: torch.full_like(t, 1e38),
+        "gives NaN or infinity for a black image",
     ),
 }  # fmt: skip
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import json
 import os
 import re
@@ -14,7 +13,6 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from blemish.__main__ import main
 from blemish.calibrate import calibrate
 from blemish.cli.results import JudgedInFolder, ResultWriter
 from blemish.errors import OutputError
@@ -143,11 +141,3 @@ def test_a_line_that_does_not_fit_is_an_error_of_its_file(tmp_path, model):
         writer._lines = open("/dev/full", "a", encoding="utf-8")  # noqa: SIM115
         with pytest.raises(OutputError, match=r"/dev/full: cannot be written \(No space left on device\)"):
             writer.write(decision(tmp_path / "0.png"))
-
-
-def test_a_name_that_the_terminal_cannot_show_is_no_error(monkeypatch):
-    shown = io.BytesIO()
-    monkeypatch.setattr("sys.stdout", io.TextIOWrapper(shown, encoding="ascii"))
-    monkeypatch.setattr("blemish.cli.app", lambda **_: print("gr\u00fcn-\udcff", flush=True))
-    main()
-    assert shown.getvalue().rstrip() == rb"gr\xfcn-\udcff"

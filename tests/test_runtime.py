@@ -5,7 +5,9 @@ from __future__ import annotations
 import copy
 import json
 import logging
+import os
 import pickle
+import subprocess
 import sys
 from dataclasses import replace
 
@@ -358,3 +360,15 @@ def test_on_the_command_line(data, tmp_path):
         assert ours["score"] == pytest.approx(theirs["score"], rel=1e-4)
         assert ours["anomalous"] == theirs["anomalous"]
     assert "held-out verdicts, 0 may move" in run("evaluate", model, data, "--runtime", "torch").stderr
+
+
+def test_a_runtime_tells_nobody_that_it_is_used(tmp_path):
+    """OpenVINO would send a message, and keep a number of the user, at its import."""
+    code = (
+        "from blemish.features.runtime import import_openvino; import_openvino()\n"
+        "from openvino.tools.ovc import telemetry_utils; print(telemetry_utils.tm.__name__)"
+    )
+    env = os.environ | {"HOME": str(tmp_path), "USERPROFILE": str(tmp_path)}
+    done = subprocess.run([sys.executable, "-c", code], env=env, capture_output=True, text=True, check=False)
+    assert done.stdout == "openvino.tools.ovc.telemetry_stub\n", done.stderr
+    assert list(tmp_path.iterdir()) == []

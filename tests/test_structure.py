@@ -158,7 +158,27 @@ def looks_for_a_gpu(node):
     return False
 
 
+def opens_a_text_to_write(node):
+    """`open` in a mode of text: what it writes has other line ends on Windows, and another encoding without one."""
+    match node:
+        case ast.Call(func=ast.Attribute(attr="open"), args=[ast.Constant(value="w" | "a"), *_]):
+            return not {"newline", "encoding"} <= {keyword.arg for keyword in node.keywords}
+    return False
+
+
+def imports_what_tells(node):
+    """Packages that tell their makers of their use, unless they are asked not to."""
+    match node:
+        case ast.Import(names=imported):
+            return any(alias.name in ("openvino", "onnxruntime", "ray") for alias in imported)
+    return False
+
+
 DECISIONS = {
+    "what imports a package that tells its maker": (
+        imports_what_tells,
+        {"features/runtime.py": "here", "edges/ray.py": "here", "export/run.py": "goes without our package"},
+    ),
     "what replaces a file": (replaces_a_file, {"files.py": "here", "cli/detector.py": "a folder, of the demo"}),
     "what splits KEY=VALUE": (splits_at_equals, {"parameters.py": "here", "cli/ood.py": "NAME=PATH of --outliers"}),
     "what chooses a device": (looks_for_a_gpu, {"device.py": "here"}),
@@ -183,6 +203,7 @@ def test_a_decision_has_one_home(decision):
         ("text.partition('=')", "what splits KEY=VALUE"),
         ("text.split('=', 1)", "what splits KEY=VALUE"),
         ("torch.cuda.is_available()", "what chooses a device"),
+        ("import openvino", "what imports a package that tells its maker"),
         ("from blemish import torch\nfound = torch.cuda.is_available", "what chooses a device"),
     ],
 )
@@ -193,6 +214,27 @@ def test_decisions_are_recognised(code, decision):
 @pytest.mark.parametrize("code", ["text.replace('a', 'b')", "replace(row, a=1)", "text.split(',')", "a == b"])
 def test_other_code_is_no_decision(code):
     assert not [name for name, (matches, _) in DECISIONS.items() if any(map(matches, ast.walk(ast.parse(code))))]
+
+
+# Other systems
+
+
+def test_texts_that_are_written_are_alike_on_all_systems():
+    assert sorted(files_with(opens_a_text_to_write)) == []
+    assert opens_a_text_to_write(ast.parse('path.open("w", encoding="utf-8")', mode="eval").body)
+
+
+def test_no_file_needs_a_module_of_posix_to_be_imported():
+    """Or Windows could not even collect the tests."""
+    tests = {path.name: ast.parse(path.read_text("utf-8")) for path in Path(__file__).parent.rglob("*.py")}
+    posix = {"resource", "fcntl", "pwd", "grp", "termios", "pty", "tty"}
+    found = {
+        name
+        for name, tree in {**FILES, **tests}.items()
+        for node in tree.body
+        if isinstance(node, ast.Import) and posix & {alias.name for alias in node.names}
+    }
+    assert found == set()
 
 
 # Nothing concrete is overridden

@@ -7,7 +7,6 @@ import logging
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
-from math import isfinite
 from pathlib import Path
 from typing import Any
 
@@ -398,14 +397,7 @@ class Detector(DetectorSettings):
 
     def _score_all(self, batches: Batches, progress: Progress | None) -> Iterator[tuple[ImageBatch, Scores]]:
         for batch in Reporting(batches, "predict", progress):
-            scores = self._scorer.score(batch)
-            bad = [name for name, score in zip(batch.names, scores.images.tolist(), strict=True) if not isfinite(score)]
-            if bad:
-                raise ArgumentError.about(
-                    "method", expected="finite scores", got=f"NaN or infinity for {', '.join(bad)}",
-                    instead="Check the backbone's weights.",
-                )  # fmt: skip
-            yield batch, scores
+            yield batch, self._scorer.score(batch)
 
     def p_values(self, scores: Scores) -> list[float | None]:
         """The conformal p-value of each image of a batch; None without a calibration."""

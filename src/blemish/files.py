@@ -5,8 +5,10 @@ Whatever the system says against it becomes an error of ours that names the file
 
 from __future__ import annotations
 
+import errno
 import os
 import re
+import shutil
 import stat
 import sys
 import threading
@@ -14,6 +16,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import IO, Literal
 
 from .errors import ArgumentError, BlemishError, OutputError
 
@@ -45,6 +48,8 @@ def check_output(path: str | Path) -> Path:
     if not stat.S_ISREG(mode):
         kind = "a folder" if stat.S_ISDIR(mode) else "a device, a pipe or a socket"
         raise OutputError(f"{path}: expected a file, got {kind}, which is not replaced. Choose another name.")
+    if target.exists() and not os.access(target, os.W_OK):  # Windows would say so after the work
+        raise OutputError(f"{path}: is write-protected. Take that off, or choose another name.")
     if not os.access(target.parent, os.W_OK | os.X_OK):
         raise OutputError(f"{path}: no permission to write in {target.parent}. Choose another folder.")
     return target
@@ -100,11 +105,33 @@ def sweep(folder: str | Path) -> None:
         _remove(leftover, leftover.name.rpartition(".tmp")[0].rpartition(".")[2])
 
 
+def is_broken_pipe(error: Exception) -> bool:
+    """Whether the other end of a pipe is closed; Windows says that an argument is invalid, and of no file."""
+    is_like_it = isinstance(error, OSError) and error.errno == errno.EINVAL and error.filename is None
+    return isinstance(error, BrokenPipeError) or (_IS_WINDOWS and is_like_it)
+
+
+def sweep_folders(folder: str | Path, prefix: str) -> None:
+    """Remove what killed processes left: folders of a prefix, an hour old, whose files are mapped while they are used.
+
+    Windows does not let go a file that is mapped; elsewhere it has no name by then.
+    """
+    for leftover in Path(folder).glob(f"{_literal(prefix)}*"):
+        with suppress(OSError):
+            if time.time() - leftover.stat().st_mtime > _OLD_SECONDS:
+                shutil.rmtree(leftover)
+
+
 def write_whole(path: str | Path, content: str | bytes) -> None:
     """Write a file in one step, text as UTF-8; see `whole_file`."""
     data = content.encode("utf-8", "backslashreplace") if isinstance(content, str) else content
     with whole_file(path) as file:
         file.write_bytes(data)
+
+
+def open_lines(path: str | Path, mode: Literal["w", "a"]) -> IO[str]:
+    """Open a text to write line by line: in UTF-8, and with the same line ends on every system."""
+    return Path(path).open(mode, encoding="utf-8", newline="\n")
 
 
 def read_text(

@@ -171,24 +171,32 @@ def contour_of(map: Floats, region: NDArray[np.bool_], level: float) -> Floats:
     outer neighbour, where the map, linear in between, crosses the level; on the pixel's edge where the map ends.
     (0, 0) is the corner of the region's first pixel.
     """
-    inside = np.pad(region, 1)
-    start = (1, 1 + int(np.argmax(region[0])), 0)  # the upper edge of a pixel in the first row
-    row, column, side = start
-    points = []
+    width = region.shape[1] + 2
+    inside = np.pad(region, 1).tobytes()
+    steps = [down * width + right for down, right in _SIDES]
+    at, side = width + 1 + int(np.argmax(region[0])), 0  # the upper edge of a pixel in the first row
+    path = [(at, side)]
     while True:
-        down, right = _SIDES[side]
-        within, beyond = map[row, column], map[row + down, column + right]
-        reach = (within - level) / (within - beyond) if np.isfinite(beyond) else 0.5
-        points.append((column - 0.5 + reach * right, row - 0.5 + reach * down))
-        ahead, across = _SIDES[(side + 1) % 4]  # clockwise, with the region on the right hand
-        if inside[row + ahead + down, column + across + right]:
-            row, column, side = row + ahead + down, column + across + right, (side - 1) % 4
-        elif inside[row + ahead, column + across]:
-            row, column = row + ahead, column + across
+        beyond, ahead = steps[side], steps[(side + 1) % 4]  # clockwise, with the region on the right hand
+        if inside[at + ahead + beyond]:
+            at, side = at + ahead + beyond, (side - 1) % 4
+        elif inside[at + ahead]:
+            at += ahead
         else:
             side = (side + 1) % 4
-        if (row, column, side) == start:
-            return np.array(points)
+        if (at, side) == path[0]:
+            return _crossings(map, level, path)
+        path.append((at, side))
+
+
+def _crossings(map: Floats, level: float, path: list[tuple[int, int]]) -> Floats:
+    """Where the map crosses a level beside each edge of a path: number of a pixel and of a side."""
+    pixels, sides = np.array(path).T
+    rows, columns = np.divmod(pixels, map.shape[1])
+    down, right = np.array(_SIDES).T[:, sides]
+    within, beyond = map[rows, columns], map[rows + down, columns + right]
+    reach = np.where(np.isfinite(beyond), (within - level) / (within - beyond), 0.5)
+    return np.stack([columns - 0.5 + reach * right, rows - 0.5 + reach * down], axis=1)
 
 
 def _seen(batch: ImageBatch, maps: Tensor, index: int) -> Floats:

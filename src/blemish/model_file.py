@@ -22,7 +22,7 @@ from .features.backbones import Backbone
 from .features.weights import is_random
 from .folds import same_again
 from .images.preprocess import Preprocess
-from .methods import FeatureMethod, Method, ScoresBeside
+from .methods import Method, ScoresBeside
 from .methods.registry import METHODS
 from .ops.neighbours import Exact, IndexFactory
 from .parameters import parameter, parameters_of, plain_parameters, read_plain
@@ -303,7 +303,7 @@ def restore_method(method: Method, learned: dict[str, Tensor], *, size: Size) ->
     method.restore(learned)
     _check_same(learned, method.state())
     # What was learned and the network's features must fit together.
-    if isinstance(method, FeatureMethod) and not bool(torch.isfinite(method.score(_blank(size)).images).all()):
+    if not all(method.score(_blank(size)).are_finite()):
         raise ModelFileError("gives NaN or infinity for a black image.")
 
 

@@ -35,10 +35,17 @@ class Scorer:
         return batches if self.tiling is None else Tiles(batches, self.tiling, size=size, at_once=self.at_once)
 
     def score(self, batch: ImageBatch) -> Scores:
-        """Scores, and what p-values need beside them; with `cross` the mean over the folds' models."""
-        if self.others:
-            return self._mean_of_folds(batch)
-        scores = self.alone(self.method, batch)
+        """Scores, and what p-values need beside them; with `cross` the mean over the folds' models.
+
+        Raises `ArgumentError` where there is NaN or infinity in a score or a map.
+        """
+        scores = self._mean_of_folds(batch) if self.others else self.alone(self.method, batch)
+        bad = [name for name, is_finite in zip(batch.names, scores.are_finite(), strict=True) if not is_finite]
+        if bad:
+            raise ArgumentError.about(
+                "method", expected="finite scores", got=f"NaN or infinity for {', '.join(bad)}",
+                instead="Check the backbone's weights.",
+            )  # fmt: skip
         if self.kept is None:
             return scores
         assert isinstance(self.method, ScoresBeside)

@@ -79,6 +79,11 @@ class Scores:
     fold_maps: Tensor | None = None
     """`(batch, folds, height, width)`, the maps by each fold's model, with `cross`, where all of them make maps."""
 
+    def are_finite(self) -> list[bool]:
+        """Of each image: whether no NaN and no infinity is in its score or its map."""
+        found = self.images.isfinite()
+        return (found if self.maps is None else found & self.maps.isfinite().flatten(1).all(dim=1)).tolist()
+
 
 @dataclass(frozen=True, slots=True)
 class Promise:

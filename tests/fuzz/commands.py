@@ -14,7 +14,6 @@ import argparse
 import inspect
 import os
 import random
-import resource
 import shutil
 import signal
 import subprocess
@@ -46,6 +45,7 @@ from blemish.parameters import parameters_of
 from blemish.presets import PRESETS, Preset
 from blemish.study.run import LocalExecutor
 from calls import CALLS, begin, commands, prepare
+from campaign import limit_memory, stop_at_sigterm
 
 MOST_WAITING = 20.0  # by the clock
 LONGEST = 3600  # of a real process, which has the whole demo among its work, on the busiest machine
@@ -136,7 +136,7 @@ def spec(option: str, draw: random.Random) -> str:
 
 def assignment(kind: type, draw: random.Random) -> str:
     """A parameter of a method or detector, and a value."""
-    name = draw.choice([name for name in parameters_of(kind) if name not in LONG])
+    name = draw.choice([name for name in parameters_of(kind) if name not in LONG] or ["x"])
     return f"{name}={draw.choice((*NUMBERS, *TEXTS, 'true', 'unfold', 'float16', 'int8', 'orthogonal', 'nystroem'))}"
 
 
@@ -288,16 +288,14 @@ def main() -> int:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--processes", type=int, default=0, help="so many of them run as real processes")
     given = parser.parse_args()
+    stop_at_sigterm()
     torch.set_num_threads(1)
     PRESETS["default"] = Preset("small", preprocess=Preprocess(16))  # else what is left out takes long
     LocalExecutor.run = lambda self, group: studies.Inline().run(group)  # type: ignore[method-assign]
     blemish.cli.OSError = BlemishError  # type: ignore[attr-defined]  # an error of the system is not one of our own
     root = str(Path(__file__).parents[1])
     os.environ["PYTHONPATH"] = os.pathsep.join([str(Path(blemish.cli.__file__).parents[2]), root])
-    held = Path("/proc/self/statm")
-    if held.exists():  # what asks for more than this fails at once, instead of taking the machine with it
-        pages = int(held.read_text().split()[0])
-        resource.setrlimit(resource.RLIMIT_AS, (pages * resource.getpagesize() + (8 << 30), resource.RLIM_INFINITY))
+    limit_memory(8 << 30)
     counts, faults = Counter[str](), 0
     try:
         for found, wrong in fuzz(given.count, seed=given.seed, processes=given.processes):
@@ -309,7 +307,8 @@ def main() -> int:
         for name, times in sorted(counts.items()):
             print(f"{name:30} {times:6}")
         done = counts.total()
-        print(f"{done} command lines, {min(done, given.processes)} as real processes, {faults} faults")
+        print(f"{done} command lines, {min(done, given.processes)} as real processes, {faults} faults; "
+              f"{time.process_time():.0f} s of work in this one")  # fmt: skip
     return min(1, faults)
 
 

@@ -23,10 +23,13 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+sys.path.insert(0, str(Path(__file__).parents[1]))  # for what the tests share
+
 from blemish.errors import ImageError
 from blemish.images.decode import decode, decode_mask
 from blemish.images.preprocess import Preprocess
 from blemish.memory import forget_peak, peak_since, resident_bytes
+from campaign import stop_at_sigterm
 
 MAX_PIXELS = 1_000_000
 MOST_BYTES = 64 * MAX_PIXELS + 100_000_000
@@ -144,12 +147,16 @@ def main() -> int:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--keep", type=Path)
     options = parser.parse_args()
+    stop_at_sigterm()
     counts: Counter[str] = Counter()
-    for outcome, details in fuzz(options.count, seed=options.seed, keep=options.keep):
-        counts[outcome] += 1
-        if outcome not in ("image", "refused"):
-            print(f"{outcome}: {details}", flush=True)
-    print(", ".join(f"{outcome} {number}" for outcome, number in counts.most_common()))
+    try:
+        for outcome, details in fuzz(options.count, seed=options.seed, keep=options.keep):
+            counts[outcome] += 1
+            if outcome not in ("image", "refused"):
+                print(f"{outcome}: {details}", flush=True)
+    finally:  # also where somebody stops it
+        print(", ".join(f"{outcome} {number}" for outcome, number in counts.most_common()), end="")
+        print(f": {counts.total()} pictures; {time.process_time():.0f} s of work")
     return 0 if counts.keys() <= {"image", "refused"} else 1
 
 

@@ -15,7 +15,6 @@ import io
 import json
 import os
 import random
-import resource
 import shutil
 import sys
 import tempfile
@@ -33,6 +32,8 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+sys.path.insert(0, str(Path(__file__).parents[1]))  # for what the tests share
+
 from blemish.datasets.dataset import Dataset
 from blemish.datasets.folders import is_mask_folder
 from blemish.datasets.labelled import find_classes, open_labelled, open_parts
@@ -41,9 +42,10 @@ from blemish.datasets.taken import take
 from blemish.errors import BlemishError
 from blemish.images import listing
 from blemish.inspection.inspect import inspect_dataset, inspection_json
+from campaign import peak_megabytes, stop_at_sigterm
 
 MOST_SECONDS = 2.0  # of this process, so that a busy machine finds nothing
-MOST_BYTES = 400_000_000
+MOST_MEGABYTES = 400
 
 LAYOUTS: tuple[tuple[str, ...], ...] = (
     (),
@@ -256,18 +258,20 @@ def main() -> int:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--keep", type=Path)
     given = parser.parse_args()
-    counts, faults, start = Counter[str](), 0, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    for found, wrong in fuzz(given.count, seed=given.seed, keep=given.keep):
-        counts += found
-        faults += bool(wrong)
-        if wrong:
-            print(f"FAULT {wrong}", flush=True)
-    for name, times in sorted(counts.items()):
-        print(f"{name:22} {times:7}")
-    unit = 1 if sys.platform == "darwin" else 1024
-    taken_bytes = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - start) * unit
-    faults += taken_bytes > MOST_BYTES
-    print(f"{given.count} folders, {faults} faults; memory grew by {taken_bytes / 1e6:.0f} MB")
+    stop_at_sigterm()
+    counts, done, faults, start = Counter[str](), 0, 0, peak_megabytes()
+    try:
+        for found, wrong in fuzz(given.count, seed=given.seed, keep=given.keep):
+            counts, done = counts + found, done + 1
+            faults += bool(wrong)
+            if wrong:
+                print(f"FAULT {wrong}", flush=True)
+    finally:  # also where somebody stops it
+        for name, times in sorted(counts.items()):
+            print(f"{name:22} {times:7}")
+        taken = peak_megabytes() - start
+        faults += taken > MOST_MEGABYTES
+        print(f"{done} folders, {faults} faults; memory grew by {taken:.0f} MB; {time.process_time():.0f} s of work")
     return min(1, faults)
 
 

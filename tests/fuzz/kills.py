@@ -28,7 +28,6 @@ import http.client
 import json
 import os
 import random
-import resource
 import shutil
 import signal
 import socket
@@ -58,6 +57,7 @@ from blemish.presets import PRESETS, Preset
 from blemish.station.logbook import FILE, Logbook, read_lines
 from blemish.study.run import LocalExecutor
 from calls import CALLS, Call, begin, check_whole, files_in, prepare
+from campaign import limit_memory
 from faults import WriteFault, watching
 
 KINDS = ("killed", "at a write", "full disk", "no permission", "little memory", "slow disk")
@@ -87,7 +87,7 @@ def fork(run: Callable[[], None], log: Path) -> int:
         output = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
         os.dup2(output, 1)
         os.dup2(output, 2)
-        sys.stdout, sys.stderr = open(1, "w", closefd=False), open(2, "w", closefd=False)  # noqa: SIM115
+        sys.stdout, sys.stderr = (open(number, "w", encoding="utf-8", closefd=False) for number in (1, 2))  # noqa: SIM115
         os.setpgid(0, 0)
         torch.set_num_threads(1)  # OpenMP's own threads do not survive a fork
         run()
@@ -184,10 +184,11 @@ class Attack:
             elif kind == "slow disk":
                 watch = WriteFault(self.out, -1, lambda _: time.sleep(pause))
             elif kind == "full disk":
+                import resource
+
                 resource.setrlimit(resource.RLIMIT_FSIZE, (room, room))
             elif kind == "little memory":
-                held = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
-                resource.setrlimit(resource.RLIMIT_AS, (held + megabytes * 1_000_000,) * 2)
+                limit_memory(megabytes * 1_000_000, for_good=True)
             elif kind == "no permission":
                 os.setgid(NOBODY)
                 os.setuid(NOBODY)
@@ -340,17 +341,19 @@ def main() -> int:
         (folder / "work").mkdir()
         for name in names:
             attack, counts, start = Attack(name, places, folder / "work"), Counter[str](), time.monotonic()
-            for number in range(given.count):
-                draw = random.Random(f"{given.seed} {name} {number}")
-                kind = kinds[number % len(kinds)]
-                try:
-                    how = attack.stop(kind, draw, number // len(kinds))
-                except Fault as fault:
-                    how, faults = "FAULT", faults + 1
-                    print(f"FAULT {given.seed} {name} {number}: {kind}\n    {fault}", flush=True)
-                counts[f"{kind}: {how}"] += 1
-            found = ", ".join(f"{how} {times}" for how, times in sorted(counts.items()))
-            print(f"{name}: {found} ({time.monotonic() - start:.0f} s)", flush=True)
+            try:
+                for number in range(given.count):
+                    draw = random.Random(f"{given.seed} {name} {number}")
+                    kind = kinds[number % len(kinds)]
+                    try:
+                        how = attack.stop(kind, draw, number // len(kinds))
+                    except Fault as fault:
+                        how, faults = "FAULT", faults + 1
+                        print(f"FAULT {given.seed} {name} {number}: {kind}\n    {fault}", flush=True)
+                    counts[f"{kind}: {how}"] += 1
+            finally:  # also where somebody stops it
+                found = ", ".join(f"{how} {times}" for how, times in sorted(counts.items()))
+                print(f"{name}: {counts.total()} stops: {found} ({time.monotonic() - start:.0f} s)", flush=True)
     print(f"{given.count * len(names)} stops of {len(names)} commands, {faults} faults")
     return min(1, faults)
 

@@ -21,7 +21,6 @@ import functools
 import json
 import math
 import random
-import resource
 import sys
 import tempfile
 import time
@@ -35,7 +34,10 @@ from typing import Any
 
 import numpy as np
 import torch
+from PIL import Image
 from safetensors.torch import save_file
+
+sys.path.insert(0, str(Path(__file__).parents[1]))  # for what the tests share
 
 from blemish import model_file, persist
 from blemish.detector import Detector
@@ -43,27 +45,59 @@ from blemish.errors import BlemishError, MissingPackageError, ModelFileError
 from blemish.features import extract
 from blemish.images.preprocess import Preprocess
 from blemish.methods.registry import METHODS
+from campaign import limit_memory, peak_megabytes, stop_at_sigterm
+from trained import REFERENCE
 
 KINDS = ("bytes", "manifest", "tensors")
 SIDE = 40
-MODELS: dict[str, tuple[str, dict[str, Any]]] = {
-    "padim": ("padim", {"backbone": "filters", "dimensions": 12, "reduction": "orthogonal"}),
-    "padim-random": ("padim", {"backbone": "filters", "dimensions": 12, "reduction": "random", "storage": "float16"}),
-    "padim-few": ("padim", {"backbone": "filters"}),
-    "patchcore": ("patchcore", {"backbone": "filters", "storage": "int8"}),
-    "patchcore-unfold": ("patchcore", {"backbone": "filters", "patches": "unfold", "dimensions": 32, "reweight": 3}),
-    "knn": ("knn", {"backbone": "filters"}),
-    "spade": ("spade", {"backbone": "filters", "storage": "float16"}),
-    "gaussian": ("gaussian", {"backbone": "filters"}),
-    "subspace": ("subspace", {"backbone": "filters", "turns": 3}),
-    "svdd": ("svdd", {"backbone": "filters", "approximation": "nystroem", "components": 8}),
-    "ocsvm": ("ocsvm", {"backbone": "filters", "approximation": "fourier", "components": 8, "pca": 0.9}),
-    "cflow": ("cflow", {"backbone": "filters", "blocks": 2, "condition": 4, "positions": 16, "steps": 2}),
-    "deep_svdd": ("deep_svdd", {"side": 8, "epochs": 1}),
-    "students": ("students", {"patches": (17,), "steps": 1, "grid": 2, "fast": False, "students": 2, "dense": False}),
-    "mean_shifted": ("mean_shifted", {"backbone": "compact", "epochs": 1}),
-}
-QUICK = ("padim", "padim-few", "patchcore", "knn", "svdd", "cflow", "deep_svdd")
+SHAPE = (SIDE + 3, SIDE - 3, 3)
+ROI = np.pad(np.ones((30, 30), dtype=np.uint8), ((6, 7), (2, 5)))
+MODELS: dict[str, tuple[str, dict[str, Any], dict[str, Any]]] = {
+    "padim": ("padim", {"backbone": "filters", "dimensions": 12, "reduction": "orthogonal"}, {}),
+    "padim-random": (
+        "padim", {"backbone": "filters", "dimensions": 12, "reduction": "random", "storage": "float16"}, {"roi": ROI}
+    ),
+    "padim-few": ("padim", {"backbone": "filters"}, {"calibration": "none"}),
+    "padim-loo": ("padim", {"backbone": "filters", "dimensions": 12, "keep": "sums"}, {"calibration": "loo"}),
+    "padim-parts": (
+        "padim", {"backbone": "filters", "dimensions": 12}, {"part_by": r"p(\d+)_([ab])", "min_area": 4}
+    ),
+    "patchcore": ("patchcore", {"backbone": "filters", "storage": "int8"}, {"tile": 32}),
+    "patchcore-unfold": (
+        "patchcore", {"backbone": "filters", "patches": "unfold", "dimensions": 32, "reweight": 3},
+        {"calibration": "none", "tile": 32},
+    ),
+    "knn": ("knn", {"backbone": "filters"}, {}),
+    "knn-full": ("knn", {"backbone": "filters"}, {"calibration": "full"}),
+    "knn-openvino": ("knn", {"backbone": "filters"}, {"runtime": "openvino"}),
+    "knn-onnxruntime": ("knn", {"backbone": "filters"}, {"runtime": "onnxruntime"}),
+    "spade": ("spade", {"backbone": "filters", "storage": "float16"}, {}),
+    "gaussian": ("gaussian", {"backbone": "filters"}, {"calibration": "none", "tile": 32}),
+    "gaussian-cross": ("gaussian", {"backbone": "filters"}, {"calibration": "cross", "folds": 4}),
+    "subspace": ("subspace", {"backbone": "filters", "turns": 3}, {}),
+    "svdd": (
+        "svdd", {"backbone": "filters", "approximation": "nystroem", "components": 8},
+        {"certain": 0.8, "false_alarm_rate": 0.4},
+    ),
+    "ocsvm": (
+        "ocsvm", {"backbone": "filters", "approximation": "fourier", "components": 8, "pca": 0.9},
+        {"calibration": "none", "tile": 32},
+    ),
+    "cflow": ("cflow", {"backbone": "filters", "blocks": 2, "condition": 4, "positions": 16, "steps": 2}, {}),
+    "deep_svdd": ("deep_svdd", {"side": 8, "epochs": 1}, {"tile": 32}),
+    "geom": ("geom", {"side": 8, "epochs": 1, "batch": 16}, {}),
+    "joint": ("joint", {"backbone": "compact", "epochs": 1, "batch": 8, "reference": REFERENCE}, {}),
+    "students": (
+        "students", {"patches": (17,), "steps": 1, "grid": 2, "fast": False, "students": 2, "dense": False},
+        {"calibration": "none"},
+    ),
+    "gaussian_finetune": ("gaussian_finetune", {"backbone": "compact", "epochs": 1}, {}),
+    "mean_shifted": ("mean_shifted", {"backbone": "compact", "epochs": 1}, {}),
+    "panda": ("panda", {"backbone": "compact", "epochs": 1}, {}),
+}  # fmt: skip
+"""Every method, with its parameters and the detector's, and every section that a file may have."""
+
+QUICK = ("padim", "padim-few", "padim-loo", "padim-parts", "patchcore", "knn", "knn-full", "svdd", "cflow", "deep_svdd")
 """Enough for a short run."""
 
 
@@ -80,17 +114,16 @@ class Sound:
 
 def make_models(names: tuple[str, ...], folder: Path) -> list[Sound]:
     """Fit one small model each."""
-    images = np.random.default_rng(0).integers(0, 256, (20, SIDE, SIDE, 3), dtype=np.uint8)
+    (folder / "images").mkdir()
+    for number, image in enumerate(np.random.default_rng(0).integers(0, 256, (20, *SHAPE), dtype=np.uint8)):
+        Image.fromarray(image).save(folder / "images" / f"p{number // 2:02}_{'ab'[number % 2]}.png")
     found = []
-    for number, name in enumerate(names):
-        kind, parameters = MODELS[name]
-        tile = 32 if number % 4 == 1 and kind not in ("padim", "cflow") else None
-        made = Detector(
-            method=METHODS[kind](**parameters), preprocess=Preprocess((SIDE, SIDE)), false_alarm_rate=0.2,
-            calibration="none" if number % 3 == 2 else "split", tile=tile,
-        )  # fmt: skip
+    for name in names:
+        kind, parameters, settings = MODELS[name]
+        known = {"preprocess": Preprocess((SIDE, SIDE)), "false_alarm_rate": 0.2, "calibration": "split"}
+        made = Detector(method=METHODS[kind](**parameters), **known | settings)  # type: ignore[arg-type]
         path = folder / f"{name}.blemish"
-        made.fit(images).save(path)
+        made.fit(folder / "images").save(path)
         tensors, manifest = persist.load(path)
         found.append(Sound(name, path.read_bytes(), tensors, manifest, judge(path)))
     return found
@@ -98,7 +131,7 @@ def make_models(names: tuple[str, ...], folder: Path) -> list[Sound]:
 
 def judge(path: Path) -> list[tuple[float, float | None]]:
     """What a model says of one image."""
-    image = np.random.default_rng(1).integers(0, 256, (1, SIDE + 3, SIDE - 3, 3), dtype=np.uint8)
+    image = np.random.default_rng(1).integers(0, 256, (1, *SHAPE), dtype=np.uint8)
     return [(decision.score, decision.p_value) for decision in Detector.load(path, device="cpu").predict(image)]
 
 
@@ -290,7 +323,7 @@ def outcome(path: Path, sound: Sound, kind: str) -> str:
         if "alloc" in str(error) or "MemoryError" in str(error):
             raise Fault(f"asked for too much memory: {error}") from error
         return "refused"
-    image = np.random.default_rng(1).integers(0, 256, (1, SIDE + 3, SIDE - 3, 3), dtype=np.uint8)
+    image = np.random.default_rng(1).integers(0, 256, (1, *SHAPE), dtype=np.uint8)
     try:
         said = [(decision.score, decision.p_value) for decision in loaded.predict(image)]
     except BlemishError as error:
@@ -304,14 +337,14 @@ def outcome(path: Path, sound: Sound, kind: str) -> str:
 
 def bounded(path: Path, sound: Sound, kind: str, limits: Limits) -> tuple[str, float]:
     """The same with its limits, and the seconds that it took; raises `Fault` whatever goes wrong."""
-    before, start = peak(), time.process_time()
+    before, start = peak_megabytes(), time.process_time()
     try:
         how = outcome(path, sound, kind)
     except Fault:
         raise
     except Exception as error:
         raise Fault(f"{error!r}\n{''.join(traceback.format_tb(error.__traceback__)[-3:])}") from error
-    seconds, megabytes = time.process_time() - start, peak() - before
+    seconds, megabytes = time.process_time() - start, peak_megabytes() - before
     if seconds > limits.seconds or megabytes > limits.megabytes:
         raise Fault(f"took {seconds:.1f} s and {megabytes:.0f} MB, and ended as: {how}")
     return how, seconds
@@ -334,37 +367,31 @@ def remember_structures() -> None:
     extract._read_structure = remembered
 
 
-def peak() -> float:
-    """The most memory that this process ever had, in megabytes."""
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (1 << (20 if sys.platform == "darwin" else 10))
-
-
 def run(models: list[Sound], count: int, *, seed: int, limits: Limits, path: Path) -> int:
     """Try so many mutants, say what came of them, and give the number of faults."""
     mutators = {"bytes": mutate_bytes, "manifest": mutate_manifest, "tensors": mutate_tensors}
     counts: Counter[tuple[str, str]] = Counter()
     slowest = 0.0
-    for number in range(count):
-        draw = random.Random(f"{seed} {number}")
-        kind, sound = KINDS[number % len(KINDS)], draw.choice(models)
-        done = mutators[kind](sound, draw, path)
-        try:
-            how, seconds = bounded(path, sound, kind, limits)
-        except Fault as fault:
-            how, seconds = "FAULT", 0.0
-            print(f"FAULT {seed} {number}: {kind} of {sound.name}: {done}\n    {fault}", flush=True)
-        counts[kind, how] += 1
-        slowest = max(slowest, seconds)
-    for (kind, how), times in sorted(counts.items()):
-        print(f"{kind:9} {how:26} {times:7}")
-    faults = sum(times for (_, how), times in counts.items() if how == "FAULT")
-    print(f"{count} mutants, {faults} faults; the slowest took {slowest:.2f} s, the peak was {peak():.0f} MB")
+    weights = [min(1.0, 1e6 / len(sound.content)) for sound in models]  # large files take as long as several small ones
+    try:
+        for number in range(count):
+            draw = random.Random(f"{seed} {number}")
+            kind, sound = KINDS[number % len(KINDS)], draw.choices(models, weights)[0]
+            done = mutators[kind](sound, draw, path)
+            try:
+                how, seconds = bounded(path, sound, kind, limits)
+            except Fault as fault:
+                how, seconds = "FAULT", 0.0
+                print(f"FAULT {seed} {number}: {kind} of {sound.name}: {done}\n    {fault}", flush=True)
+            counts[kind, how] += 1
+            slowest = max(slowest, seconds)
+    finally:  # also where somebody stops it
+        for (kind, how), times in sorted(counts.items()):
+            print(f"{kind:9} {how:26} {times:7}")
+        faults = sum(times for (_, how), times in counts.items() if how == "FAULT")
+        print(f"{counts.total()} mutants, {faults} faults; the slowest took {slowest:.2f} s, "
+              f"the peak was {peak_megabytes():.0f} MB; {time.process_time():.0f} s of work")  # fmt: skip
     return faults
-
-
-def _address_space() -> int:
-    status = Path("/proc/self/statm")
-    return int(status.read_text().split()[0]) * resource.getpagesize() if status.exists() else 1 << 40
 
 
 def main() -> int:
@@ -376,13 +403,13 @@ def main() -> int:
     parser.add_argument("--megabytes", type=float, default=600.0, help="memory that a mutant may take")
     parser.add_argument("--quick", action="store_true", help="fewer methods")
     given = parser.parse_args()
+    stop_at_sigterm()
     torch.set_num_threads(1)
     warnings.simplefilter("ignore")
     remember_structures()
     with tempfile.TemporaryDirectory() as folder:
         models = make_models(QUICK if given.quick else tuple(MODELS), Path(folder))
-        # What asks for more than this fails at once, instead of taking the machine with it.
-        resource.setrlimit(resource.RLIMIT_AS, (_address_space() + (8 << 30), resource.RLIM_INFINITY))
+        limit_memory(8 << 30)
         limits = Limits(given.seconds, given.megabytes)
         faults = run(models, given.count, seed=given.seed, limits=limits, path=Path(folder) / "mutant.blemish")
     return min(1, faults)

@@ -61,3 +61,26 @@ def counts(found, truth):
     for yes, is_true in zip(np.ravel(found), np.ravel(truth), strict=True):
         tp, fp, fn = tp + bool(yes and is_true), fp + bool(yes and not is_true), fn + bool(is_true and not yes)
     return tp, fp, fn
+
+
+def contour(map, region, level):
+    """The outer contour of a region, pixel edge by pixel edge, clockwise; `map` has a frame of one pixel."""
+    sides = ((-1, 0), (0, 1), (1, 0), (0, -1))
+    inside = np.pad(region, 1)
+    start = (1, 1 + int(np.argmax(region[0])), 0)
+    row, column, side = start
+    points = []
+    while True:
+        down, right = sides[side]
+        within, beyond = map[row, column], map[row + down, column + right]
+        reach = (within - level) / (within - beyond) if np.isfinite(beyond) else 0.5
+        points.append((column - 0.5 + reach * right, row - 0.5 + reach * down))
+        ahead, across = sides[(side + 1) % 4]
+        if inside[row + ahead + down, column + across + right]:
+            row, column, side = row + ahead + down, column + across + right, (side - 1) % 4
+        elif inside[row + ahead, column + across]:
+            row, column = row + ahead, column + across
+        else:
+            side = (side + 1) % 4
+        if (row, column, side) == start:
+            return np.array(points)

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import errno
+import sys
+from io import TextIOWrapper
 from typing import Any
 
 import typer
 from typer.core import TyperGroup
 
 from ..errors import BlemishError
+from ..files import is_broken_pipe
 from ..memory import is_shortage
 from . import (
     benchmark,
@@ -32,14 +36,25 @@ from .console import notes_on_stderr
 class _Group(TyperGroup):
     """Turns every error of our own into one line on stderr and exit status 1."""
 
+    def main(self, *args: Any, **options: Any) -> Any:
+        for stream in (sys.stdout, sys.stderr):  # a file's name may have letters that the terminal's encoding has not
+            if isinstance(stream, TextIOWrapper):
+                stream.reconfigure(errors="backslashreplace")
+        return super().main(*args, **options)
+
     def invoke(self, ctx: Any) -> Any:
         try:
             with notes_on_stderr():
                 return super().invoke(ctx)
-        except BrokenPipeError:  # `| head -1`: whoever read has seen enough
-            raise
         except (BlemishError, OSError) as error:
+            if is_broken_pipe(error):  # `| head -1`: whoever read has seen enough
+                raise BrokenPipeError(errno.EPIPE, "the other end of the pipe is closed") from None
             typer.echo(f"error: {error}", err=True)
+            raise typer.Exit(1) from None
+        except typer.BadParameter as error:
+            if not error.message.endswith("is not readable."):
+                raise
+            typer.echo(f"error: {error.message} There is no permission for it.", err=True)  # a file's fault, not of use
             raise typer.Exit(1) from None
         except (MemoryError, RuntimeError) as error:
             if not is_shortage(error):

@@ -16,7 +16,7 @@ from typing import IO, TYPE_CHECKING, Annotated, Any
 import typer
 
 from ..errors import ArgumentError
-from ..files import check_output, naming
+from ..files import check_output, naming, open_lines
 from ..progress import Throttle
 from .console import Speaker
 from .options import DeviceOption, MaxPixelsOption, RuntimeOption, spelled_out
@@ -256,7 +256,7 @@ def _opened(out: Path | None) -> Iterator[IO[str]]:
     if out is None:
         yield sys.stdout
         return
-    with naming(out), out.open("a", encoding="utf-8") as file:
+    with naming(out), open_lines(out, "a") as file:
         yield file
 
 

@@ -13,7 +13,7 @@ from typing import IO, TYPE_CHECKING, Annotated, Any, Literal
 import typer
 
 from ..errors import ArgumentError, BlemishError
-from ..files import check_output, whole_file
+from ..files import check_output, open_lines, whole_file
 from ..parameters import read_texts, split_spec
 from .console import Speaker, print_rows
 from .options import (
@@ -209,7 +209,7 @@ def _lines(out: Path | None) -> Iterator[Callable[[list[dict[str, Any]]], None]]
         if out is None:
             file: IO[str] = sys.stdout
         else:
-            file = stack.enter_context(stack.enter_context(whole_file(out)).open("w", encoding="utf-8"))
+            file = stack.enter_context(open_lines(stack.enter_context(whole_file(out)), "w"))
 
         def write(rows: list[dict[str, Any]]) -> None:
             file.writelines(json.dumps(row) + "\n" for row in rows)

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any, Literal, cast
 
 from ..errors import OutputError
-from ..files import check_output, make_folder, naming, whole_file, write_whole
+from ..files import check_output, make_folder, naming, open_lines, whole_file, write_whole
 from ..report.lines import (
     VERSION,
     Judged,
@@ -81,7 +81,7 @@ class ResultWriter:
             pictures = [row.get(kind) for row in self._kept.values() for kind in ("heatmap", "overlay")]
             self._pictures = {name.casefold() for name in pictures if name}
             with naming(path):
-                self._lines = path.open("a", encoding="utf-8")
+                self._lines = open_lines(path, "a")
         return self
 
     def __exit__(self, *_error: object) -> None:

@@ -11,7 +11,7 @@ from typing import Annotated
 import typer
 
 from ..errors import ArgumentError, MissingPackageError
-from ..files import check_output, make_folder, whole_file, write_whole
+from ..files import check_output, make_folder, open_lines, whole_file, write_whole
 from ..memory import available_bytes
 from .console import Speaker
 from .options import DeviceOption, MaxPixelsOption, MemoryOption, RuntimeOption
@@ -107,7 +107,7 @@ def export(
     say = Speaker()
     check_output(out)
     count = 0
-    with whole_file(out) as temporary, temporary.open("w", encoding="utf-8") as file:
+    with whole_file(out) as temporary, open_lines(temporary, "w") as file:
         for line in read_lines(store):
             file.write(json.dumps(line) + "\n")
             count += 1

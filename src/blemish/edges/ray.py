@@ -7,6 +7,7 @@ come back to the process that started the study, which alone writes.
 from __future__ import annotations
 
 import logging
+import os
 import threading
 from collections.abc import Iterator
 from types import TracebackType
@@ -92,6 +93,7 @@ def _work(group: Group, settings: WorkerSettings) -> Iterator[Message]:
 
 
 def _import_ray() -> Any:
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # it would tell its maker how it is used
     try:
         import ray
     except ImportError:

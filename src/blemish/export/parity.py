@@ -15,7 +15,7 @@ from torch import Tensor
 from ..calibrate import Calibration
 from ..datasets.region import Region
 from ..errors import ArgumentError, ExportError
-from ..features.runtime import TOLERANCE
+from ..features.runtime import TOLERANCE, import_onnxruntime, import_openvino
 from ..images.decode import Picture
 from ..images.drawn import clouds
 from ..images.preprocess import Preprocess
@@ -66,8 +66,7 @@ class Parity:
 
 def open_session(model: Any, *, threads: int = 0) -> Any:
     """What runs a graph, an `onnx.ModelProto`, with ONNX Runtime; 0 threads: as many as there are."""
-    import onnxruntime
-
+    onnxruntime = import_onnxruntime()
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads
     options.log_severity_level = 3
@@ -80,9 +79,7 @@ Run = Callable[[NDArray[np.uint8]], dict[str, NDArray[Any]]]
 
 def on_openvino(model: Any) -> Run:
     """What runs an `openvino.Model`."""
-    import openvino
-
-    compiled = openvino.Core().compile_model(model, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
+    compiled = import_openvino().Core().compile_model(model, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
     names = {name: number for number, output in enumerate(compiled.outputs) for name in output.get_names()}
     return lambda pixels: {name: compiled([pixels])[number] for name, number in names.items()}
 

@@ -56,6 +56,7 @@ def open_model(path: str, runtime: str, threads: int) -> tuple[Any, Any]:
 def on_onnxruntime(path: str, threads: int) -> tuple[Any, list[str], str]:
     import onnxruntime as ort
 
+    ort.disable_telemetry_events()
     options = ort.SessionOptions()
     options.intra_op_num_threads = threads
     session = ort.InferenceSession(path, options, providers=["CPUExecutionProvider"])
@@ -64,6 +65,7 @@ def on_onnxruntime(path: str, threads: int) -> tuple[Any, list[str], str]:
 
 
 def on_openvino(path: str, threads: int) -> tuple[Any, list[str], str]:
+    sys.modules["openvino_telemetry"] = None  # type: ignore[assignment]  # it would tell its maker of each import
     import openvino
 
     model = openvino.Core().read_model(path)

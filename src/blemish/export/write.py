@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from ..datasets.layouts import normal_images
 from ..errors import ArgumentError, NotFittedError, OutputError
 from ..features.onnx_graph import require_packages
+from ..features.runtime import import_openvino
 from ..files import check_output, write_whole
 from ..images.source import ImageInput
 from ..progress import Progress
@@ -97,19 +98,15 @@ def finish(built: Any, path: Path, parity: Parity, *, model_of: Any = None) -> E
 
 def _openvino_of(built: Any) -> Any:
     """The same graph as an `openvino.Model`."""
-    import openvino
-
-    return openvino.Core().read_model(built.SerializeToString())
+    return import_openvino().Core().read_model(built.SerializeToString())
 
 
 def _write_openvino(model: Any, card: str, path: Path) -> None:
     """Two files: the graph, with the card in it, and its numbers."""
-    import openvino
-
     model.set_rt_info(card, [CARD])
     with tempfile.TemporaryDirectory() as folder:
         made = Path(folder, path.name)
-        openvino.save_model(model, made, compress_to_fp16=False)
+        import_openvino().save_model(model, made, compress_to_fp16=False)
         for part in (made.with_suffix(".bin"), made):  # the graph last: it names the other
             write_whole(path.with_name(part.name), part.read_bytes())
 

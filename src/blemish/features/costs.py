@@ -37,7 +37,7 @@ class Cost:
 @cache
 def table_costs() -> dict[str, Cost]:
     """Read the costs of the table's rows by name."""
-    with _FILE.open(newline="") as file:
+    with _FILE.open(newline="", encoding="utf-8") as file:
         return {
             line.pop("name"): Cost(**{key: int(value) for key, value in line.items()}) for line in csv.DictReader(file)
         }
@@ -100,7 +100,7 @@ def trace(module: nn.Module, taps: Collection[str], *, side: int) -> tuple[list[
 
 
 def _write() -> None:
-    with _FILE.open("w", newline="") as file:
+    with _FILE.open("w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file, lineterminator="\n")
         writer.writerow(["name", *(field.name for field in fields(Cost))])
         writer.writerows(

@@ -11,9 +11,12 @@ import torch
 from torch import Tensor
 
 from ..errors import ArgumentError, NotEnoughMemoryError
+from ..files import sweep_folders
 from ..images.preprocess import Preprocess
 from ..images.source import Batches, Reporting
 from ..types import ImageBatch, Size
+
+_PREFIX = "blemish-features-"
 
 
 class FeatureMemory:
@@ -99,7 +102,8 @@ class FeatureMemory:
         self._maps = {tap: part.view(shape) for (tap, shape), part in zip(shapes.items(), parts, strict=True)}
 
     def _mapped(self, numbers: int) -> Tensor:
-        folder = Path(tempfile.mkdtemp(prefix="blemish-features-", dir=self._folder))
+        folder = Path(tempfile.mkdtemp(prefix=_PREFIX, dir=self._folder))
+        sweep_folders(folder.parent, _PREFIX)
         free = shutil.disk_usage(folder).free
         try:
             if 4 * numbers > 0.9 * free:
@@ -109,7 +113,7 @@ class FeatureMemory:
                 )
             return torch.from_file(str(folder / "maps"), shared=True, size=numbers)
         finally:
-            # The space is free again as soon as nothing maps the file, also after a kill.
+            # The space is free again as soon as nothing maps the file, also after a kill; on Windows it is swept later.
             shutil.rmtree(folder, ignore_errors=True)
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import logging
+import sys
 import tempfile
 import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -94,10 +95,31 @@ def require_precision(choice: RuntimeChoice, precision: RunPrecision) -> None:
         )  # fmt: skip
 
 
-def _has_bfloat16() -> bool:
-    import openvino
+def import_onnxruntime() -> Any:
+    """ONNX Runtime, which on Windows tells its maker how it is used, until it is asked not to."""
+    import onnxruntime
 
-    found: list[str] = openvino.Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
+    onnxruntime.disable_telemetry_events()
+    return onnxruntime
+
+
+def import_openvino() -> Any:
+    """OpenVINO, which tells its maker that it was imported, unless the package that does so is not there."""
+    sender = "openvino_telemetry"
+    if sender in sys.modules:  # somebody else has imported it
+        import openvino
+
+        return openvino
+    sys.modules[sender] = None  # type: ignore[assignment]
+    try:
+        import openvino
+    finally:
+        del sys.modules[sender]
+    return openvino
+
+
+def _has_bfloat16() -> bool:
+    found: list[str] = import_openvino().Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
     return "BF16" in found
 
 
@@ -317,8 +339,7 @@ class _OnnxRuntime:
     """A graph on ONNX Runtime."""
 
     def __init__(self, graph: bytes, threads: int, precision: RunPrecision) -> None:
-        import onnxruntime
-
+        onnxruntime = import_onnxruntime()
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = threads
         options.log_severity_level = 3
@@ -338,9 +359,7 @@ class _OpenVINO:
     """A graph on OpenVINO."""
 
     def __init__(self, graph: bytes, threads: int, precision: RunPrecision) -> None:
-        import openvino
-
-        core = openvino.Core()
+        core = import_openvino().Core()
         model = core.read_model(graph)
         floats = "bf16" if precision == "bfloat16" else "f32"
         hints = {"PERFORMANCE_HINT": "LATENCY", "INFERENCE_PRECISION_HINT": floats, "INFERENCE_NUM_THREADS": threads}

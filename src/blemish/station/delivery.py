@@ -167,7 +167,7 @@ class Delivery:
         self._saved = self.sent + self.unwanted
         about = {"version": 1, "sent": self._at, "last": _mark(self._last)}
         with whole_file(self._place, durable=False) as temporary:
-            temporary.write_text(json.dumps(about) + "\n", encoding="utf-8")
+            temporary.write_bytes(json.dumps(about).encode() + b"\n")
 
 
 def _read_place(place: Path, lines: Path) -> tuple[int, bytes]:
