@@ -18,7 +18,8 @@ from blemish import Detector
 from blemish.cli import app
 from blemish.datasets import synthetic
 from blemish.datasets.synthetic import write_dataset
-from calls import commands
+from calls import CALLS, commands
+from fuzz.commands import options_of
 
 
 def run(*arguments, status=0):
@@ -47,6 +48,17 @@ def model(dataset, tmp_path_factory):
     return path
 
 
+@pytest.mark.parametrize("number", ["nan", "inf"])
+def test_no_option_takes_a_number_that_is_none(number):
+    """They pass a lower bound, and some of them an upper one."""
+    for name, function in commands():
+        words = [*name.split(), *CALLS[name].arguments.split()]  # right ones, but for files that are not there
+        for option in options_of(function):
+            if option.kind is float and option.name and not option.is_list:
+                done = CliRunner().invoke(app, [*words, option.name, number])
+                assert (done.exit_code, option.name in done.output) in ((1, True), (2, True)), (name, done.output)
+
+
 def test_every_command_teaches():
     for command in ("demo", "fit", "update", "predict", "evaluate", "list"):
         assert "Usage" in run(command, "--help").stdout
@@ -70,7 +82,7 @@ def test_evaluate_prints_every_promised_figure(model, dataset, tmp_path):
 
 def test_a_share_of_false_alarms_that_is_none_is_refused_by_the_options_name(model, dataset):
     wrong = run("predict", model, dataset, "--fdr", "nan", status=1)
-    assert "--fdr: expected a number between 0 and 1, got nan." in wrong.stderr
+    assert "--fdr: expected a finite number, got nan." in wrong.stderr
 
 
 def test_predict_prints_json_lines_and_goes_on_after_a_bad_file(model, dataset, tmp_path):

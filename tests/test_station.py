@@ -485,9 +485,10 @@ class Slow:
 
     def __init__(self, *, spoilt=()):
         self.batches, self.go, self.spoilt = [], threading.Event(), spoilt
-        self.detector, self.max_pixels, self.skipped_ = self, 1, []
+        self.detector, self.max_pixels, self.skipped_, self.maps = self, 1, [], []
 
-    def predict(self, source):
+    def predict(self, source, *, maps):
+        self.maps.append(maps)
         self.batches.append(source.names)
         self.go.wait(60)
         if any(name in self.spoilt for name in source.names):
@@ -502,7 +503,7 @@ def test_what_comes_meanwhile_is_judged_in_one_go_and_no_more_than_fits():
     first = judge.submit(model, [Sent("0", "0", b"")])
     while not model.batches:
         pass
-    answers = [judge.submit(model, [Sent(str(n), str(n), b"")]) for n in range(1, 6)]
+    answers = [judge.submit(model, [Sent(str(n), str(n), b"")], maps=n == 2) for n in range(1, 6)]
     elsewhere = judge.submit(other, [Sent("x", "x", b""), Sent("y", "y", b"")])
     assert judge.waiting == 7
     with pytest.raises(Busy):
@@ -513,6 +514,7 @@ def test_what_comes_meanwhile_is_judged_in_one_go_and_no_more_than_fits():
     assert [outcome.name for answer in (first, *answers[:4]) for outcome in answer.result()] == list("01234")
     assert [outcome.name for outcome in elsewhere.result()] == ["x", "y"]
     assert model.batches == [("0",), ("1", "2", "3"), ("4",)]
+    assert model.maps == [False, True, False]  # for a batch in which somebody needs them
     assert done in ([1, 3, 1, 2], [1, 3, 2, 1])
     with pytest.raises(Busy):
         judge.submit(model, [Sent("9", "9", b"")])
@@ -525,8 +527,8 @@ class Reading(Slow):
         super().__init__()
         self.max_pixels, self.sides = 10**6, []
 
-    def predict(self, source):
-        found = super().predict(source)
+    def predict(self, source, *, maps):
+        found = super().predict(source, maps=maps)
         self.sides += [source.load(i).size for i in range(len(source.names))]
         return found
 
@@ -572,7 +574,7 @@ def test_one_picture_cannot_spoil_the_turn_of_others():
 def test_a_fault_of_ours_reaches_those_who_wait_and_the_next_ones_are_judged(monkeypatch):
     judge, model = Judge(Limits(), batch_done=lambda *_: None), Slow()
     model.go.set()
-    monkeypatch.setattr(model, "predict", lambda _source: 1 / 0)
+    monkeypatch.setattr(model, "predict", lambda *_, **_options: 1 / 0)
     broken = judge.submit(model, [Sent("a", "a", b"")])
     assert isinstance(broken.exception(60), ZeroDivisionError)
     monkeypatch.undo()

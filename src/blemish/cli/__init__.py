@@ -31,6 +31,7 @@ from . import (
     watch_scores,
 )
 from .console import notes_on_stderr
+from .options import with_finite_numbers
 
 
 class _Group(TyperGroup):
@@ -102,3 +103,7 @@ for name, command in (
 app.add_typer(ood.ood_app, name="ood")
 app.add_typer(station.store_app, name="store")
 app.add_typer(distil.distil_app, name="distil")
+for group in (app, ood.ood_app, station.store_app, distil.distil_app):
+    for row in group.registered_commands:
+        assert row.callback is not None
+        row.callback = with_finite_numbers(row.callback)

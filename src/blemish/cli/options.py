@@ -6,6 +6,7 @@ import inspect
 from collections.abc import Callable
 from dataclasses import MISSING, fields, is_dataclass
 from functools import wraps
+from math import isfinite
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_type_hints
 
@@ -79,6 +80,19 @@ def spelled_out(function: Callable[..., None]) -> Callable[..., None]:
 
     command.__dict__["__signature__"] = inspect.Signature(spelled)  # which typer reads
     command.__annotations__ = {p.name: p.annotation for p in spelled}
+    return command
+
+
+def with_finite_numbers(function: Callable[..., None]) -> Callable[..., None]:
+    """The command, which takes no NaN and no infinity: these pass all bounds that an option has."""
+
+    @wraps(function)
+    def command(*arguments: Any, **given: Any) -> None:
+        for name, value in given.items():
+            if isinstance(value, float) and not isfinite(value):
+                raise ArgumentError.about(f"--{name.replace('_', '-')}", expected="a finite number", got=value)
+        function(*arguments, **given)
+
     return command
 
 

@@ -230,9 +230,9 @@ def _binarise(levels: NDArray[Any], *, is_lossy: bool) -> Mask:
     return Mask(levels > (highest / 2 if is_soft else 0), is_soft, float(middle.mean()))
 
 
-def upright_size(path: str | Path) -> tuple[int, int] | None:
-    """Height and width that `decode` would give, from the file's head alone; None where it cannot be told."""
-    head = _read_head(path)
+def upright_size(file: str | Path | bytes) -> tuple[int, int] | None:
+    """Height and width that `decode` would give, from a file's head, or its bytes; None where it cannot be told."""
+    head = _read_head(file)
     if head is None:  # `decode` says what is wrong, when its turn comes
         return None
     (width, height), how = head
@@ -245,11 +245,11 @@ def orientation(path: str | Path) -> int:
     return 1 if head is None else head[1]
 
 
-def _read_head(path: str | Path) -> tuple[tuple[int, int], int] | None:
+def _read_head(path: str | Path | bytes) -> tuple[tuple[int, int], int] | None:
     """Width and height as stored, and the EXIF orientation; decodes nothing."""
     try:
-        with _open_file(path) as file:
-            image = _recognise(path, file, sys.maxsize)
+        with BytesIO(path) if isinstance(path, bytes) else _open_file(path) as file:
+            image = _recognise("", file, sys.maxsize)
             if image.format == "PNG" and image.info.keys().isdisjoint(("exif", "Raw profile type exif")):
                 image.info["exif"] = _find_exif(file)  # else Pillow decodes all of it to look behind the pixels
             how = image.getexif().get(_ORIENTATION, 1)

@@ -62,6 +62,7 @@ class _Job:
     loaded: Loaded
     pictures: Sequence[_Coming]
     answer: Future[list[Judgement]]
+    maps: bool
 
 
 class Judge:
@@ -92,8 +93,11 @@ class Judge:
         """Whether it takes pictures."""
         return self._thread.is_alive() and not self._ends
 
-    def submit(self, loaded: Loaded, pictures: Sequence[Sent]) -> Future[list[Judgement]]:
-        """Judge pictures when their turn comes, or not at all where the future is cancelled before. Raises `Busy`."""
+    def submit(self, loaded: Loaded, pictures: Sequence[Sent], *, maps: bool = False) -> Future[list[Judgement]]:
+        """Judge pictures when their turn comes, or not at all where the future is cancelled before. Raises `Busy`.
+
+        Without `maps` the decisions may have none, which saves time on large pictures.
+        """
         with self._news:
             if self._ends or self._waiting + len(pictures) > self._limits.waiting:
                 raise Busy(f"{self._waiting} pictures wait already. Come again in a second.")
@@ -102,7 +106,7 @@ class Judge:
             coming = [
                 _Coming(one, self._decoders.submit(_ahead, one, limit) if has_room else None) for one in pictures
             ]  # fmt: skip
-            job = _Job(loaded, coming, Future())
+            job = _Job(loaded, coming, Future(), maps)
             self._waiting += len(pictures)
             self._jobs.append(job)
             self._news.notify()
@@ -123,7 +127,8 @@ class Judge:
                 continue
             start = time.perf_counter()
             try:
-                outcomes = _judge(held[0].loaded, [picture for job in held for picture in job.pictures])
+                pictures = [picture for job in held for picture in job.pictures]
+                outcomes = _judge(held[0].loaded, pictures, maps=any(job.maps for job in held))
             except BaseException as error:  # a fault of ours: those who wait must hear of it, and the next ones go on
                 for job in held:
                     job.answer.set_exception(error)
@@ -158,29 +163,29 @@ def _ahead(one: Sent, limit: int) -> Picture | None:
         return None
 
 
-def _judge(loaded: Loaded, pictures: Sequence[_Coming]) -> list[Judgement]:
+def _judge(loaded: Loaded, pictures: Sequence[_Coming], *, maps: bool) -> list[Judgement]:
     """Judge pictures of one model; where all together fail, one by one, so that no picture can spoil another's turn."""
     contents = {picture.sent.digest: picture for picture in pictures}
     try:
-        found = _outcomes(loaded, contents)
+        found = _outcomes(loaded, contents, maps=maps)
     except (BlemishError, MemoryError, RuntimeError) as error:
         if not (isinstance(error, BlemishError) or is_shortage(error)):
             raise
-        found = {digest: _alone(loaded, digest, picture) for digest, picture in contents.items()}
+        found = {digest: _alone(loaded, digest, picture, maps=maps) for digest, picture in contents.items()}
     return [found[picture.sent.digest] for picture in pictures]
 
 
-def _alone(loaded: Loaded, digest: str, picture: _Coming) -> Judgement:
+def _alone(loaded: Loaded, digest: str, picture: _Coming, *, maps: bool) -> Judgement:
     try:
-        return _outcomes(loaded, {digest: picture})[digest]
+        return _outcomes(loaded, {digest: picture}, maps=maps)[digest]
     except (BlemishError, MemoryError, RuntimeError) as error:
         if not (isinstance(error, BlemishError) or is_shortage(error)):
             raise
         return str(error).replace(digest, "the picture") or "too large for the memory that is free."
 
 
-def _outcomes(loaded: Loaded, contents: dict[str, _Coming]) -> dict[str, Judgement]:
+def _outcomes(loaded: Loaded, contents: dict[str, _Coming], *, maps: bool) -> dict[str, Judgement]:
     detector, coming = loaded.detector, list(contents.values())
     source = ImageSource(tuple(contents), lambda i: coming[i].decode(detector.max_pixels))
-    found: dict[str, Judgement] = {decision.name: decision for decision in detector.predict(source)}
+    found: dict[str, Judgement] = {decision.name: decision for decision in detector.predict(source, maps=maps)}
     return found | {name: reason.removeprefix(f"{name}: ") for name, reason in detector.skipped_}

@@ -153,9 +153,8 @@ class Revising:
         told = {digest: row for digest, row in self._logbook.told(name).items() if row["said"] is not None}
         some = dict(list(told.items())[-_MOST_SHOWN:])
         contents = self._contents(some)
-        now: Mapping[str, bool | None] = (
-            {found.name: found.is_anomalous for found in detector.predict(from_bytes(contents))} if contents else {}
-        )
+        again = detector.predict(from_bytes(contents), maps=False) if contents else ()
+        now: Mapping[str, bool | None] = {found.name: found.is_anomalous for found in again}
         rows = {said: [digest for digest, row in some.items() if row["said"] == said and digest in now]
                 for said in ("fine", "defect")}  # fmt: skip
         with self._lock:

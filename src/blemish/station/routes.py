@@ -125,7 +125,12 @@ async def judge_pictures(  # noqa: PLR0917 - FastAPI passes them by name
     here: Here,
     image: Annotated[str, Query(max_length=200, description="Name of a single picture, for the answer.")] = "",
     part: Annotated[
-        str | None, Query(max_length=200, description="The part that all the pictures show; they get one verdict too.")
+        str | None,
+        Query(
+            max_length=200,
+            description="The part that all the pictures of this request show; they get one verdict too. Pictures of it "
+            "in other requests are not joined with them.",
+        ),
     ] = None,
     draw: Annotated[bool, Query(description="Have the overlays at hand, for who will ask for them next.")] = False,
 ) -> JSONResponse:

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from ..errors import BlemishError, ImageError
 from ..files import sweep
-from ..images.decode import as_image, decode_bytes
+from ..images.decode import as_image, decode_bytes, upright_size
 from ..report.heatmap import write_heatmap, write_layer
 from ..report.lines import judged, not_judged
 from ..report.overlay import photograph
@@ -101,7 +101,7 @@ class Station:
     ) -> tuple[list[dict[str, Any]], list[PartDecision]]:
         """Judge pictures; gives their lines once they are on the disk, and the parts' verdicts. Raises `Refusal`."""
         start = time.perf_counter()
-        outcomes = await self._outcomes(loaded, sent)
+        outcomes = await self._outcomes(loaded, sent, maps=draw)
         good = [(one, outcome) for one, outcome in zip(sent, outcomes, strict=True) if isinstance(outcome, Decision)]
         parts = judge_together(loaded.detector, [(one.name, decision) for one, decision in good], part=part)
         verdicts = [
@@ -124,7 +124,7 @@ class Station:
 
     async def heatmap(self, loaded: Loaded, one: Sent) -> bytes:
         """The heat map of a picture as `predict --out` writes it; no verdict is kept. Raises `Refusal`."""
-        (outcome,) = await self._outcomes(loaded, [one])
+        (outcome,) = await self._outcomes(loaded, [one], maps=True)
         decision, map = _require_map(outcome)
         file = io.BytesIO()
         await asyncio.to_thread(write_heatmap, file, map, threshold=decision.threshold)
@@ -137,7 +137,8 @@ class Station:
         if known is not None:
             return known
         loaded, line, content = await self._again(number)
-        (outcome,) = await self._outcomes(loaded, [Sent(line["image"], line["picture"], content)])
+        one = Sent(line["image"], line["picture"], content)
+        (outcome,) = await self._outcomes(loaded, [one], maps=True)
         return await asyncio.to_thread(self._draw, number, _require_map(outcome)[0])
 
     async def reasons(self, number: int) -> dict[str, Any]:
@@ -184,9 +185,9 @@ class Station:
                 self.meters.drift.labels(one.name).set(drift["is_alarm"])
         return self.meters.text()
 
-    async def _outcomes(self, loaded: Loaded, sent: Sequence[Sent]) -> list[Judgement]:
+    async def _outcomes(self, loaded: Loaded, sent: Sequence[Sent], *, maps: bool) -> list[Judgement]:
         try:
-            answer = asyncio.wrap_future(self._judge.submit(loaded, sent))
+            answer = asyncio.wrap_future(self._judge.submit(loaded, sent, maps=maps))
         except Busy as error:
             raise Refusal(429, str(error), retry_after=1) from None
         try:
@@ -197,9 +198,8 @@ class Station:
     def _verdict(
         self, loaded: Loaded, one: Sent, decision: Decision, *, part: str | None, own: PartDecision | None
     ) -> Verdict:
-        size = None if decision.map is None else list(decision.map.shape)
         line: Mapping[str, object] = dict(judged(replace(decision, name=one.name))) | {
-            "model": loaded.digest, "size": size,
+            "model": loaded.digest, "size": upright_size(one.content),
         }  # fmt: skip
         if own is not None:
             part = own.name
