@@ -122,6 +122,17 @@ def _digest(image):
     return pixel_digest(as_source([image]).load(0))
 
 
+def test_more_images_are_forgotten_later_and_never_by_one_model_of_several():
+    made = detector("patchcore, all patches", IMAGES[:5])
+    for image in IMAGES[:2]:
+        made.forget([image])
+    np.testing.assert_allclose(scores(made), scores(detector("patchcore, all patches", IMAGES[2:5])), rtol=1e-5)
+    folds = Detector(method=KINDS["knn"](), preprocess=Preprocess(32), calibration="cross", folds=2,
+                     false_alarm_rate=0.2).fit(IMAGES)  # fmt: skip
+    with pytest.raises(ArgumentError, match="calibration: expected one model, to forget images, got cross with 2"):
+        folds.forget(IMAGES[:1])
+
+
 def test_rows_match_once_each():
     kept = torch.tensor([[1.0, 0.0], [1.0, 0.0], [0.0, 2.0]])
     assert matching_rows(kept, torch.tensor([[1.0, 0.0], [0.0, 2.0], [1.0, 1e-6]])).tolist() == [0, 2, 1]

@@ -59,7 +59,7 @@ def test_every_figure_that_both_have_is_compared(models, dataset):
     assert pair.groups == pair.images == len(dataset.test)
 
 
-def test_pixel_figures_are_compared_where_both_have_maps(models, dataset):
+def test_pixel_figures_are_compared_where_both_have_maps(models, dataset, caplog):
     padim, _, _ = models
     pair = evaluate_pair(padim, padim, dataset, repetitions=5, pixel_repetitions=3)
     figures = evaluate(padim, dataset).figures
@@ -68,6 +68,7 @@ def test_pixel_figures_are_compared_where_both_have_maps(models, dataset):
         assert found.a == found.b == pytest.approx(getattr(figures, name))
         assert (found.interval.repetitions, found.p_value) == (3 if "masks" in TABLE[name].needs else 5, 1)
     assert "pixel_auroc" not in evaluate_pair(padim, padim, dataset, repetitions=5, pixel_repetitions=0).differences
+    assert not [record for record in caplog.records if record.levelname == "WARNING"]
 
 
 def test_groups_are_drawn_whole(models, dataset):
@@ -128,7 +129,7 @@ def test_what_two_detectors_swap_is_ranks_and_verdicts():
     """One of them scores a thousand times as high; each image's rank and verdict go over to the other together."""
     random, anomalous = np.random.default_rng(0), np.arange(12) % 2 == 0
     one, other = random.random(12), 1000 * random.random(12)
-    flags = random.random(12) < 0.5, random.random(12) < 0.5
+    flags = np.zeros(12, bool), np.ones(12, bool)
     a, b = (Outcome(s, anomalous, None, None, None, f) for s, f in zip((one, other), flags, strict=True))
     swapped = np.arange(12) < 5
     found = _of_images(a, b, ["image_auroc", "false_alarms"])(np.arange(12), swapped)

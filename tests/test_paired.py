@@ -10,7 +10,7 @@ from scipy.stats import t as student
 
 from blemish.errors import ArgumentError
 from blemish.metrics import auroc, delong_difference
-from blemish.metrics.paired import _expanded, paired_differences, ranks
+from blemish.metrics.paired import _Draw, _expanded, paired_differences, ranks
 from reference import metrics as reference
 
 
@@ -163,3 +163,17 @@ def test_groups_are_drawn_from_those_of_their_kind():
         return np.zeros((2, 1))
 
     paired_differences(both_classes, anomalous, groups=groups, repetitions=40)
+
+
+def test_confidence_seed_and_the_smallest_stratum_count():
+    a, b, anomalous = sample(30, 3, gain=0.5)
+
+    def interval(**settings):
+        (found,) = paired_differences(auroc_of(a, b, anomalous), anomalous, repetitions=60, **settings)
+        return found.interval
+
+    wide, narrow = interval(), interval(confidence=0.5)
+    assert wide.low < narrow.low < narrow.high < wide.high
+    assert interval(seed=1) != wide
+    labels = np.arange(7) < 2
+    assert _Draw(np.arange(7), labels, np.random.default_rng(0)).fewest == 2
