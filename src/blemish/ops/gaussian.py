@@ -281,6 +281,9 @@ class Moments:
         positions, _, dimension = self._rows.shape
         n, axes = self.count, None if target is None else _inverse_cholesky(target)
         spectrum = torch.empty(positions, n - 1, dtype=torch.float64, device=self._rows.device)
+        # In the room of the rows, which a copy would hold twice, and without gaps, as a file gives it back: a product
+        # with gaps differs in its last digits. What is written lies before all that is still to be read.
+        factor = self._rows.view(-1)[: positions * (n - 1) * dimension].view(positions, n - 1, dimension)
         for part in _chunks(positions, n * (2 * dimension + 2 * n) * 8):
             rows = self._rows[part, :n].double()
             self._mean[part] = rows.mean(dim=1)
@@ -292,10 +295,9 @@ class Moments:
             values, vectors = values[:, 1:], vectors[:, :, 1:]
             real = values > 1e-12 * values[:, -1:].clamp_min(1e-300)
             scale = torch.where(real, values, torch.inf).rsqrt()
-            self._rows[part, : n - 1] = ((vectors * scale[:, None]).mT @ rows).float()
+            factor[part] = ((vectors * scale[:, None]).mT @ rows).float()
             spectrum[part] = torch.where(real, values, 0) / (n - 1)
-        # A view: copying would hold the largest tensor of a fit twice.
-        return Gaussian(n, self._mean, self._rows[:, : n - 1], eps, spectrum, target)
+        return Gaussian(n, self._mean, factor, eps, spectrum, target)
 
 
 @dataclass(frozen=True)
