@@ -12,8 +12,8 @@ import typer
 
 from ..errors import ArgumentError
 from .console import Speaker, print_rows
-from .detector import image_paths, load_model
-from .options import JsonOption, WorkersOption, read_option
+from .models import image_paths, load_model
+from .options import JsonOption, ModelArgument, WorkersOption, read_option
 from .results import ResultWriter
 
 if TYPE_CHECKING:
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 
 def benchmark(
-    model: Annotated[Path, typer.Argument(help="Model file written by `blemish fit`.")],
+    model: ModelArgument,
     images: Annotated[list[Path] | None, typer.Argument(help="Image files or folders; none: drawn pictures.")] = None,
     *,
     runtimes: Annotated[

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shlex
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -11,50 +12,40 @@ import typer
 
 from .console import Speaker, print_rows
 from .options import (
-    CertainOption,
+    DataArgument,
     DeviceOption,
-    ErrorOption,
+    ExcludeOption,
     JsonOption,
-    LearnedRoiOption,
     MemoryOption,
-    RateOption,
     SeedOption,
+    SplitOptions,
+    WeightsOption,
     WhiteLevelOption,
-    WorkersOption,
     read_names,
     read_resize,
     read_white_level,
+    spelled_out,
 )  # fmt: skip
 
 if TYPE_CHECKING:
     from ..choosing.choose import Choice, Ranked
 
 
+@spelled_out
 def choose(
-    data: Annotated[Path, typer.Argument(help="Dataset folder (train/good ...), or any folder of normal images.")],
+    data: DataArgument,
     *,
     backbone: Annotated[str, typer.Option(help="See `blemish list backbones`; or timm:NAME.")] = "compact",
-    weights: Annotated[Path | None, typer.Option(help="File, or random; else $BLEMISH_WEIGHTS, then hub.")] = None,
+    weights: WeightsOption = None,
     resize: Annotated[
         list[str] | None, typer.Option(help="Size of the network's input, as in `blemish fit`; repeatable.")
     ] = None,
     white_level: WhiteLevelOption = None,
-    false_alarm_rate: RateOption = 0.05,
-    certain: CertainOption = None,
-    held_out: Annotated[
-        float | None,
-        typer.Option(help="Share of the images that `fit` will hold out for the threshold: not looked at."),
-    ] = None,
-    group_by: Annotated[
-        str | None, typer.Option(metavar="PATTERN", help="Keep bursts or parts together, as in `blemish fit`.")
-    ] = None,
-    roi: LearnedRoiOption = None,
-    exclude: Annotated[Path | None, typer.Option(help="Text file of images to leave out, as in `blemish fit`.")] = None,
+    split: SplitOptions,
+    exclude: ExcludeOption = None,
     memory: MemoryOption = None,
     seed: SeedOption = 0,
     device: DeviceOption = "auto",
-    workers: WorkersOption = 2,
-    on_error: ErrorOption = "raise",
     as_json: JsonOption = False,
 ) -> None:
     """Rank methods and layers for these parts from normal images alone, and say what to fit.
@@ -79,28 +70,12 @@ def choose(
             backbone, weights=weights, seed=seed, device=device, memory_gb=memory, preprocess=size
         )
     ]  # fmt: skip
-    detector = Detector(
-        preprocess=sizes[0], false_alarm_rate=false_alarm_rate, certain=certain, held_out=held_out, group_by=group_by,
-        roi=roi, seed=seed, workers=workers, on_error=on_error,
-    )  # fmt: skip
+    detector = Detector(preprocess=sizes[0], seed=seed, **vars(split))
     left_out = () if exclude is None else read_names(exclude)
     with say.progress() as progress:
         choice = detector.choose(dataset.train_images(), rows, exclude=left_out, progress=progress)
-    # Images that chose cannot calibrate: those that were set aside do.
-    command = f"blemish fit {shlex.quote(str(data))} {choice.picked.options} --calibration split"
-    also = {"false-alarm-rate": (false_alarm_rate, 0.05), "held-out": (held_out, None), "group-by": (group_by, None)}
-    for name, (value, usual) in (
-        also
-        | {
-            "certain": (certain, None),
-            "roi": (roi, None),
-            "exclude": (exclude, None),
-            "seed": (seed, 0),
-            "white-level": (white_level, None),
-        }
-    ).items():
-        if value != usual:
-            command += f" --{name} {shlex.quote(str(value))}"
+    also = {"exclude": (exclude, None), "seed": (seed, 0), "white-level": (white_level, None)}
+    command = _fit_command(data, choice, split, also)
     if as_json:
         typer.echo(json.dumps(_as_json(choice) | {"command": command}))
         return
@@ -116,6 +91,18 @@ def choose(
         f"{choice.learned} images learned, {len(choice.held_out)} held out with {choice.changed} changed copies; "
         f"{choice.seconds:.0f} s\n{choice.reason}\n{command}"
     )
+
+
+def _fit_command(data: Path, choice: Choice, split: SplitOptions, also: Mapping[str, tuple[object, object]]) -> str:
+    """What to fit; `also` are values of further options and what these are by default."""
+    # Images that chose cannot calibrate: those that were set aside do.
+    command = f"blemish fit {shlex.quote(str(data))} {choice.picked.options} --calibration split"
+    chosen = ("false_alarm_rate", "held_out", "group_by", "certain", "roi")
+    given = {name.replace("_", "-"): (getattr(split, name), getattr(SplitOptions(), name)) for name in chosen}
+    for name, (value, usual) in (given | dict(also)).items():
+        if value != usual:
+            command += f" --{name} {shlex.quote(str(value))}"
+    return command
 
 
 def _row(row: Ranked, choice: Choice) -> dict[str, object]:

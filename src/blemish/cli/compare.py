@@ -4,40 +4,43 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated
 
 import typer
 
 from ..files import check_output
 from .console import Speaker, print_rows
-from .detector import AnomalousOption, MasksOption, NormalOption, load_model
-from .options import BatchOption, DeviceOption, JsonOption, ReportOption, WorkersOption
+from .models import Subfolders, load_model
+from .options import (
+    BatchOption,
+    DeviceOption,
+    GroupByOption,
+    JsonOption,
+    LabelledArgument,
+    ModelArgument,
+    OverlapOption,
+    PixelsOption,
+    ReportOption,
+    WorkersOption,
+    spelled_out,
+)  # fmt: skip
 
 
+@spelled_out
 def compare_models(
-    a: Annotated[Path, typer.Argument(help="Model file written by `blemish fit`.")],
+    a: ModelArgument,
     b: Annotated[Path, typer.Argument(help="Another one.")],
-    data: Annotated[Path, typer.Argument(help="Dataset folder with labelled test images.")],
+    data: LabelledArgument,
     *,
-    normal: NormalOption = None,
-    anomalous: AnomalousOption = None,
-    masks: MasksOption = None,
-    group_by: Annotated[
-        str | None,
-        typer.Option(metavar="PATTERN", help="Images that belong together: a regular expression, as in `fit`."),
-    ] = None,
+    folders: Subfolders,
+    group_by: GroupByOption = None,
     report: ReportOption = None,
-    pixels: Annotated[
-        Literal["original", "network"] | None,
-        typer.Option(help="Pixel figures on the original pixels, or on the network's input."),
-    ] = None,
+    pixels: PixelsOption = None,
     repetitions: Annotated[int, typer.Option(min=1, help="Of the bootstrap and of the swaps.")] = 1000,
     pixel_repetitions: Annotated[
         int, typer.Option(min=0, help="The same of pixel figures, which take longer; 0 leaves them out.")
     ] = 100,
-    allow_overlap: Annotated[
-        bool, typer.Option("--allow-overlap", help="Go on at test images that were learned from, and mark the figures.")
-    ] = False,
+    allow_overlap: OverlapOption = False,
     device: DeviceOption = "auto",
     batch_size: BatchOption = 16,
     workers: WorkersOption = 2,
@@ -49,8 +52,6 @@ def compare_models(
 
     Example: blemish compare old.blemish new.blemish bottle --report compare.html
     """
-    from ..datasets.layouts import open_dataset
-    from ..datasets.taken import take
     from ..evaluation.pair import evaluate_pair
     from ..metrics.table import TABLE
     from ..report.pair import say_difference, write_pair
@@ -58,9 +59,7 @@ def compare_models(
     say = Speaker()
     if report is not None:
         check_output(report)
-    dataset = open_dataset(data, normal=normal or (), anomalous=anomalous or (), masks=masks)
-    taken = take(dataset)
-    say.lines(taken.lines())
+    dataset, taken = folders.open(data, say)
     first, second = (load_model(model, device) for model in (a, b))
     for detector in (first, second):
         detector.batch_size, detector.workers = batch_size, workers

@@ -1,69 +1,51 @@
-"""`blemish fit`, `predict` and what goes with them, on the command line."""
+"""`blemish fit` and what changes a model afterwards, on the command line."""
 
 from __future__ import annotations
 
-import json
-import os
 import shutil
 import time
-from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from ..errors import ArgumentError, ImageError
+from ..errors import ArgumentError
 from ..files import check_output, make_folder, naming
 from ..parameters import parameters_of, read_texts, split_settings
-from .console import Speaker, print_evaluation, print_fit, print_rows
+from .console import Speaker, print_evaluation, print_fit
+from .models import Subfolders, load_model, normal_source
 from .options import (
     BatchOption,
     CertainOption,
+    ChangedOption,
+    DataArgument,
     DeviceOption,
     ErrorOption,
-    FdrOption,
+    ExcludeOption,
+    GroupByOption,
     JsonOption,
-    LearnedRoiOption,
     MaxPixelsOption,
     MemoryOption,
-    RateOption,
-    ReportOption,
+    ModelArgument,
+    RoiOption,
     RuntimeOption,
     SeedOption,
     SetOption,
+    SplitOptions,
+    WeightsOption,
     WhiteLevelOption,
-    WorkersOption,
-    check_share,
     read_names,
     read_option,
     read_resize,
     read_size,
     read_white_level,
+    spelled_out,
 )  # fmt: skip
-from .results import ResultWriter
 
 if TYPE_CHECKING:
-    from ..detector import Detector
-    from ..features.runtime import RuntimeChoice
     from ..presets import Preset
-    from ..types import Decision, PartDecision
-
-NormalOption = Annotated[
-    list[str] | None, typer.Option("--normal", metavar="SUB", help="Sub-folder of normal images; repeatable.")
-]
-AnomalousOption = Annotated[
-    list[str] | None, typer.Option("--anomalous", metavar="SUB", help="Sub-folder of images with defects; repeatable.")
-]
-MasksOption = Annotated[
-    str | None,
-    typer.Option("--masks", metavar="SUB", help="Sub-folder of masks, SUB/KIND/IMAGE.png."),
-]
-RoiOption = Annotated[
-    Path | None,
-    typer.Option("--roi", metavar="FOLDER", help="Regions for each image, where the model was fitted with such ones."),
-]
-ModelArgument = Annotated[Path, typer.Argument(help="Model file written by `blemish fit`.")]
 
 
 def demo(
@@ -107,47 +89,76 @@ def demo(
     say.line(f"Model: {out / 'demo.blemish'}\nReport: {page}")
 
 
-def fit(
-    data: Annotated[Path, typer.Argument(help="Dataset folder (train/good ...), or any folder of normal images.")],
-    *,
-    normal: NormalOption = None,
-    anomalous: AnomalousOption = None,
-    masks: MasksOption = None,
-    out: Annotated[Path, typer.Option(help="Model file to write.")] = Path("model.blemish"),
+@dataclass(frozen=True)
+class MethodOptions:
+    """Which method, with which parameters."""
+
     method: Annotated[
         str | None, typer.Option(help="See `blemish list methods`; or auto: let the images choose. Default: patchcore.")
-    ] = None,
+    ] = None
     backbone: Annotated[
         str | None,
         typer.Option(help="See `blemish list backbones`; or timm:NAME. Default: compact, which ships with us."),
-    ] = None,
-    weights: Annotated[Path | None, typer.Option(help="File, or random; else $BLEMISH_WEIGHTS, then hub.")] = None,
-    taps: Annotated[str | None, typer.Option(help="Layers to read, comma-separated, such as layer2,layer3.")] = None,
-    set_: SetOption = None,
-    preset: Annotated[str, typer.Option(help="What goes together; see `blemish list presets`.")] = "default",
+    ] = None
+    weights: WeightsOption = None
+    taps: Annotated[str | None, typer.Option(help="Layers to read, comma-separated, such as layer2,layer3.")] = None
+    set_: SetOption = None
+    index: Annotated[
+        str | None, typer.Option(help="What searches the bank: exact, or faiss:ivf256, faiss:hnsw32, faiss:pq16 ...")
+    ] = None
+    memory: MemoryOption = None
+    keep: Annotated[
+        Literal["factor", "sums"] | None,
+        typer.Option(help="padim, gaussian: sums keeps what `blemish forget` needs; a larger file."),
+    ] = None
+    precision: Annotated[
+        Literal["float32", "bfloat16", "int8"] | None,
+        typer.Option(help="Of the network. int8 takes another runtime than torch; see docs/runtimes.md."),
+    ] = None
+    seed: SeedOption = 0
+    device: DeviceOption = "auto"
+
+    def make(self, preset: Preset) -> Any:
+        """The method with the parameters of the preset, of --set, and of the options that were given."""
+        options = {
+            "backbone": self.backbone,
+            "weights": self.weights,
+            "taps": None if self.taps is None else read_option("--taps", tuple[str, ...], self.taps),
+            "index": self.index,
+            "memory_gb": self.memory,
+            "keep": self.keep,
+            "seed": self.seed,
+            "device": self.device,
+        } | ({} if self.precision is None else {"precision": self.precision})
+        return _make_method(preset, self.method, self.set_ or [], options)
+
+
+@dataclass(frozen=True)
+class InputOptions:
+    """What becomes of a picture before it is learned."""
+
+    preset: Annotated[str, typer.Option(help="What goes together; see `blemish list presets`.")] = "default"
     resize: Annotated[
         str | None,
         typer.Option(
             help="Size of the network's input, instead of the preset's: SIDE, HEIGHTxWIDTH, or auto: the images' own "
             "aspect ratio at the area of 256 x 256; auto:512: of 512 x 512."
         ),
-    ] = None,
-    white_level: WhiteLevelOption = None,
-    max_pixels: MaxPixelsOption = None,
-    tile: Annotated[
-        str | None, typer.Option(help="Learn and score large inputs in tiles of SIDE or HEIGHTxWIDTH.")
-    ] = None,
+    ] = None
+    white_level: WhiteLevelOption = None
+    max_pixels: MaxPixelsOption = None
+
+
+@dataclass(frozen=True)
+class LearnOptions(SplitOptions):
+    """What a detector takes beside its method and its input, as `Detector` names it."""
+
+    tile: Annotated[str | None, typer.Option(help="Learn and score large inputs in tiles of SIDE or HEIGHTxWIDTH.")] = (
+        None
+    )
     overlap: Annotated[
         int | None, typer.Option(help="Least overlap of tiles; default: a quarter of the shorter side.")
-    ] = None,
-    index: Annotated[
-        str | None, typer.Option(help="What searches the bank: exact, or faiss:ivf256, faiss:hnsw32, faiss:pq16 ...")
-    ] = None,
-    memory: MemoryOption = None,
-    keep: Annotated[
-        Literal["factor", "sums"] | None,
-        typer.Option(help="padim, gaussian: sums keeps what `blemish forget` needs; a larger file."),
-    ] = None,
+    ] = None
     calibration: Annotated[
         Literal["split", "cross", "loo", "full", "none"] | None,
         typer.Option(
@@ -155,20 +166,8 @@ def fit(
             "cross: a model for each of several folds. full: judge each image as one of the normal ones. none: raw "
             "scores only. See docs/decisions.md."
         ),
-    ] = None,
-    folds: Annotated[int, typer.Option(help="With --calibration cross: how many.")] = 10,
-    false_alarm_rate: RateOption = 0.05,
-    certain: CertainOption = None,
-    held_out: Annotated[
-        float | None,
-        typer.Option(help="Share of the normal images held out for the threshold. Default: a fifth, or what it takes."),
-    ] = None,
-    group_by: Annotated[
-        str | None,
-        typer.Option(
-            metavar="PATTERN", help="Keep bursts or parts together: a regular expression whose first group names them."
-        ),
-    ] = None,
+    ] = None
+    folds: Annotated[int, typer.Option(help="With --calibration cross: how many.")] = 10
     part_by: Annotated[
         str | None,
         typer.Option(
@@ -176,27 +175,32 @@ def fit(
             help="Several images of one part get one verdict: a regular expression on the path; its first group names "
             "the part and whose second, where there is one, the view.",
         ),
-    ] = None,
+    ] = None
     min_area: Annotated[
         int, typer.Option(min=1, metavar="PIXELS", help="Report no regions of fewer pixels of the picture.")
-    ] = 1,
-    roi: LearnedRoiOption = None,
-    exclude: Annotated[
-        Path | None, typer.Option(help="Text file of images that are not normal, such as `blemish inspect --out`'s.")
-    ] = None,
-    seed: SeedOption = 0,
-    device: DeviceOption = "auto",
+    ] = 1
     runtime: Annotated[
         Literal["auto", "torch", "onnxruntime", "openvino"],
         typer.Option(help="What runs the network: auto measures those at hand. Kept in the model file."),
-    ] = "torch",
-    precision: Annotated[
-        Literal["float32", "bfloat16", "int8"] | None,
-        typer.Option(help="Of the network. int8 takes another runtime than torch; see docs/runtimes.md."),
-    ] = None,
-    batch_size: BatchOption = 8,
-    workers: WorkersOption = 2,
-    on_error: ErrorOption = "raise",
+    ] = "torch"
+    batch_size: BatchOption = 8
+
+    def settings(self, preset: Preset) -> dict[str, Any]:
+        """For `Detector`."""
+        tile = None if self.tile is None else read_size(self.tile, of="--tile")
+        return vars(self) | {"tile": tile, "calibration": self.calibration or preset.calibration}
+
+
+@spelled_out
+def fit(
+    data: DataArgument,
+    *,
+    folders: Subfolders,
+    out: Annotated[Path, typer.Option(help="Model file to write.")] = Path("model.blemish"),
+    options: MethodOptions,
+    image: InputOptions,
+    learning: LearnOptions,
+    exclude: ExcludeOption = None,
     as_json: JsonOption = False,
 ) -> None:
     """Learn what normal looks like, and write one model file.
@@ -208,41 +212,12 @@ def fit(
 
     say = Speaker()
     check_output(out)
-    chosen = find_preset(preset)
-    options = {
-        "backbone": backbone,
-        "weights": weights,
-        "taps": None if taps is None else read_option("--taps", tuple[str, ...], taps),
-        "index": index,
-        "memory_gb": memory,
-        "keep": keep,
-        "seed": seed,
-        "device": device,
-    } | ({} if precision is None else {"precision": precision})
-    detector = Detector(
-        method=_make_method(chosen, method, set_ or [], options),
-        preprocess=replace(chosen.resized(read_resize(resize)), white_level=read_white_level(white_level)),
-        tile=None if tile is None else read_size(tile, of="--tile"),
-        overlap=overlap,
-        calibration=calibration or chosen.calibration,
-        folds=folds,
-        held_out=held_out,
-        false_alarm_rate=false_alarm_rate,
-        certain=certain,
-        seed=seed,
-        batch_size=batch_size,
-        workers=workers,
-        on_error=on_error,
-        group_by=group_by,
-        part_by=part_by,
-        min_area=min_area,
-        roi=roi,
-        runtime=runtime,
-    )
-    detector.max_pixels = max_pixels or detector.max_pixels
-    source, taken = _normal_source(
-        data, say, max_pixels=detector.max_pixels, normal=normal or (), anomalous=anomalous or (), masks=masks
-    )
+    preset = find_preset(image.preset)
+    preprocess = replace(preset.resized(read_resize(image.resize)), white_level=read_white_level(image.white_level))
+    method, settings = options.make(preset), learning.settings(preset)
+    detector = Detector(method=method, preprocess=preprocess, seed=options.seed, **settings)
+    detector.max_pixels = image.max_pixels or detector.max_pixels
+    source, taken = normal_source(data, say, max_pixels=detector.max_pixels, folders=folders)
     left_out = () if exclude is None else read_names(exclude)
     start = time.perf_counter()
     with say.progress() as progress:
@@ -257,7 +232,7 @@ def update(
     new_normals: Annotated[Path, typer.Argument(help="Folder of further normal images.")],
     *,
     held_out: Annotated[Path | None, typer.Option(help="Folder of normal images for a new threshold.")] = None,
-    out: Annotated[Path | None, typer.Option(help="Where to write; default: replace the model.")] = None,
+    out: ChangedOption = None,
     memory: MemoryOption = None,
     roi: RoiOption = None,
     device: DeviceOption = "auto",
@@ -274,8 +249,8 @@ def update(
         parameters_of(type(detector.method_))["memory_gb"].check(memory, of="--memory: ")
         detector.method_.set_params(memory_gb=memory)
     limit = detector.max_pixels
-    source, taken = _normal_source(new_normals, say, max_pixels=limit)
-    held_out_source = None if held_out is None else _normal_source(held_out, say, max_pixels=limit)[0]
+    source, taken = normal_source(new_normals, say, max_pixels=limit)
+    held_out_source = None if held_out is None else normal_source(held_out, say, max_pixels=limit)[0]
     with say.progress() as progress:
         detector.update(source, held_out=held_out_source, progress=progress)
     detector.save(out or model)
@@ -291,10 +266,8 @@ def recalibrate(
     *,
     false_alarm_rate: Annotated[float | None, typer.Option(help="Another one; default: the model's.")] = None,
     certain: CertainOption = None,
-    group_by: Annotated[
-        str | None, typer.Option(metavar="PATTERN", help="Keep bursts or parts together, as in `blemish fit`.")
-    ] = None,
-    out: Annotated[Path | None, typer.Option(help="Where to write; default: replace the model.")] = None,
+    group_by: GroupByOption = None,
+    out: ChangedOption = None,
     roi: RoiOption = None,
     device: DeviceOption = "auto",
     runtime: RuntimeOption = None,
@@ -318,7 +291,7 @@ def recalibrate(
     taken: dict[str, object] | None = None
     source = None
     if images is not None:
-        source, taken = _normal_source(images, say, max_pixels=detector.max_pixels)
+        source, taken = normal_source(images, say, max_pixels=detector.max_pixels)
     with say.progress() as progress:
         detector.recalibrate(false_alarm_rate, certain=certain, images=source, progress=progress)
     detector.save(out or model)
@@ -330,7 +303,7 @@ def forget(
     model: ModelArgument,
     images: Annotated[Path, typer.Argument(help="Image file or folder of images that were learned.")],
     *,
-    out: Annotated[Path | None, typer.Option(help="Where to write; default: replace the model.")] = None,
+    out: ChangedOption = None,
     roi: RoiOption = None,
     device: DeviceOption = "auto",
     as_json: JsonOption = False,
@@ -355,321 +328,6 @@ def forget(
     print_fit(detector, out or model, time.perf_counter() - start, as_json, extra={"forgotten": len(source)})
 
 
-def predict(
-    model: ModelArgument,
-    images: Annotated[list[Path], typer.Argument(help="Image files or folders.")],
-    *,
-    out: Annotated[Path | None, typer.Option(help="Folder for results.jsonl and heat maps; default: stdout.")] = None,
-    heatmaps: Annotated[
-        Literal["png", "npy", "none"], typer.Option(help="With --out. png: the threshold is the middle of the scale.")
-    ] = "png",
-    overlays: Annotated[
-        bool, typer.Option("--overlays", help="With --out: also each picture that has regions, with their contours.")
-    ] = False,
-    coco: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="Also write the regions of all images as COCO JSON here.")
-    ] = None,
-    fdr: FdrOption = None,
-    roi: RoiOption = None,
-    device: DeviceOption = "auto",
-    runtime: RuntimeOption = None,
-    batch_size: BatchOption = 16,
-    workers: WorkersOption = 2,
-    max_pixels: MaxPixelsOption = None,
-    on_error: ErrorOption = "skip",
-    exit_code: Annotated[
-        bool,
-        typer.Option("--exit-code", help="Exit with 3 where an image is anomalous, with 4 where one has no verdict."),
-    ] = False,
-) -> None:
-    """Judge images: one JSON line each, written as soon as it is known.
-
-    Of a data set's folder the test images are judged; of any other folder all images, and no masks.
-
-    A line says how anomalous the image is, and where: regions of the map with box, contour, area and p-value. Regions
-    have a promise of their own: of normal images, at most the share of the false-alarm rate shows any. "anomalous"
-    follows the image's score alone. On an image with a defect nothing is promised of what lies beside it.
-
-    A model that was fitted with --part-by also writes a line for each part, and the exit status follows the parts.
-    --fdr adds one line for the batch, or DIR/batch.json, with the images or parts that raise an alarm; the exit status
-    follows it. A batch is complete: nobody chose its images by their scores.
-
-    An unreadable file gives a line with "error" and does not stop the run; --on-error raise stops there instead.
-
-    Exit status: 0 done, 1 refused, 2 wrong options; 3 and 4 with --exit-code alone.
-    """
-    from ..images.source import from_paths
-
-    say = Speaker()
-    detector = load_model(model, device, roi, runtime=runtime)
-    if exit_code and detector.calibration_ is None:
-        raise ArgumentError.about("--exit-code", expected="a model with a threshold", got=f"{model}, which has none")
-    _check_regions(detector, model, say, {"--overlays": overlays, "--coco": coco is not None})
-    if overlays and out is None:
-        raise ArgumentError.about("--overlays", expected="a folder for them, --out FOLDER", got="none")
-    check_share("--fdr", fdr)
-    if fdr is not None:
-        detector.choose_alarms([], fdr)  # refuses what cannot be promised
-    detector.batch_size, detector.workers, detector.on_error = batch_size, workers, on_error
-    detector.max_pixels = max_pixels or detector.max_pixels
-    paths = [path for path in image_paths(images, say) if out is None or out.resolve() not in path.resolve().parents]
-    writer = ResultWriter(out, heatmaps, model=model, overlays=overlays, coco=coco)
-    left = writer.left(paths)
-    if len(left) < len(paths):
-        say.line(f"{len(paths) - len(left)} of {len(paths)} images were judged by an earlier run; their lines stay.")
-    wants_all = detector.parts_ is not None or fdr is not None
-    decisions = writer.earlier() if wants_all else []
-    with writer, say.progress() as progress:
-        source = replace(from_paths(left, max_pixels=detector.max_pixels), root=_root(images))
-        wanted = out is not None and (heatmaps != "none" or overlays)
-        for decision in detector.predict(source, maps=wanted, progress=progress) if left else ():
-            writer.write(decision)
-            if wants_all:
-                decisions.append(replace(decision, map=None, regions=None))
-        writer.write_skipped(detector.skipped_)
-        writer.write_coco()
-        _judge_together(detector, decisions, writer, say, fdr=fdr, root=_root(images))
-    say.skipped(detector)
-    if out is not None:
-        say.line(f"{len(paths) - len(detector.skipped_)} images: {out / 'results.jsonl'}")
-    if out is not None and detector.parts_ is not None:
-        say.line(f"Parts: {out / 'parts.jsonl'}")
-    if exit_code:
-        raise typer.Exit({"normal": 0, "anomalous": 3, "not judged": 4}[writer.verdict()])
-
-
-def _judge_together(
-    detector: Detector,
-    decisions: Sequence[Decision],
-    writer: ResultWriter,
-    say: Speaker,
-    *,
-    fdr: float | None,
-    root: Path | None,
-) -> None:
-    """Write the verdicts on parts, and the alarms of the batch, where they are wanted."""
-    from ..images.source import from_paths
-
-    found: Sequence[Decision | PartDecision] = decisions
-    if detector.parts_ is not None:
-        named = replace(from_paths([decision.name for decision in decisions]), root=root)
-        found = detector.judge_parts(decisions, named.paths())
-        writer.write_parts(found)
-    if fdr is not None:
-        chosen = detector.choose_alarms(found, fdr)
-        writer.write_batch([one.name for one in found], chosen)
-        say.line(chosen.said("parts" if detector.parts_ is not None else "images"))
-
-
-def evaluate_model(
-    model: ModelArgument,
-    data: Annotated[Path, typer.Argument(help="Dataset folder with labelled test images.")],
-    *,
-    normal: NormalOption = None,
-    anomalous: AnomalousOption = None,
-    masks: MasksOption = None,
-    report: ReportOption = None,
-    pixels: Annotated[
-        Literal["original", "network"] | None,
-        typer.Option(help="Pixel figures on the original pixels, or on the network's input."),
-    ] = None,
-    intervals: Annotated[
-        bool, typer.Option("--intervals", help="Add 95 % intervals of every figure (slower).")
-    ] = False,
-    allow_overlap: Annotated[
-        bool, typer.Option("--allow-overlap", help="Go on at test images that were learned from, and mark the figures.")
-    ] = False,
-    fdr: FdrOption = None,
-    roi: RoiOption = None,
-    device: DeviceOption = "auto",
-    runtime: RuntimeOption = None,
-    batch_size: BatchOption = 16,
-    workers: WorkersOption = 2,
-    max_pixels: MaxPixelsOption = None,
-    on_error: ErrorOption = "raise",
-    as_json: JsonOption = False,
-) -> None:
-    """Measure a model on labelled images: AUROC, AU-PRO, F1 at the threshold that was fixed before, and more."""
-    from ..datasets.layouts import open_dataset
-    from ..datasets.taken import take
-    from ..evaluation.detector import evaluate
-
-    say = Speaker()
-    if report is not None:
-        check_output(report)
-    check_share("--fdr", fdr)
-    dataset = open_dataset(data, normal=normal or (), anomalous=anomalous or (), masks=masks)
-    taken = take(dataset)
-    say.lines(taken.lines())
-    detector = load_model(model, device, roi, runtime=runtime)
-    detector.batch_size, detector.workers, detector.on_error = batch_size, workers, on_error
-    detector.max_pixels = max_pixels or detector.max_pixels
-    with say.progress() as progress:
-        evaluation = evaluate(
-            detector, dataset, pixels=pixels, intervals=intervals, allow_overlap=allow_overlap, fdr=fdr,
-            progress=progress,
-        )  # fmt: skip
-    extra: dict[str, object] = {"data": taken.as_json()} | ({} if report is None else {"report": str(report)})
-    print_evaluation(evaluation, as_json, extra=extra)
-    if report is not None:
-        from ..report.evaluation import write_report
-        from ..report.facts import facts
-
-        write_report(evaluation, report, title=data.resolve().name, facts=facts(detector))
-        say.line(f"Report: {report}")
-    say.skipped(detector)
-
-
-def list_(
-    table: Annotated[
-        Literal["methods", "presets", "backbones", "detectors", "datasets"], typer.Argument(help="Which table.")
-    ],
-    *,
-    as_json: JsonOption = False,
-) -> None:
-    """Show what there is to choose from."""
-    rows: list[dict[str, object]]
-    if table == "methods":
-        from ..methods import Incremental
-        from ..methods.registry import METHODS
-
-        rows = [
-            {
-                "name": name,
-                "what": (method.__doc__ or "").splitlines()[0],
-                "update": issubclass(method, Incremental),
-                "parameters": _parameters(method, as_json),
-            }
-            for name, method in METHODS.items()
-        ]
-    elif table == "presets":
-        from ..presets import PRESETS
-
-        rows = [row.as_row(name) for name, row in PRESETS.items()]
-    elif table == "backbones":
-        rows = _backbones(short=not as_json)
-    elif table == "detectors":
-        from ..ood import DETECTORS
-
-        rows = [
-            {
-                "name": name,
-                "what": (detector.__doc__ or "").splitlines()[0],
-                "learns": detector.learns,
-                "needs": sorted(detector.needs),
-                "parameters": _parameters(detector, as_json),
-            }
-            for name, detector in DETECTORS.items()
-        ]
-    else:
-        from ..datasets.layouts import LAYOUTS
-
-        rows = [{"name": layout.name, "layout": layout.description} for layout in LAYOUTS]
-    if as_json:
-        typer.echo(json.dumps({table: rows}))
-    else:
-        print_rows(rows)
-
-
-def _backbones(*, short: bool) -> list[dict[str, object]]:
-    """What is known of each row; `short`: what fits on one line of a terminal."""
-    from ..features.backbones import BACKBONES
-    from ..features.costs import table_costs
-
-    costs = table_costs()
-    rows: list[dict[str, object]] = []
-    for row in BACKBONES.values():
-        cost = costs.get(row.name)  # None for a new row, until `python -m blemish.features.costs` has run
-        figures: dict[str, object] = {
-            "name": row.name,
-            "strides": list(row.strides),
-            "dim": sum(row.channels),
-            "d": row.d,
-            "parameters": cost and (f"{cost.parameters / 1e6:.2f} M" if short else cost.parameters),
-            "multiply_adds": cost and (f"{cost.multiply_adds / 1e9:.2f} G" if short else cost.multiply_adds),
-            "licence": row.licence.partition(";")[0] if short else row.licence,
-        }
-        more = {"taps": list(row.taps), "channels": list(row.channels), "weights": row.source or "none needed"}
-        rows.append(figures if short else figures | more)
-    return rows
-
-
-def _check_regions(detector: Detector, model: Path, say: Speaker, wanted: Mapping[str, bool]) -> None:
-    """Say where a calibrated model has no regions; refuse the options that want some."""
-    if detector.peaks_ is not None:
-        return
-    why = (
-        "it keeps no peaks of held-out maps. Its method has no maps, its calibration is full, or it is older than "
-        "regions, or with cross than those of folds (fit again)."
-    )
-    for option in (option for option, is_wanted in wanted.items() if is_wanted):
-        raise ArgumentError.about(option, expected="a model with regions", got=f"{model}: {why}")
-    if detector.calibration_ is not None:
-        say.line(f"No regions from {model}: {why}")
-
-
-def load_model(model: Path, device: str, roi: Path | None = None, *, runtime: RuntimeChoice | None = None) -> Any:
-    """The detector of a model file; `roi` are regions for each image, where it was fitted with such ones."""
-    from ..detector import Detector
-    from ..edges.faiss import index_from_name
-
-    detector = Detector.load(model, device=device, make_index=index_from_name, runtime=runtime)
-    if roi is not None and (detector.region_ is None or detector.region_.is_one):
-        kept = "no region" if detector.region_ is None else "its own"
-        raise ArgumentError.about("--roi", expected=f"none, as the model has {kept}", got=roi)
-    detector.roi = roi
-    return detector
-
-
-def _normal_source(
-    data: Path,
-    say: Speaker,
-    *,
-    max_pixels: int,
-    normal: Sequence[str] = (),
-    anomalous: Sequence[str] = (),
-    masks: str | None = None,
-) -> tuple[Any, dict[str, object]]:
-    """Normal images to learn from, and what was taken as JSON; says the same on stderr."""
-    from ..datasets.layouts import OneClass, open_dataset
-    from ..datasets.taken import take
-    from ..images.source import as_source
-
-    if os.path.isdir(data) or OneClass.spelled(data) or normal or anomalous or masks:
-        dataset = open_dataset(data, normal=normal, anomalous=anomalous, masks=masks)
-        taken = take(dataset)
-        say.lines(taken.lines())
-        return dataset.train_images(max_pixels=max_pixels), taken.as_json()
-    source = as_source(data, max_pixels=max_pixels)
-    say.line(f"{data}: {len(source)} images, normal, to learn from")
-    return source, {"root": str(data), "images": len(source)}
-
-
-def _root(images: list[Path]) -> Path | None:
-    """The folder below which images have their paths."""
-    return images[0] if len(images) == 1 and images[0].is_dir() else None
-
-
-def image_paths(images: list[Path], say: Speaker) -> list[Path]:
-    from ..datasets.layouts import open_to_judge
-    from ..datasets.taken import take
-
-    paths: list[Path] = []
-    for image in images:
-        if not os.path.exists(image):
-            raise ImageError(f"{image}: the file does not exist.")
-        if not image.is_dir():
-            paths.append(image)
-            continue
-        dataset = open_to_judge(image)
-        say.lines(take(dataset).lines())
-        paths += [sample.path for sample in dataset.test]
-        say.line(f"  judged: {len(dataset.test)} images" + (" of the test part" if dataset.train else ""))
-    if not paths:
-        raise ArgumentError.about("IMAGES", expected="image files or folders", got=", ".join(map(str, images)))
-    return paths
-
-
 def _make_method(preset: Preset, name: str | None, settings: list[str], options: Mapping[str, Any]) -> Any:
     """The method with the parameters of the preset, of --set, and of the options that were given."""
     from ..edges.faiss import index_from_name
@@ -690,9 +348,3 @@ def _make_method(preset: Preset, name: str | None, settings: list[str], options:
                 raise ArgumentError.about("--method", expected=expected, got=f"--{key.split('_')[0]}")
             values[key] = index_from_name(value) if key == "index" else value
     return kind(**values)
-
-
-def _parameters(kind: type, as_json: bool) -> object:
-    """All that is known of each, or names and defaults, which fit into a table."""
-    known = parameters_of(kind).values()
-    return [p.as_json() for p in known] if as_json else {p.name: p.default for p in known}

@@ -11,8 +11,8 @@ import typer
 
 from ..files import check_output
 from .console import Speaker
-from .detector import ModelArgument, image_paths, load_model
-from .options import DeviceOption, JsonOption, MaxPixelsOption, ReportOption
+from .models import image_paths, load_model
+from .options import DeviceOption, ImagesArgument, JsonOption, MaxPixelsOption, ModelArgument, ReportOption
 
 if TYPE_CHECKING:
     from ..explain import Explanation
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 def explain_regions(
     model: ModelArgument,
-    images: Annotated[list[Path], typer.Argument(help="Image files or folders.")],
+    images: ImagesArgument,
     *,
     normal: Annotated[
         Path, typer.Option(help="Folder of normal images to compare with, such as those of the fit (train/good).")

@@ -11,14 +11,14 @@ import typer
 
 from ..files import check_output
 from .console import Speaker
-from .options import JsonOption
+from .options import JsonOption, ModelArgument
 
 if TYPE_CHECKING:
     from ..export.write import Exported
 
 
 def export(
-    model: Annotated[Path, typer.Argument(help="Model file written by `blemish fit`.")],
+    model: ModelArgument,
     *,
     format: Annotated[Literal["onnx", "openvino"], typer.Option(help="Of the file.")] = "onnx",
     out: Annotated[

@@ -12,8 +12,8 @@ import typer
 from ..errors import ArgumentError
 from ..files import check_output
 from .console import Speaker, print_rows
-from .detector import ModelArgument, RoiOption, load_model
-from .options import DeviceOption, JsonOption, read_names
+from .models import load_model
+from .options import ChangedOption, DeviceOption, GroupByOption, JsonOption, ModelArgument, RoiOption, read_names
 from .results import read_rows
 
 if TYPE_CHECKING:
@@ -33,11 +33,9 @@ def feedback(
             "random, flagged or not. They make the new threshold.",
         ),
     ] = None,
-    group_by: Annotated[
-        str | None, typer.Option(metavar="PATTERN", help="Keep bursts or parts together, as in `blemish fit`.")
-    ] = None,
+    group_by: GroupByOption = None,
     yes: Annotated[bool, typer.Option("--yes", help="Save; without it only what would change is shown.")] = False,
-    out: Annotated[Path | None, typer.Option(help="Where to write; default: replace the model.")] = None,
+    out: ChangedOption = None,
     roi: RoiOption = None,
     device: DeviceOption = "auto",
     as_json: JsonOption = False,

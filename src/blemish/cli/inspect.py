@@ -10,14 +10,14 @@ import typer
 
 from ..files import check_output, write_whole
 from .console import Speaker, print_rows
-from .options import DeviceOption, JsonOption, ReportOption, WorkersOption
+from .options import DataArgument, DeviceOption, JsonOption, ReportOption, WorkersOption
 
 if TYPE_CHECKING:
     from ..inspection.inspect import Inspection
 
 
 def inspect(
-    data: Annotated[Path, typer.Argument(help="Dataset folder (train/good ...), or any folder of normal images.")],
+    data: DataArgument,
     *,
     report: ReportOption = None,
     out: Annotated[

@@ -19,25 +19,24 @@ from ..errors import ArgumentError
 from ..files import check_output, naming, open_lines
 from ..progress import Throttle
 from .console import Speaker
-from .options import DeviceOption, MaxPixelsOption, RuntimeOption, spelled_out
+from .models import JudgeOptions
+from .options import AtOnceOption, DeviceOption, MaxPixelsOption, ModelArgument, RuntimeOption, spelled_out
 
 if TYPE_CHECKING:
-    from ..features.runtime import RuntimeChoice
     from ..station.delivery import Outlet
     from ..station.stream import Counts
 
 _LONGEST_LINE = 1 << 24
 """Bytes: far more than the regions of any picture take."""
-OutOption = Annotated[
-    Path | None, typer.Option(help="File to which the lines are added; what it has is not judged again.")
-]
-AtOnceOption = Annotated[int, typer.Option(min=1, max=256, help="Pictures judged in one go at most.")]
 
 
 @dataclass(frozen=True)
-class Sending:
-    """Who is told of each line beside the file."""
+class LineOptions:
+    """How pictures from the line are judged, where the lines go, and who is told of each."""
 
+    out: Annotated[
+        Path | None, typer.Option(help="File to which the lines are added; what it has is not judged again.")
+    ] = None
     webhook: Annotated[
         str | None, typer.Option(metavar="URL", help="Also POST each line here, again and again until it is taken.")
     ] = None
@@ -49,6 +48,10 @@ class Sending:
         typer.Option(metavar="[NAME@]HOST[:PORT]/TOPIC", help="Also publish each line; mqtts:// before it encrypts."),
     ] = None
     mqtt_password_file: Annotated[Path | None, typer.Option(help="File of the password that goes with NAME.")] = None
+    device: DeviceOption = "auto"
+    runtime: RuntimeOption = None
+    batch_size: AtOnceOption = 8
+    max_pixels: MaxPixelsOption = None
 
     def outlets(self) -> dict[str, Outlet]:
         """Where lines go, by the ending of the file that says how far.
@@ -68,24 +71,28 @@ class Sending:
             found["mqtt"] = Mqtt(self.mqtt, password=password)
         return found
 
+    def load(self, model: Path) -> tuple[Any, str]:
+        """The detector of a model file, set up for pictures that may be bad, and the file's digest."""
+        from ..report.lines import model_digest
+
+        reading = JudgeOptions(
+            device=self.device, runtime=self.runtime, batch_size=self.batch_size, max_pixels=self.max_pixels
+        )
+        return reading.load(model), model_digest(model)
+
 
 @spelled_out
 def watch(
-    model: Annotated[Path, typer.Argument(help="Model file written by `blemish fit`.")],
+    model: ModelArgument,
     folder: Annotated[Path, typer.Argument(help="Folder that a camera fills.")],
     *,
-    out: OutOption = None,
-    sending: Sending,
+    line: LineOptions,
     every: Annotated[float, typer.Option(min=0, help="Seconds between two looks.")] = 0.5,
     settle: Annotated[float, typer.Option(min=0, help="Seconds that a file must not change before it is read.")] = 1,
     patience: Annotated[
         float, typer.Option(min=0, help="Seconds after which a file that cannot be read gets a line with `error`.")
     ] = 30,
     once: Annotated[bool, typer.Option("--once", help="End when all that is there has its line.")] = False,
-    device: DeviceOption = "auto",
-    runtime: RuntimeOption = None,
-    batch_size: AtOnceOption = 8,
-    max_pixels: MaxPixelsOption = None,
 ) -> None:
     """Judge the pictures that come into a folder: a JSON line each, as `predict` writes it, and each picture once.
 
@@ -96,14 +103,14 @@ def watch(
     from ..station.folder import Folder
 
     say = Speaker()
-    with _added_to(out, sending, say) as write:
-        detector, digest = _load(model, device, runtime, batch_size=batch_size, max_pixels=max_pixels)
-        watched = Folder(detector, folder, done=_judged_before(out), settle=settle, patience=patience)
+    with _added_to(line, say) as write:
+        detector, digest = line.load(model)
+        watched = Folder(detector, folder, done=_judged_before(line.out), settle=settle, patience=patience)
         count = 0
         try:
             while True:
-                for line in watched.look():
-                    write(line | {"model": digest})
+                for row in watched.look():
+                    write(row | {"model": digest})
                     count += 1
                 if once and not watched.waiting:
                     break
@@ -114,17 +121,12 @@ def watch(
 
 @spelled_out
 def stream(
-    model: Annotated[Path, typer.Argument(help="Model file written by `blemish fit`.")],
+    model: ModelArgument,
     source: Annotated[str, typer.Argument(help="A video file, the number of a camera (0), or rtsp://...")],
     *,
-    out: OutOption = None,
-    sending: Sending,
+    line: LineOptions,
     rate: Annotated[float | None, typer.Option(min=1e-6, help="Judge at most so many frames a second.")] = None,
     frames: Annotated[int | None, typer.Option(min=1, help="End after so many lines.")] = None,
-    device: DeviceOption = "auto",
-    runtime: RuntimeOption = None,
-    batch_size: AtOnceOption = 8,
-    max_pixels: MaxPixelsOption = None,
 ) -> None:
     """Judge the frames of a video or a camera: a JSON line each, as `predict` writes it.
 
@@ -139,41 +141,28 @@ def stream(
 
     say = Speaker()
     import_cv2()
-    with _added_to(out, sending, say) as write:
-        detector, digest = _load(model, device, runtime, batch_size=batch_size, max_pixels=max_pixels)
+    with _added_to(line, say) as write:
+        detector, digest = line.load(model)
 
         def opened() -> Video:
             return Video(source, max_pixels=detector.max_pixels)
 
         first = opened()
         state = None if first.is_live else file_state(source)
-        done = _frames_before(out, f"{spell_source(source)}#", state)
+        done = _frames_before(line.out, f"{spell_source(source)}#", state)
         judged = Stream(detector, first, reopen=opened, done=done, rate=rate, say=say.line)
         stated = "no frame rate stated" if first.rate is None else f"{first.rate:.3g} frames a second stated"
         say.line(f"{first.name}: {stated}")
         due = Throttle()
         try:
-            for line in islice(judged.lines(), frames):
-                write(line | {"model": digest} | ({} if state is None else {"file": state}))
+            for row in islice(judged.lines(), frames):
+                write(row | {"model": digest} | ({} if state is None else {"file": state}))
                 if due.is_due():
                     say.line(_spell_counts(judged.counts))
         finally:
             say.line(f"{first.name}: {_spell_counts(judged.counts)}")
         if frames is None and first.stated is not None and first.stated > judged.counts.came:
             say.line(f"It states {first.stated} frames; what was read ends before.")
-
-
-def _load(
-    model: Path, device: str, runtime: RuntimeChoice | None, *, batch_size: int, max_pixels: int | None
-) -> tuple[Any, str]:
-    """The detector of a model file, set up for pictures that may be bad, and the file's digest."""
-    from ..report.lines import model_digest
-    from .detector import load_model
-
-    detector = load_model(model, device, runtime=runtime)
-    detector.on_error, detector.batch_size = "skip", batch_size
-    detector.max_pixels = max_pixels or detector.max_pixels
-    return detector, model_digest(model)
 
 
 def _spell_counts(counts: Counts) -> str:
@@ -220,11 +209,11 @@ def _rows(out: Path) -> Iterator[dict[str, Any]]:
 
 
 @contextmanager
-def _added_to(out: Path | None, sending: Sending, say: Speaker) -> Iterator[Callable[[Mapping[str, Any]], None]]:
+def _added_to(options: LineOptions, say: Speaker) -> Iterator[Callable[[Mapping[str, Any]], None]]:
     """Gives what adds a line to a file, on stdout where None, and has it sent."""
     from ..station.delivery import Delivery
 
-    outlets = sending.outlets()
+    out, outlets = options.out, options.outlets()
     if out is None and outlets:
         raise ArgumentError.about(
             "--webhook and --mqtt", expected="--out FILE too, where lines wait until they are taken", got="none"

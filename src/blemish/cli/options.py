@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable
-from dataclasses import MISSING, fields, is_dataclass
+from dataclasses import MISSING, dataclass, fields, is_dataclass
 from functools import wraps
 from math import isfinite
 from pathlib import Path
@@ -53,11 +53,65 @@ LearnedRoiOption = Annotated[
         "--roi", help="Where to look: a mask (white), a JSON file of polygons, or a folder with a mask an image."
     ),
 ]
+DataArgument = Annotated[Path, typer.Argument(help="Dataset folder (train/good ...), or any folder of normal images.")]
+LabelledArgument = Annotated[Path, typer.Argument(help="Dataset folder with labelled test images.")]
+ImagesArgument = Annotated[list[Path], typer.Argument(help="Image files or folders.")]
+NormalOption = Annotated[
+    list[str] | None, typer.Option("--normal", metavar="SUB", help="Sub-folder of normal images; repeatable.")
+]
+AnomalousOption = Annotated[
+    list[str] | None, typer.Option("--anomalous", metavar="SUB", help="Sub-folder of images with defects; repeatable.")
+]
+MasksOption = Annotated[
+    str | None,
+    typer.Option("--masks", metavar="SUB", help="Sub-folder of masks, SUB/KIND/IMAGE.png."),
+]
+RoiOption = Annotated[
+    Path | None,
+    typer.Option("--roi", metavar="FOLDER", help="Regions for each image, where the model was fitted with such ones."),
+]
+ModelArgument = Annotated[Path, typer.Argument(help="Model file written by `blemish fit`.")]
+ChangedOption = Annotated[Path | None, typer.Option("--out", help="Where to write; default: replace the model.")]
+WeightsOption = Annotated[Path | None, typer.Option(help="File, or random; else $BLEMISH_WEIGHTS, then hub.")]
+GroupByOption = Annotated[
+    str | None,
+    typer.Option(
+        metavar="PATTERN", help="Keep bursts or parts together: a regular expression whose first group names them."
+    ),
+]
+HeldOutOption = Annotated[
+    float | None,
+    typer.Option(help="Share of the normal images held out for the threshold. Default: a fifth, or what it takes."),
+]
+ExcludeOption = Annotated[
+    Path | None, typer.Option(help="Text file of images that are not normal, such as `blemish inspect --out`'s.")
+]
+PixelsOption = Annotated[
+    Literal["original", "network"] | None,
+    typer.Option(help="Pixel figures on the original pixels, or on the network's input."),
+]
+OverlapOption = Annotated[
+    bool, typer.Option("--allow-overlap", help="Go on at test images that were learned from, and mark the figures.")
+]
+AtOnceOption = Annotated[int, typer.Option(min=1, max=256, help="Pictures judged in one go at most.")]
 RateOption = Annotated[float, typer.Option(help="Share of normal images that may be flagged.")]
 CertainOption = Annotated[
     float | None,
     typer.Option(help="Keep that rate with this probability, such as 0.95, not only on average; takes more images."),
 ]
+
+
+@dataclass(frozen=True)
+class SplitOptions:
+    """Which normal images are learned, and which make the threshold."""
+
+    false_alarm_rate: RateOption = 0.05
+    certain: CertainOption = None
+    held_out: HeldOutOption = None
+    group_by: GroupByOption = None
+    roi: LearnedRoiOption = None
+    workers: WorkersOption = 2
+    on_error: ErrorOption = "raise"
 
 
 def spelled_out(function: Callable[..., None]) -> Callable[..., None]:

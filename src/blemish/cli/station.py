@@ -14,7 +14,7 @@ from ..errors import ArgumentError, MissingPackageError
 from ..files import check_output, make_folder, open_lines, whole_file, write_whole
 from ..memory import available_bytes
 from .console import Speaker
-from .options import DeviceOption, MaxPixelsOption, MemoryOption, RuntimeOption
+from .options import AtOnceOption, DeviceOption, MaxPixelsOption, MemoryOption, RuntimeOption
 
 _PORT = 8321
 StoreOption = Annotated[Path, typer.Option("--store", metavar="DIR", help="Folder of the store; made where missing.")]
@@ -41,7 +41,7 @@ def serve(
     memory: MemoryOption = None,
     device: DeviceOption = "auto",
     runtime: RuntimeOption = None,
-    batch_size: Annotated[int, typer.Option(min=1, max=256, help="Pictures judged in one go at most.")] = 8,
+    batch_size: AtOnceOption = 8,
     max_mb: Annotated[float, typer.Option(min=0.001, help="Of one request.")] = 32,
     max_pixels: MaxPixelsOption = None,
     requests: Annotated[int, typer.Option(min=1, help="Read or judged at a time; more get 429.")] = 128,

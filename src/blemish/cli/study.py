@@ -6,6 +6,7 @@ import json
 import os
 import time
 from collections import Counter
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -15,7 +16,7 @@ import typer
 from ..errors import ArgumentError
 from ..files import make_folder, write_whole
 from .console import Speaker, print_rows
-from .options import WhiteLevelOption, read_option, read_resize, read_white_level
+from .options import DeviceOption, JsonOption, WhiteLevelOption, read_option, read_resize, read_white_level, spelled_out
 from .progress import ProgressView, duration
 
 if TYPE_CHECKING:
@@ -24,66 +25,82 @@ if TYPE_CHECKING:
     from ..study.store import Store
 
 
-def study(
-    data: Annotated[list[Path] | None, typer.Argument(help="Dataset folders with labelled test images.")] = None,
-    *,
-    plan: Annotated[
-        Path | None, typer.Option(help="TOML file that says all this; see docs/study.md. Instead of the options below.")
-    ] = None,
+@dataclass(frozen=True)
+class PlanOptions:
+    """What a plan says, where options say it; None: the plan's default."""
+
     methods: Annotated[
         str | None,
         typer.Option(help="Such as padim,dimensions=50,spade,patchcore,ratio=0.1; default: all that train nothing."),
-    ] = None,
-    backbones: Annotated[
-        str | None, typer.Option(help="Separated by commas; thesis: its 71; default: compact.")
-    ] = None,
-    taps: Annotated[
-        str | None, typer.Option(help="default, layer1+layer2, all-subsets ...; separated by commas.")
-    ] = None,
-    dimensions: Annotated[str | None, typer.Option(help="For padim; separated by commas.")] = None,
-    seeds: Annotated[str | None, typer.Option(help="Separated by commas; default: 0.")] = None,
+    ] = None
+    backbones: Annotated[str | None, typer.Option(help="Separated by commas; thesis: its 71; default: compact.")] = None
+    taps: Annotated[str | None, typer.Option(help="default, layer1+layer2, all-subsets ...; separated by commas.")] = (
+        None
+    )
+    dimensions: Annotated[str | None, typer.Option(help="For padim; separated by commas.")] = None
+    seeds: Annotated[str | None, typer.Option(help="Separated by commas; default: 0.")] = None
     weights: Annotated[
         str | None,
         typer.Option(help="pretrained, random, available (pretrained where at hand, else random), or a file."),
-    ] = None,
-    preset: Annotated[Literal["default", "paper"] | None, typer.Option(help="As in `blemish fit`.")] = None,
-    resize: Annotated[
-        str | None, typer.Option(help="Size of the network's input: SIDE, HEIGHTxWIDTH, or auto.")
-    ] = None,
-    white_level: WhiteLevelOption = None,
+    ] = None
+    preset: Annotated[Literal["default", "paper"] | None, typer.Option(help="As in `blemish fit`.")] = None
+    resize: Annotated[str | None, typer.Option(help="Size of the network's input: SIDE, HEIGHTxWIDTH, or auto.")] = None
+    white_level: WhiteLevelOption = None
     held_out: Annotated[
         float | None, typer.Option(help="Share of the normal images that fix the threshold; 0: no threshold.")
-    ] = None,
-    false_alarm_rate: Annotated[float | None, typer.Option(help="Share of normal images that may be flagged.")] = None,
+    ] = None
+    false_alarm_rate: Annotated[float | None, typer.Option(help="Share of normal images that may be flagged.")] = None
     intervals: Annotated[
         bool | None, typer.Option("--intervals/--no-intervals", help="95 % intervals of the image figures.")
-    ] = None,
+    ] = None
     repetitions: Annotated[
         int | None, typer.Option(min=0, help="Bootstrap repetitions for pixel figures; each as long as the figures.")
-    ] = None,
-    out: Annotated[Path, typer.Option(help="Folder for study.sqlite, study.csv, tables.md and plan.toml.")] = Path(
-        "study"
-    ),
+    ] = None
+
+    def given(self) -> dict[str, Any]:
+        """By the plan's own names, as texts or values."""
+        found = vars(self) | {"white_level": read_white_level(self.white_level)}
+        return {name: value for name, value in found.items() if value is not None}
+
+
+@dataclass(frozen=True)
+class WorkOptions:
+    """Where a study runs, and on how much at a time."""
+
     workers: Annotated[
         int | None, typer.Option(min=1, help="Processes at a time. Default: 1; with --ray: all CPUs.")
-    ] = None,
+    ] = None
     threads: Annotated[
         int | None,
         typer.Option(
             min=1,
             help="Threads a process; default: the cores, shared out (--ray: 1). As many give the same last digits.",
         ),
-    ] = None,
-    memory: Annotated[float | None, typer.Option(metavar="GB", help="What each process may hold.")] = None,
-    device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1 ...")] = "auto",
+    ] = None
+    memory: Annotated[float | None, typer.Option(metavar="GB", help="What each process may hold.")] = None
+    device: DeviceOption = "auto"
     ray: Annotated[
         str | None, typer.Option(metavar="ADDRESS", help="Run on a Ray cluster: its address, auto, or local.")
+    ] = None
+
+
+@spelled_out
+def study(
+    data: Annotated[list[Path] | None, typer.Argument(help="Dataset folders with labelled test images.")] = None,
+    *,
+    plan: Annotated[
+        Path | None, typer.Option(help="TOML file that says all this; see docs/study.md. Instead of the options below.")
     ] = None,
+    options: PlanOptions,
+    out: Annotated[Path, typer.Option(help="Folder for study.sqlite, study.csv, tables.md and plan.toml.")] = Path(
+        "study"
+    ),
+    work: WorkOptions,
     retry_failed: Annotated[bool, typer.Option("--retry-failed", help="Run failed cells again.")] = False,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="List the cells and what they will need; run none.")
     ] = False,
-    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object instead of a table.")] = False,
+    as_json: JsonOption = False,
 ) -> None:
     """Measure every combination of data sets, methods, backbones, layers and seeds, each a row of one SQLite file.
 
@@ -92,21 +109,13 @@ def study(
 
     Example: blemish study mvtec_ad/* --methods padim,spade,knn --backbones resnet18,mobilenet_v2 --out study
     """
-    lists = {"methods": methods, "backbones": backbones, "taps": taps, "dimensions": dimensions, "seeds": seeds}
-    values = {
-        "weights": weights,
-        "preset": preset,
-        "held_out": held_out,
-        "false_alarm_rate": false_alarm_rate,
-        "intervals": intervals,
-        "repetitions": repetitions,
-    }
-    chosen = _plan(plan, data or [], lists | values | {"resize": resize, "white_level": read_white_level(white_level)})
-    settings = _settings(ray, workers, threads, memory=memory, device=device)
+    chosen = _plan(plan, data or [], options.given())
+    settings = _settings(work.ray, work.workers, work.threads, memory=work.memory, device=work.device)
     if dry_run:
         _print_estimate(chosen, settings, out, as_json)
         return
-    _run(chosen, out, _executor(ray, workers, settings), retry_failed=retry_failed, as_json=as_json)
+    executor = _executor(work.ray, work.workers, settings)
+    _run(chosen, out, executor, retry_failed=retry_failed, as_json=as_json)
 
 
 def _run(chosen: StudyPlan, out: Path, executor: Executor, *, retry_failed: bool, as_json: bool) -> None:
@@ -172,10 +181,9 @@ def report(
 # From options to a plan
 
 
-def _plan(path: Path | None, data: list[Path], options: dict[str, Any]) -> StudyPlan:
+def _plan(path: Path | None, data: list[Path], given: dict[str, Any]) -> StudyPlan:
     from ..study.plan import StudyPlan, split_methods
 
-    given = {name: value for name, value in options.items() if value is not None}
     if path is not None:
         if data or given:
             also = ", ".join([*(["DATA"] if data else []), *(f"--{name.replace('_', '-')}" for name in given)])

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from ..drift import StreamMonitor
     from ..types import Look
 
-FORMAT = 2
+_FORMAT = 2
 """Of the state file."""
 
 
@@ -125,7 +125,7 @@ class _Watch:
     def as_json(self) -> dict[str, Any]:
         """What the state file holds."""
         kept = ("model", "threshold", "alone", "scores_only", "taken", "digest", "alarm_image")
-        return {"format": FORMAT, **{name: getattr(self, name) for name in kept}, "monitor": self.monitor.state()}
+        return {"format": _FORMAT, **{name: getattr(self, name) for name in kept}, "monitor": self.monitor.state()}
 
 
 def _begin(
@@ -182,7 +182,7 @@ def _read(path: Path) -> _Watch:
     try:
         found = json.loads(text)
         version, monitor = found.pop("format"), StreamMonitor.restore(found["monitor"])
-        if version not in (1, FORMAT):  # 1 knew scores alone
+        if version not in (1, _FORMAT):  # 1 knew scores alone
             raise ValueError
         return _Watch(**{"scores_only": version == 1, **found, "monitor": monitor})
     except (ValueError, KeyError, TypeError, AttributeError) as error:

@@ -1,0 +1,117 @@
+"""What most commands begin with: a model file is loaded, and pictures are found."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ..errors import ArgumentError, ImageError
+from .console import Speaker
+from .options import (
+    AnomalousOption,
+    BatchOption,
+    DeviceOption,
+    ErrorOption,
+    MasksOption,
+    MaxPixelsOption,
+    NormalOption,
+    RoiOption,
+    RuntimeOption,
+    WorkersOption,
+)  # fmt: skip
+
+if TYPE_CHECKING:
+    from ..datasets.dataset import Dataset
+    from ..datasets.taken import Taken
+    from ..features.runtime import RuntimeChoice
+
+
+@dataclass(frozen=True)
+class Subfolders:
+    """Which folders of a data set hold what, where its layout does not say so."""
+
+    normal: NormalOption = None
+    anomalous: AnomalousOption = None
+    masks: MasksOption = None
+
+    def open(self, data: Path, say: Speaker) -> tuple[Dataset, Taken]:
+        """The data set, and what was taken of it, which is also said on stderr."""
+        from ..datasets.layouts import open_dataset
+        from ..datasets.taken import take
+
+        dataset = open_dataset(data, normal=self.normal or (), anomalous=self.anomalous or (), masks=self.masks)
+        taken = take(dataset)
+        say.lines(taken.lines())
+        return dataset, taken
+
+
+@dataclass(frozen=True)
+class JudgeOptions:
+    """How a model runs, and how the pictures that it judges are read."""
+
+    roi: RoiOption = None
+    device: DeviceOption = "auto"
+    runtime: RuntimeOption = None
+    batch_size: BatchOption = 16
+    workers: WorkersOption = 2
+    max_pixels: MaxPixelsOption = None
+    on_error: ErrorOption = "skip"
+
+    def load(self, model: Path) -> Any:
+        """The detector of a model file."""
+        detector = load_model(model, self.device, self.roi, runtime=self.runtime)
+        detector.batch_size, detector.workers, detector.on_error = self.batch_size, self.workers, self.on_error
+        detector.max_pixels = self.max_pixels or detector.max_pixels
+        return detector
+
+
+def load_model(model: Path, device: str, roi: Path | None = None, *, runtime: RuntimeChoice | None = None) -> Any:
+    """The detector of a model file; `roi` are regions for each image, where it was fitted with such ones."""
+    from ..detector import Detector
+    from ..edges.faiss import index_from_name
+
+    detector = Detector.load(model, device=device, make_index=index_from_name, runtime=runtime)
+    if roi is not None and (detector.region_ is None or detector.region_.is_one):
+        kept = "no region" if detector.region_ is None else "its own"
+        raise ArgumentError.about("--roi", expected=f"none, as the model has {kept}", got=roi)
+    detector.roi = roi
+    return detector
+
+
+def normal_source(
+    data: Path, say: Speaker, *, max_pixels: int, folders: Subfolders | None = None
+) -> tuple[Any, dict[str, object]]:
+    """Normal images to learn from, and what was taken as JSON; says the same on stderr."""
+    from ..datasets.layouts import OneClass
+    from ..images.source import as_source
+
+    folders = folders or Subfolders()
+    if os.path.isdir(data) or OneClass.spelled(data) or folders != Subfolders():
+        dataset, taken = folders.open(data, say)
+        return dataset.train_images(max_pixels=max_pixels), taken.as_json()
+    source = as_source(data, max_pixels=max_pixels)
+    say.line(f"{data}: {len(source)} images, normal, to learn from")
+    return source, {"root": str(data), "images": len(source)}
+
+
+def image_paths(images: list[Path], say: Speaker) -> list[Path]:
+    """The pictures to judge; of a data set its test part."""
+    from ..datasets.layouts import open_to_judge
+    from ..datasets.taken import take
+
+    paths: list[Path] = []
+    for image in images:
+        if not os.path.exists(image):
+            raise ImageError(f"{image}: the file does not exist.")
+        if not image.is_dir():
+            paths.append(image)
+            continue
+        dataset = open_to_judge(image)
+        say.lines(take(dataset).lines())
+        paths += [sample.path for sample in dataset.test]
+        say.line(f"  judged: {len(dataset.test)} images" + (" of the test part" if dataset.train else ""))
+    if not paths:
+        raise ArgumentError.about("IMAGES", expected="image files or folders", got=", ".join(map(str, images)))
+    return paths
