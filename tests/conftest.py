@@ -1,9 +1,13 @@
 import sys
+from functools import cache
 from pathlib import Path
 
+import typer.testing
 from hypothesis import HealthCheck, settings
 
 sys.path.insert(0, str(Path(__file__).parent))  # for `from reference import ...`
 # A slow machine is no failure, and neither is bad luck: the same examples come in every run.
 settings.register_profile("blemish", deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("blemish")
+# Every call of the command line would read the signatures of all commands again, which takes longer than most of them.
+typer.testing._get_command = cache(typer.testing._get_command)

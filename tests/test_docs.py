@@ -36,8 +36,8 @@ def workplace(tmp_path_factory):
 
 def test_readme_runs_from_top_to_bottom(workplace, monkeypatch, capsys):
     monkeypatch.chdir(workplace)
-    for name, small in (("default", Preprocess(160)), ("paper", Preprocess(160, 128))):
-        monkeypatch.setitem(PRESETS, name, replace(PRESETS[name], preprocess=small))  # still tiles of 128, in less time
+    for name, small in (("default", Preprocess(128)), ("paper", Preprocess(128, 112))):
+        monkeypatch.setitem(PRESETS, name, replace(PRESETS[name], preprocess=small))  # as large as a tile
     (python,) = blocks("python")
     exec(compile(python, "README.md", "exec"), {})
     printed = capsys.readouterr().out.splitlines()

@@ -66,7 +66,7 @@ def run(path, plan, executor=None, **settings):
 
 @pytest.fixture(scope="module")
 def reference(data, tmp_path_factory):
-    """The rows of twenty cells, from an undisturbed run with two workers; the tests below have one, or Ray."""
+    """The rows of twenty cells, from an undisturbed run with two workers; the tests below have one."""
     assert len(groups(twenty(data).cells())) == 2
     rows = run(tmp_path_factory.mktemp("reference") / "study.sqlite", twenty(data), LocalExecutor(2, ONE_THREAD))
     assert [row["status"] for row in rows] == ["finished"] * 20
@@ -432,15 +432,20 @@ def test_a_killed_parent_leaves_nothing_running(data, tmp_path):
 # Where it runs
 
 
-def test_a_ray_cluster_finds_what_this_machine_finds(data, reference, tmp_path):
+def test_a_ray_cluster_finds_what_this_machine_finds(data, tmp_path):
     pytest.importorskip("ray")
     patience = {f"RAY_{name}": "600" for name in ("raylet_start_wait_time_s", "worker_register_timeout_seconds")}
-    subprocess.run(
-        command(twenty(data), tmp_path, "--ray", "local", "--workers", "2"),
-        check=True, capture_output=True, env=os.environ | patience,
+    four = plan(data, data=(str(data / "*"),))
+    assert len(groups(four.cells())) == 2
+    there = subprocess.run(
+        command(four, tmp_path, "--ray", "local", "--workers", "2"),
+        check=False, capture_output=True, text=True, env=os.environ | patience,
     )  # fmt: skip
+    assert there.returncode == 0, there.stderr
+    here = run(tmp_path / "here.sqlite", four, LocalExecutor(2, ONE_THREAD))
+    assert [row["status"] for row in here] == ["finished"] * 4
     with Store(tmp_path / "study.sqlite") as store:
-        assert same(store.rows()) == same(reference)
+        assert same(store.rows()) == same(here)
 
 
 def test_workers_are_counted():

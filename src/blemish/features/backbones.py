@@ -185,6 +185,7 @@ _NON_COMMERCIAL = dict(licence=f"CC-BY-NC-4.0; {_IMAGENET}")
 _FILTERS = Backbone(
     name="filters", build=_filter_bank, taps=("level1", "level2", "level3"), channels=(27, 27, 27),
     strides=_PYRAMID, mean=(0.0, 0.0, 0.0), std=(1.0, 1.0, 1.0), licence="Apache-2.0; part of blemish", source="",
+    trace_size=64,
 )
 
 _PIXELS = Backbone(
@@ -194,7 +195,7 @@ _PIXELS = Backbone(
 
 _TAUGHT: dict[str, Any] = dict(
     taps=("stride4", "stride8", "stride16"), channels=(64, 128, 256), strides=_PYRAMID, d=100, source="built in",
-    licence=f"Apache-2.0; part of blemish, taught by resnet18, which was {_IMAGENET}",
+    trace_size=64, licence=f"Apache-2.0; part of blemish, taught by resnet18, which was {_IMAGENET}",
 )
 _COMPACT = Backbone(name="compact", build=_compact_network, narrow=("stage4", "stage8", "stage16"), **_TAUGHT)
 _COMPACT_LARGE = Backbone(

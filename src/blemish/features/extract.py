@@ -272,7 +272,8 @@ def _read_probe(probe: nn.Module, taps: tuple[str, ...], backbone: Backbone) -> 
     _disturb(probe, generator)
     size = (backbone.trace_size, backbone.trace_size)
     pixels = torch.rand(1, 3, *size, generator=generator)
-    pixels = pixels.to(next((p.dtype for p in probe.parameters()), pixels.dtype))
+    tensors = (*probe.parameters(), *probe.buffers())
+    pixels = pixels.to(next((t.dtype for t in tensors if t.is_floating_point()), pixels.dtype))
     calls, overwritten, before = _watch(probe, pixels, taps)
     foldable = _foldable(probe, calls)
     channels = dict(zip(backbone.taps, backbone.channels, strict=False))  # a custom row knows none
@@ -282,7 +283,7 @@ def _read_probe(probe: nn.Module, taps: tuple[str, ...], backbone: Backbone) -> 
     for dropped in (_idle(probe, calls), _idle(probe, calls, only_behind=True), ()):
         for folded in (foldable, ()):
             structure = _Structure(taps, dropped, folded, overwritten, layouts)
-            if _is_equal(structure, probe, pixels, before):
+            if (dropped or folded) and _is_equal(structure, probe, pixels, before):
                 return structure
     return _Structure(taps, (), (), overwritten, layouts)
 

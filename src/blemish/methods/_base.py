@@ -636,12 +636,12 @@ def require_fit(method: Method, learned: str, what: str) -> None:
 
 
 def _operations_a_second() -> float:
-    """A small matrix product tells how fast this machine is, well enough for an estimate."""
-    matrix = torch.ones(512, 512, dtype=torch.float64)
+    """A small matrix product tells how fast this machine is, well enough for an estimate: every fit waits for it."""
+    matrix = torch.ones(256, 256, dtype=torch.float64)
     start = perf_counter()
     for _ in range(4):
         matrix @ matrix
-    return 4 * 2 * 512**3 / (perf_counter() - start)
+    return 4 * 2 * 256**3 / (perf_counter() - start)
 
 
 def _input_scaling(row: Backbone) -> dict[str, Tensor]:
