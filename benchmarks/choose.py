@@ -32,7 +32,7 @@ from scipy.stats import spearmanr
 
 from blemish import KNN, Batches, Detector, GaussianAD, PaDiM, PatchCore, Preprocess, Subspace, open_dataset
 from blemish.augment.changes import CHANGES, draw_change
-from blemish.choosing.choose import CHANGES_AN_IMAGE, FAMILIES, HELD_OUT, LEAST, MARGIN
+from blemish.choosing.choose import ALIKE, CHANGES_AN_IMAGE, FAMILIES, HELD_OUT, LEAST
 from blemish.choosing.criterion import Trial, interval, mean_separation
 from blemish.datasets.layouts import Dataset
 from blemish.datasets.synthetic import PRODUCTS, write_dataset
@@ -270,7 +270,7 @@ def picked(criteria: dict[str, NDArray[np.float64]], rule: str) -> str:
             return key == best or interval(behind)[0] <= 0
         if rule == "one standard error":
             return bool(behind[0] <= np.nanstd(behind[1:]))
-        return bool(behind[0] <= (MARGIN if rule in ("margin", "package") else 0.0))
+        return bool(behind[0] <= (ALIKE if rule in ("margin", "package") else 0.0))
 
     return min(filter(alike, keys), key=cost)
 

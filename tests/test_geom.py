@@ -188,7 +188,6 @@ def test_it_goes_on_where_it_was_killed(tmp_path, monkeypatch):
     ("parameters", "message"),
     [
         ({"mirror": False, "shift": 0.0, "turns": 1}, "turns: expected more than 1"),
-        ({"trained": ("layer1",)}, "trained: expected None"),
         ({"turns": 3}, "turns: expected"),
     ],
 )

@@ -98,8 +98,8 @@ def test_texts_become_values_of_the_annotated_type(text, value):
         ("size=6", "size: expected a whole number, a multiple of 4 or 2 whole numbers, a multiple of 4, got 6"),
         ("size=8+8+8", "size: expected"),
         ("fast=yes", "fast: expected true or false, got yes"),
-        ("numbers=0", "numbers: expected a list of numbers above 0, at least 1, got 0"),
-        ("numbers=[]", "numbers: expected a list of numbers above 0, at least 1"),
+        ("numbers=0", "numbers: expected a list of numbers above 0, 1 or more, got 0"),
+        ("numbers=[]", "numbers: expected a list of numbers above 0, 1 or more"),
         ("numbers=[", "numbers: expected a list"),
         ("roof=open", "--set: expected a parameter out of wheels, speed, .*, got roof"),
         ("wheels", "--set: expected KEY=VALUE, got wheels"),
@@ -189,7 +189,7 @@ def test_what_must_be_given_must_be_given():
     class Trip:
         stops: tuple[str, ...] = parameter(least=1)
 
-    with pytest.raises(ArgumentError, match="plan: expected stops: a list of texts, at least 1, got none"):
+    with pytest.raises(ArgumentError, match="plan: expected stops: a list of texts, 1 or more, got none"):
         read_plain(Trip, {}, of="plan")
 
 

@@ -71,7 +71,7 @@ def run(*arguments, status=0):
 
 
 def measured(points):
-    choice = study.Choice(
+    choice = study.Configuration(
         method="padim", parameters=(), backbone="resnet18", weights="pretrained", taps="default", resize="256",
         crop=None, held_out=0.2, false_alarm_rate=0.05, white_level=None,
     )  # fmt: skip
@@ -146,7 +146,7 @@ def test_each_data_set_counts_once_and_incomplete_configurations_are_left_out(tm
         return values(0.6 + 0.1 * cell.seed + 0.05 * (cell.dataset == "/d/mtd"), score_ms=1.0 + cell.seed)
 
     rows = fill(tmp_path, plan("/d/screw", "/d/mtd", methods=("padim", "knn"), seeds=(0, 1, 2)), result)
-    found = study.compare(rows)
+    found = study.compare_configurations(rows)
     (one,) = found.measured
     assert (found.left_out, one.choice.method, one.seeds) == (1, "padim", 2)
     pairs = [(r["dataset"], r["image_auroc"]) for r in rows if r["method"] == "padim" and r["image_auroc"]]
@@ -159,7 +159,7 @@ def test_each_data_set_counts_once_and_incomplete_configurations_are_left_out(tm
 
 def test_a_study_without_intervals_says_so(tmp_path):
     rows = fill(tmp_path, plan(methods=("padim", "knn")), lambda cell: values(0.9, intervals={}))
-    found = study.compare(rows)
+    found = study.compare_configurations(rows)
     assert found.measured[0].interval is None
     assert study.pick(found.measured).overlapping == ()
     assert "no intervals" in words.picked(found, words.Names(rows))[0].reason
@@ -171,8 +171,8 @@ def test_pixel_figures_compare_only_what_has_them(tmp_path):
         tmp_path, plan("/d/screw", "/d/mtd", methods=("padim", "knn")),
         lambda cell: values(0.9, **none if cell.method == "knn" or cell.dataset == "/d/mtd" else {}),
     )  # fmt: skip
-    assert len(study.compare(rows).measured) == 2
-    found = study.compare(rows, "pixel_auroc")
+    assert len(study.compare_configurations(rows).measured) == 2
+    found = study.compare_configurations(rows, "pixel_auroc")
     assert found.datasets == ("/d/screw",)
     assert [m.choice.method for m in found.measured] == ["padim"]
 
@@ -181,7 +181,7 @@ def test_what_is_best_is_told_by_the_table_of_figures(tmp_path):
     missed = {"padim": 0.3, "knn": 0.1, "spade": 0.2}
     rows = fill(tmp_path, plan(methods=tuple(missed)), lambda _cell: values(0.9))
     rows = [{**row, "fpr_at_95_tpr": missed[row["method"]]} for row in rows]  # where smaller is better
-    found = study.compare(rows, "fpr_at_95_tpr").measured
+    found = study.compare_configurations(rows, "fpr_at_95_tpr").measured
     assert [m.quality for m in found] == [0.1, 0.2, 0.3]
     assert [m.quality for m in study.best_of_each(found)] == [0.1, 0.2, 0.3]
     assert [m.quality for m in study.pareto_front(found, "total_ms")] == [0.1]
@@ -204,7 +204,7 @@ def test_random_is_paired_with_pretrained_weights(tmp_path):
     assert one.difference == pytest.approx(0.3)
     assert study.deviation(one.random) == pytest.approx(np.std(one.random, ddof=1))
     assert study.deviation(one.pretrained) is None
-    assert {study.Choice.of(r).weights for r in rows} == {"pretrained", "random", "built-in"}
+    assert {study.Configuration.of(r).weights for r in rows} == {"pretrained", "random", "built-in"}
 
 
 def test_layers_are_compared_within_methods_that_have_several(tmp_path):
@@ -213,7 +213,7 @@ def test_layers_are_compared_within_methods_that_have_several(tmp_path):
 
     fill(tmp_path, plan(methods=("padim",), taps=("default", "all-subsets")), result)
     rows = fill(tmp_path, plan(methods=("knn",)), result)
-    (grid,) = study.by_layers(study.compare(rows).measured)
+    (grid,) = study.by_layers(study.compare_configurations(rows).measured)
     assert grid.columns == ("padim",)
     assert grid.rows == ("default", "layer1", "layer2", "layer3", "layer1+layer2", "layer1+layer3", "layer2+layer3",
                          "layer1+layer2+layer3")  # fmt: skip
@@ -228,7 +228,7 @@ def test_dimensions_average_only_layers_that_have_all_of_them(tmp_path):
         return values(0.7 + d / 1000 + (0.1 if cell.taps == ("layer3",) else 0))
 
     rows = fill(tmp_path, plan(taps=("layer1", "layer2", "layer3"), dimensions=(50, 60, 25)), result)
-    (curve,) = study.by_dimensions(study.compare(rows).measured)
+    (curve,) = study.by_dimensions(study.compare_configurations(rows).measured)
     assert curve.taps == 2
     assert [d for d, _ in curve.points] == [25, 50, 60]
     assert [q for _, q in curve.points] == pytest.approx([0.725, 0.75, 0.76])
@@ -432,7 +432,7 @@ def test_other_work_of_the_machine_is_noticed_and_kept_out_of_the_times(tmp_path
         lambda cell: values(0.9, **dict(zip(("decode_ms", "forward_ms", "score_ms"), busy[cell.spec], strict=True))),
     )  # fmt: skip
     # One decoder served all; padim's forward passes are the same, knn may read another layer.
-    assert sorted(m.total_ms for m in study.compare(rows).measured) == [14.0, 20.0, 21.0]
+    assert sorted(m.total_ms for m in study.compare_configurations(rows).measured) == [14.0, 20.0, 21.0]
     (warning,) = words.warnings(rows, words.Names(rows))
     assert "took up to 2 times as long to decode" in warning
 
@@ -442,7 +442,7 @@ def test_names_are_as_short_as_they_can_be(tmp_path):
     rows = fill(tmp_path, plan("/x/screw", weights="/w/my.pth"), lambda cell: values(0.9))
     names = words.Names(rows)
     assert list(names.datasets.values()) == ["x/screw", "y/screw"]
-    shown = [names(study.Choice.of(row)) for row in rows]
+    shown = [names(study.Configuration.of(row)) for row in rows]
     assert shown[0].endswith(" on resnet18, default layers, input 256, crop 224, held out 0.0")
     assert shown[2] == "padim on resnet18, default layers, weights my.pth, input auto, crop None, held out 0.2"
 

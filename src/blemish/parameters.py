@@ -357,7 +357,8 @@ def _words(kind: Any, bounds: Bounds) -> str:
         plural = {int: "whole numbers", float: "numbers", str: "texts"}.get(inner, "values")
         if rest != [...]:
             return f"{1 + len(rest)} {plural if rest else plural.removesuffix('s')}{bounds}"
-        return f"a list of {plural}{bounds}{f', at least {bounds.least}' if bounds.least else ''}"
+        items = f"a list of {plural}{bounds}"
+        return f"{items}, {bounds.least} or more" if bounds.least else items
     known: dict[Any, str] = {dict[str, str]: "a table of texts", dict[str, Any]: "a table"}
     known |= {bool: "true or false", str: "a text", Path: "a path", NoneType: "None"}
     known |= {int: f"a whole number{bounds}", float: f"a number{bounds}"}

@@ -44,7 +44,7 @@ HELD_OUT = 0.25
 CHANGES_AN_IMAGE = 4
 FAMILIES = ("scratch", "spot", "tint", "blend", "moved", "missing", "grain", "scar")
 """Changes by which candidates are compared: those that follow the true figures (docs/experiments/choose.md)."""
-MARGIN = 0.005
+ALIKE = 0.005
 """So much of the criterion is given away for a smaller model."""
 LEAST = 0.6
 """Where the best criterion is lower, the images differ by more than small changes, which then say nothing."""
@@ -396,7 +396,7 @@ def _pick(ranking: Sequence[Ranked], candidates: Sequence[Candidate]) -> Ranked:
     whole = [row for row in ranking if row.pixel_auroc is None]
     if ranking[0].criterion < LEAST and whole:
         return min(whole, key=lambda row: [row.candidate is one for one in candidates].index(True))
-    return min((row for row in ranking if row.criterion >= ranking[0].criterion - MARGIN), key=_cost)
+    return min((row for row in ranking if row.criterion >= ranking[0].criterion - ALIKE), key=_cost)
 
 
 def _reason(ranking: Sequence[Ranked], picked: Ranked) -> str:
@@ -409,6 +409,6 @@ def _reason(ranking: Sequence[Ranked], picked: Ranked) -> str:
     if ranking[0].criterion < LEAST:
         said += f"; none told {LEAST:g}, so small changes say little here"
     elif picked is not ranking[0]:
-        said += f", less than {MARGIN:g} behind the first and smaller"
+        said += f", less than {ALIKE:g} behind the first and smaller"
     runners = ", ".join(f"{name(row)} {row.criterion:.3f}" for row in ranking if row is not picked)
     return f"{said}; the others: {runners}" if runners else said

@@ -23,7 +23,7 @@ from scipy import ndimage
 if TYPE_CHECKING:
     from ..types import Floats
 
-Mask = NDArray[np.bool_]
+MaskArray = NDArray[np.bool_]
 Integers = NDArray[np.intp]
 
 SMALLEST = 8
@@ -64,7 +64,7 @@ class Surface:
     """`(side, side, 3)` colour that shows where material has broken out."""
     busy: float
     """Contrast of the pattern: a defect has to stand out from it."""
-    body: Mask | None = None
+    body: MaskArray | None = None
     """`(side, side)` the product without the background; None: it fills the picture."""
     parts: Floats | None = None
     """`(count, 3)` row, column and radius of the parts or letters that can be missing; None for a texture."""
@@ -106,7 +106,7 @@ def smoothstep(value: Floats, *, low: float, high: float) -> Floats:
     return smooth
 
 
-def turned(frame: Frame, *, angle: float, centre: Sequence[float] | Floats) -> tuple[Floats, Floats]:
+def turned_axes(frame: Frame, *, angle: float, centre: Sequence[float] | Floats) -> tuple[Floats, Floats]:
     """Coordinates `v` down and `u` along a part that is turned by `angle` around `centre`, both in units."""
     dy, dx = frame.y - centre[0], frame.x - centre[1]
     return dy * np.cos(angle) - dx * np.sin(angle), dy * np.sin(angle) + dx * np.cos(angle)
@@ -177,7 +177,7 @@ def defective(rng: Generator, surface: Surface, frame: Frame, *, kind: str, stre
     return replace(changed, colour=np.maximum(changed.colour, 0))
 
 
-def across(mask: Mask) -> int:
+def across(mask: MaskArray) -> int:
     """Longer side of the box around a mask, in pixels; 0 for an empty one."""
     rows, columns = np.nonzero(mask.any(axis=1))[0], np.nonzero(mask.any(axis=0))[0]
     return int(max(np.ptp(rows), np.ptp(columns)) + 1) if len(rows) else 0
@@ -306,7 +306,7 @@ def _soaked(surface: Surface, amount: Floats, tint: Floats) -> Floats:
     return colour
 
 
-def _place(rng: Generator, surface: Surface, frame: Frame, *, among: Mask | None = None) -> tuple[float, float]:
+def _place(rng: Generator, surface: Surface, frame: Frame, *, among: MaskArray | None = None) -> tuple[float, float]:
     """A random point of the product (or of a part of it), not at the very edge of the picture."""
     allowed = (np.abs(frame.y - 128) < 112) & (np.abs(frame.x - 128) < 112)
     for mask in (surface.body, among):

@@ -115,10 +115,10 @@ def may_show_a_defect(stem: str) -> bool:
     return bool(_DEFECT_FILE_WORDS & {*_words(stem)})
 
 
-def counted(root: Path, files: Iterable[Path], *, most: int = 12) -> str:
+def counted_folders(root: Path, files: Iterable[Path], *, most: int = 12) -> str:
     """Folders of these files with their numbers, for a message.
 
-    >>> counted(Path("a"), [Path("a/OK/0.png"), Path("a/OK/1.png"), Path("a/2.png")])
+    >>> counted_folders(Path("a"), [Path("a/OK/0.png"), Path("a/OK/1.png"), Path("a/2.png")])
     '. (1), OK (2)'
     """
     numbers = sorted(Counter(str(path.parent.relative_to(root)) for path in files).items())

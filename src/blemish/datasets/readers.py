@@ -15,7 +15,7 @@ from ..images.listing import Listing, image_files, list_folder, subfolders
 from ..images.source import from_paths
 from .dataset import Dataset, Sample
 from .folders import (
-    counted,
+    counted_folders,
     find_folders,
     is_mask_folder,
     is_normal,
@@ -200,15 +200,21 @@ def read_as_said(root: Path, normal: Sequence[str], anomalous: Sequence[str], ma
             test += [Sample(path, "good", anomalous=False) for path in found]
         else:
             learn += found
-    images = {*learn, *(sample.path for sample in test)}
-    if any(sample.mask in images or sample.path.parent == sample.mask for sample in test):
-        raise ArgumentError.about("masks", expected="a sub-folder without the images", got=masks)
-    if {*learn} & {sample.path for sample in test}:
-        raise ArgumentError.about("normal", expected="other sub-folders than anomalous", got=", ".join(normal))
+    _check_said(learn, test, normal, masks)
     if not learn:
         raise DatasetError.about(str(root), expected=f"normal training images in {', '.join(normal)}", got="none")
     dataset = Dataset(root, "as said", tuple(sorted({*learn})), tuple(sorted(test, key=lambda sample: sample.path)))
     return dataset if not bad or any(not sample.anomalous for sample in test) else _with_drawn(dataset)
+
+
+def _check_said(learn: Sequence[Path], test: Sequence[Sample], normal: Sequence[str], masks: str | None) -> None:
+    """Refuse files that are said to be two things."""
+    judged = {sample.path for sample in test}
+    images = judged.union(learn)
+    if any(sample.mask in images or sample.path.parent == sample.mask for sample in test):
+        raise ArgumentError.about("masks", expected="a sub-folder without the images", got=masks)
+    if judged.intersection(learn):
+        raise ArgumentError.about("normal", expected="other sub-folders than anomalous", got=", ".join(normal))
 
 
 def _said_anomalous(root: Path, folder: Path, masks: MaskFolder | None, others: Sequence[Path]) -> Iterator[Sample]:
@@ -290,7 +296,8 @@ def read_unlabelled_folder(root: Path) -> Dataset:
     found = list_folder(root)
     for reason in _against_judging(root, found):
         raise DatasetError(
-            f"{root}: found {reason}. Images: {counted(root, found.files)}. Name the folders with images to judge."
+            f"{root}: found {reason}. Images: {counted_folders(root, found.files)}. "
+            "Name the folders with images to judge."
         )
     return Dataset(root, "folder", (), tuple(Sample(path, "unknown", anomalous=False) for path in found.files))
 
@@ -315,6 +322,7 @@ def _against_learning(root: Path, found: Listing) -> Iterator[str]:
 
 def _not_understood(root: Path, found: Listing, reason: str) -> DatasetError:
     return DatasetError(
-        f"{root}: found {reason}. Images: {counted(root, found.files)}. Name one category's folder, or a folder with "
-        f"nothing but normal images, or FOLDER:one-class=CLASS; or say which sub-folders are which: {_OPTIONS}."
+        f"{root}: found {reason}. Images: {counted_folders(root, found.files)}. Name one category's folder, or a "
+        "folder with nothing but normal images, or FOLDER:one-class=CLASS; or say which sub-folders are which: "
+        f"{_OPTIONS}."
     )

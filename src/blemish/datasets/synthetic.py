@@ -46,7 +46,7 @@ from ._defects import (
     DEFECTS,
     SMALLEST,
     Frame,
-    Mask,
+    MaskArray,
     Surface,
     across,
     cells,
@@ -57,7 +57,7 @@ from ._defects import (
     noise,
     rectangle,
     smoothstep,
-    turned,
+    turned_axes,
     window,
 )
 
@@ -74,7 +74,7 @@ class Drawing:
 
     pixels: NDArray[np.uint8]
     """`(size, size, 3)` RGB."""
-    mask: Mask
+    mask: MaskArray
     """`(size, size)`: the pixels that the defect changed; all False without a defect."""
 
 
@@ -164,7 +164,7 @@ def _stream(product: str, seed: int, purpose: str) -> Generator:
     return np.random.default_rng([crc32(product.encode()), int(seed), crc32(purpose.encode())])
 
 
-def _spoil(rng: Generator, surface: Surface, camera: _Camera, clean: Floats, *, kind: str) -> tuple[Floats, Mask]:
+def _spoil(rng: Generator, surface: Surface, camera: _Camera, clean: Floats, *, kind: str) -> tuple[Floats, MaskArray]:
     """Put a defect on the part, again elsewhere and stronger until it shows; image before noise, and mask."""
     strength = float(rng.uniform(0.8, 1.4))
     body = np.ones(clean.shape[:2], dtype=np.bool_) if surface.body is None else camera.shrink(surface.body)
@@ -181,7 +181,7 @@ def _spoil(rng: Generator, surface: Surface, camera: _Camera, clean: Floats, *, 
     return np.where(mask[:, :, None], spoilt, clean), mask
 
 
-def _needed(clean: Floats, mask: Mask, body: Mask) -> float:
+def _needed(clean: Floats, mask: MaskArray, body: MaskArray) -> float:
     """Mean change from which on a person sees the defect: it has to stand out from its surroundings."""
     margin = len(mask) // 32
     rows, columns = np.nonzero(mask)
@@ -192,9 +192,9 @@ def _needed(clean: Floats, mask: Mask, body: Mask) -> float:
     return float(max(_CLEAR, min(0.9, 12 / extent) * contrast))
 
 
-def _visible(change: Floats) -> Mask:
+def _visible(change: Floats) -> MaskArray:
     """The pixels that differ, with pinholes filled, where two different patterns happen to agree."""
-    seen: Mask = change > _VISIBLE
+    seen: MaskArray = change > _VISIBLE
     if not seen.any():
         return seen
     reach = max(1, round(len(seen) / 256))
@@ -259,9 +259,9 @@ class _Camera:
         # The sensor saturates: what differs beyond white does not differ in the picture.
         return self._bin(np.clip(ndimage.gaussian_filter(lit, (self.blur, self.blur, 0), truncate=3), 0, 1))
 
-    def shrink(self, body: Mask) -> Mask:
+    def shrink(self, body: MaskArray) -> MaskArray:
         """The product in pixels of the finished picture."""
-        inside: Mask = self._bin(body[:, :, None].astype(np.float64))[:, :, 0] > 0.5
+        inside: MaskArray = self._bin(body[:, :, None].astype(np.float64))[:, :, 0] > 0.5
         return inside
 
     def expose(self, image: Floats) -> NDArray[np.uint8]:
@@ -280,7 +280,7 @@ class _Camera:
 def _weave(rng: Generator, frame: Frame) -> Surface:
     """Canvas: two sets of threads that pass over and under each other, each of its own width and tone."""
     pitch = 8.5 * (1 + rng.normal(0, 0.02))
-    u, v = turned(frame, angle=rng.normal(0, 0.02), centre=rng.uniform(0, 2 * pitch, 2))
+    u, v = turned_axes(frame, angle=rng.normal(0, 0.02), centre=rng.uniform(0, 2 * pitch, 2))
     u = u / pitch + 100 + 0.16 * noise(rng, frame.side, rows=5, columns=9)
     v = v / pitch + 100 + 0.16 * noise(rng, frame.side, rows=9, columns=5)
     (warp, warp_tone), (weft, weft_tone) = _threads(rng, u, v, odd=0), _threads(rng, v, u, odd=1)
@@ -416,7 +416,7 @@ def _capsule(rng: Generator, frame: Frame) -> Surface:
     """Gelatine capsule of two colours with a printed code, on a grey tray."""
     cy, cx = 128 + rng.uniform(-6, 6, 2)
     tilt = -0.35 + rng.normal(0, 0.05)
-    v, u = turned(frame, angle=tilt, centre=(cy, cx))
+    v, u = turned_axes(frame, angle=tilt, centre=(cy, cx))
     cos, sin = np.cos(tilt), np.sin(tilt)
     half, radius = 62 + rng.normal(0, 0.8), 41 + rng.normal(0, 0.5)
     cap = u > -4
@@ -454,7 +454,7 @@ def _board(rng: Generator, frame: Frame) -> Surface:
     """Small circuit board: tracks under green varnish, tinned pads, two chips, resistors, capacitors and lamps."""
     cy, cx = 128 + rng.uniform(-5, 5, 2)
     tilt = rng.normal(0, 0.035)
-    v, u = turned(frame, angle=tilt, centre=(cy, cx))
+    v, u = turned_axes(frame, angle=tilt, centre=(cy, cx))
     points = np.stack([v, u]) * 2 + 255.5
     tracks, pads = (ndimage.map_coordinates(layer, points, order=1) for layer in _artwork())
     fibres = 1 + 0.03 * np.sin(1.3 * u) * np.sin(1.3 * v) + 0.02 * noise(rng, frame.side, rows=50, columns=50)
@@ -487,7 +487,7 @@ def _cork(rng: Generator, frame: Frame) -> Surface:
     """Natural cork with a brand, before a black ground: each is another one, and around it nothing but noise varies."""
     cy, cx = 128 + rng.uniform(-4, 4, 2)
     tilt = rng.normal(0, 0.03)
-    v, u = turned(frame, angle=tilt, centre=(cy, cx))
+    v, u = turned_axes(frame, angle=tilt, centre=(cy, cx))
     half, radius = 66 + rng.normal(0, 0.8), 40 + rng.normal(0, 0.5)
     whole = rectangle(u, v, half=(radius, half), soft=0.8)
     bent = np.arcsin(np.clip(u / radius, -1, 1))  # around the axis
@@ -541,7 +541,7 @@ def _mount(rng: Generator, frame: Frame, colour: Floats, height: Floats, *, at: 
     y, x = at[:2] + rng.normal(0, 0.7, 2)
     near = window(frame, (y, y), (x, x), margin=at[2] + 5)
     local = Frame(frame.y[near], frame.x[near], frame.pixel, frame.light)
-    v, u = turned(local, angle=tilt + rng.normal(0, 0.02), centre=(y, x))
+    v, u = turned_axes(local, angle=tilt + rng.normal(0, 0.02), centre=(y, x))
     shade = np.array(tone) * (1 + rng.normal(0, 0.08)) * np.ones((*v.shape, 3))
     if ends:
         tinned = 1 - rectangle(v, u, half=(99, half[1] - ends), soft=0.5)

@@ -50,7 +50,7 @@ Engine = Callable[[NDArray[np.float32]], list[NDArray[np.float32]]]
 """From `(batch, 3, height, width)` pixels in [0, 1] to the outputs of the taps."""
 
 
-class Network(Protocol):
+class RunNetwork(Protocol):
     """What is asked of an extractor, which is the only one."""
 
     taps: tuple[str, ...]
@@ -162,7 +162,7 @@ class Runner:
         vars(self).update(state)
         self.reset()
 
-    def maps(self, network: Network, pixels: Tensor) -> tuple[Tensor, ...] | None:
+    def maps(self, network: RunNetwork, pixels: Tensor) -> tuple[Tensor, ...] | None:
         """The outputs of the taps for a few images; None where torch shall make them."""
         if self.name == "torch":
             return None
@@ -173,7 +173,7 @@ class Runner:
             self.preparing += perf_counter() - start
             return None if engine is None else tuple(torch.from_numpy(found) for found in engine(_plain(pixels)))
 
-    def _choose(self, network: Network, pixels: Tensor) -> RuntimeName:
+    def _choose(self, network: RunNetwork, pixels: Tensor) -> RuntimeName:
         """Measure the runtimes at hand on these images, and take the fastest one from now on."""
         if not network.is_plain:
             self.name = "torch"
@@ -197,7 +197,7 @@ class Runner:
         _log.info("runtime %s: ms an image of the network were %s", best, told)
         return best
 
-    def _engine(self, network: Network, pixels: Tensor, name: RuntimeName) -> Engine:
+    def _engine(self, network: RunNetwork, pixels: Tensor, name: RuntimeName) -> Engine:
         """What runs this network, compared with torch when it is made."""
         key = self._key(network, pixels)
         known = key, name, torch.get_num_threads()
@@ -216,15 +216,15 @@ class Runner:
             self._compared.add(known)
         return self._engines[known]
 
-    def _recorded(self, network: Network, pixels: Tensor) -> bytes:
+    def _recorded(self, network: RunNetwork, pixels: Tensor) -> bytes:
         _log.info("recording the network for runtime %s, once", self.choice)
         return _record(network, (pixels.shape[2], pixels.shape[3]))
 
-    def _key(self, network: Network, pixels: Tensor) -> str:
+    def _key(self, network: RunNetwork, pixels: Tensor) -> str:
         whole = f"{network.fingerprint()}.{pixels.shape[2]}x{pixels.shape[3]}"
         return f"{whole}.int8" if self.precision == "int8" else whole
 
-    def learn_ranges(self, network: Network, batches: Iterable[Tensor]) -> None:
+    def learn_ranges(self, network: RunNetwork, batches: Iterable[Tensor]) -> None:
         """With `int8`: quantise the network, whose activations take their ranges from the first learned images."""
         if self.precision != "int8":
             return
@@ -265,7 +265,7 @@ def _times(runs: Mapping[RuntimeName, Callable[[], object]]) -> dict[RuntimeName
 class _Frozen(nn.Module):
     """What is recorded. The network is no submodule: its hooks end the pass early, which a recorded module may not."""
 
-    def __init__(self, network: Network) -> None:
+    def __init__(self, network: RunNetwork) -> None:
         super().__init__()
         self._network = network
 
@@ -273,7 +273,7 @@ class _Frozen(nn.Module):
         return self._network.maps(pixels)
 
 
-def _record(network: Network, size: tuple[int, int]) -> bytes:
+def _record(network: RunNetwork, size: tuple[int, int]) -> bytes:
     """The graph of a network at one input size, for any number of images, or for one where that cannot be."""
     reason = ""
     for images in (2, 1):
@@ -319,7 +319,7 @@ def _quantised(graph: bytes, pixels: list[Tensor]) -> bytes:
         return Path(made).read_bytes()
 
 
-def _require_same(network: Network, engine: Engine, pixels: Tensor, name: RuntimeName, *, exactly: bool) -> None:
+def _require_same(network: RunNetwork, engine: Engine, pixels: Tensor, name: RuntimeName, *, exactly: bool) -> None:
     """Refuse a graph that makes something else of an image than torch does; else of another precision: roughly."""
     theirs = engine(_plain(pixels))
     for tap, our, their in zip(network.taps, network.maps(pixels), theirs, strict=True):

@@ -9,7 +9,7 @@ import numpy as np
 from scipy.sparse import csr_array, vstack
 from scipy.sparse.csgraph import connected_components
 
-from .pictures import SIGNATURE, Picture
+from .pictures import SIGNATURE, SeenPicture
 
 NEARLY = 1.0
 """Two pictures of one shape are nearly identical where their 16 x 16 grey thumbnails differ by less than so many of 255
@@ -18,12 +18,12 @@ levels (root mean square)."""
 _ROWS = 512
 
 
-def find_identical(pictures: Sequence[Picture]) -> list[tuple[str, ...]]:
+def find_identical(pictures: Sequence[SeenPicture]) -> list[tuple[str, ...]]:
     """Names of the pictures that have every pixel in common, in groups."""
     return _groups(pictures, [picture.digest for picture in pictures])
 
 
-def find_nearly_identical(pictures: Sequence[Picture]) -> list[tuple[str, ...]]:
+def find_nearly_identical(pictures: Sequence[SeenPicture]) -> list[tuple[str, ...]]:
     """Names of the pictures that are nearly identical, in groups: each is so to another one of its group.
 
     Groups of which all are identical are left out.
@@ -44,7 +44,7 @@ def find_nearly_identical(pictures: Sequence[Picture]) -> list[tuple[str, ...]]:
     return [names for names in _groups(pictures, linked.tolist()) if len({digest_of[name] for name in names}) > 1]
 
 
-def _groups(pictures: Sequence[Picture], keys: Sequence[int]) -> list[tuple[str, ...]]:
+def _groups(pictures: Sequence[SeenPicture], keys: Sequence[int]) -> list[tuple[str, ...]]:
     names = defaultdict(list)
     for picture, key in zip(pictures, keys, strict=True):
         names[key].append(picture.name)

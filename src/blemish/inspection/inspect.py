@@ -25,7 +25,7 @@ from ..images.source import Batches, ImageSource, Skipped
 from ..progress import Progress
 from .alike import find_identical, find_nearly_identical
 from .masks import suspicious_masks
-from .pictures import Picture, looked_at
+from .pictures import SeenPicture, looked_at
 from .unlike import Seen
 
 INPUT = Preprocess(192)
@@ -145,7 +145,7 @@ def inspection_json(inspection: Inspection) -> dict[str, object]:
 
 def _read_train(
     source: ImageSource, device: str, workers: int, progress: Progress | None
-) -> tuple[list[Picture], list[Skipped], Seen]:
+) -> tuple[list[SeenPicture], list[Skipped], Seen]:
     """Pictures, files that cannot be read, and what the backbone saw."""
     row = find_backbone("compact")
     extractor = build_extractor(row, weights=find_weights(row), device=find_device(device))
@@ -161,7 +161,7 @@ def _read_train(
     return [known[name] for name in names], list(batches.skipped), seen
 
 
-def _read_test(source: ImageSource, workers: int, progress: Progress | None) -> tuple[list[Picture], list[Skipped]]:
+def _read_test(source: ImageSource, workers: int, progress: Progress | None) -> tuple[list[SeenPicture], list[Skipped]]:
     watched, known = looked_at(source)
     batches = Batches(watched, Preprocess(16), workers=workers, on_error="skip")
     names: list[str] = []
@@ -182,18 +182,18 @@ def _below(root: Path, name: str) -> str:
     return (path.relative_to(root) if path.is_relative_to(root) else path).as_posix()
 
 
-def _named(root: Path, pictures: list[Picture]) -> list[Picture]:
+def _named(root: Path, pictures: list[SeenPicture]) -> list[SeenPicture]:
     return [replace(picture, name=_below(root, picture.name)) for picture in pictures]
 
 
-def _by_folder(pictures: list[Picture]) -> dict[str, list[Picture]]:
+def _by_folder(pictures: list[SeenPicture]) -> dict[str, list[SeenPicture]]:
     found = defaultdict(list)
     for picture in pictures:
         found[str(PurePosixPath(picture.name).parent)].append(picture)
     return found
 
 
-def _folders(pictures: list[Picture]) -> Iterator[FolderFacts]:
+def _folders(pictures: list[SeenPicture]) -> Iterator[FolderFacts]:
     for folder, own in _by_folder(pictures).items():
         sizes = Counter(f"{height} x {width}" for height, width in (picture.size for picture in own))
         modes = Counter(f"{picture.mode}, {picture.bits} bit" for picture in own)
@@ -207,7 +207,7 @@ def _folders(pictures: list[Picture]) -> Iterator[FolderFacts]:
         )
 
 
-def _exposure(pictures: list[Picture]) -> Iterator[tuple[str, str]]:
+def _exposure(pictures: list[SeenPicture]) -> Iterator[tuple[str, str]]:
     """Pictures with many more pixels at an end of the scale than is usual in their folder."""
     for own in _by_folder(pictures).values():
         for end, words in (("black", "under-exposed"), ("white", "over-exposed")):

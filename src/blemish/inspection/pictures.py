@@ -23,7 +23,7 @@ _DEPTHS = {"1": 1, "I;16": 16, "I;16B": 16, "I;16L": 16, "I;16N": 16, "I": 32, "
 
 
 @dataclass(frozen=True)
-class Picture:
+class SeenPicture:
     """One picture that could be read."""
 
     name: str
@@ -43,9 +43,9 @@ class Picture:
     is_constant: bool
 
 
-def looked_at(source: ImageSource) -> tuple[ImageSource, dict[str, Picture]]:
+def looked_at(source: ImageSource) -> tuple[ImageSource, dict[str, SeenPicture]]:
     """The same source, and its pictures by name, which come to be known as each is decoded."""
-    known: dict[str, Picture] = {}
+    known: dict[str, SeenPicture] = {}
 
     def load(index: int) -> Any:
         image = source.load(index)
@@ -55,13 +55,13 @@ def looked_at(source: ImageSource) -> tuple[ImageSource, dict[str, Picture]]:
     return replace(source, _load=load), known
 
 
-def _picture(name: str, image: Any) -> Picture:
+def _picture(name: str, image: Any) -> SeenPicture:
     pixels = np.asarray(image)
     grey = Image.fromarray(pixels).convert("L")
     counts = grey.histogram()
     thumbnail = grey.resize((SIGNATURE, SIGNATURE), Image.Resampling.BOX)
     mode = _mode_of_file(name) or ("RGB" if pixels.ndim == 3 else "F")
-    return Picture(
+    return SeenPicture(
         name=name,
         size=(pixels.shape[0], pixels.shape[1]),
         mode=mode,

@@ -19,7 +19,7 @@ from ..features.patches import pool
 if TYPE_CHECKING:
     from ..types import Floats
 
-FEWEST = 8
+_FEWEST = 8
 """Below so many images, no score says anything."""
 
 _CHANNELS = 32
@@ -50,7 +50,7 @@ class Seen:
         Fisher's way to combine two tests: the sum of -log(1 - rank / (n + 1)) by `leave_one_out` and `near_its_place`.
         """
         n = sum(map(len, self._wholes))
-        if n < FEWEST:
+        if n < _FEWEST:
             return np.empty(0)
         both = leave_one_out(torch.cat(self._wholes).double().numpy()), near_its_place(torch.cat(self._places))
         unlike = sum(-np.log(1 - rankdata(one) / (n + 1)) for one in both)
@@ -91,7 +91,7 @@ def leave_one_out(vectors: Floats) -> Floats:
     n = len(vectors)
     spread = vectors.std(axis=0)
     d = (vectors - vectors.mean(axis=0))[:, spread > 0] / spread[spread > 0]
-    if n < FEWEST or not d.shape[1]:
+    if n < _FEWEST or not d.shape[1]:
         return np.zeros(n)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of a single dimension

@@ -34,7 +34,6 @@ class EmbeddingMethod(FeatureMethod):
     Parameters
     ----------
     taps: the one module whose output, averaged over positions, is the embedding; None: the backbone's deepest.
-    trained: names of the modules that are trained; None: the last two stages up to the tap.
     epochs: passes over the normal images; 0 leaves the network as it begins, to be compared with.
     batch: images a step.
     rate, weight_decay: of the optimiser.
@@ -47,10 +46,13 @@ class EmbeddingMethod(FeatureMethod):
 
     taps: tuple[str] | None = parameter(None, option=True)
     precision: Precision = "float32"
-    trained: tuple[str, ...] | None = None
     batch: int = parameter(32, at_least=1)
     checkpoint: str | None = parameter(None, role="place")
     time_limit: float | None = parameter(None, at_least=0, role="place")
+
+    @abstractmethod
+    def _parts(self) -> tuple[str, ...] | None:
+        """Hook: names of the modules that are trained; None: the last two stages up to the tap."""
 
     @abstractmethod
     def _train(self, network: Network, pictures: Pictures, training: Training) -> Course:
@@ -67,7 +69,7 @@ class EmbeddingMethod(FeatureMethod):
             )
             (tap,), row, device = self.tapped(), self._row(), self._device()
             network = build_network(
-                row, self._initial_weights(), tap=tap, trained=self.trained, seed=self.seed, device=device
+                row, self._initial_weights(), tap=tap, trained=self._parts(), seed=self.seed, device=device
             )
             self.course_ = self._train(network, pictures, training)
             self.extractor_ = self._extractor(network.body.state_dict())
@@ -83,7 +85,22 @@ class EmbeddingMethod(FeatureMethod):
 
 
 @dataclass(kw_only=True)
-class NearestMethod(EmbeddingMethod):
+class PartlyTrained(EmbeddingMethod):
+    """One that trains a backbone, or the end of one.
+
+    Parameters
+    ----------
+    trained: names of the modules that are trained; None: the last two stages up to the tap.
+    """
+
+    trained: tuple[str, ...] | None = None
+
+    def _parts(self) -> tuple[str, ...] | None:
+        return self.trained
+
+
+@dataclass(kw_only=True)
+class NearestMethod(PartlyTrained):
     """One that scores by the mean squared distance to the nearest normal images.
 
     Parameters

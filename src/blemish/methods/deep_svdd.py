@@ -26,7 +26,7 @@ from ..training.network import Network, settle_norms
 from ..training.pictures import Pictures
 from ..training.run import Training
 from ..types import FeatureMaps, Scores
-from ._embedding import EmbeddingMethod
+from ._embedding import PartlyTrained
 
 _WIDTHS = (32, 64, 128)
 _CODE = 128
@@ -36,7 +36,7 @@ _WATCHED = 256
 
 
 @dataclass(kw_only=True)
-class DeepSVDD(EmbeddingMethod):
+class DeepSVDD(PartlyTrained):
     """Distance to the centre of a small ball into which a network was trained to map the normal images. No map.
 
     Parameters

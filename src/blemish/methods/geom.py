@@ -47,7 +47,6 @@ class Geom(EmbeddingMethod):
     ----------
     network: `wide`, a wide ResNet of 10 layers from scratch, on images averaged down to `side` pixels; or `backbone`,
         which stays as it is: the classifier is then one linear layer on its pooled features.
-    trained: only None: all of `wide` is trained, and nothing of `backbone`.
     side: of the input of `wide`, a multiple of 4.
     width: of `wide`: it has 16, 32 and 64 times so many channels (the paper: 4).
     mirror: whether mirrored images are among the transformed ones.
@@ -77,8 +76,9 @@ class Geom(EmbeddingMethod):
     def _check_together(self) -> None:
         if len(self._views()) < 2:
             raise ArgumentError.about("turns", expected="more than 1 without mirror and shift", got=self.turns)
-        if self.trained is not None:
-            raise ArgumentError.about("trained", expected="None", got=", ".join(self.trained))
+
+    def _parts(self) -> None:
+        """None are named: all of `wide` is trained, and nothing of `backbone`."""
 
     def _own_row(self) -> Backbone | None:
         if self.network == "backbone":

@@ -30,7 +30,7 @@ from ..training.network import Network
 from ..training.pictures import Pictures
 from ..training.run import Training
 from ..types import FeatureMaps, Scores
-from ._embedding import EmbeddingMethod, bank_of, nearest
+from ._embedding import PartlyTrained, bank_of, nearest
 
 _HELD_OUT = 64
 _EPOCHS = {"early": 15, "ses": 50, "ewc": 50}
@@ -38,7 +38,7 @@ _TINY = torch.finfo(torch.float32).tiny
 
 
 @dataclass(kw_only=True)
-class PANDA(EmbeddingMethod):
+class PANDA(PartlyTrained):
     """Distance to the nearest normal images, in features that were drawn together around their centre. No map.
 
     Parameters

@@ -134,19 +134,35 @@ def read(model: nn.Module, one: Tensor, beside: Sequence[Tensor], names: Iterabl
     outputs = [_place(*tensors) for tensors in zip(*(look.outputs for look in looks), strict=True)]
     reading = Reading(owners, calls, outputs, {}, {}, first.functions, first.saved_bytes)
     for name, places in owners.items():
-        parameter = layers[places[0][0]]._parameters[places[0][1]]
-        own = [seen for seen in first.calls if any(seen.call.owner == path for path, _ in places)]
-        uses = _uses(parameter, own, graph)
-        if uses is None:
-            continue
-        rule, *others = {rules[path].get(local) for path, local in places}
-        if rule is not None and not others:
-            accepted = (accepts(layers[seen.call.owner], seen.call.input.one) for seen in own)
-            if all(count == 1 and fits for count, fits in zip(uses, accepted, strict=True)):
-                reading.rules[name] = rule
-        elif len(places) == 1 and len(own) == 1 and own[0].stands_alone(layers[own[0].call.owner]):
-            reading.alone[name] = own[0].call.owner
+        rule, alone = _accounted(places, first.calls, layers, rules, graph=graph)
+        if rule is not None:
+            reading.rules[name] = rule
+        elif alone is not None:
+            reading.alone[name] = alone
     return reading
+
+
+def _accounted(
+    places: Sequence[tuple[str, str]],
+    calls: Sequence[_Seen],
+    layers: Mapping[str, nn.Module],
+    rules: Mapping[str, Mapping[str, Rule]],
+    *,
+    graph: Iterable[tuple[Edge, Tensor]],
+) -> tuple[Rule | None, str | None]:
+    """The rule that covers all uses of a parameter, else the layer whose only call accounts for them, else neither."""
+    first, local = places[0]
+    own = [seen for seen in calls if any(seen.call.owner == path for path, _ in places)]
+    uses = _uses(layers[first]._parameters[local], own, graph)
+    if uses is None:
+        return None, None
+    rule, *others = {rules[path].get(local) for path, local in places}
+    if rule is not None and not others:
+        accepted = (accepts(layers[seen.call.owner], seen.call.input.one) for seen in own)
+        fits = all(count == 1 and is_accepted for count, is_accepted in zip(uses, accepted, strict=True))
+        return (rule if fits else None), None
+    stands_alone = len(places) == 1 and len(own) == 1 and own[0].stands_alone(layers[own[0].call.owner])
+    return None, own[0].call.owner if stands_alone else None
 
 
 def _owners(model: nn.Module, names: Iterable[str]) -> dict[str, list[tuple[str, str]]]:

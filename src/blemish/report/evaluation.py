@@ -10,7 +10,7 @@ from ..files import check_output
 from ..metrics.table import TABLE, Figures, Metric, Topic
 from . import figures as draw
 from .page import NOTHING, counted, data_uri, percent, percent_range, plot_of, write_page
-from .parts import Card, Column, Entry, Gallery, Legend, Listing, Number, Page, Plots, Section, Table, facts_table
+from .parts import Card, Column, Entry, Gallery, Legend, Number, Page, Plots, Section, Table, TextList, facts_table
 
 MISSES, FALSE_ALARMS, DETECTIONS = 12, 6, 24
 """Most images that each part of the gallery shows."""
@@ -235,7 +235,7 @@ def _kinds_section(evaluation: Evaluation) -> Section:
 
 def _skipped_section(evaluation: Evaluation) -> Section:
     count = len(evaluation.skipped)
-    listing = Listing(f"{count} skipped", evaluation.skipped, is_open=count <= 10)
+    listing = TextList(f"{count} skipped", evaluation.skipped, is_open=count <= 10)
     return Section.of("Skipped files", ["These could not be used and count in no figure."], listing)
 
 

@@ -19,11 +19,11 @@ UNSEEN = 255
 def write_heatmap(file: str | Path | IO[bytes], map: NDArray[np.float32], *, threshold: float | None) -> None:
     """Write a `(height, width)` anomaly map as a palette PNG, in which what is brighter than the middle is anomalous.
 
-    score = low + index / 254 (high - low), up to the rounding to 255 steps, with the ends of `scale_of`. The file holds
+    score = low + index / 254 (high - low), up to the rounding to 255 steps, with the ends of `ends_of`. The file holds
     them as the texts `low` and `high`.
     """
     seen = np.isfinite(map)
-    low, high = scale_of(map, threshold=threshold)
+    low, high = ends_of(map, threshold=threshold)
     values = np.clip((map - low) / (high - low), 0, 1)
     values *= 254
     np.rint(values, out=values)
@@ -45,7 +45,7 @@ def write_layer(
     """
     step = -(-max(map.shape) // side)
     small = map[::step, ::step]
-    low, high = scale_of(small, threshold=threshold)
+    low, high = ends_of(small, threshold=threshold)
     values = np.clip((small - low) / (high - low), 0, 1)
     values *= 254
     values[~np.isfinite(small)] = UNSEEN
@@ -56,7 +56,7 @@ def write_layer(
     image.save(file, "PNG", compress_level=1, transparency=bytes([*alpha.astype(np.uint8).tolist(), 0]))
 
 
-def scale_of(map: NDArray[np.float32], *, threshold: float | None) -> tuple[float, float]:
+def ends_of(map: NDArray[np.float32], *, threshold: float | None) -> tuple[float, float]:
     """The scores at both ends of the scale, the same for all maps of one model.
 
     The threshold is the middle, and reaches as far to both sides as it lies from 0; a threshold of 0, as far as 1.

@@ -16,9 +16,9 @@ from ..inspection.alike import NEARLY
 from ..inspection.inspect import Inspection
 from . import figures as draw
 from .page import counted, data_uri, percent, write_page
-from .parts import Card, Column, Entry, Gallery, Listing, Number, Page, Section, Table
+from .parts import Card, Column, Entry, Gallery, Number, Page, Section, Table, TextList
 
-MOST = 36
+_MOST = 36
 """Pictures in the gallery."""
 
 _SIDE = 256
@@ -43,7 +43,7 @@ def write_inspection(inspection: Inspection, dataset: Dataset, path: str | Path)
     return write_page(Path(path), page)
 
 
-def _verdict(found: Sequence[Listing]) -> str:
+def _verdict(found: Sequence[TextList]) -> str:
     return "Nothing odd was found." if not found else "Nothing was changed: this page says what to look at."
 
 
@@ -82,7 +82,7 @@ def _counts(counts: dict[str, int]) -> str:
     return "; ".join(some) + (f"; {len(counts) - 3} others" if len(counts) > 3 else "")
 
 
-def _listings(inspection: Inspection) -> list[Listing]:
+def _listings(inspection: Inspection) -> list[TextList]:
     """One a kind of finding."""
     rule = f"16 x 16 grey thumbnails differ by less than {NEARLY:g} of 255 levels"
     rows = [
@@ -95,7 +95,7 @@ def _listings(inspection: Inspection) -> list[Listing]:
         ("Exposure: more pixels at an end of the scale than usual in the folder", list(inspection.exposure)),
         ("Masks: to be looked at before any figure", list(inspection.masks)),
     ]
-    return [Listing(summary, items, is_open=len(items) <= 10) for summary, items in rows if items]
+    return [TextList(summary, items, is_open=len(items) <= 10) for summary, items in rows if items]
 
 
 def _names(groups: Sequence[tuple[str, ...]]) -> list[tuple[str, str]]:
@@ -105,7 +105,7 @@ def _names(groups: Sequence[tuple[str, ...]]) -> list[tuple[str, str]]:
 def _unlike(inspection: Inspection, dataset: Dataset) -> Section:
     source = dataset.train_images()
     place = {name: i for i, name in enumerate(inspection.names_below(source.names))}
-    cards = [_card(name, score, source, place[name]) for name, score in inspection.most_unlike[:MOST]]
+    cards = [_card(name, score, source, place[name]) for name, score in inspection.most_unlike[:_MOST]]
     lead = (
         "Leave-one-out distance of each normal image from all the others, as the built-in backbone sees them. Take "
         "out what is not normal (--out list.txt, then fit --exclude list.txt). Keep good images that merely look "

@@ -105,7 +105,7 @@ class Gallery:
 
 
 @dataclass(frozen=True)
-class Listing:
+class TextList:
     """Names and reasons on a click."""
 
     kind: ClassVar = "listing"
@@ -114,7 +114,7 @@ class Listing:
     is_open: bool
 
 
-Block = Table | Plots | Legend | Gallery | Listing
+Block = Table | Plots | Legend | Gallery | TextList
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ from typing import Any
 from ..errors import ArgumentError
 from ..files import write_whole
 from ..study import compare as study
-from ..study.compare import Comparison, Row
+from ..study.compare import Comparison, StudyRow
 from . import study_words as words
 from .page import counted, write_page
 from .parts import Page, Pick
@@ -19,7 +19,7 @@ from .study_sections import sections_of
 from .study_words import NAMED, Names, figure
 
 
-def write_study_report(folder: str | Path, rows: Sequence[Row]) -> dict[str, Any]:
+def write_study_report(folder: str | Path, rows: Sequence[StudyRow]) -> dict[str, Any]:
     """Write `report.html` and `report.md` from the rows of a store; returns the summary as plain values.
 
     Existing files are replaced in one step. A study without any row is refused; cells that wait or failed are counted.
@@ -28,8 +28,8 @@ def write_study_report(folder: str | Path, rows: Sequence[Row]) -> dict[str, Any
         raise ArgumentError.about("rows", expected="at least one cell", got="an empty study")
     folder = Path(folder)
     names = Names(rows)
-    comparisons = [found for name in study.QUALITIES if (found := study.compare(rows, name)).measured]
-    by_image, sets = study.compare(rows), list(names.datasets.values())
+    comparisons = [found for name in study.QUALITIES if (found := study.compare_configurations(rows, name)).measured]
+    by_image, sets = study.compare_configurations(rows), list(names.datasets.values())
     picks = words.picked(by_image, names)
     page = Page(
         title=f"Study of {', '.join(sets) if len(sets) <= NAMED else counted(len(sets), 'data set')}",
@@ -63,7 +63,7 @@ def _headline(picks: Sequence[Pick], comparison: Comparison) -> str:
     return f"Best of {counted(len(comparison.measured), 'configuration')}: {best}"
 
 
-def _verdict(rows: Sequence[Row], comparison: Comparison, names: Names) -> Iterator[str]:
+def _verdict(rows: Sequence[StudyRow], comparison: Comparison, names: Names) -> Iterator[str]:
     finished = sum(row["status"] == "finished" for row in rows)
     yield f"{counted(finished, 'cell')} finished, on {counted(len(names.datasets), 'data set')}."
     sets = ", ".join(names.datasets[path] for path in comparison.datasets)

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 from .parts import Entry, Page, Panel, Section, Table
 
-ROWS = 20
+_ROWS = 20
 """Most rows of a table."""
 ROWS_OF_OTHERS = 5
 """Of one in a view behind the first, such as that by pixel AUROC."""
@@ -36,7 +36,7 @@ def _section(section: Section) -> Iterator[str]:
     for number, panel in enumerate(section.panels):
         if len(section.panels) > 1:
             yield f"### {escaped(panel.name)}"
-        yield from _panel(panel, ROWS_OF_OTHERS if number else ROWS)
+        yield from _panel(panel, ROWS_OF_OTHERS if number else _ROWS)
 
 
 def _panel(panel: Panel, most: int) -> Iterator[str]:

@@ -9,7 +9,7 @@ from statistics import fmean
 
 from ..metrics.table import TABLE
 from ..study import compare as study
-from ..study.compare import Choice, Comparison, CostName, Measured, Row, WeightsPair, grouped
+from ..study.compare import Comparison, Configuration, CostName, Measured, StudyRow, WeightsPair, grouped
 from . import study_figures as draw
 from . import study_words as words
 from .page import NOTHING, counted, plot_of
@@ -26,7 +26,7 @@ UNFOLDED = 24
 """Most kinds of defects that are seen without a click."""
 
 
-def sections_of(rows: Sequence[Row], comparisons: Sequence[Comparison], names: Names) -> list[Section]:
+def sections_of(rows: Sequence[StudyRow], comparisons: Sequence[Comparison], names: Names) -> list[Section]:
     """All sections for which there is something to show."""
     sections = [
         *(_comparing_sections(rows, comparisons, names) if comparisons else ()),
@@ -37,7 +37,7 @@ def sections_of(rows: Sequence[Row], comparisons: Sequence[Comparison], names: N
     return [section for section in sections if section.panels]
 
 
-def _comparing_sections(rows: Sequence[Row], comparisons: Sequence[Comparison], names: Names) -> Iterator[Section]:
+def _comparing_sections(rows: Sequence[StudyRow], comparisons: Sequence[Comparison], names: Names) -> Iterator[Section]:
     yield _ranking_section(comparisons, names)
     yield _pareto_section(comparisons, names)
     yield _layer_section(comparisons)
@@ -68,7 +68,7 @@ def _quality_name(comparison: Comparison) -> str:
     return study.QUALITIES[comparison.figure]
 
 
-def _identity(choice: Choice, names: Names) -> list[Entry]:
+def _identity(choice: Configuration, names: Names) -> list[Entry]:
     return [
         Entry(choice.spec, names.settings(choice)),
         Entry(choice.backbone),
@@ -290,12 +290,12 @@ def _dataset_section(comparisons: Sequence[Comparison], names: Names) -> Section
     return Section("Data sets", ("Means over the seeds. Bold: the best of a row.",), panels)
 
 
-def _column(choice: Choice) -> Column:
+def _column(choice: Configuration) -> Column:
     weights = [] if choice.weights in ("pretrained", "built-in") else [words.weights_name(choice.weights)]
     return Column(choice.spec.replace(",", " "), ", ".join([choice.backbone, *weights, choice.taps]))
 
 
-def _kind_section(rows: Sequence[Row], comparison: Comparison, names: Names) -> Section:
+def _kind_section(rows: Sequence[StudyRow], comparison: Comparison, names: Names) -> Section:
     shown = [m.choice for m in study.best_of_each(comparison.measured)[:SIDE_BY_SIDE]]
     table = study.by_kind(rows, shown)
     lines = []
@@ -312,7 +312,7 @@ def _kind_section(rows: Sequence[Row], comparison: Comparison, names: Names) -> 
     return Section("Kinds of defects", (lead,), [Panel("", (), [Table(columns, lines, folded)])] if lines else ())
 
 
-def _weights_section(rows: Sequence[Row], comparisons: Sequence[Comparison], names: Names) -> Section:
+def _weights_section(rows: Sequence[StudyRow], comparisons: Sequence[Comparison], names: Names) -> Section:
     panels = [
         Panel(
             _quality_name(comparison),
@@ -427,7 +427,7 @@ def _timed_entry(values: Mapping[str, float], name: str, reference: str) -> Entr
     return number_entry(value, short(value), ratio)
 
 
-def _cells_section(rows: Sequence[Row], names: Names) -> Section:
+def _cells_section(rows: Sequence[StudyRow], names: Names) -> Section:
     cells = [_cell_row(row, names) for row in rows if row["status"] == "finished"]
     columns = (
         words_column("Data set", filter=True), words_column("Method", filter=True),
@@ -444,8 +444,8 @@ def _cells_section(rows: Sequence[Row], names: Names) -> Section:
     )
 
 
-def _cell_row(row: Row, names: Names) -> list[Entry]:
-    choice = Choice.of(row)
+def _cell_row(row: StudyRow, names: Names) -> list[Entry]:
+    choice = Configuration.of(row)
     intervals = json.loads(row["intervals"] or "{}")
     milliseconds = [row[name] for name in ("decode_ms", "forward_ms", "score_ms")]
     plain = [row["fit_seconds"], *milliseconds, sum(milliseconds)]
@@ -459,7 +459,7 @@ def _cell_row(row: Row, names: Names) -> list[Entry]:
     ]
 
 
-def _unfinished_section(rows: Sequence[Row], names: Names) -> Section:
+def _unfinished_section(rows: Sequence[StudyRow], names: Names) -> Section:
     open_ = (row for row in rows if row["status"] != "finished")
     columns = (words_column("Status"), Column("Cells"), words_column("Reason"), words_column("The first"))
     lines = [
@@ -467,7 +467,7 @@ def _unfinished_section(rows: Sequence[Row], names: Names) -> Section:
             Entry(status),
             number_entry(len(some), str(len(some))),
             Entry(reason or NOTHING),
-            Entry(f"{names.datasets[some[0]['dataset']]}, {names(Choice.of(some[0]))}, seed {some[0]['seed']}"),
+            Entry(f"{names.datasets[some[0]['dataset']]}, {names(Configuration.of(some[0]))}, seed {some[0]['seed']}"),
         ]
         for (status, reason), some in grouped(open_, lambda row: (row["status"], row["reason"])).items()
     ]
@@ -475,7 +475,7 @@ def _unfinished_section(rows: Sequence[Row], names: Names) -> Section:
     return Section("Cells without figures", (lead,), [Panel("", (), [Table(columns, lines)])] if lines else ())
 
 
-def _facts_section(rows: Sequence[Row]) -> Section:
+def _facts_section(rows: Sequence[StudyRow]) -> Section:
     finished = [row for row in rows if row["status"] == "finished"]
     versions = grouped(finished, lambda row: row["versions"] or "{}")
     texts = [", ".join(f"{name} {value}" for name, value in json.loads(text).items()) for text in versions]

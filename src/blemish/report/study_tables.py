@@ -9,7 +9,7 @@ from statistics import fmean
 
 from ..features.backbones import BACKBONES
 from ..files import write_whole
-from ..study.compare import QUALITIES, Choice, Row, grouped
+from ..study.compare import QUALITIES, Configuration, StudyRow, grouped
 from .page import NOTHING
 from .study_markdown import escaped
 from .study_words import Names, figure, megabytes, short, weights_name
@@ -22,12 +22,12 @@ _HEAD = (
 )
 
 
-def write_study_tables(path: str | Path, rows: Sequence[Row]) -> None:
+def write_study_tables(path: str | Path, rows: Sequence[StudyRow]) -> None:
     """Write `tables.md`: for each method its figures by data set, and its costs; nothing is left out or compared."""
     write_whole(Path(path), study_tables(rows))
 
 
-def study_tables(rows: Sequence[Row]) -> str:
+def study_tables(rows: Sequence[StudyRow]) -> str:
     """The text of `tables.md`, from the rows of a store."""
     names = Names(rows)
     finished = [row for row in rows if row["status"] == "finished"]
@@ -36,7 +36,7 @@ def study_tables(rows: Sequence[Row]) -> str:
         settings = [names.settings(shape)] if names.settings(shape) else []
         layers = [] if shape.taps == "default" else [f"layers {shape.taps}"]
         title = escaped(", ".join([shape.spec, *layers, *settings]))
-        of_rows = sorted(grouped(found, Choice.of).items(), key=lambda item: _order(item[0]))
+        of_rows = sorted(grouped(found, Configuration.of).items(), key=lambda item: _order(item[0]))
         for name, label in QUALITIES.items():
             if any(row[name] is not None for row in found):
                 parts += [f"## {title}: {label}", _figures(of_rows, name, names.datasets)]
@@ -47,19 +47,21 @@ def study_tables(rows: Sequence[Row]) -> str:
     return "\n\n".join(parts) + "\n"
 
 
-def _shape(row: Row) -> Choice:
+def _shape(row: StudyRow) -> Configuration:
     """What the rows of one table share: all but backbone and weights."""
-    return replace(Choice.of(row), backbone="", weights="")
+    return replace(Configuration.of(row), backbone="", weights="")
 
 
-def _order(choice: Choice) -> tuple[int, str, str]:
+def _order(choice: Configuration) -> tuple[int, str, str]:
     """As in the table of backbones; those that are not in it come last."""
     listed = list(BACKBONES)
     at = listed.index(choice.backbone) if choice.backbone in BACKBONES else len(listed)
     return at, choice.backbone, choice.weights
 
 
-def _figures(of_rows: Sequence[tuple[Choice, Sequence[Row]]], name: str, datasets: Mapping[str, str]) -> str:
+def _figures(
+    of_rows: Sequence[tuple[Configuration, Sequence[StudyRow]]], name: str, datasets: Mapping[str, str]
+) -> str:
     heads = ("backbone", "weights", "channels", "d", *datasets.values(), "mean")
     lines = []
     for choice, found in of_rows:
@@ -72,7 +74,7 @@ def _figures(of_rows: Sequence[tuple[Choice, Sequence[Row]]], name: str, dataset
     return _table(heads, lines, texts=2)
 
 
-def _costs(of_rows: Sequence[tuple[Choice, Sequence[Row]]]) -> str:
+def _costs(of_rows: Sequence[tuple[Configuration, Sequence[StudyRow]]]) -> str:
     heads = ("backbone", "weights", "fit s", "forward ms", "score ms", "peak MB", "model MB")
     lines = []
     for choice, found in of_rows:
@@ -82,7 +84,7 @@ def _costs(of_rows: Sequence[tuple[Choice, Sequence[Row]]]) -> str:
     return _table(heads, lines, texts=2)
 
 
-def _widths(choice: Choice) -> tuple[str, str]:
+def _widths(choice: Configuration) -> tuple[str, str]:
     """Channels of PaDiM's layers, and its dimensions, as far as the table of backbones tells."""
     row = BACKBONES.get(choice.backbone)
     if row is None or row.narrow or choice.taps != "default" or choice.method != "padim":

@@ -11,12 +11,12 @@ from typing import Any
 from ..study.compare import (
     GUESSING,
     KEPT,
-    Choice,
     Comparison,
+    Configuration,
     Ends,
     Measured,
     Picks,
-    Row,
+    StudyRow,
     decoding,
     grouped,
     overlap,
@@ -43,17 +43,17 @@ _SETTINGS = {
 class Names:
     """Names as short as a study allows: what is the same in all its rows is left out."""
 
-    def __init__(self, rows: Iterable[Row]) -> None:
+    def __init__(self, rows: Iterable[StudyRow]) -> None:
         rows = list(rows)
         self.datasets = _short({row["dataset"]: None for row in rows})
-        choices = {Choice.of(row) for row in rows}
+        choices = {Configuration.of(row) for row in rows}
         self._varying = [name for name in _SETTINGS if len({getattr(c, name) for c in choices}) > 1]
 
-    def settings(self, choice: Choice) -> str:
+    def settings(self, choice: Configuration) -> str:
         """The settings in which configurations of this study differ; mostly none."""
         return ", ".join(f"{_SETTINGS[name]} {getattr(choice, name)}" for name in self._varying)
 
-    def __call__(self, choice: Choice) -> str:
+    def __call__(self, choice: Configuration) -> str:
         """The whole configuration."""
         layers = "default layers" if choice.taps == "default" else f"layers {choice.taps}"
         weights = [] if choice.weights in ("pretrained", "built-in") else [f"weights {weights_name(choice.weights)}"]
@@ -233,14 +233,14 @@ def left_out(comparison: Comparison) -> str:
     return f" {counted(comparison.left_out, 'configuration')} without a figure on each of them: not compared."
 
 
-def warnings(rows: Sequence[Row], names: Names) -> Iterator[str]:
+def warnings(rows: Sequence[StudyRow], names: Names) -> Iterator[str]:
     """Say what is missing, and why figures or times of this study may not compare."""
     finished = [row for row in rows if row["status"] == "finished"]
     yield from _missing(rows, finished, names)
     yield from _incomparable(finished, names)
 
 
-def _missing(rows: Sequence[Row], finished: Sequence[Row], names: Names) -> Iterator[str]:
+def _missing(rows: Sequence[StudyRow], finished: Sequence[StudyRow], names: Names) -> Iterator[str]:
     status = Counter(row["status"] for row in rows)
     if status["waiting"]:
         yield (
@@ -254,7 +254,7 @@ def _missing(rows: Sequence[Row], finished: Sequence[Row], names: Names) -> Iter
         yield f"No finished cell, and so no part in any mean: {', '.join(without)}."
 
 
-def _incomparable(finished: Sequence[Row], names: Names) -> Iterator[str]:
+def _incomparable(finished: Sequence[StudyRow], names: Names) -> Iterator[str]:
     contents = grouped(finished, lambda row: row["dataset"])
     changed = [
         names.datasets[path] for path, found in contents.items() if len({row["dataset_digest"] for row in found}) > 1
@@ -271,6 +271,6 @@ def _incomparable(finished: Sequence[Row], names: Names) -> Iterator[str]:
         )
 
 
-def _slower(rows: Sequence[Row]) -> float:
+def _slower(rows: Sequence[StudyRow]) -> float:
     found = [row["decode_ms"] for row in rows]
     return max(found) / min(found) if min(found) > 0 else 1.0

@@ -18,7 +18,7 @@ from typing import Any, Literal, TypeVar
 from ..features.backbones import BACKBONES
 from ..metrics.table import TABLE
 
-Row = Mapping[str, Any]
+StudyRow = Mapping[str, Any]
 """One row of the store by column; see `store.COLUMNS`."""
 Ends = tuple[float, float]
 """Of an interval."""
@@ -36,7 +36,7 @@ _T = TypeVar("_T")
 
 
 @dataclass(frozen=True, kw_only=True)
-class Choice:
+class Configuration:
     """What a configuration is, as the rows tell it."""
 
     method: str
@@ -53,7 +53,7 @@ class Choice:
     white_level: str | None
 
     @classmethod
-    def of(cls, row: Row) -> Choice:
+    def of(cls, row: StudyRow) -> Configuration:
         """Read what a row combines, data set and seed apart."""
         known = BACKBONES.get(row["backbone"])
         built_in = known is not None and not known.source
@@ -81,7 +81,7 @@ class Choice:
         value = dict(self.parameters).get("dimensions")
         return value if isinstance(value, int) else None
 
-    def without(self, parameter: str) -> Choice:
+    def without(self, parameter: str) -> Configuration:
         """The same but for one parameter, which is left open."""
         return replace(self, parameters=tuple(item for item in self.parameters if item[0] != parameter))
 
@@ -90,7 +90,7 @@ class Choice:
 class Measured:
     """A configuration that was measured on all data sets, and its means over them."""
 
-    choice: Choice
+    choice: Configuration
     figure: str = "image_auroc"
     quality: float
     """Of the figure."""
@@ -136,21 +136,21 @@ class Comparison:
     """Configurations of the study without this figure on all these data sets."""
 
 
-def compare(rows: Sequence[Row], figure: str = "image_auroc") -> Comparison:
+def compare_configurations(rows: Sequence[StudyRow], figure: str = "image_auroc") -> Comparison:
     """Average the configurations of a study that have a figure on every data set that has it at all."""
     finished = [row for row in _undisturbed(rows) if row[figure] is not None]
     datasets = tuple(dict.fromkeys(row["dataset"] for row in finished))
-    bundles = grouped(finished, Choice.of)
+    bundles = grouped(finished, Configuration.of)
     measured = [
         _measured(choice, found, figure)
         for choice, found in bundles.items()
         if {row["dataset"] for row in found} == set(datasets)
     ]
     measured.sort(key=lambda m: (-m.merit, m.total_ms))
-    return Comparison(figure, datasets, tuple(measured), len({Choice.of(row) for row in rows}) - len(measured))
+    return Comparison(figure, datasets, tuple(measured), len({Configuration.of(row) for row in rows}) - len(measured))
 
 
-def _undisturbed(rows: Iterable[Row]) -> list[Row]:
+def _undisturbed(rows: Iterable[StudyRow]) -> list[StudyRow]:
     """Finished rows, times of decoding and forward passes replaced by the least of all rows that did the same work.
 
     Other work of the machine only adds to them.
@@ -164,17 +164,17 @@ def _undisturbed(rows: Iterable[Row]) -> list[Row]:
     return [{**row, **{column: least[same(row)] for column, same in work.items()}} for row in finished]
 
 
-def decoding(row: Row) -> tuple[object, ...]:
+def decoding(row: StudyRow) -> tuple[object, ...]:
     """What the time of decoding depends on."""
     return row["dataset"], row["resize"], row["crop"], row["white_level"], row["device"], row["threads"]
 
 
-def _forwarding(row: Row) -> tuple[object, ...]:
+def _forwarding(row: StudyRow) -> tuple[object, ...]:
     precision = json.loads(row["parameters"]).get("precision")
     return *decoding(row), row["backbone"], row["taps"], row["method"], precision
 
 
-def _measured(choice: Choice, rows: Sequence[Row], figure: str) -> Measured:
+def _measured(choice: Configuration, rows: Sequence[StudyRow], figure: str) -> Measured:
     by_dataset = grouped(rows, lambda row: row["dataset"])
     means = {name: fmean(row[figure] for row in found) for name, found in by_dataset.items()}
     quality = fmean(means.values())
@@ -194,15 +194,15 @@ def _measured(choice: Choice, rows: Sequence[Row], figure: str) -> Measured:
     )
 
 
-def _mean(groups: Iterable[Sequence[Row]], column: str) -> float:
+def _mean(groups: Iterable[Sequence[StudyRow]], column: str) -> float:
     return fmean(fmean(row[column] for row in rows) for rows in groups)
 
 
-def _largest(rows: Sequence[Row], column: str) -> float:
+def _largest(rows: Sequence[StudyRow], column: str) -> float:
     return max((row[column] for row in rows if row[column] is not None), default=math.nan)
 
 
-def _interval(quality: float, groups: Iterable[Sequence[Row]], figure: str) -> Ends | None:
+def _interval(quality: float, groups: Iterable[Sequence[StudyRow]], figure: str) -> Ends | None:
     """Interval of a mean over data sets, from those of the cells.
 
     Seeds of a data set share its test images, so their errors are one error: ends are averaged. Data sets have
@@ -314,7 +314,7 @@ def overlap(one: Ends | None, other: Ends | None) -> bool:
 class LayerGrid:
     """Mean quality over rows and columns of one table; pairs that were not measured are missing."""
 
-    name: Choice
+    name: Configuration
     """Any configuration of the table: backbone and weights are those of all."""
     rows: tuple[str, ...]
     columns: tuple[str, ...]
@@ -354,7 +354,7 @@ def _natural(name: str) -> list[tuple[int, str]]:
 class DimensionCurve:
     """Quality over the number of dimensions, at least two of them."""
 
-    name: Choice
+    name: Configuration
     """Method, backbone and weights; `dimensions` is left open, and taps are any of those averaged."""
     taps: int
     """How many tap subsets each point is the mean of."""
@@ -395,18 +395,18 @@ class Kind:
     images: int
 
 
-def by_kind(rows: Iterable[Row], choices: Sequence[Choice]) -> dict[Kind, dict[Choice, float]]:
+def by_kind(rows: Iterable[StudyRow], choices: Sequence[Configuration]) -> dict[Kind, dict[Configuration, float]]:
     """Image AUROC of each kind of defect against the normal images, mean over the seeds."""
-    found: dict[tuple[Kind, Choice], list[float]] = {}
+    found: dict[tuple[Kind, Configuration], list[float]] = {}
     for row in rows:
-        choice = Choice.of(row)
+        choice = Configuration.of(row)
         if row["status"] != "finished" or choice not in choices:
             continue
         for kind in json.loads(row["rest"] or "{}").get("kinds", ()):
             if kind["image_auroc"] is not None:
                 name = Kind(row["dataset"], kind["kind"], kind["images"])
                 found.setdefault((name, choice), []).append(kind["image_auroc"])
-    table: dict[Kind, dict[Choice, float]] = {}
+    table: dict[Kind, dict[Configuration, float]] = {}
     for (kind, choice), values in found.items():
         table.setdefault(kind, {})[choice] = fmean(values)
     return table
@@ -419,7 +419,7 @@ def by_kind(rows: Iterable[Row], choices: Sequence[Choice]) -> dict[Kind, dict[C
 class WeightsPair:
     """The same method, backbone, layers and data set with pretrained and with random weights."""
 
-    choice: Choice
+    choice: Configuration
     """The pretrained one."""
     dataset: str
     pretrained: tuple[float, ...]
@@ -437,12 +437,12 @@ def deviation(values: Sequence[float]) -> float | None:
     return stdev(values) if len(values) > 1 else None
 
 
-def pair(rows: Iterable[Row], figure: str = "image_auroc") -> list[WeightsPair]:
+def pair(rows: Iterable[StudyRow], figure: str = "image_auroc") -> list[WeightsPair]:
     """Pair finished cells that differ in weights and seed alone; a file of weights is pretrained."""
     finished = [row for row in rows if row["status"] == "finished" and row[figure] is not None]
-    values: dict[tuple[Choice, str], list[float]] = {}
+    values: dict[tuple[Configuration, str], list[float]] = {}
     for row in finished:
-        values.setdefault((Choice.of(row), row["dataset"]), []).append(row[figure])
+        values.setdefault((Configuration.of(row), row["dataset"]), []).append(row[figure])
     return [
         WeightsPair(choice, dataset, tuple(found), tuple(other))
         for (choice, dataset), found in values.items()

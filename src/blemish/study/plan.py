@@ -34,7 +34,7 @@ DEFAULT_TAPS, ALL_SUBSETS = "default", "all-subsets"
 _THESIS = "thesis"
 """Stands for the rows of the thesis on backbone layers."""
 _WEIGHTS = ("pretrained", "random", "available")
-Preset = Literal["default", "paper"]
+PresetName = Literal["default", "paper"]
 
 Value = str | int | float | bool | tuple[Any, ...] | None
 
@@ -139,7 +139,7 @@ class StudyPlan:
     dimensions: tuple[int, ...] = ()
     seeds: tuple[int, ...] = parameter((0,), least=1)
     weights: str = "pretrained"
-    preset: Preset = "default"
+    preset: PresetName = "default"
     resize: int | tuple[int, int] | str | None = None
     white_level: float | Literal["auto"] | None = parameter(None, above=0, at_most=65535)
     held_out: float | None = parameter(None, at_least=0, below=1)
@@ -292,7 +292,7 @@ def parse_method(spec: str, *, preset: str = "default") -> tuple[str, dict[str, 
     return name, find_preset(chosen).choose(name)[1] | values
 
 
-_PRESET = Parameter("preset", Preset, "default", "")
+_PRESET = Parameter("preset", PresetName, "default", "")
 
 
 def split_methods(text: str) -> tuple[str, ...]:
