@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import sys
 from collections.abc import Callable
 from dataclasses import MISSING, dataclass, fields, is_dataclass
 from functools import wraps
@@ -138,13 +139,15 @@ def spelled_out(function: Callable[..., None]) -> Callable[..., None]:
 
 
 def with_finite_numbers(function: Callable[..., None]) -> Callable[..., None]:
-    """The command, which takes no NaN and no infinity: these pass all bounds that an option has."""
+    """The command, which takes no NaN, infinity, or number of 20 digits: these pass all bounds that an option has."""
 
     @wraps(function)
     def command(*arguments: Any, **given: Any) -> None:
         for name, value in given.items():
             if isinstance(value, float) and not isfinite(value):
                 raise ArgumentError.about(f"--{name.replace('_', '-')}", expected="a finite number", got=value)
+            if isinstance(value, int) and abs(value) > sys.maxsize:
+                raise ArgumentError.about(f"--{name.replace('_', '-')}", expected="a smaller number", got=value)
         function(*arguments, **given)
 
     return command
