@@ -1,16 +1,18 @@
 """What the network's runtime and precision give and cost: time, memory, AUROC; and what bounds a folder of pictures.
 
+    python benchmarks/runtimes.py network DATA --weights resnet18.pth
     python benchmarks/runtimes.py fit DATA --models FOLDER --weights resnet18.pth
     python benchmarks/runtimes.py time DATA --models FOLDER
     python benchmarks/runtimes.py folder DATA --models FOLDER
 
-`fit` makes a model of each method, backbone, runtime and precision that this machine has, of `--images` training
-images, and measures its AUROC on the test images; a model that is there already stays. It may run on a busy machine.
-`time` and `folder` want a quiet one: some four and two minutes on two cores. `time` prints ms an image with one and
-eight a batch, with one thread and two, from pictures in memory to verdict, regions and a map on the picture's own
-pixels, and of the network alone; each model and number of threads has a process of its own, whose peak memory comes
-with it. `folder` has each stage of `predict` on the files of the test images, and images a second of all stages
-together, as `blemish predict` without heat maps has them.
+`network` has the milliseconds of processor time that the network alone takes with one thread, and may run on a busy
+machine: what waits for others is not counted. `fit` makes a model of each method, backbone, runtime and precision
+that this machine has, of `--images` training images, and measures its AUROC on the test images; a model that is there
+already stays. It may run on a busy machine. `time` and `folder` want a quiet one: some four and two minutes on two
+cores. `time` prints ms an image with one and eight a batch, with one thread and two, from pictures in memory to
+verdict, regions and a map on the picture's own pixels, and of the network alone; each model and number of threads has
+a process of its own, whose peak memory comes with it. `folder` has each stage of `predict` on the files of the test
+images, and images a second of all stages together, as `blemish predict` without heat maps has them.
 """
 
 from __future__ import annotations
@@ -25,7 +27,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from _measure import median_seconds, peak_bytes, run_json, write
+from _measure import least_processor_seconds, median_seconds, peak_bytes, run_json, write
 
 METHODS, BACKBONES, THREADS, BATCHES = ("padim", "patchcore"), ("compact", "resnet18"), (1, 2), (1, 8)
 ENGINES = (
@@ -33,6 +35,43 @@ ENGINES = (
     ("onnxruntime", "int8"), ("openvino", "int8"),
 )  # fmt: skip
 _ROUNDS = 3
+
+
+def network(options: argparse.Namespace) -> list[dict[str, Any]]:
+    """One row a backbone, runtime and precision: the layers that PatchCore reads, of images of 256 pixels."""
+    import torch
+
+    from blemish import Preprocess, open_dataset
+    from blemish.errors import ArgumentError
+    from blemish.features.backbones import find_backbone
+    from blemish.features.extract import build_extractor
+    from blemish.features.runtime import Runner
+    from blemish.features.weights import find_weights
+    from blemish.images.source import Batches
+
+    torch.set_num_threads(1)
+    learned = open_dataset(options.data).train_images().subset(list(range(options.pictures)))
+    pixels, rows = [batch.pixels for batch in Batches(learned, Preprocess(256), 8, 1)], []
+    for backbone in BACKBONES:
+        for runtime, precision in (*ENGINES, ("torch", "bfloat16")):
+            row: dict[str, Any] = {"backbone": backbone, "runtime": runtime, "precision": precision}
+            known = find_backbone(backbone)
+            weights = find_weights(known, options.weights if backbone == "resnet18" else None, seed=0)
+            own = precision if runtime == "torch" else "float32"
+            try:
+                extractor = build_extractor(known, weights=weights, precision=own)
+                if runtime != "torch":
+                    extractor.runner = Runner(runtime, precision=precision)
+                    extractor.runner.learn_ranges(extractor, pixels)
+            except ArgumentError as error:
+                rows.append(row | {"refused": str(error)})
+                continue
+            for size in BATCHES:
+                part = pixels[0][:size]
+                row[f"ms, {size}"] = round(1e3 * least_processor_seconds(partial(extractor, part), 9) / size, 2)
+            rows.append(row)
+            print(json.dumps(row), flush=True)
+    return rows
 
 
 def fit(options: argparse.Namespace) -> list[dict[str, Any]]:
@@ -147,12 +186,12 @@ def folder(options: argparse.Namespace) -> list[dict[str, Any]]:
 def main() -> None:
     """Read the options, and do what they say."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", choices=("fit", "time", "folder"))
+    parser.add_argument("what", choices=("network", "fit", "time", "folder"))
     parser.add_argument("data")
-    parser.add_argument("--models", type=Path, required=True, help="folder for the models, and of them")
+    parser.add_argument("--models", type=Path, help="folder for the models, and of them")
     parser.add_argument("--weights", help="of ResNet-18, for `fit`")
     parser.add_argument("--images", type=int, default=100, help="training images")
-    parser.add_argument("--pictures", type=int, default=16, help="for `time`")
+    parser.add_argument("--pictures", type=int, default=16, help="for `time` and `network`")
     parser.add_argument("--repeat", type=int, default=1, help="for `folder`")
     parser.add_argument("--out", type=Path, help="JSON file for the rows")
     parser.add_argument("--one", type=Path, help=argparse.SUPPRESS)
@@ -161,7 +200,7 @@ def main() -> None:
     if options.one:
         print(json.dumps(time_one(options)))
         return
-    write(options.out, {"fit": fit, "time": time, "folder": folder}[options.what](options))
+    write(options.out, {"network": network, "fit": fit, "time": time, "folder": folder}[options.what](options))
 
 
 if __name__ == "__main__":

@@ -12,6 +12,7 @@ import sys
 from dataclasses import replace
 
 import numpy as np
+import onnx
 import pytest
 import torch
 from typer.testing import CliRunner
@@ -256,7 +257,8 @@ def test_int8_is_another_network_and_is_kept(quantised, fitted, data, tmp_path):
     assert 0 < quantised._loss < MOST_LOSS
     quantised.save(tmp_path / "m.blemish")
     tensors, manifest = persist.load(tmp_path / "m.blemish")
-    assert [name[-5:] for name in tensors if name.startswith("runtime.")] == [".int8"]
+    (name,) = [name for name in tensors if name.startswith("runtime.")]
+    assert name[-5:] == (".vnni" if runtimes.has_vnni() else ".int8")
     assert manifest["runtime"]["loss"] == quantised._loss
     assert manifest["parameters"]["precision"] == "int8"
     again = Detector.load(tmp_path / "m.blemish")
@@ -269,13 +271,32 @@ def test_int8_is_another_network_and_is_kept(quantised, fitted, data, tmp_path):
 
 def test_the_quantiser_sees_learned_images_alone(data, monkeypatch):
     seen = []
-    monkeypatch.setattr(runtimes, "_quantised", lambda graph, pixels: seen.extend(pixels) or graph)
+    monkeypatch.setattr(runtimes, "_quantised", lambda graph, pixels, signed: seen.extend(pixels) or graph)
     detector = made(method=PaDiM(backbone="filters", dimensions=8, precision="int8"), runtime="openvino").fit(data)
     learned = Batches(from_folder(data / "train" / "good"), Preprocess(32), 99)
     (every,) = learned
     known = {pixels.numpy().tobytes() for pixels in torch.cat(seen)}
     assert len(known) == detector.images_ == 19
     assert known < {pixels.numpy().tobytes() for pixels in every.pixels}
+
+
+@pytest.mark.parametrize("vnni", [True, False])
+def test_weights_have_a_sign_where_the_processor_multiplies_with_it(data, monkeypatch, tmp_path, vnni):
+    """And such a model does not run where products would overflow."""
+    monkeypatch.setattr(runtimes, "has_vnni", lambda: vnni)
+    method = PaDiM(backbone="filters", dimensions=8, precision="int8")
+    detector = made(method=method, runtime="onnxruntime").fit(data)
+    ((key, graph),) = detector._runner.graphs.items()
+    assert key[-5:] == (".vnni" if vnni else ".int8")
+    kept = {tensor.data_type for tensor in onnx.load_from_string(graph).graph.initializer if len(tensor.dims) == 4}
+    assert (onnx.TensorProto.INT8 in kept) == vnni
+    detector.save(tmp_path / "m.blemish")
+    monkeypatch.setattr(runtimes, "has_vnni", lambda: not vnni)
+    if vnni:
+        with pytest.raises(ModelFileError, match=r"m\.blemish: precision: expected a processor with VNNI"):
+            Detector.load(tmp_path / "m.blemish")
+    else:  # what has no sign is right everywhere
+        assert (scores(Detector.load(tmp_path / "m.blemish"), data) == scores(detector, data)).all()
 
 
 def test_a_precision_that_moves_scores_too_much_is_refused(quantised, data):

@@ -27,7 +27,7 @@ from .types import ImageBatch, Size
 MOST_LOSS = 0.5
 """Of the spread of held-out scores: by no more may a precision move them at random. The spread then grows by 12 %."""
 _CHECKS = 8
-_GRAPH = re.compile(r"runtime\.[0-9a-f]{16}\.\d{1,5}x\d{1,5}(\.int8)?")
+_GRAPH = re.compile(r"runtime\.[0-9a-f]{16}\.\d{1,5}x\d{1,5}(\.int8|\.vnni)?")
 _log = logging.getLogger("blemish")
 
 

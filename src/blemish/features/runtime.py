@@ -41,6 +41,8 @@ _ROUGH = 0.5
 """Of a layer's output, by its norm: what differs more is not the same network in another precision."""
 _QUANTISED_ON = 64
 """Learned images whose activations set the ranges of int8."""
+_UNSIGNED, _SIGNED = ".int8", ".vnni"
+"""What the key of a network ends with whose weights have 8 bits without and with a sign."""
 _FASTER = 0.95
 """Of torch's time: a runtime that takes more is not worth other last digits."""
 
@@ -123,6 +125,12 @@ def _has_bfloat16() -> bool:
     return "BF16" in found
 
 
+def has_vnni() -> bool:
+    """Whether the processor adds products of bytes without overflow, so that weights may have a sign."""
+    known: dict[str, Any] = getattr(torch.cpu, "get_capabilities", dict)()
+    return bool(known.get("avx512_vnni") or known.get("avx_vnni"))
+
+
 def runtime_version(name: RuntimeName) -> str:
     return version(name)
 
@@ -140,6 +148,11 @@ class Runner:
     ) -> None:
         require_runtime(choice, recorded=graphs is not None)
         require_precision(choice, precision)
+        if any(key.endswith(_SIGNED) for key in graphs or ()) and not has_vnni():
+            raise ArgumentError.about(
+                "precision", expected="a processor with VNNI, as the one on which this model was fitted",
+                got="int8 on one without", instead="Fit again on this one, or in float32.",
+            )  # fmt: skip
         self.choice, self.precision = choice, precision
         self.name: RuntimeName | None = None if choice == "auto" else choice
         if choice == "auto" and precision == "bfloat16":  # nothing to measure: of the others, one alone has it
@@ -222,7 +235,10 @@ class Runner:
 
     def _key(self, network: RunNetwork, pixels: Tensor) -> str:
         whole = f"{network.fingerprint()}.{pixels.shape[2]}x{pixels.shape[3]}"
-        return f"{whole}.int8" if self.precision == "int8" else whole
+        if self.precision != "int8":
+            return whole
+        known = [whole + kind for kind in (_SIGNED, _UNSIGNED) if whole + kind in self.graphs]
+        return known[0] if known else whole + (_SIGNED if has_vnni() else _UNSIGNED)
 
     def learn_ranges(self, network: RunNetwork, batches: Iterable[Tensor]) -> None:
         """With `int8`: quantise the network, whose activations take their ranges from the first learned images."""
@@ -232,7 +248,9 @@ class Runner:
         if seen:
             with self._lock:
                 _log.info("quantising the network to int8 on %d learned images", sum(map(len, seen)))
-                self.graphs[self._key(network, seen[0])] = _quantised(self._recorded(network, seen[0]), seen)
+                key = self._key(network, seen[0])
+                graph = self._recorded(network, seen[0])
+                self.graphs[key] = _quantised(graph, seen, signed=key.endswith(_SIGNED))
                 self.preparing += perf_counter() - start
 
 
@@ -288,10 +306,10 @@ def _record(network: RunNetwork, size: tuple[int, int]) -> bytes:
     )  # fmt: skip
 
 
-def _quantised(graph: bytes, pixels: list[Tensor]) -> bytes:
-    """The graph with weights and activations of 8 bits, by ONNX Runtime's quantiser.
+def _quantised(graph: bytes, pixels: list[Tensor], *, signed: bool) -> bytes:
+    """The graph with weights and activations of 8 bits, by ONNX Runtime's quantiser; weights have a range a channel.
 
-    A range for each channel, and weights without a sign: with one, processors that lack instructions for it overflow.
+    Signed weights are what VNNI multiplies, twice as fast; processors without it overflow where they are large.
     """
     require_packages(("onnxruntime", *_RECORDING), of="precision int8", extra="onnx")
     import onnx
@@ -314,7 +332,8 @@ def _quantised(graph: bytes, pixels: list[Tensor]) -> bytes:
         quant_pre_process(whole, prepared, skip_symbolic_shape=True)
         quantization.quantize_static(
             prepared, made, Shown(), quant_format=quantization.QuantFormat.QDQ, per_channel=True,
-            activation_type=quantization.QuantType.QUInt8, weight_type=quantization.QuantType.QUInt8,
+            activation_type=quantization.QuantType.QUInt8,
+            weight_type=quantization.QuantType.QInt8 if signed else quantization.QuantType.QUInt8,
         )  # fmt: skip
         return Path(made).read_bytes()
 
