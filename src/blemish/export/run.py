@@ -26,8 +26,7 @@ def read_pixels(path: Path) -> Any:
     with Image.open(path, formats=OPENED) as image:
         tiles: Any = [tile[3] for tile in getattr(image, "tile", ())]
         levels = [part for tile in tiles if isinstance(tile, tuple) for part in tile if isinstance(part, int)]
-        tags: Any = getattr(image, "tag_v2", {})
-        bits = max(tags.get(258, (8,))) if image.format == "TIFF" else 8
+        bits = max(getattr(image, "tag_v2", {}).get(258, (8,))) if image.format == "TIFF" else 8
         deep = image.format == "PPM" and max(levels, default=0) > 255
         if image.mode[:1] in ("I", "F") or ";16" in str(tiles) or bits > 8 or deep:
             raise ValueError("more than 8 bits a channel; save it as 8 bits, or use blemish itself")
