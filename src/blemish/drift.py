@@ -200,7 +200,7 @@ class StreamMonitor:
     >>> darker = [look._replace(level=0.92 * look.level) for look in looks[100:]]
     >>> drift = monitor.extend(zip(random.gamma(4.0, size=20), darker))
     >>> drift.alarm_at, drift.sign
-    (11, 'pictures are darker')
+    (4, 'some pictures are much darker')
     """
 
     def __init__(
