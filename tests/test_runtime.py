@@ -238,6 +238,13 @@ def test_a_network_that_changes_is_recorded_anew(fitted):
     assert extractor.fingerprint() != before
 
 
+def test_threads_of_onnxruntime_wait_without_turning(fitted):
+    """Turning in a circle until the next picture, they took the cores from the score, which took twice as long."""
+    graph = next(iter(fitted["onnxruntime"]._runner.graphs.values()))
+    options = runtimes._OnnxRuntime(graph, 2, "float32")._session.get_session_options()
+    assert options.get_session_config_entry("session.intra_op.allow_spinning") == "0"
+
+
 def test_a_runner_goes_to_another_process_without_its_engines(fitted):
     again = pickle.loads(pickle.dumps(fitted["openvino"]._runner))
     assert (again.name, again._engines) == ("openvino", {})

@@ -362,6 +362,8 @@ class _OnnxRuntime:
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = threads
         options.log_severity_level = 3
+        # Its threads would turn in a circle until the next picture, on the cores that torch's score needs meanwhile.
+        options.add_session_config_entry("session.intra_op.allow_spinning", "0")
         self._session = onnxruntime.InferenceSession(graph, options, providers=["CPUExecutionProvider"])
         (given,) = self._session.get_inputs()
         self._input, self._one = given.name, given.shape[0] == 1
