@@ -370,6 +370,12 @@ def test_stages_are_timed_on_each_runtime(files, data):
         time_stages(made(), from_paths([]), print, batch_size=1)
 
 
+def test_images_that_are_not_there_are_named_before_any_model_is_read(files, monkeypatch):
+    monkeypatch.setattr("blemish.cli.benchmark.load_model", None)
+    done = CliRunner().invoke(app, ["benchmark", str(files / "torch.blemish"), "none.png"])
+    assert (done.exit_code, done.stderr.strip()) == (1, "error: none.png: the file does not exist.")
+
+
 def test_on_the_command_line(data, tmp_path):
     def run(*arguments):
         done = CliRunner().invoke(app, list(map(str, arguments)))

@@ -52,10 +52,11 @@ def benchmark(
     say = Speaker()
     if threads is not None:
         torch.set_num_threads(threads)
+    given = image_paths(images, say) if images else None  # before a network is recorded, which takes seconds
     rows: list[dict[str, Any]] = []
     with tempfile.TemporaryDirectory() as folder:
         detectors = _detectors(model, names)
-        paths = image_paths(images, say) if images else _drawn(Path(folder), detectors[0].preprocessing.size)
+        paths = given or _drawn(Path(folder), detectors[0].preprocessing.size)
         source = from_paths(paths[:: max(1, len(paths) // count)][:count], max_pixels=detectors[0].max_pixels)
         for detector in detectors:
             for size in sizes:
