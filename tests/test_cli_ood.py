@@ -206,6 +206,11 @@ def test_tuning_without_outliers(data, tmp_path):
     )
 
 
+def test_no_detector_is_not_all_of_them(data):
+    said = run("reliability", data / "test", *MODEL, "--detectors", " ", status=1).stderr
+    assert "--detectors: expected names, such as 'msp energy', got" in said
+
+
 def test_reliability(data, tmp_path):
     result = run(
         "reliability",

@@ -474,6 +474,10 @@ def test_wrong_folders_are_one_line(make, message, tmp_path):
     assert not (tmp_path / "report.html").exists()
 
 
+def test_a_name_that_is_too_long_is_no_study(tmp_path):
+    assert "expected the folder of a study" in run(tmp_path / ("x" * 300), status=1).stderr
+
+
 def test_no_rows_is_an_error(tmp_path):
     with pytest.raises(ArgumentError, match="rows: expected at least one cell, got an empty study"):
         write_study_report(tmp_path, [])

@@ -569,6 +569,8 @@ def _detectors(text: str | None, classifier: Classifier, tunings: Sequence[Tunin
     from ..ood import DETECTORS
     from ..ood.ensemble import MEASURES
 
+    if text is not None and not text.split():
+        raise ArgumentError.about("--detectors", expected="names, such as 'msp energy'", got=text)
     names = text.split() if text else [name for name in DETECTORS if name != "ensemble"]
     if not text and classifier.members:
         names += [f"ensemble,measure={measure}" for measure in MEASURES]

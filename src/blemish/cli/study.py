@@ -158,7 +158,7 @@ def report(
     from ..study.store import Store
 
     file, out = folder / "study.sqlite", out or folder
-    if not file.is_file():
+    if not os.path.isfile(file):  # a name may be too long for `Path.is_file`
         raise ArgumentError.about("FOLDER", expected="the folder of a study, with study.sqlite", got=str(folder))
     with Store(file) as store:
         rows = store.rows()
