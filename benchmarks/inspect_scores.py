@@ -39,16 +39,8 @@ def averages(maps: Maps) -> np.ndarray:
     return leave_one_out(torch.cat([m.mean((2, 3)) for m in maps], 1).double().numpy())
 
 
-def deviations(maps: Maps) -> np.ndarray:
-    return leave_one_out(torch.cat([m.std((2, 3)) for m in maps], 1).double().numpy())
-
-
 def both(maps: Maps) -> np.ndarray:
     return leave_one_out(torch.cat([f for m in maps for f in (m.mean((2, 3)), m.std((2, 3)))], 1).double().numpy())
-
-
-def highest(maps: Maps) -> np.ndarray:
-    return leave_one_out(torch.cat([m.flatten(2).topk(3, 2).values.mean(2) for m in maps], 1).double().numpy())
 
 
 def same_place(maps: Maps, *, channels: int = 32, reach: int = 0) -> np.ndarray:
@@ -120,7 +112,7 @@ def main() -> None:
     parser.add_argument("data", type=Path, nargs="*")
     parser.add_argument("--draws", type=int, default=6)
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--side", type=int, default=128, help="pixels that the backbone sees")
+    parser.add_argument("--side", type=int, default=192, help="pixels that the backbone sees")
     parser.add_argument("--chosen-on", action="store_true")
     settings = parser.parse_args()
     columns: dict[str, dict[str, float]] = {}
