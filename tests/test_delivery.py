@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 
 import pytest
 
@@ -124,6 +125,26 @@ def test_a_file_that_is_replaced_meanwhile_is_noticed(tmp_path):
         delivery.tell()
     assert outlet.got == lines(1, 5, 6)
     assert said == [f"{path}: is another file than before; it is sent from its beginning."]
+
+
+def test_a_file_that_goes_while_it_is_opened_ends_nothing(tmp_path, monkeypatch):
+    path, outlet, opens = tmp_path / "l.jsonl", Recorder(), Path.open
+
+    def open_late(self, *args):
+        if self == path and not outlet.got:
+            path.unlink()
+            outlet.got.append(b"gone")
+        return opens(self, *args)
+
+    add(path, 1)
+    with Delivery(path, outlet, kind="webhook", say=print) as delivery:
+        monkeypatch.setattr(Path, "open", open_late)
+        while not outlet.got:
+            delivery.tell()
+        monkeypatch.undo()
+        add(path, 5, 6)
+        delivery.tell()
+    assert outlet.got == [b"gone", *lines(5, 6)]
 
 
 @pytest.mark.parametrize(

@@ -150,9 +150,11 @@ class Delivery:
 
     def _new(self) -> Iterator[tuple[bytes, int]]:
         """Whole lines behind the place, and where each ends."""
-        if not self._lines.exists():
+        try:
+            file = self._lines.open("rb")
+        except FileNotFoundError:  # asked first, it could still go before it is opened
             return
-        with self._lines.open("rb") as file:
+        with file:
             if not _continues(file, self._at, self._last):
                 self._say(f"{self._lines}: is another file than before; it is sent from its beginning.")
                 self._at, self._last = 0, b""
