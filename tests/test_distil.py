@@ -399,10 +399,12 @@ def test_the_command_writes_weights_card_and_figure(folder, tmp_path):
 
 def test_a_run_out_of_time_writes_what_there_is_and_goes_on(folder, tmp_path):
     out = tmp_path / "t.safetensors"
-    result = run(folder, *OPTIONS, "--out", out, "--time-limit", 0)
+    result = run(folder, *OPTIONS, "--out", out, "--time-limit", 0, "--figure", tmp_path / "f.png")
     assert "The time was up before the last step; the same command goes on." in result.stderr
     assert json.loads((tmp_path / "t.json").read_text())["steps"] == 0
     assert (tmp_path / "t.safetensors.checkpoint").is_file()
+    with Image.open(tmp_path / "f.png") as picture:  # of no step
+        assert picture.width > 500
     run(folder, *OPTIONS, "--out", out)
     assert json.loads((tmp_path / "t.json").read_text())["steps"] == 6
     assert not (tmp_path / "t.safetensors.checkpoint").exists()

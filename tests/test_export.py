@@ -20,7 +20,7 @@ from typer.testing import CliRunner
 from blemish.cli import app
 from blemish.datasets.synthetic import write_dataset
 from blemish.detector import Detector
-from blemish.errors import ArgumentError, ExportError, MissingPackageError, NotFittedError, OutputError
+from blemish.errors import ArgumentError, BlemishError, ExportError, MissingPackageError, NotFittedError, OutputError
 from blemish.export import parity, run
 from blemish.export.nodes import Made, Nodes
 from blemish.export.pixels import PictureFrame
@@ -310,6 +310,22 @@ def test_what_cannot_be_exported_is_refused_before_the_work(detector, data, tmp_
     monkeypatch.setitem(sys.modules, "onnxscript", None)
     with pytest.raises(MissingPackageError, match=r"onnxscript is not installed. Install blemish\[onnx\]"):
         export_model(detector, data / "other.onnx")
+
+
+def test_images_that_cannot_be_compared_are_refused_before_a_graph_is_built(detector, tmp_path, monkeypatch):
+    def build(*_args):
+        raise AssertionError("it builds before it has looked")
+
+    monkeypatch.setattr("blemish.export.write.build", build)
+    (tmp_path / "torn.png").write_bytes(b"")
+    Image.fromarray(np.zeros((40, 40), np.uint16)).save(tmp_path / "deep.png")
+    for names, why in (
+        ([], "images: expected at least 1 to compare on, got none"),
+        (["torn.png"], r"torn\.png"),
+        (["deep.png"], r"pictures of 8 bits, as an exported file takes, got .*deep\.png"),
+    ):
+        with pytest.raises(BlemishError, match=why):
+            export_model(detector, tmp_path / "m.onnx", images=from_paths(tmp_path / name for name in names))
 
 
 def test_a_method_that_no_graph_can_hold_is_named(data, tmp_path):

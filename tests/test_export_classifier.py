@@ -14,7 +14,7 @@ from PIL import Image
 from torch import nn
 
 from blemish.calibrate import calibrate, with_margin
-from blemish.errors import ArgumentError, ExportError
+from blemish.errors import ArgumentError, ExportError, ImageError
 from blemish.export import run
 from blemish.export.arrays import Recorded
 from blemish.export.classifier import ClassifierJudge, export_classifier
@@ -153,6 +153,17 @@ def test_what_cannot_be_exported_is_refused(classifier, tmp_path, name, why):
     with pytest.raises(ArgumentError, match=why):
         export_classifier(classifier, detector, tmp_path / "m.onnx")
     assert list(tmp_path.iterdir()) == []
+
+
+def test_images_that_cannot_be_compared_are_refused_before_a_graph_is_built(classifier, tmp_path, monkeypatch):
+    def build(_judge):
+        raise AssertionError("it builds before it has looked")
+
+    monkeypatch.setattr("blemish.export.classifier._build", build)
+    with pytest.raises(ArgumentError, match="images: expected at least 1 to compare on, got none"):
+        export_classifier(classifier, Energy(), tmp_path / "m.onnx", images=from_paths([]))
+    with pytest.raises(ImageError, match="nowhere"):
+        export_classifier(classifier, Energy(), tmp_path / "m.onnx", images=from_paths([tmp_path / "nowhere.png"]))
 
 
 class Drifting(nn.Module):

@@ -347,3 +347,12 @@ def test_an_address_is_a_live_source(model, video):
 )
 def test_sources_are_told_apart_and_named_without_secrets(source, live, name):
     assert (is_live(source), spell_source(source)) == (live, name)
+
+
+def test_a_secret_without_a_receiver_is_refused(model, video, tmp_path):
+    (tmp_path / "secret").write_text("a" * 20, encoding="utf-8")
+    for option, wanted in (("--webhook-token-file", "--webhook URL"), ("--mqtt-password-file", "--mqtt NAME@HOST")):
+        words = ["stream", str(model), str(video), "--out", str(tmp_path / "o.jsonl"), option, str(tmp_path / "secret")]
+        done = CliRunner().invoke(app, words)
+        assert done.exit_code == 1
+        assert f"{option}: expected {wanted}" in done.stderr

@@ -55,6 +55,12 @@ def check_output(path: str | Path) -> Path:
     return target
 
 
+def check_input(path: str | Path, *, of: str) -> None:
+    """Refuse, before any work, what is not there. Raises `ArgumentError`."""
+    if not os.path.exists(path):
+        raise ArgumentError.about(of, expected="what is there", got=f"{path}, which is not")
+
+
 def make_folder(path: str | Path) -> Path:
     """Make a folder, and those above it, where they are missing. Raises `OutputError`."""
     _check_name(path, "a folder")

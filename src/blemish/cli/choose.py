@@ -56,9 +56,11 @@ def choose(
     from ..datasets.layouts import open_dataset
     from ..datasets.taken import take
     from ..detector import Detector
+    from ..features.weights import check_weights
     from ..images.preprocess import Preprocess
 
     say = Speaker()
+    check_weights(weights)
     dataset = open_dataset(data)
     say.lines(take(dataset).lines())
     white = read_white_level(white_level)

@@ -120,6 +120,9 @@ class MethodOptions:
 
     def make(self, preset: Preset) -> Any:
         """The method with the parameters of the preset, of --set, and of the options that were given."""
+        from ..features.weights import check_weights
+
+        check_weights(self.weights)
         options = {
             "backbone": self.backbone,
             "weights": self.weights,
@@ -240,17 +243,18 @@ def update(
     as_json: JsonOption = False,
 ) -> None:
     """Add normal images to a model without a refit. The old threshold is dropped unless new --held-out images come."""
+    from ..images.decode import MAX_PIXELS
+
     say = Speaker()
     check_output(out or model)
     start = time.perf_counter()
+    source, taken = normal_source(new_normals, say, max_pixels=MAX_PIXELS)
+    held_out_source = None if held_out is None else normal_source(held_out, say, max_pixels=MAX_PIXELS)[0]
     detector = load_model(model, device, roi)
     detector.on_error = on_error
     if memory is not None:
         parameters_of(type(detector.method_))["memory_gb"].check(memory, of="--memory: ")
         detector.method_.set_params(memory_gb=memory)
-    limit = detector.max_pixels
-    source, taken = normal_source(new_normals, say, max_pixels=limit)
-    held_out_source = None if held_out is None else normal_source(held_out, say, max_pixels=limit)[0]
     with say.progress() as progress:
         detector.update(source, held_out=held_out_source, progress=progress)
     detector.save(out or model)
@@ -281,17 +285,19 @@ def recalibrate(
 
     Example: blemish recalibrate bottle.blemish this_week --false-alarm-rate 0.02
     """
+    from ..images.decode import MAX_PIXELS
+
     say = Speaker()
     check_output(out or model)
     start = time.perf_counter()
-    detector = load_model(model, device, roi, runtime=runtime)
-    detector.on_error, detector.group_by = on_error, group_by
     if images is None and false_alarm_rate is None and certain is None:
         raise ArgumentError.about("IMAGES", expected="normal images, or --false-alarm-rate", got="neither")
     taken: dict[str, object] | None = None
     source = None
     if images is not None:
-        source, taken = normal_source(images, say, max_pixels=detector.max_pixels)
+        source, taken = normal_source(images, say, max_pixels=MAX_PIXELS)
+    detector = load_model(model, device, roi, runtime=runtime)
+    detector.on_error, detector.group_by = on_error, group_by
     with say.progress() as progress:
         detector.recalibrate(false_alarm_rate, certain=certain, images=source, progress=progress)
     detector.save(out or model)
@@ -319,8 +325,8 @@ def forget(
     say = Speaker()
     check_output(out or model)
     start = time.perf_counter()
+    source = as_source(images)
     detector = load_model(model, device, roi)
-    source = as_source(images, max_pixels=detector.max_pixels)
     say.line(f"{images}: {len(source)} images to forget")
     with say.progress() as progress:
         detector.forget(source, progress=progress)

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
 import typer
 
-from ..files import check_output, write_whole
+from ..files import check_input, check_output, write_whole
 from ..parameters import read_texts, split_settings
 from .console import Speaker, print_rows
 from .options import DeviceOption, SeedOption, SetOption, WorkersOption, spelled_out
@@ -47,7 +47,7 @@ class RunOptions:
     settings: SetOption = None
     every: Annotated[int, typer.Option("--checkpoint-every", min=1, help="Steps between two checkpoints.")] = 500
     time_limit: Annotated[
-        float | None, typer.Option(metavar="MINUTES", help="Stop training then, and write what there is.")
+        float | None, typer.Option(min=0, metavar="MINUTES", help="Stop training then, and write what there is.")
     ] = None
     figure: Annotated[Path | None, typer.Option("--figure", help="Also draw the losses into this PNG file.")] = None
     device: DeviceOption = "auto"
@@ -78,9 +78,11 @@ def descriptor(
     """
     from ..distil.descriptor import DescriptorRecipe, distil_descriptor
     from ..features.descriptors import write_descriptor
+    from ..features.weights import check_weights
 
     options = {"patch": patch, "backbone": backbone, "tap": tap, "steps": steps, "seed": run.seed}
     recipe = _recipe(DescriptorRecipe, options, run.settings)
+    check_weights(weights)
     train = partial(distil_descriptor, recipe=recipe, weights=weights)
     made = _trained(train, data, out, run, side=recipe.image_side)
     write_descriptor(made.network, out)
@@ -108,8 +110,12 @@ def backbone(
     Example: blemish distil backbone photographs --steps 8000 --out compact.safetensors
     """
     from ..distil.backbone import BackboneRecipe, distil_backbone, write_backbone
+    from ..features.weights import check_weights
 
     recipe = _recipe(BackboneRecipe, {"teacher": teacher, "steps": steps, "seed": run.seed}, run.settings)
+    check_weights(weights)
+    if start is not None:
+        check_input(start, of="--start")
     train = partial(distil_backbone, recipe=recipe, weights=weights, start=start)
     made = _trained(train, data, out, run, side=recipe.image_side)
     write_backbone(made.network, out)

@@ -38,23 +38,19 @@ def explain_regions(
     Example: blemish explain bottle.blemish photos --normal bottle/train/good --report why.html
     """
     from ..explain import explain
+    from ..images.decode import MAX_PIXELS
     from ..images.source import from_folder, from_paths
 
     say = Speaker()
     if report is not None:
         check_output(report)
-    detector = load_model(model, device)
-    detector.on_error = "skip"
-    detector.max_pixels = limit = max_pixels or detector.max_pixels
+    limit = max_pixels or MAX_PIXELS
     paths = image_paths(images, say)
+    known = from_folder(normal, max_pixels=limit)
+    detector = load_model(model, device)
+    detector.on_error, detector.max_pixels = "skip", limit
     with say.progress() as progress:
-        found = explain(
-            detector,
-            from_paths(paths, max_pixels=limit),
-            from_folder(normal, max_pixels=limit),
-            most=most,
-            progress=progress,
-        )
+        found = explain(detector, from_paths(paths, max_pixels=limit), known, most=most, progress=progress)
     for explanation in found:
         typer.echo(json.dumps(_line(explanation)) if as_json else _words(explanation))
     say.line(f"{len(found)} regions in {len({one.name for one in found})} of {len(paths)} images.")

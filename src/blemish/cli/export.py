@@ -38,15 +38,17 @@ def export(
 
     Example: blemish export bottle.blemish --images bottle --out device/bottle.onnx
     """
+    from ..datasets.layouts import normal_images
     from ..detector import Detector
     from ..export.write import export_model
 
     say = Speaker()
     out = out or Path("model.onnx" if format == "onnx" else "model.xml")
     check_output(out)
+    source = None if images is None else normal_images(images)
     detector = Detector.load(model, device="cpu")
     with say.progress() as progress:
-        made = export_model(detector, out, format=format, images=images, model=model, progress=progress)
+        made = export_model(detector, out, format=format, images=source, model=model, progress=progress)
     print_exported(made, format, as_json=as_json)
 
 

@@ -93,9 +93,9 @@ def predict(model: ModelArgument, images: ImagesArgument, *, wanted: WantedOutpu
     Exit status: 0 done, 1 refused, 2 wrong options; 3 and 4 with --exit-code alone.
     """
     say = Speaker()
+    out, paths = wanted.out, image_paths(images, say)
     detector = reading.load(model)
     wanted.check(detector, model, say)
-    out, paths = wanted.out, image_paths(images, say)
     paths = [path for path in paths if out is None or out.resolve() not in path.resolve().parents]
     writer = wanted.writer(model)
     left = writer.left(paths)

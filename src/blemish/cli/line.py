@@ -62,6 +62,12 @@ class LineOptions:
         from ..station.secret import read_secret
         from ..station.webhook import Webhook
 
+        for option, file, of, wanted in (
+            ("--webhook-token-file", self.webhook_token_file, self.webhook, "--webhook URL"),
+            ("--mqtt-password-file", self.mqtt_password_file, self.mqtt, "--mqtt NAME@HOST/TOPIC"),
+        ):
+            if file is not None and of is None:
+                raise ArgumentError.about(option, expected=f"{wanted} as well", got="none")
         found: dict[str, Outlet] = {}
         if self.webhook is not None:
             token = None if self.webhook_token_file is None else read_secret(self.webhook_token_file, least=1)
@@ -75,10 +81,14 @@ class LineOptions:
         """The detector of a model file, set up for pictures that may be bad, and the file's digest."""
         from ..report.lines import model_digest
 
-        reading = JudgeOptions(
+        return self.reading.load(model), model_digest(model)
+
+    @property
+    def reading(self) -> JudgeOptions:
+        """The same as `predict` takes it."""
+        return JudgeOptions(
             device=self.device, runtime=self.runtime, batch_size=self.batch_size, max_pixels=self.max_pixels
         )
-        return reading.load(model), model_digest(model)
 
 
 @spelled_out
@@ -100,9 +110,11 @@ def watch(
 
     Example: blemish watch bottle.blemish /srv/camera --out lines.jsonl
     """
+    from ..images.listing import image_files
     from ..station.folder import Folder
 
     say = Speaker()
+    image_files(folder)  # what is no folder is refused before a model is loaded
     with _added_to(line, say) as write:
         detector, digest = line.load(model)
         watched = Folder(detector, folder, done=_judged_before(line.out), settle=settle, patience=patience)
@@ -141,12 +153,14 @@ def stream(
 
     say = Speaker()
     import_cv2()
+
+    def opened() -> Video:
+        return Video(source, max_pixels=line.reading.most_pixels)
+
+    # A look before a model is loaded, which may take seconds; a camera would not wait meanwhile, so it is let go.
+    opened().close()
     with _added_to(line, say) as write:
         detector, digest = line.load(model)
-
-        def opened() -> Video:
-            return Video(source, max_pixels=detector.max_pixels)
-
         first = opened()
         state = None if first.is_live else file_state(source)
         done = _frames_before(line.out, f"{spell_source(source)}#", state)

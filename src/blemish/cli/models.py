@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..errors import ArgumentError, ImageError
+from ..files import check_input
 from .console import Speaker
 from .options import (
     AnomalousOption,
@@ -59,11 +60,18 @@ class JudgeOptions:
     max_pixels: MaxPixelsOption = None
     on_error: ErrorOption = "skip"
 
+    @property
+    def most_pixels(self) -> int:
+        """Of a picture that is read."""
+        from ..images.decode import MAX_PIXELS
+
+        return self.max_pixels or MAX_PIXELS
+
     def load(self, model: Path) -> Any:
         """The detector of a model file."""
         detector = load_model(model, self.device, self.roi, runtime=self.runtime)
         detector.batch_size, detector.workers, detector.on_error = self.batch_size, self.workers, self.on_error
-        detector.max_pixels = self.max_pixels or detector.max_pixels
+        detector.max_pixels = self.most_pixels
         return detector
 
 
@@ -72,6 +80,8 @@ def load_model(model: Path, device: str, roi: Path | None = None, *, runtime: Ru
     from ..detector import Detector
     from ..edges.faiss import index_from_name
 
+    if roi is not None:
+        check_input(roi, of="--roi")
     detector = Detector.load(model, device=device, make_index=index_from_name, runtime=runtime)
     if roi is not None and (detector.region_ is None or detector.region_.is_one):
         kept = "no region" if detector.region_ is None else "its own"

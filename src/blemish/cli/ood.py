@@ -146,7 +146,6 @@ def score(
     Example: blemish ood score photos --model mobilenet_v2 --calibration known --fdr 0.1
     """
     from ..calibrate import benjamini_hochberg
-    from ..datasets.labelled import open_labelled
     from ..evaluation.classifiers import fit_detectors, require_disjoint, score_batches, score_images
 
     check_share("--fdr", fdr)
@@ -156,21 +155,21 @@ def score(
     if out is not None:
         check_output(out)
     name, chosen = _make(detector)
+    judged, learned, known = _opened(images, learn_from, calibration)
+    assert judged is not None
     classifier = network.open(model, member)
     with say.progress() as progress:
         reader = reading.reader(progress)
-        learned = None if learn_from is None else open_labelled(learn_from)
         usable, left_out, _ = fit_detectors(classifier, {name: chosen}, learned, reading=reader)
         if left_out:
             raise ArgumentError.about("--detector", expected="one that can run here", got=f"{name} {left_out[name]}")
         scores = {name: usable[name].score}
         held_out = None
-        if calibration is not None:
-            known = open_labelled(calibration)
+        if known is not None:
             held_out = score_images(classifier, known, scores, reading=reader, stage="calibrating")
         with _lines(out) as write:
             parts = []
-            for part in score_batches(classifier, open_labelled(images), scores, reading=reader):
+            for part in score_batches(classifier, judged, scores, reading=reader):
                 if held_out is not None:
                     require_disjoint({"images": part.digests, "calibration images": held_out.digests})
                 rows = _score_rows(part, name, held_out)
@@ -251,7 +250,6 @@ def export_to_file(
     Example: blemish ood export --model mobilenet_v2 --detector energy --calibration known --out device/model.onnx
     """
     from ..calibrate import calibrate, with_margin
-    from ..datasets.labelled import open_labelled
     from ..evaluation.classifiers import fit_detectors, score_images
     from ..export.classifier import check_detector, export_classifier
     from .export import print_exported
@@ -259,20 +257,19 @@ def export_to_file(
     check_output(out)
     name, chosen = _make(detector)
     check_detector(chosen)
+    shown, learned, held_out = _opened(images, learn_from, calibration)
     classifier = network.open(model, member)
     say, known = Speaker(), None
     with say.progress() as progress:
         reader = reading.reader(progress)
-        learned = None if learn_from is None else open_labelled(learn_from)
         usable, left_out, _ = fit_detectors(classifier, {name: chosen}, learned, reading=reader)
         if left_out:
             raise ArgumentError.about("--detector", expected="one that can run here", got=f"{name} {left_out[name]}")
-        if calibration is not None:
-            held_out = open_labelled(calibration)
+        if held_out is not None:
             scored = score_images(classifier, held_out, {name: chosen.score}, reading=reader, stage="calibrating")
             known = calibrate(with_margin(scored.scores[name]), false_alarm_rate=false_alarm_rate)
-        shown = None if images is None else open_labelled(images).source
-        made = export_classifier(classifier, usable[name], out, calibration=known, images=shown, progress=progress)
+        source = None if shown is None else shown.source
+        made = export_classifier(classifier, usable[name], out, calibration=known, images=source, progress=progress)
     print_exported(made, "onnx", as_json=as_json)
 
 
@@ -315,12 +312,12 @@ def evaluate_outliers(
 
     say = Speaker()
     _check_report(report)
-    classifier = network.open(model, member)
     tunings = _tunings(tuned)
-    chosen = _detectors(detectors, classifier, tunings)
     normal = _open(inliers, labels, limit, seed)
     sets = {name: _open(path, "none", limit, seed) for name, path in _named(outliers).items()}
     learned = None if learn_from is None else _open(learn_from, labels, None, seed)
+    classifier = network.open(model, member)
+    chosen = _detectors(detectors, classifier, tunings)
     rows: list[AblationRow] = []
     with say.progress() as progress:
         reader = reading.reader(progress)
@@ -396,13 +393,14 @@ def tune(
 
     Example: blemish ood tune validation --model resnet50 --detector odin --objective inliers
     """
-    from ..datasets.labelled import open_labelled
     from ..evaluation.tuning import Grid, tune_ood
 
     say = Speaker()
     check_output(out)
     _check_report(report)
     _, chosen = _make(detector)
+    normal, unusual = _opened(inliers, outliers)
+    assert normal is not None
     classifier = network.open(model)
     given = {
         "temperatures": temperatures and read_option("--temperatures", tuple[float, ...], temperatures, above=0),
@@ -413,8 +411,8 @@ def tune(
         result = tune_ood(
             classifier,
             _tunable(chosen),
-            open_labelled(inliers),
-            None if outliers is None else open_labelled(outliers),
+            normal,
+            unusual,
             objective=objective,
             grid=grid,
             limit=limit,
@@ -457,16 +455,17 @@ def ablate(
     say = Speaker()
     _check_report(report)
     chosen = _tunable(_make(detector)[1])
-    classifier = network.open(model)
     tunings = _tunings(None if tuned is None else [tuned])
     for tuning in tunings:
         chosen = tuning.apply(chosen)
+    normal, unusual = (_open(path, "none", limit, seed) for path in (inliers, outliers))
+    classifier = network.open(model)
     with say.progress() as progress:
         rows = ablate_ood(
             classifier,
             chosen,
-            _open(inliers, "none", limit, seed),
-            _open(outliers, "none", limit, seed),
+            normal,
+            unusual,
             tuned_on=_digests(tunings),
             tuning=tunings[0] if tunings else None,
             reading=reading.reader(progress),
@@ -506,14 +505,14 @@ def measure_reliability(
 
     say = Speaker()
     _check_report(report)
+    images = _open(inliers, labels, limit, seed)
+    learned = None if learn_from is None else _open(learn_from, labels, None, seed)
     classifier = network.open(model, member)
     chosen = _detectors(detectors, classifier, [])
-    learned = None if learn_from is None else _open(learn_from, labels, None, seed)
     with say.progress() as progress:
         reader = reading.reader(progress)
         usable, left_out, _ = fit_detectors(classifier, chosen, learned, reading=reader)
         scores = {name: detector.score for name, detector in usable.items()}
-        images = _open(inliers, labels, limit, seed)
         figures = reliability_ood(score_images(classifier, images, scores, reading=reader), bin_size=bin_size)
     for name, reason in left_out.items():
         say.line(f"left out: {name} {reason}")
@@ -532,6 +531,13 @@ def measure_reliability(
 def _check_report(report: Path | None) -> None:
     if report is not None:
         check_output(report)
+
+
+def _opened(*paths: Path | None) -> list[LabelledImages | None]:
+    """What is at these paths, before a classifier is opened."""
+    from ..datasets.labelled import open_labelled
+
+    return [None if path is None else open_labelled(path) for path in paths]
 
 
 def _open(path: Path, labels: str, limit: int | None, seed: int) -> LabelledImages:

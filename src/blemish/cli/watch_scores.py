@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from ..errors import ArgumentError
-from ..files import check_output, read_text, write_whole
+from ..files import check_input, check_output, read_text, write_whole
 from ..report.lines import look_of
 from .options import JsonOption, SeedOption
 
@@ -57,6 +57,7 @@ def watch_scores(
     Example: blemish predict part.blemish photos --out r; blemish watch-scores part.blemish r/results.jsonl
     """
     target = check_output(state or results.with_name(f"{results.name}.drift.json"))
+    check_input(results, of="RESULTS")
     watch = _begin(model, target, delta=delta, alone=alone, scores_only=scores_only, seed=seed, restart=restart)
     fresh = watch.read(results, only_new=restart)
     write_whole(target, json.dumps(watch.as_json()) + "\n")

@@ -27,7 +27,7 @@ from ..report.lines import judged
 from ..types import Decision
 from .arrays import Recorded
 from .nodes import Made, Nodes
-from .parity import check_parity, drawn
+from .parity import check_first, check_parity, drawn
 from .pixels import PictureFrame
 from .trace import named, refusing
 from .whole import Kinds, add_decision, assemble, calibration_card
@@ -86,7 +86,10 @@ def export_classifier(
     path, judge = Path(path), ClassifierJudge(classifier, detector, calibration)
     check_places(path)
     _check(judge)
-    built, source = _build(judge), None if images is None else as_source(images)
+    source = None if images is None else as_source(images)
+    if source is not None:
+        check_first(source)
+    built = _build(judge)
     parity = check_parity(judge, built, source, layers=judge.layers, path=str(path), progress=progress)
     return finish(built, path, parity)
 

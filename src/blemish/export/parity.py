@@ -105,7 +105,7 @@ def check_parity(
     `layers` makes the values in which the first difference is looked for. `run` runs the model on OpenVINO; None: ONNX
     Runtime does.
     """
-    source = images or drawn(detector)
+    source = drawn(detector) if images is None else images
     judge, total = run or _on_onnxruntime(model), len(source)
 
     def first(picture: Picture) -> str:
@@ -144,6 +144,16 @@ def check_parity(
     threshold = None if calibration is None else calibration.threshold
     nearest = None if threshold is None else float(np.abs(ours - threshold).min() / max(abs(threshold), _TINY))
     return Parity(len(rows), float(scores.max()), float(maps.max()) if has_map else None, nearest, images is None)
+
+
+def check_first(images: ImageSource) -> None:
+    """Refuse, before a graph is built, images of which not even the first one can be compared.
+
+    Raises `ArgumentError`, and `ImageError`.
+    """
+    if not len(images):
+        raise ArgumentError.about("images", expected="at least 1 to compare on", got="none")
+    pixels_of(images.load(0), images.names[0])
 
 
 def pixels_of(picture: Picture, name: str) -> NDArray[np.uint8]:

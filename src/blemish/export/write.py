@@ -17,7 +17,7 @@ from ..features.runtime import import_openvino
 from ..files import check_output, write_whole
 from ..images.source import ImageInput
 from ..progress import Progress
-from .parity import Parity, check_parity, on_openvino
+from .parity import Parity, check_first, check_parity, on_openvino
 from .trace import layers_of, require_onnx
 from .whole import CARD, build
 
@@ -67,6 +67,8 @@ def export_model(
     if not detector.images_:
         raise NotFittedError("export_model needs a fitted detector. Call fit(normal_images) first.")
     source = None if images is None else normal_images(images, max_pixels=detector.max_pixels)
+    if source is not None:
+        check_first(source)
     built = build(detector, model)
     model_of = _openvino_of(built) if format == "openvino" else None
     run = None if model_of is None else on_openvino(model_of)

@@ -39,6 +39,12 @@ def find_weights(backbone: Backbone, weights: str | Path | None = None, *, seed:
     return _from_hub(backbone) if file is None else read_weights(file)
 
 
+def check_weights(weights: str | Path | None) -> None:
+    """Refuse, before any work, a file that is not there. Raises `WeightsError`."""
+    if weights is not None and not is_random(weights) and str(weights) != "pretrained" and not Path(weights).is_file():
+        raise WeightsError(f"weights {weights}: the file does not exist.")
+
+
 def at_hand(backbone: Backbone) -> bool:
     """Tell whether a row has its pretrained weights here, or needs none: nothing has to be downloaded."""
     return not backbone.source or _file_of(backbone) is not None

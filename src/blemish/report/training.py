@@ -11,7 +11,11 @@ from .ood_figures import LINES, WIDTH
 
 
 def loss_plot(terms: Sequence[str], curve: Sequence[Sequence[float]]) -> bytes:
-    """Draw each term of a loss over the steps, one below the other; `curve` has rows of steps and one value a term."""
+    """Draw each term of a loss over the steps, one below the other; `curve` has rows of steps and one value a term.
+
+    A run that had no time for a step has no terms either: an empty picture says so.
+    """
+    terms = terms or ("loss",)
     figure = Figure(figsize=(WIDTH, 0.6 + 1.4 * len(terms)), layout="constrained")
     rows = figure.subplots(len(terms), 1, sharex=True, squeeze=False)[:, 0]
     steps = [row[0] for row in curve]
@@ -21,5 +25,5 @@ def loss_plot(terms: Sequence[str], curve: Sequence[Sequence[float]]) -> bytes:
         axes.set_ylim(bottom=0)
         axes.set_ylabel(term)
         tidy(axes)
-    rows[-1].set_xlabel("step")
+    rows[-1].set_xlabel("step" if curve else "no step was taken")
     return png(figure)

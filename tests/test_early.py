@@ -1,0 +1,67 @@
+"""An input that is not there is refused before a model is loaded, a network opened, or pictures are read."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+import blemish.cli
+from calls import CALLS, READS, begin, commands, prepare
+from fuzz.commands import options_of
+
+NOWHERE = "{out}/nowhere.png"
+PLACE = re.compile(r"\{(?!out\}|model\}|other\}|study\}|kept\})\w+\}")
+LATER = {
+    "study {data}": "the other data sets of a study go on",
+    "study --plan": "goes with nothing that is in the call",
+    **{f"ood {name} --weights": "the classifier itself reads them" for name in (
+        "score", "export", "evaluate", "tune", "ablate", "reliability",
+    )},
+}  # fmt: skip
+WORK = (
+    "blemish.detector.Detector.load", "blemish.detector.find_groups", "blemish.ood.open_classifier",
+    "blemish.augment.crops.as_image",
+)  # fmt: skip
+
+
+def inputs():
+    """Every input of every command, by name: a word of its call in `calls.py`, or an option that is not in it."""
+    found = {}
+    for name, function in commands():
+        words = CALLS[name].arguments.split()
+        for at, word in enumerate(words):
+            if PLACE.search(word):
+                found[f"{name} {word}"] = name, [*words[:at], NOWHERE, *words[at + 1 :]]
+        for option in options_of(function):
+            if option.kind is Path and option.name in READS and option.name not in words:
+                found[f"{name} {option.name}"] = name, [*words, option.name, NOWHERE]
+    return [pytest.param(*words, id=key) for key, words in found.items() if key not in LATER]
+
+
+@pytest.fixture(scope="module")
+def places(tmp_path_factory):
+    return prepare(tmp_path_factory.mktemp("calls"))
+
+
+@pytest.fixture
+def _idle(monkeypatch):
+    def work(*_args, **_options):
+        raise AssertionError("it works before it has looked")
+
+    for place in WORK:
+        monkeypatch.setattr(place, work)
+
+
+@pytest.mark.usefixtures("_idle")
+@pytest.mark.parametrize(("name", "words"), inputs())
+def test_an_input_that_is_not_there_is_refused_before_the_work(name, words, places, tmp_path):
+    begin(CALLS[name], places, tmp_path / "out")
+    needs = {"--webhook-token-file": "--webhook http://127.0.0.1:9/", "--mqtt-password-file": "--mqtt a@127.0.0.1:9/t"}
+    needed = [more for option, text in needs.items() if option in words for more in text.split()]
+    words = [word.format(out=tmp_path / "out", **places) for word in (*words, *needed)]
+    done = CliRunner().invoke(blemish.cli.app, [*name.split(), *words])
+    assert (done.exit_code, type(done.exception)) == (1, SystemExit), repr(done.exception)
+    assert "nowhere" in done.stderr.splitlines()[-1], done.stderr
