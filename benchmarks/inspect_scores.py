@@ -5,7 +5,8 @@
 
 Of the test defects, so many are drawn into the training images that they are 5 % of them; figure: the share of them
 among the most unlike tenth, mean over draws. With `--chosen-on` also eight drawn products, each of 100 images; the
-last column is the mean of the products and of the sets given, half each, by which a score was chosen.
+last column is the mean of the products and of the sets given, half each, by which a score was chosen. `--shapes`
+instead: drawn textures alone, cut to all aspects from 0.4 to 2.5, so that no place of one picture is that of another.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from input_size import draw_shapes
 from scipy.stats import rankdata
 
 from blemish import Preprocess
@@ -107,6 +109,11 @@ def drawn(name: str, side: int) -> tuple[Maps, Maps]:
     return features(normal, side), features(defects, side)
 
 
+def drawn_shapes(name: str, side: int) -> tuple[Maps, Maps]:
+    parts = draw_shapes(name, train=100, normal=0, each=4)
+    return tuple(features([part.picture for part in some], side) for some in (parts.train, parts.test))  # type: ignore[return-value]
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("data", type=Path, nargs="*")
@@ -114,6 +121,7 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--side", type=int, default=192, help="pixels that the backbone sees")
     parser.add_argument("--chosen-on", action="store_true")
+    parser.add_argument("--shapes", action="store_true")
     settings = parser.parse_args()
     columns: dict[str, dict[str, float]] = {}
     for path in settings.data:
@@ -130,9 +138,12 @@ def main() -> None:
         for name in PRODUCTS:
             found = shares(*drawn(name, settings.side), settings.draws, settings.seed)
             columns[name] = {name: float(np.mean(values)) for name, values in found.items()}
+    for name in ("weave", "brushed", "leather", "terrazzo", "cork") if settings.shapes else ():
+        found = shares(*drawn_shapes(name, settings.side), settings.draws, settings.seed)
+        columns[name] = {name: float(np.mean(values)) for name, values in found.items()}
     print("|".join(["score", *columns]))
     rows = {name: [column[name] for column in columns.values()] for name in next(iter(columns.values()))}
-    real = len(settings.data)
+    real = len(settings.data) or len(columns)
     for name, values in sorted(rows.items(), key=lambda row: -np.mean(row[1][:real])):
         half = f"|{(np.mean(values[:real]) + np.mean(values[real:])) / 2:.3f}" if settings.chosen_on else ""
         print("|".join([name, *(f"{value:.2f}" for value in values)]) + half)
