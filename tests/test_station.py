@@ -719,6 +719,15 @@ def test_serve_says_what_is_wrong_before_it_listens(files, tmp_path):
     assert "--token-file" in serve(files["small"], "--host", "0.0.0.0").output
 
 
+def test_serve_leaves_no_thread_where_the_store_is_unfit(files, tmp_path):
+    """One that is left keeps the process alive, after it has said what is wrong."""
+    before = set(threading.enumerate())
+    (tmp_path / "models").write_text("no folder")
+    found = CliRunner().invoke(app, ["serve", str(files["small"]), "--store", str(tmp_path), "--port", "0", "--check"])
+    assert (found.exit_code, f"{tmp_path / 'models'}: cannot be written" in found.output) == (1, True)
+    assert not [thread.name for thread in set(threading.enumerate()) - before if thread.name == "blemish-logbook"]
+
+
 # Learning
 
 

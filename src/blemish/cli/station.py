@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from contextlib import ExitStack
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Annotated
@@ -81,11 +82,14 @@ def serve(
     )  # fmt: skip
     for name in table.names():
         table.get(name)  # a file that cannot be read stops here, and not at the first part
-    with listen(host, port) as listener:
-        logbook = Logbook(store, retention=Retention(days=keep_days, max_bytes=int(keep_gb * 1e9)))
+    # Whatever fails from here on, no thread of theirs may be left: the process would never end.
+    with ExitStack() as held:
+        listener = held.enter_context(listen(host, port))
+        retention = Retention(days=keep_days, max_bytes=int(keep_gb * 1e9))
+        logbook = held.enter_context(Logbook(store, retention=retention))
         station = Station(table, logbook, limits=limits, keep_pictures=keep_gb > 0, device=device)
+        held.callback(station.close)
         if check:
-            station.close()
             say.line(f"{len(table.names())} models, {store}: all is well.")
             return
         shown, number = listener.getsockname()[:2]
