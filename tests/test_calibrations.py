@@ -279,6 +279,26 @@ def test_bad_files_are_skipped_in_every_fold():
         assert len(made.calibration_.scores) == (20 if kind == "loo" else 19)  # one is of no fold, or of an unequal one
 
 
+@pytest.mark.parametrize("lost", [0, 1, 3])
+def test_a_fold_of_which_no_image_can_be_read_compares_with_none(lost, tmp_path):
+    numbers = fold_of(range(20), 4, seed=0)
+    plain = [np.full((SIDE, SIDE, 3), grey, np.uint8) for grey in range(20)]  # of one colour: nothing to learn
+    images = [plain[i] if number == lost else NORMAL[i] for i, number in enumerate(numbers)]
+    made = make("cross", on_error="skip").fit(from_arrays(images))
+    assert (made.images_, len(made.skipped_)) == (15, 5)
+    above = np.ones(len(NEW))
+    for fold, method in enumerate((made.method_, *made.others_)):
+        alone = Detector(method=method, preprocess=Preprocess(SIDE), calibration="none")
+        alone.images_ = 1
+        own = made.calibration_.scores[made.calibration_.folds == fold]
+        above += (own[None] >= np.array(scores(alone, NEW))[:, None]).sum(axis=1)
+    decisions = list(made.predict(NEW))
+    assert [decision.p_value for decision in decisions] == pytest.approx(above / 16)
+    assert decisions[0].promise.guaranteed_rate == plus_bound(3, 15, folds=3)
+    made.save(tmp_path / "m")
+    assert list(Detector.load(tmp_path / "m", backbone=BACKBONE).predict(NEW)) == decisions
+
+
 @pytest.mark.parametrize("kind", ["cross", "full"])
 def test_a_file_whose_parts_do_not_fit_is_refused(kind, tmp_path):
     from blemish import persist

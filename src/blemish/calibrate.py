@@ -57,7 +57,10 @@ class Calibration:
     """Probability over draws of the held-out images with which the rate holds; None: it holds on average over them."""
     kind: CalibrationKind = "split"
     folds: NDArray[np.int64] | None = None
-    """`(n,)`, for `cross` alone: which of the models had not learned from the image of each score, from 0."""
+    """`(n,)`, for `cross` alone: which of the models had not learned from the image of each score, from 0.
+
+    A model whose images could not be read has none.
+    """
     unproven: str = ""
     """Why no rate is guaranteed; empty where one is."""
     looks: Floats | None = None
@@ -125,7 +128,7 @@ class Calibration:
         """What P(p-value <= `allowed` / (n + 1)) is at most for a normal image, unless nothing is proven."""
         n = self.n_groups
         if self.kind in ("cross", "loo"):
-            sizes = [1] * n if self.folds is None else self._fold_sizes()
+            sizes = [1] * n if self.folds is None else [size for size in self._fold_sizes() if size]
             return plus_bound(allowed, n, folds=len(sizes), equal=len(set(sizes)) == 1)
         return allowed / (n + 1)
 
@@ -180,19 +183,20 @@ class Calibration:
             return np.array([conformal_p_values(with_margin(row), [score])[0] for score, row in beside])
         assert self.folds is not None
         total = np.ones(len(others))
-        for fold, (column, size) in enumerate(zip(others.T, self._fold_sizes(), strict=True)):
+        for fold, (column, size) in enumerate(zip(others.T, self._fold_sizes(others.shape[1]), strict=True)):
             own = self.folds == fold
             groups = None if self.groups is None else self.groups[own]
             total += (size + 1) * conformal_p_values(self.scores[own], column, groups=groups) - 1
         p_values: Floats = total / (self.n_groups + 1)
         return p_values
 
-    def _fold_sizes(self) -> list[int]:
-        """Images of each fold, or groups."""
+    def _fold_sizes(self, models: int = 0) -> list[int]:
+        """Images of each fold, or groups; of so many models at least."""
         assert self.folds is not None
         if self.groups is None:
-            return [int(size) for size in np.bincount(self.folds)]
-        return [len(np.unique(self.groups[self.folds == fold])) for fold in range(int(self.folds.max()) + 1)]
+            return [int(size) for size in np.bincount(self.folds, minlength=models)]
+        count = max(models, int(self.folds.max()) + 1)
+        return [len(np.unique(self.groups[self.folds == fold])) for fold in range(count)]
 
 
 def plus_bound(allowed: float, n: int, *, folds: int, equal: bool = True) -> float:
@@ -289,7 +293,7 @@ def calibrate(
     if certain is not None and kind != "split":
         raise ArgumentError.about("certain", expected=f"None with calibration {kind}", got=certain)
     order = np.argsort(values, kind="stable")
-    models = None if folds is None else _numbered(folds, len(values), of="folds")[0][order]
+    models = None if folds is None else _whole_numbers(folds, len(values), of="folds", least=0)[order]
     numbers, count, of = None, len(values), "normal images"
     if groups is not None:
         found, sizes = _numbered(groups, len(values))
@@ -299,13 +303,20 @@ def calibrate(
     return Calibration(values[order], false_alarm_rate, numbers, certain, kind, models, unproven, known)
 
 
-def _numbered(groups: ArrayLike, count: int, *, of: str = "groups") -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+def _numbered(groups: ArrayLike, count: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
     """The groups numbered from 0, for each score; and how many scores each has."""
-    given = np.asarray(groups)
-    if given.shape != (count,) or given.dtype.kind not in "iu":
-        raise ArgumentError.about(of, expected=f"{count} whole numbers, one a score", got=given)
+    given = _whole_numbers(groups, count, of="groups")
     _, numbers, sizes = np.unique(given, return_inverse=True, return_counts=True)
     return numbers.astype(np.int64), sizes.astype(np.int64)
+
+
+def _whole_numbers(numbers: ArrayLike, count: int, *, of: str, least: int | None = None) -> NDArray[np.int64]:
+    given = np.asarray(numbers)
+    is_fit = given.shape == (count,) and given.dtype.kind in "iu"
+    if not is_fit or (least is not None and bool((given < least).any())):
+        lowest = "" if least is None else f" from {least}"
+        raise ArgumentError.about(of, expected=f"{count} whole numbers{lowest}, one a score", got=given)
+    return given.astype(np.int64)
 
 
 def images_needed(false_alarm_rate: float, *, certain: float | None = None) -> int:
