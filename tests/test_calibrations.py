@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import logging
+import re
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -231,7 +233,8 @@ def test_too_few_images_are_refused_before_the_work():
     with pytest.raises(CalibrationError, match=r"false_alarm_rate 0\.05 needs at least 19"):
         make("loo", false_alarm_rate=0.05).fit(NORMAL[:18])
     with pytest.raises(CalibrationError, match=r"false_alarm_rate 0\.05 needs at least 19"):
-        make("cross", false_alarm_rate=0.05, folds=7).fit(NORMAL)  # 14 images in 7 equal folds
+        make("cross", false_alarm_rate=0.05, folds=7).fit(NORMAL[:18])
+    assert len(make("cross", false_alarm_rate=0.05, folds=7).fit(NORMAL).calibration_.scores) == 20  # 14 in 7 folds
     assert make("cross", false_alarm_rate=0.05, folds=5).fit(NORMAL).calibration_.promise.guaranteed_rate < 0.2
 
 
@@ -371,3 +374,29 @@ def test_the_calibration_of_few_images_is_said_and_kept(caplog, tmp_path):
     detector.save(tmp_path / "m")
     assert Detector.load(tmp_path / "m", backbone=BACKBONE).calibration == "loo"
     assert make(None, held_out=0.5, false_alarm_rate=0.1).fit(NORMAL).calibration_.kind == "split"
+
+
+def test_as_many_images_as_the_rate_takes_are_enough_without_options(tmp_path, caplog):
+    """Ten folds of one of 19 would leave out ten: there are more folds then."""
+    caplog.set_level(logging.INFO)
+    detector = Detector(method=PatchCore(backbone="filters"), preprocess=Preprocess(32)).fit(pictures(19))
+    assert (detector.calibration_.kind, len(detector.calibration_.scores), detector.folds) == ("cross", 19, 10)
+    assert len(set(detector.calibration_.folds)) == 19
+    detector.save(tmp_path / "m.blemish")
+    judged = [next(one.predict([NEW[0]])).p_value for one in (detector, Detector.load(tmp_path / "m.blemish"))]
+    assert judged[0] == judged[1]
+    assert sum("beside the backbone" in line for line in caplog.messages) == 1  # for all models
+
+
+@pytest.mark.parametrize("method", [PatchCore(backbone="filters"), KNN(backbone="filters")])
+@pytest.mark.parametrize("count", [5, 18])
+def test_advice_for_too_few_images_is_not_refused_when_it_is_followed(method, count):
+    detector = Detector(method=method, preprocess=Preprocess(32))
+    with pytest.raises(CalibrationError, match=f"of {count}. Give at least 19 normal .* left out in turn") as refused:
+        detector.fit(pictures(count))
+    rate = float(re.search(r"a higher rate, ([\d.]+) at least", str(refused.value))[1])
+    assert rate == pytest.approx(1 / (count + 1), abs=1e-3)
+    replace(detector, false_alarm_rate=rate).fit(pictures(count))
+    detector.fit(pictures(19))
+    with pytest.raises(CalibrationError, match="Give at least 38 normal images, and hold out half"):
+        replace(detector, calibration="split").fit(pictures(count))

@@ -41,6 +41,7 @@ The same picture gets other last digits in a batch of another size: its convolut
 order. The largest difference that was measured is in docs/images.md.
 """
 
+_FEW = 5  # of fewer images a rate that they support says nothing
 _ROUNDING = 1e-12  # relative: more than the rounding of a few operations, less than any rate somebody means
 
 
@@ -337,10 +338,12 @@ def require_images(
     certain: float | None = None,
     of: str = "normal images",
     total: int | None = None,
+    fewest: int | None = None,
 ) -> None:
     """Raise `CalibrationError` where `held_out` images, or groups `of` images, cannot support the rate.
 
-    `total` is how many there are to be learned from and held out; then the error names a share that would do.
+    `total` is how many there are to be learned from and held out; then the error names a share that would do. `fewest`
+    is how many would do without holding any out, where nobody named a calibration.
 
     >>> require_images(16, 0.05, total=80)
     Traceback (most recent call last):
@@ -349,6 +352,7 @@ def require_images(
     needed = images_needed(false_alarm_rate, certain=certain)
     if held_out >= needed:
         return
+    there = f"{held_out}" if total is None else f"{held_out} of {total}"
     wanted, lowest = f"false_alarm_rate {false_alarm_rate:g}", 1 / (held_out + 1)
     if certain is not None:
         wanted += f" at confidence {certain:g}"
@@ -356,6 +360,12 @@ def require_images(
     ways = [f"give more {of}"]
     if total is not None and 2 * needed <= total:
         ways.insert(0, f"hold out a larger share, {math.ceil(100 * needed / total) / 100:.2g} (held_out=, --held-out)")
+    elif total is not None and fewest is not None:
+        ways, held_out = (
+            [f"give at least {fewest} {of}, which are then left out in turn"],
+            total if total >= _FEW else 0,
+        )
+        lowest = 1 / (total + 1)
     elif total is not None:
         ways = [f"give at least {2 * needed} {of}, and hold out half of them (held_out=, --held-out)"]
     if held_out:
@@ -364,9 +374,9 @@ def require_images(
         ways.append(f"accept a higher rate, {lowest:.3g} at least (false_alarm_rate=, --false-alarm-rate)")
     if certain is not None:
         ways.append("do without the certainty (certain=None, no --certain)")
-    ways.append("switch the calibration off (calibration='none', --calibration none)")
+    few = "" if fewest is None else "; --preset few does, and is made for it"
+    ways.append(f"switch the calibration off (calibration='none', --calibration none{few})")
     listed = ", ".join(ways[:-1]) + f", or {ways[-1]}."
-    there = f"{held_out}" if total is None else f"{held_out} of {total}"
     raise CalibrationError(
         f"{wanted} needs at least {needed} held-out {of}, there are {there}. {listed[0].upper()}{listed[1:]}"
     )

@@ -51,17 +51,22 @@ class Calibrator:
         """The same, where a peak is the largest value of a map whatever the least area, as `cross` needs it."""
         return replace(self, localiser=replace(self.localiser, min_area=1))
 
-    def require(self, groups: Sequence[int], *, total: int | None = None) -> None:
+    @property
+    def needed(self) -> int:
+        """How many groups must be judged by what has not learned them."""
+        return images_needed(self.false_alarm_rate, certain=self.certain)
+
+    def require(self, groups: Sequence[int], *, total: int | None = None, fewest: int | None = None) -> None:
         """Refuse too few groups, which are images where none belong together."""
         count = len(set(groups))
         alone = count == len(groups) and not self.in_groups
         of = "normal images" if alone else "groups of normal images"
-        require_images(count, self.false_alarm_rate, certain=self.certain, of=of, total=total)
+        require_images(count, self.false_alarm_rate, certain=self.certain, of=of, total=total, fewest=fewest)
 
     def share_to_hold_out(self, groups: Sequence[int]) -> float:
         """A fifth, or as many as the rate needs where a fifth is too few and as many remain to learn from."""
-        needed = images_needed(self.false_alarm_rate, certain=self.certain) / (max(groups) + 1)
-        return needed if 0.2 < needed <= 0.5 else 0.2
+        share = self.needed / (max(groups) + 1)
+        return share if 0.2 < share <= 0.5 else 0.2
 
     def judge(self, scored: Iterable[tuple[ImageBatch, Scores]]) -> list[FreshScore]:
         """Score and peak of each image."""

@@ -30,7 +30,7 @@ from .errors import (
 from .features.backbones import Backbone, find_backbone
 from .features.memory import FeatureMemory, Remembering
 from .features.runtime import Runner, RuntimeChoice, RuntimeName
-from .folds import fold_of, pick_calibration, same_again, scales_of
+from .folds import fold_of, folds_for, pick_calibration, same_again, scales_of
 from .images.digest import pixel_digest, with_digests
 from .images.groups import Grouped, find_groups, hold_out, join_groups, read_pattern, without_copies
 from .images.look import looks_of
@@ -577,10 +577,15 @@ class Detector(DetectorSettings):
     def _methods(self) -> tuple[Method, ...]:
         return (self.method_, *self.others_)
 
+    @property
+    def _holds_out(self) -> bool:
+        """Whether a setting needs images that are held out, whatever their number."""
+        settings = (self.tile, self.held_out, self.certain, self.part_by, self._is_reduced or None)
+        return self._has_chosen or any(setting is not None for setting in settings)
+
     def _pick(self, grouped: Grouped) -> str:
         """The calibration for these images, where none is named; says why in one line."""
-        settings = (self.tile, self.held_out, self.certain, self.part_by, self._is_reduced or None)
-        if self._has_chosen or any(setting is not None for setting in settings):
+        if self._holds_out:
             return "split"
         if self._auto is not None:
             count, needed = len(set(grouped.groups)), images_needed(self.false_alarm_rate)
@@ -599,8 +604,16 @@ class Detector(DetectorSettings):
         share = calibrator.share_to_hold_out(grouped.groups) if self.held_out is None else self.held_out
         train, held_out = hold_out(grouped.groups, share, seed=self._seed)
         chosen = grouped.subset(held_out)
-        calibrator.require(chosen.groups, total=len(set(grouped.groups)))
+        calibrator.require(chosen.groups, total=len(set(grouped.groups)), fewest=self._fewest_left_out())
         return grouped.source.subset(train), chosen
+
+    def _fewest_left_out(self) -> int | None:
+        """From how many images on none would be held out; None where a setting or the method needs it."""
+        needed = self._calibrator.needed
+        if self.calibration is not None or self._holds_out:
+            return None
+        leaves_out = self._auto is not None or pick_calibration(self.method_, range(needed), self.false_alarm_rate)[0]
+        return None if leaves_out == "split" else needed
 
     def _choose(
         self, auto: Auto, train: ImageSource, progress: Progress | None
@@ -697,7 +710,7 @@ class Detector(DetectorSettings):
         `auto` chooses anew for each fold, by the images that its model learns.
         """
         auto = self._auto if self._named is None else None
-        count = min(self.folds, len(set(learned.groups)))
+        count = self._folds_for(learned)
         numbers = fold_of(learned.groups, count, seed=self._seed)
         methods: list[Method] = []
         found: list[list[FreshScore]] = []
@@ -741,10 +754,13 @@ class Detector(DetectorSettings):
         """Refuse, before the fit, images that cannot be left out, or are too few."""
         if self._kind != "cross":
             require_left_out(self.method_, self._kind, learned.groups)
-        count = len(set(learned.groups))
-        folds = min(self.folds, count)
-        self._calibrator.require(range(count // folds * folds) if self._kind == "cross" else learned.groups)
+        groups, folds = learned.groups, self._folds_for(learned)
+        left_out = len(set(groups)) // folds * folds
+        self._calibrator.require(range(left_out) if self._kind == "cross" else groups)
         return learned
+
+    def _folds_for(self, learned: Grouped) -> int:
+        return folds_for(learned.groups, self.folds, self._calibrator.needed)
 
     def _unproven(self, learned: Grouped, groups: Sequence[int]) -> str:
         """Why leaving these images out guarantees nothing; empty where it does."""

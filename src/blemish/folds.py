@@ -6,7 +6,7 @@ import random
 from collections.abc import Sequence
 
 from .calibrate import images_needed
-from .methods import FrozenMethod, LeavesOut, Method
+from .methods import FeatureMethod, FrozenMethod, LeavesOut, Method
 
 ALWAYS_LEARNED = -1
 
@@ -28,6 +28,17 @@ def pick_calibration(method: Method, groups: Sequence[int], false_alarm_rate: fl
     return "split", ""
 
 
+def folds_for(groups: Sequence[int], folds: int, needed: int) -> int:
+    """How many folds to make: as many as are asked for, or more where else fewer groups than needed are left out.
+
+    >>> folds_for(range(19), 10, 19), folds_for(range(29), 10, 19), folds_for(range(15), 10, 19)
+    (19, 10, 10)
+    """
+    count = len(set(groups))
+    enough = (number for number in range(folds, count + 1) if count // number * number >= needed)
+    return next(enough, min(folds, count))
+
+
 def fold_of(groups: Sequence[int], folds: int, *, seed: int) -> list[int]:
     """The fold of each image, from 0, by a seeded draw; groups stay whole, and each fold has as many groups.
 
@@ -44,8 +55,11 @@ def fold_of(groups: Sequence[int], folds: int, *, seed: int) -> list[int]:
 
 
 def same_again(method: Method) -> Method:
-    """A method with the same parameters, not fitted."""
-    return type(method)(**method.get_params(deep=False))
+    """A method with the same parameters, not fitted, that says nothing a second time."""
+    again = type(method)(**method.get_params(deep=False))
+    if isinstance(again, FeatureMethod):
+        again.announces = False
+    return again
 
 
 def scales_of(methods: Sequence[Method], left_out: Sequence[Sequence[float]]) -> tuple[float, ...]:

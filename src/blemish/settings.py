@@ -49,7 +49,8 @@ class DetectorSettings(Parameterised):
         images; `loo` learns all of them, and scores each by the model without it; `cross` keeps a model for each of
         several folds, which it has not learned; `full` compares a new image with the learned ones as one of them;
         `none` gives raw scores only; None: `split`, or with few images `loo` or `cross`.
-    folds: with `cross`, in how many; scoring takes as many times as long.
+    folds: with `cross`, in how many; in more where else too few images would be left out (19 images in 10 folds of
+        one: 10). Scoring takes as many times as long.
     held_out: the share to hold out; None: a fifth, or as many as `false_alarm_rate` needs where a fifth is too few and
         at least as many remain to learn from.
     group_by: what says which images belong together, such as a burst, a part or a recording: a regular expression on

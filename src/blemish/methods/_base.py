@@ -223,6 +223,8 @@ class FeatureMethod(Method):
     memory_gb: float | None = parameter(None, above=0, role="place", option=True)
 
     _runner: Runner | None = field(default=None, init=False, repr=False, compare=False)
+    announces: bool = field(default=True, init=False, repr=False, compare=False)
+    """Whether a fit says what it will take; one of several alike says it for all."""
 
     def run_on(self, runner: Runner | None) -> None:
         """Let the network run as `runner` does, in later fits too; None: on torch. Raises `ArgumentError`."""
@@ -395,7 +397,8 @@ class FeatureMethod(Method):
         )
         if left is not None and plan.peak_bytes > left:
             raise NotEnoughMemoryError(f"{line}; {max(0, left) / 1e9:.2f} GB are left for it. {plan.instead}".rstrip())
-        _log.info("%s; about %s", line, f"{seconds:.0f} s" if seconds < 120 else f"{seconds / 60:.0f} min")
+        if self.announces:
+            _log.info("%s; about %s", line, f"{seconds:.0f} s" if seconds < 120 else f"{seconds / 60:.0f} min")
 
     def _checked(self, images: ImageBatches) -> Iterator[ImageBatch]:
         for batch in images:
