@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import tracemalloc
 
 import numpy as np
 import pytest
@@ -92,6 +93,26 @@ def test_a_restored_monitor_goes_on_as_if_nothing_had_been():
     assert DriftMonitor.restore(json.loads(json.dumps(first.state()))).drift == first.drift
     first.extend(scores[:25])
     assert DriftMonitor.restore(json.loads(json.dumps(first.state()))).extend(scores[25:]) == whole
+
+
+def test_a_monitor_holds_eight_bytes_a_number():
+    monitor, images = StreamMonitor([]), list(zip(stream(4000), looks(4000, 1), strict=True))
+    monitor.extend(images[:2000])
+    tracemalloc.start()
+    monitor.extend(images[2000:])
+    held = tracemalloc.get_traced_memory()[0]
+    tracemalloc.stop()
+    assert held < 60 * 4000  # arrays were moved as they grew; lists of numbers would take 200 an image
+
+
+def test_images_without_a_look_leave_the_looks_as_they_are():
+    monitor, known = (
+        StreamMonitor(stream(20), looks(20), seed=2),
+        [looks(30, 1)[n] if n % 3 else None for n in range(30)],
+    )
+    monitor.extend(zip(stream(30, 1), known, strict=True))
+    alone = DriftMonitor(np.array(looks(20)).T[0], seed=2).extend(look.level for look in known if look is not None)
+    assert monitor.monitors["level"].drift == alone
 
 
 def test_wrong_arguments_are_refused():

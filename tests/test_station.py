@@ -38,6 +38,7 @@ from blemish.station.logbook import FILE, Logbook, Retention, Verdict, read_line
 from blemish.station.models import Models
 from blemish.station.revising import Revising
 from blemish.station.server import is_loopback, listen, read_token
+from blemish.station.watching import Watching
 from blemish.station.work import Work
 from blemish.types import Decision
 from stations import TOKEN, Client, defect, fitted, form, pictures, png, serving
@@ -174,6 +175,28 @@ def test_drift_is_seen_and_said_the_same_after_a_restart(files, tmp_path):
         assert ask("GET", "/v1/models/other")[1]["drift"]["images"] == 0
     with serving(files, tmp_path) as (ask, _):
         assert ask("GET", "/v1/models/small")[1]["drift"] == after
+
+
+def test_drift_reads_verdicts_in_pieces_and_no_old_ones_again(files, tmp_path, monkeypatch):
+    loaded, pieces, scores = Models(files, max_bytes=10**9).get("small"), [], Logbook.scores
+
+    def some(book, name, digest, *, after):
+        pieces.append((after, scores(book, name, digest, after=after, limit=3)))
+        return pieces[-1][1]
+
+    monkeypatch.setattr(Logbook, "scores", some)
+    with Logbook(tmp_path) as book:
+        for model, count in (("small", 8), ("other", 5)):
+            book.add([verdict(n, model=model, line={"model": loaded.digest}) for n in range(count)]).result()
+        watching = Watching(book)
+        assert [watching.drift(loaded)["images"] for _ in range(2)] == [8, 8]
+        assert [(after, len(rows)) for after, rows in pieces] == [(0, 3), (3, 3), (6, 2), (8, 0), (13, 0)]
+        asked: list[str] = []
+        book._reader.set_trace_callback(asked.append)
+        watching.drift(loaded)
+        book._reader.set_trace_callback(None)
+        plans = [book._reader.execute(f"EXPLAIN QUERY PLAN {sql}").fetchall()[0][-1] for sql in asked]
+        assert plans[-1] == "SEARCH verdicts USING INTEGER PRIMARY KEY (rowid>?)"
 
 
 # What is wrong is refused

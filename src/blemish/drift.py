@@ -21,8 +21,10 @@ lets grow on average, however they depend on each other, so it alarms at 1 / del
 from __future__ import annotations
 
 import math
-from bisect import bisect_left, bisect_right, insort
-from collections.abc import Iterable, Mapping
+from array import array
+from bisect import bisect_left, bisect_right
+from collections import defaultdict
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -107,9 +109,10 @@ class DriftMonitor:
         if seed < 0:
             raise ArgumentError.about("seed", expected="a whole number from 0", got=seed)
         self.delta, self.seed, self.calibration_images = delta, seed, known.size
-        self._scores: list[float] = np.sort(known).tolist()
+        self._scores = array("d", np.sort(known).tobytes())
         self._images = 0
         self._bets = no_bets()
+        self._evidence = 0.0
         self._p_value: float | None = None
         self._highest = 0.0
         self._alarm_at: int | None = None
@@ -127,18 +130,23 @@ class DriftMonitor:
         """Take the next score of the stream. Raises `ArgumentError` where it is no finite number."""
         if not math.isfinite(score):
             raise ArgumentError.about("score", expected="a finite number", got=score)
+        _take([(self, score)])
+        return self.drift
+
+    def _rank(self, score: float, drawn: float) -> float:
+        """The p-value of the next score, which is among the known ones from then on."""
         low, high = bisect_left(self._scores, score), bisect_right(self._scores, score)
-        drawn = 1 - np.random.default_rng((self.seed, self._images)).random()  # in (0, 1]
         above, equal = len(self._scores) - high, high - low + 1
-        self._p_value = (above + drawn * equal) / (len(self._scores) + 1)
-        insort(self._scores, score)
-        self._bets = bet(self._bets, self._p_value, self._images)
+        self._scores.insert(high, score)
+        return (above + drawn * equal) / len(self._scores)
+
+    def _bet(self, p_value: float, bets: Floats, evidence: float) -> None:
+        """Go on to what lies on the bets after this p-value."""
+        self._p_value, self._bets, self._evidence = p_value, bets, evidence
         self._images += 1
-        evidence = float(capital(self._bets, self._images))
         self._highest = max(self._highest, evidence)
         if self._alarm_at is None and evidence >= -math.log(self.delta):
             self._alarm_at = self._images
-        return self.drift
 
     def extend(self, scores: Iterable[float]) -> Drift:
         """Take many scores, in the order in which they came."""
@@ -147,11 +155,20 @@ class DriftMonitor:
         return self.drift
 
     @property
+    def images(self) -> int:
+        """Of the stream, so far."""
+        return self._images
+
+    @property
     def drift(self) -> Drift:
         """What the stream looks like now."""
-        evidence = float(capital(self._bets, self._images))
         sign = SIGNS[self.leading] if self._images else ""
-        return Drift(self._images, self._p_value, evidence, self._highest, self._alarm_at, sign)
+        return Drift(self._images, self._p_value, self._evidence, self._highest, self._alarm_at, sign)
+
+    @property
+    def evidence(self) -> float:
+        """The capital now, as its natural logarithm."""
+        return self._evidence
 
     @property
     def leading(self) -> int:
@@ -169,7 +186,7 @@ class DriftMonitor:
             "highest": self._highest,
             "alarm_at": self._alarm_at,
             "bets": self._bets.tolist(),
-            "scores": self._scores,
+            "scores": self._scores.tolist(),
         }
 
     @classmethod
@@ -184,7 +201,20 @@ class DriftMonitor:
         monitor._p_value, monitor._highest = values["p_value"], values["highest"]
         monitor._alarm_at = values["alarm_at"]
         monitor._bets = np.array(values["bets"])
+        monitor._evidence = float(capital(monitor._bets, monitor._images))
         return monitor
+
+
+def _take(values: Sequence[tuple[DriftMonitor, float]]) -> None:
+    """One more image for monitors of one seed that have seen as many: together in little more than the time of one."""
+    monitors = [monitor for monitor, _ in values]
+    image = monitors[0]._images
+    drawn = 1 - np.random.default_rng((monitors[0].seed, image)).random()  # in (0, 1]
+    p_values = [monitor._rank(value, drawn) for monitor, value in values]
+    bets = bet(np.stack([monitor._bets for monitor in monitors]), p_values, image)
+    evidence = capital(bets, image + 1).tolist()
+    for monitor, *found in zip(monitors, p_values, bets, evidence, strict=True):
+        monitor._bet(*found)
 
 
 class StreamMonitor:
@@ -237,23 +267,28 @@ class StreamMonitor:
 
         Raises `ArgumentError` where a number is not finite.
         """
+        self._take(score, look)
+        return self.drift
+
+    def _take(self, score: float, look: Look | None) -> None:
+        alike: dict[tuple[int, int], list[tuple[DriftMonitor, float]]] = defaultdict(list)
         for name, value in zip(("score", *Look._fields), (score, *(look or ())), strict=False):
             if not math.isfinite(value):
                 raise ArgumentError.about(name, expected="a finite number", got=value)
-        self.monitors["score"].update(score)
-        for name, value in () if look is None else look._asdict().items():
             if name in self.monitors:
-                self.monitors[name].update(value)
+                monitor = self.monitors[name]
+                alike[monitor.seed, monitor.images].append((monitor, value))
+        for values in alike.values():
+            _take(values)
         evidence = self._evidence
         self._highest = max(self._highest, evidence)
         if self._alarm_at is None and evidence >= -math.log(self.delta):
-            self._alarm_at = self.monitors["score"].drift.images
-        return self.drift
+            self._alarm_at = self.monitors["score"].images
 
     def extend(self, images: Iterable[tuple[float, Look | None]]) -> Drift:
         """Take many scores with their looks, in the order in which they came."""
         for score, look in images:
-            self.update(score, look)
+            self._take(score, look)
         return self.drift
 
     @property
@@ -264,7 +299,7 @@ class StreamMonitor:
     @property
     def evidence_of(self) -> dict[str, float]:
         """The capital of each number that is watched, as a logarithm."""
-        return {name: monitor.drift.evidence for name, monitor in self.monitors.items()}
+        return {name: monitor.evidence for name, monitor in self.monitors.items()}
 
     @property
     def drift(self) -> Drift:

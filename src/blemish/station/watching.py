@@ -30,9 +30,13 @@ class Watching:
             digest, last, monitor = self._monitors.get(loaded.name, ("", 0, None))
             if monitor is None or digest != loaded.digest:
                 last, monitor = 0, StreamMonitor.of(calibration)
-            new = self._logbook.scores(loaded.name, loaded.digest, after=last)
-            found = monitor.extend((score, look) for _, score, look in new) if new else monitor.drift
-            self._monitors[loaded.name] = (loaded.digest, new[-1][0] if new else last, monitor)
+            latest = self._logbook.latest()  # of any model: what is up to here has been looked at
+            while new := self._logbook.scores(loaded.name, loaded.digest, after=last):  # not years of them at once
+                monitor.extend((score, look) for _, score, look in new)
+                last = new[-1][0]
+                self._monitors[loaded.name] = (loaded.digest, last, monitor)
+            self._monitors[loaded.name] = (loaded.digest, max(last, latest), monitor)
+            found = monitor.drift
         return {
             "images": found.images, "evidence": found.evidence, "is_alarm": found.is_alarm,
             "alarm_at": found.alarm_at, "sign": found.sign,
