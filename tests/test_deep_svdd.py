@@ -155,7 +155,7 @@ def test_what_is_left_of_the_variance_is_recorded():
 @pytest.mark.parametrize(("parameters", "message"), [
     ({"network": "alexnet"}, "network: expected lenet or backbone, got alexnet"),
     ({"boundary": "none"}, "boundary: expected hard or soft"),
-    ({"side": 30}, "side: expected a whole number of at least 8, a multiple of 8, got 30"),
+    ({"side": 30}, r"side: expected a whole number in \[8, 256\], a multiple of 8, got 30"),
     ({"nu": 0.0}, r"nu: expected a number in \(0, 1\], got 0"),
     ({"pretrain": -1}, "pretrain: expected a whole number of at least 0"),
     ({"pretrain": 1, "side": 24}, "pretrain: expected 0, or network='lenet' with a side of 8, 16, 32 or 64"),

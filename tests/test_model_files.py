@@ -17,7 +17,7 @@ from blemish import Detector, PaDiM, PatchCore, Preprocess, custom_backbone, per
 from blemish.cli import app
 from blemish.errors import ArgumentError, ModelFileError
 from blemish.features.backbones import BACKBONES, find_backbone
-from blemish.methods import CFlow, GaussianAD, GaussianFinetune, OneClassSVM, Students
+from blemish.methods import CFlow, DeepSVDD, GaussianAD, GaussianFinetune, Geom, OneClassSVM, Students
 from blemish.methods._base import _input_scaling
 from test_padim import Net
 from test_persist import write_format_2
@@ -167,7 +167,7 @@ OTHERS = {
     ),
     "another condition": (
         CFlow(backbone="filters", blocks=1, condition=4, positions=8, steps=1), "method.flow.0.of_condition",
-        lambda t: t[:, 1:], "tensor of_condition: expected float32 .1, 4, width",
+        lambda t: t[:, 1:], "tensor of_condition: expected float32 .1, 4, 36",
     ),
     "errors of one kind": (
         Students(patches=(17,), steps=1, grid=2, students=1, dense=False), "method.17.error_mean", lambda t: t[:1],
@@ -185,6 +185,24 @@ def test_what_other_methods_learned_fits(tmp_path, case):
     method, name, change, message = case
     tensors, manifest = fitted(method, tmp_path / "m")
     refuse(tmp_path / "m", tensors | {name: change(tensors[name]).contiguous()}, manifest, message)
+
+
+@pytest.mark.parametrize("method", [Geom(side=8, epochs=0), DeepSVDD(side=8, epochs=0)], ids=["geom", "deep_svdd"])
+def test_a_size_that_is_in_no_tensor_is_bounded(tmp_path, method):
+    tensors, manifest = fitted(method, tmp_path / "m")
+    manifest["parameters"]["side"] = 10**6
+    refuse(
+        tmp_path / "m", tensors, manifest, r"side: expected a whole number in \[8, 256\], a multiple of .*got 1000000"
+    )
+
+
+def test_a_tensor_of_no_number_makes_no_large_one(tmp_path):
+    method = CFlow(backbone="filters", blocks=1, condition=4, positions=8, steps=1)
+    tensors, manifest = fitted(method, tmp_path / "m")
+    for condition, message in ((2**40, "which no number is behind"), (2**20, "of_condition: expected float32")):
+        manifest["parameters"]["condition"] = condition
+        vast = {"method.flow.0.of_condition": torch.zeros(1, condition, 0)}
+        refuse(tmp_path / "m", tensors | vast, manifest, message)
 
 
 def test_a_tensor_that_a_method_passes_over_is_refused(tmp_path):

@@ -228,6 +228,44 @@ def test_the_network_of_another_model_is_refused(files, fitted, tmp_path):
             Detector.load(tmp_path / "bad.blemish")
 
 
+def test_a_file_brings_the_graph_of_its_network_or_is_refused_before_one_is_recorded(files, tmp_path, monkeypatch):
+    tensors, manifest = persist.load(files / "onnxruntime.blemish")
+    wide = manifest["detector"] | {"preprocess": manifest["detector"]["preprocess"] | {"resize": [32, 40]}}
+    changed = tmp_path / "changed.blemish"
+    recorded = []
+
+    def record(network, size):
+        recorded.append(size)
+        raise ArgumentError("recorded")
+
+    monkeypatch.setattr(runtimes, "_record", record)
+    none = {name: tensor for name, tensor in tensors.items() if not name.startswith("runtime.")}
+    for kept, more, size in ((tensors, {"detector": wide}, (32, 40)), (none, {}, (32, 32))):
+        persist.save(changed, kept, manifest | more)
+        with pytest.raises(
+            ModelFileError, match=rf"expected the graph of its network for {size[0]} x {size[1]} pixels"
+        ):
+            Detector.load(changed)
+        assert recorded == []
+        older = manifest | more | {"versions": manifest["versions"] | {"torch": "2.0"}}
+        persist.save(changed, kept, older)  # its network may be built in another way here
+        with pytest.raises(ModelFileError, match="recorded"):
+            Detector.load(changed)
+        assert recorded.pop() == size
+    again = Detector.load(files / "onnxruntime.blemish")  # other images than those of the fit may come later
+    with pytest.raises(ArgumentError, match="recorded"):
+        again.method_.score(ImageBatch(torch.rand(1, 3, 40, 32), ("a",), ((40, 32),)))
+
+
+def test_a_network_that_cannot_be_recorded_is_one_error_and_no_traceback(monkeypatch):
+    said = []
+    monkeypatch.setattr(logging.Logger, "handle", lambda _, record: said.append(record))
+    extractor = PatchCore(backbone="filters")._extractor()
+    with pytest.raises(ArgumentError, match="which an ONNX graph cannot hold"):
+        Runner("onnxruntime").maps(extractor, torch.rand(1, 3, 5, 5))
+    assert [record.getMessage() for record in said if record.levelno >= logging.WARNING] == []
+
+
 def test_a_network_that_changes_is_recorded_anew(fitted):
     extractor = copy.deepcopy(fitted["onnxruntime"].method_.extractor_)
     before = extractor.fingerprint()

@@ -499,6 +499,8 @@ class Detector(DetectorSettings):
             graphs = {name: tensor for name, tensor in tensors.items() if name.startswith("runtime.")}
             detector._kept_runtime = running.read_runtime(graphs, about.runtime)
             detector._start_kept(runtime, find_device(device).type)
+            if detector._runner is not None and about.versions == model_file.versions():
+                detector._runner.records = False  # what wrote the file would build the same network
             detector.check()
             parts = ("method.", "fold.", "left_out.", "runtime.")
             seen = {name: tensor for name, tensor in tensors.items() if not name.startswith(parts)}
@@ -519,6 +521,8 @@ class Detector(DetectorSettings):
                 size=detector._input_size(),
             )  # fmt: skip
             running.run_on(detector._methods, detector._runner)
+        if detector._runner is not None:
+            detector._runner.records = True
         detector.runtime = runtime or detector.runtime
         if detector._kept_runtime is not None and detector._runner is None:
             detector._change_runtime()

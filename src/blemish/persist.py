@@ -44,6 +44,8 @@ _HEADER_BYTES = 16 << 20
 _MANIFEST_CHARACTERS = 4 << 20
 _DEPTH = 16
 """How deep lists and objects of a manifest may lie in each other; ours take 5."""
+_EMPTY = 1 << 24
+"""What the sizes of a tensor without numbers may multiply to, but for the zeros: a reader may make others of them."""
 _PLAIN = re.compile(r'"(?:[^"\\]|\\.?)*"?|[^][{}"]+', re.DOTALL)
 """All of a JSON text but its brackets. It never fails once begun, so it takes no more than one pass."""
 _TYPES = ("F64", "F32", "F16", "BF16", "I64", "I32", "I16", "I8", "U8", "BOOL")
@@ -117,6 +119,8 @@ def _read_tensor(path: Path, file: Any, name: str) -> Tensor:
     if kind not in _TYPES:
         raise ModelFileError(f"{path}: tensor {name[:80]!r}: type {kind}, which no version of blemish writes.")
     tensor: Tensor = file.get_tensor(name).clone()
+    if not tensor.numel() and math.prod(size for size in tensor.shape if size) > _EMPTY:
+        raise ModelFileError(f"{path}: tensor {name[:80]!r}: {tuple(tensor.shape)}, which no number is behind.")
     return tensor
 
 

@@ -43,11 +43,20 @@ def record(module: nn.Module, pixels: Tensor, *, any_batch: bool = False) -> Any
 
 @contextlib.contextmanager
 def quiet() -> Iterator[None]:
-    """The exporter speaks of its own affairs, on every way there is."""
-    loud = [logging.getLogger(name) for name in ("torch.onnx", "onnxscript", "onnx_ir", "root")]
+    """The exporter speaks of its own affairs, on every way there is, also in tracebacks: what is wrong, it raises."""
+    names = (
+        "torch.onnx",
+        "torch.export",
+        "torch._subclasses",
+        "torch._subclasses.fake_tensor",
+        "onnxscript",
+        "onnx_ir",
+        "root",
+    )
+    loud = [logging.getLogger(name) for name in names]
     levels = [log.level for log in loud]
     for log in loud:
-        log.setLevel(logging.ERROR)
+        log.setLevel(logging.CRITICAL)
     try:
         with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
             warnings.simplefilter("ignore")

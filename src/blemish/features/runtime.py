@@ -158,6 +158,8 @@ class Runner:
         if choice == "auto" and precision == "bfloat16":  # nothing to measure: of the others, one alone has it
             self.name = "openvino" if "openvino" in runtimes_at_hand() and _has_bfloat16() else "torch"
         self.graphs: dict[str, bytes] = dict(graphs or {})
+        self.records = True
+        """Whether a network that is not among the graphs is recorded; else it is refused."""
         self.preparing = 0.0
         """Seconds that went into recording, comparing and measuring, and come once."""
         self.reset()
@@ -219,6 +221,11 @@ class Runner:
                 raise ArgumentError.about(
                     "precision", expected="float32 for images of another size than those of the fit", got="int8"
                 )
+            if key not in self.graphs and not self.records:
+                raise ArgumentError.about(
+                    "runtime", expected=f"the graph of its network for {pixels.shape[2]} x {pixels.shape[3]} pixels",
+                    got="none, or that of another network or size",
+                )  # fmt: skip
             if key not in self.graphs:
                 self.graphs[key] = self._recorded(network, pixels)
             self._engines[known] = _ENGINES[name](self.graphs[key], known[2], self.precision)

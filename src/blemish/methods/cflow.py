@@ -172,7 +172,8 @@ class CFlow(MapMethod, FrozenMethod):
             # The flow is made before its tensors are given to it, and takes as much memory as these two say.
             first = {name: learned.get(f"flow.{i}.{name}", torch.zeros(())) for name in ("of_condition", "mixings")}
             c = sizes[f"channels{i}"]
-            condition, mixings = f"float32 {self.blocks} {self.condition} width", f"float32 {self.blocks} {c} {c}"
+            width = 2 * (c - c // 2 + self.condition)
+            condition, mixings = f"float32 {self.blocks} {self.condition} {width}", f"float32 {self.blocks} {c} {c}"
             check_tensors(first, {"of_condition": condition, "mixings": mixings})
         self.scalings_ = [learned[f"scaling.{i}"] for i in layers]
         self.flows_ = self._build([scaling.shape[-1] for scaling in self.scalings_]).requires_grad_(False)

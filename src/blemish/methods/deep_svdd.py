@@ -60,7 +60,7 @@ class DeepSVDD(PartlyTrained):
     epochs: int = parameter(150, at_least=0)
     batch: int = parameter(200, at_least=1)
     network: Literal["lenet", "backbone"] = "lenet"
-    side: int = parameter(32, at_least=8, multiple_of=8)
+    side: int = parameter(32, at_least=8, at_most=256, multiple_of=8)
     contrast: bool = True
     boundary: Literal["hard", "soft"] = "hard"
     nu: float = parameter(0.1, above=0, at_most=1)

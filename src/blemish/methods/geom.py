@@ -33,8 +33,8 @@ from ._embedding import EmbeddingMethod
 
 _PASSES = 200
 """Times that every image is learned, whatever the number of transformations; the paper's."""
-_AT_ONCE = 64
-"""Small images in one pass of `wide`."""
+_AT_ONCE = 64 * 32 * 32
+"""Pixels in one pass of `wide`, of whole images."""
 _SETTLED = 1024
 """Transformed images of whose statistics BatchNorm has its own in the end."""
 
@@ -64,7 +64,7 @@ class Geom(EmbeddingMethod):
     epochs: int | None = parameter(None, at_least=0)
     batch: int = parameter(128, at_least=1)
     network: Literal["wide", "backbone"] = "wide"
-    side: int = parameter(32, at_least=8, multiple_of=4)
+    side: int = parameter(32, at_least=8, at_most=256, multiple_of=4)
     width: int = parameter(1, at_least=1, at_most=16)
     mirror: bool = True
     shift: float = parameter(0.25, at_least=0, below=1)
@@ -188,7 +188,7 @@ class Geom(EmbeddingMethod):
         if self.network == "backbone":
             return pool(self.extractor_(pixels).maps[0])
         with torch.no_grad():  # more at a time than the extractor takes, as these are small
-            parts = pixels.split(_AT_ONCE)  # type: ignore[no-untyped-call]
+            parts = pixels.split(max(1, _AT_ONCE // pixels[0, 0].numel()))  # type: ignore[no-untyped-call]
             return torch.cat([pool(self.extractor_.maps(part)[0]) for part in parts])
 
     def _learn(self, features: Iterator[FeatureMaps]) -> None:
