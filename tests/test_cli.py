@@ -424,6 +424,20 @@ def test_a_reader_that_has_gone_is_no_error():
     assert (done.returncode, done.stderr) == (1, b"")
 
 
+@pytest.mark.parametrize("command", ["predict {model} {image}", "watch {model} {folder} --once --settle 0"])
+def test_a_reader_that_has_gone_is_no_error_to_what_writes_lines(command, model, tmp_path):
+    array = np.random.default_rng(0).integers(0, 255, (64, 64, 3), dtype=np.uint8)
+    Image.fromarray(array).save(tmp_path / "a.png")
+    given = command.format(model=model, image=tmp_path / "a.png", folder=tmp_path).split()
+    reader, writer = os.pipe()
+    os.close(reader)
+    done = subprocess.run(
+        [sys.executable, "-m", "blemish", *given], stdout=writer, stderr=subprocess.PIPE, text=True, check=False
+    )
+    os.close(writer)
+    assert (done.returncode, "error" in done.stderr) == (1, False), done.stderr
+
+
 def test_white_level_pixel_limit_and_tiles_reach_the_detector(tmp_path):
     for i in range(3):
         levels = np.random.default_rng(i).integers(0, 1024, (96, 48)).astype(np.uint16)

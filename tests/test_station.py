@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import http.client
 import os
+import re
 import socket
 import sqlite3
 import struct
@@ -34,7 +35,7 @@ from blemish.station.guard import Refusal
 from blemish.station.judge import Busy, Judge, Sent
 from blemish.station.learning import FEWEST_NORMALS, Learning, _rate_for
 from blemish.station.limits import Limits
-from blemish.station.logbook import FILE, Logbook, Retention, Verdict, read_lines
+from blemish.station.logbook import FILE, Logbook, Retention, Verdict, read_lines, read_pictures
 from blemish.station.models import Models
 from blemish.station.revising import Revising
 from blemish.station.server import is_loopback, listen, read_token
@@ -671,6 +672,24 @@ def test_a_store_of_another_version_is_refused(tmp_path):
         list(read_lines(tmp_path / "none"))
 
 
+@pytest.mark.parametrize(
+    "damage", ["UPDATE verdicts SET line = '{'", "UPDATE verdicts SET line = CAST(x'ff' AS TEXT)", b"\xff"]
+)
+def test_a_damaged_store_is_refused_by_its_name(damage, tmp_path):
+    with Logbook(tmp_path) as book:
+        book.add([verdict(n, content=bytes([n]) * 5000) for n in range(9)]).result()
+    path = tmp_path / FILE
+    if isinstance(damage, str):
+        with closing(sqlite3.connect(path)) as file, file:
+            file.execute(damage)
+    else:
+        content = path.read_bytes()
+        path.write_bytes(content[:8192] + damage * (len(content) - 8192))
+    for read in (read_lines, read_pictures) if damage == b"\xff" else (read_lines,):
+        with pytest.raises(OutputError, match=re.escape(f"{path}: ")):
+            list(read(tmp_path))
+
+
 _WRITER = """
 import sys
 from blemish.station.logbook import Logbook, Verdict
@@ -787,6 +806,23 @@ def test_a_first_model_from_pictures(tmp_path, monkeypatch):
         assert ask("DELETE", "/v1/learning/pictures")[1]["count"] == 0
 
 
+def test_a_first_model_is_learned_on_the_device_of_the_station(tmp_path, monkeypatch):
+    fitted_on = []
+    monkeypatch.setattr(Detector, "fit", lambda self, *_images, **_more: fitted_on.append(self.method_.device))
+    work = Work()
+    models = Models({}, max_bytes=10**9)
+    with Logbook(tmp_path) as book:
+        revising = Revising(tmp_path, models, book, work)
+        monkeypatch.setattr(revising, "keep", lambda *_given, **_more: None)
+        learning = Learning(tmp_path, models, revising, work, device="cpu")
+        learning.add(Sent(f"{n}.png", f"{n:064x}", png(array)) for n, array in enumerate(pictures(FEWEST_NORMALS)))
+        learning.learn("part")
+        work.settle()
+    work.close()
+    models.close()
+    assert fitted_on == ["cpu"]
+
+
 @pytest.mark.parametrize(("count", "rate"), [(8, 0.2), (17, 0.2), (18, 0.1), (37, 0.1), (38, 0.05), (500, 0.05)])
 def test_the_rate_is_one_that_half_of_the_pictures_can_hold(count, rate):
     assert _rate_for(count) == rate
@@ -800,6 +836,8 @@ def test_one_learns_at_a_time_and_a_failure_is_told(tmp_path, monkeypatch):
         hold = threading.Event()
 
         class Broken:
+            method_ = PaDiM()
+
             def __init__(self, **_options):
                 pass
 

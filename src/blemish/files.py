@@ -71,12 +71,14 @@ def make_folder(path: str | Path) -> Path:
 
 @contextmanager
 def naming(path: str | Path) -> Iterator[None]:
-    """Name the file in what the system says against writing it. Raises `OutputError`."""
+    """Name the file in what the system says against writing it. Raises `OutputError`; not where nobody reads stdout."""
     try:
         yield
     except OutputError:
         raise
     except OSError as error:
+        if str(path) == "<stdout>" and is_broken_pipe(error):
+            raise
         raise _unwritable(path, error) from error
 
 

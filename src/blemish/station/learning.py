@@ -107,6 +107,7 @@ class Learning:
 
     def _learn(self, name: str) -> dict[str, Any]:
         detector = Detector(false_alarm_rate=_rate_for(len(self._names)), on_error="skip")
+        detector.method_.set_params(device=self._device)
         digests = list(self._names)
         detector.fit(self._tray, progress=self._progress)
         self._revising.keep(name, detector, how="learned")

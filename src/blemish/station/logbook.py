@@ -347,14 +347,18 @@ class _Change:
 
 def read_lines(folder: str | Path) -> Iterator[dict[str, Any]]:
     """All verdicts of a store with their feedback, the oldest first, also while a station writes."""
-    with closing(_read_only(folder)) as file:
-        for line, said in file.execute(f"SELECT line, {_SAID} FROM verdicts ORDER BY id"):
-            yield json.loads(line) | {"feedback": said}
+    path = Path(folder) / FILE
+    with closing(_read_only(folder)) as file, _blaming_the_disk(path):
+        for number, line, said in file.execute(f"SELECT id, line, {_SAID} FROM verdicts ORDER BY id"):
+            try:
+                yield json.loads(line) | {"feedback": said}
+            except ValueError:
+                raise OutputError(f"{path}: damaged: verdict {number} is no JSON.") from None
 
 
 def read_pictures(folder: str | Path) -> Iterator[tuple[str, bytes]]:
     """All pictures that are kept, with their digests."""
-    with closing(_read_only(folder)) as file:
+    with closing(_read_only(folder)) as file, _blaming_the_disk(Path(folder) / FILE):
         yield from file.execute("SELECT digest, content FROM pictures ORDER BY time")
 
 
@@ -412,9 +416,11 @@ def _open(file: sqlite3.Connection, path: Path) -> None:
 
 @contextmanager
 def _blaming_the_disk(path: Path) -> Iterator[None]:
-    """A full disk, a folder that cannot be written, a lock: not the file's fault. Raises `OutputError`."""
+    """A full disk, a folder that cannot be written, a lock, pages that are damaged. Raises `OutputError`."""
     with naming(path):
         try:
             yield
-        except sqlite3.OperationalError as error:
-            raise OutputError(f"{path}: cannot be read or written ({error}).") from error
+        except sqlite3.DatabaseError as error:
+            if isinstance(error, sqlite3.OperationalError) or type(error) is sqlite3.DatabaseError:
+                raise OutputError(f"{path}: cannot be read or written ({str(error)[:200]}).") from error
+            raise  # what is left are faults of ours
