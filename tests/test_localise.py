@@ -11,7 +11,7 @@ import torch
 from blemish.calibrate import calibrate
 from blemish.detector import Detector
 from blemish.images.preprocess import Preprocess
-from blemish.localise import Localiser, components, contour_of, peak_of
+from blemish.localise import Localiser, components, contour_of, peak_of, thinned
 from blemish.types import ImageBatch, Scores
 from reference import regions as reference
 from test_detector import anomalous_pixels, arrays, make, normal_pixels
@@ -67,7 +67,16 @@ def test_area_box_centre_and_contour_are_on_the_original_pixels():
     assert peaks.threshold == 2.0  # half-way between 0 and 4: the contour is on the pixels' edges
     assert region.box == (24.0, 8.0, 9.0, 4.0)
     assert (region.centre, region.area, region.peak, region.mean, region.p_value) == ((28.5, 10.0), 36.0, 4, 4, 0.25)
-    assert {(24.0, 9.0), (33.0, 11.0), (25.5, 8.0), (31.5, 12.0)} <= set(region.contour)
+    assert region.contour == (
+        (25.5, 8.0),
+        (31.5, 8.0),
+        (33.0, 9.0),
+        (33.0, 11.0),
+        (31.5, 12.0),
+        (25.5, 12.0),
+        (24.0, 11.0),
+        (24.0, 9.0),
+    )
     cropped = Preprocess(32, 16)  # the network saw the middle half
     ((region,),) = Localiser(cropped, 1).regions(batch, scores, peaks)
     assert region.box == (24.0, 12.0, 3.0, 2.0)
@@ -115,6 +124,28 @@ def test_a_contour_lies_where_the_map_crosses_the_level():
     map[1, 1], map[1, 2], map[0, 1] = 4.0, 0.0, -4.0
     right = contour_of(map, np.ones((1, 1), bool), 3.0)
     np.testing.assert_allclose(right, [(0.5, 0.5 - 1 / 8), (0.75, 0.5), (0.5, 1.0), (0.0, 0.5)])
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_a_thinned_contour_is_that_of_the_plain_recursion_and_near_all_points(seed):
+    map = field(seed)
+    framed, fewer = np.pad(map, 1, constant_values=-np.inf), 0
+    for where, own in components(map > 3, 1):
+        around = framed[where[0].start : where[0].stop + 2, where[1].start : where[1].stop + 2]
+        whole = contour_of(around, own, 3.0)
+        found = thinned(whole, 0.25)
+        np.testing.assert_array_equal(found, reference.thinned(whole, 0.25))
+        assert max(reference.distance(point, found) for point in whole) <= 0.25 + 1e-9
+        fewer += len(whole) - len(found)
+    assert fewer > 0
+
+
+def test_the_contour_of_one_pixel_stays_a_square():
+    around = np.pad(np.full((1, 1), 4.0), 1)
+    whole = contour_of(around, np.ones((1, 1), bool), 2.0)
+    np.testing.assert_array_equal(thinned(whole, 0.25), whole)
+    flat = np.array([[0.0, 0.0], [1.0, 0.1], [2.0, 0.0]])
+    np.testing.assert_array_equal(thinned(flat, 0.4), flat)  # two points would be no polygon
 
 
 def test_nothing_outside_the_region_of_interest_is_reported_or_calibrated():

@@ -35,6 +35,8 @@ if TYPE_CHECKING:
     from .types import Floats
 
 _EIGHT_NEIGHBOURS = np.ones((3, 3), dtype=np.bool_)
+_TOLERANCE = 0.25
+"""Pixels of the network's input that a contour may be off: so few that a small region keeps its shape."""
 _SIDES = ((-1, 0), (0, 1), (1, 0), (0, -1))
 """Row and column of a pixel's neighbours: above, right, below, left."""
 
@@ -115,10 +117,13 @@ class Localiser:
             level = peak_of(np.where(own, levels[where], -np.inf), least)
             origin = np.array([where[1].start, where[0].start])
             around = framed[where[0].start : where[0].stop + 2, where[1].start : where[1].stop + 2]
-            contour = (contour_of(around, own, threshold) + origin) * (across, down) + (left, top)
+            whole = contour_of(around, own, threshold)
+            contour = (thinned(whole, _TOLERANCE) + origin) * (across, down) + (left, top)
             rows, columns = np.nonzero(own)
             centre = (np.array([columns.mean(), rows.mean()]) + 0.5 + origin) * (across, down) + (left, top)
-            low, high = contour.min(axis=0), contour.max(axis=0)
+            low, high = (
+                (end + origin) * (across, down) + (left, top) for end in (whole.min(axis=0), whole.max(axis=0))
+            )
             found.append(
                 AnomalousRegion(
                     box=(*_tenths(low), *_tenths(high - low)),
@@ -187,6 +192,29 @@ def contour_of(map: Floats, region: NDArray[np.bool_], level: float) -> Floats:
         if (at, side) == path[0]:
             return _crossings(map, level, path)
         path.append((at, side))
+
+
+def thinned(polygon: Floats, tolerance: float) -> Floats:
+    """Some of the points of a closed polygon `(points, 2)`, so that no other one is further from it than this.
+
+    By Ramer, Douglas and Peucker, "Algorithms for the reduction of the number of points" (1973): of a piece the point
+    that is furthest from its chord is kept while it is too far, and both parts are pieces.
+    """
+    closed = np.concatenate([polygon, polygon[:1]])
+    furthest = int(np.square(polygon - polygon[0]).sum(axis=1).argmax())
+    kept, pieces = {0, furthest}, [(0, furthest), (furthest, len(polygon))]
+    while pieces:
+        first, last = pieces.pop()
+        if last - first < 2:
+            continue
+        chord, inner = closed[last] - closed[first], closed[first + 1 : last] - closed[first]
+        along = np.clip(inner @ chord / max(float(chord @ chord), 1e-30), 0, 1)
+        away = np.square(inner - along[:, None] * chord).sum(axis=1)
+        if away.max() > tolerance**2:
+            middle = first + 1 + int(away.argmax())
+            kept.add(middle)
+            pieces += [(first, middle), (middle, last)]
+    return polygon[sorted(kept)] if len(kept) > 2 else polygon
 
 
 def _crossings(map: Floats, level: float, path: list[tuple[int, int]]) -> Floats:

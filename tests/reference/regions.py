@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 
 
@@ -84,3 +86,38 @@ def contour(map, region, level):
             side = (side + 1) % 4
         if (row, column, side) == start:
             return np.array(points)
+
+
+def _away(point, start, end):
+    """Distance of a point from a segment."""
+    length = (end[0] - start[0]) ** 2 + (end[1] - start[1]) ** 2
+    along = 0.0
+    if length > 0:
+        along = ((point[0] - start[0]) * (end[0] - start[0]) + (point[1] - start[1]) * (end[1] - start[1])) / length
+    along = min(1.0, max(0.0, along))
+    foot = start[0] + along * (end[0] - start[0]), start[1] + along * (end[1] - start[1])
+    return math.dist(point, foot)
+
+
+def distance(point, polygon):
+    """Distance of a point from a closed polygon."""
+    return min(_away(point, polygon[i - 1], polygon[i]) for i in range(len(polygon)))
+
+
+def thinned(polygon, tolerance):
+    """Ramer, Douglas, Peucker: the polygon cut at its first point and the one furthest from it, each half by itself."""
+
+    def piece(points):
+        """What is kept of a line, without its end."""
+        if len(points) < 3:
+            return points[:1]
+        away = [_away(point, points[0], points[-1]) for point in points[1:-1]]
+        worst = max(range(len(away)), key=away.__getitem__)
+        if away[worst] <= tolerance:
+            return points[:1]
+        return piece(points[: worst + 2]) + piece(points[worst + 1 :])
+
+    points = [tuple(point) for point in polygon]
+    cut = max(range(len(points)), key=lambda i: math.dist(points[i], points[0]))
+    kept = piece(points[: cut + 1]) + piece([*points[cut:], points[0]])
+    return np.array(kept if len(kept) > 2 else points)
