@@ -41,6 +41,7 @@ def main() -> None:
     parser.add_argument("--limit", type=int, default=400, help="images of each set to score")
     parser.add_argument("--grid-images", type=int, default=100, help="images of each set to tune on")
     parser.add_argument("--networks", nargs="+", default=list(_NETWORKS))
+    parser.add_argument("--score", nargs="+", help="those of --networks to score; default: all")
     parser.add_argument("--detectors", nargs="+", choices=["gradient", "odin"], default=["gradient", "odin"])
     parser.add_argument("--sizes", type=int, nargs="+", help="numbers of outliers")
     options = parser.parse_args()
@@ -71,7 +72,7 @@ def main() -> None:
                 f"{name}, {network}: T = {tunings[network].temperature:g}, eps = {tunings[network].chosen_eps:g}",
                 flush=True,
             )
-        for network in options.networks:
+        for network in options.score or options.networks:
             rows = variants(kind, tunings, network)
             scored(
                 open_classifier(network),
