@@ -84,7 +84,9 @@ def serving(files, folder, *, limits=LIMITS, token=None, names=(), max_bytes=10*
         thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
         thread.start()
         try:
-            yield Client(listener.getsockname()[1], token), station
+            ask = Client(listener.getsockname()[1], token)
+            ask.server = server
+            yield ask, station
         finally:
             server.should_exit = True
             thread.join()
