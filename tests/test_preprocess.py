@@ -10,6 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
+from blemish import Detector, PaDiM, PatchCore
 from blemish.errors import ArgumentError
 from blemish.images.decode import decode
 from blemish.images.preprocess import MOST_ASPECT, Preprocess
@@ -89,6 +90,23 @@ def test_auto_is_the_median_of_upright_sizes_read_without_decoding(tmp_path):
     assert settle(Preprocess("auto"), from_paths([tmp_path / "late.png"]), multiple=16).size == (400, 160)
     in_memory = {"tensor": torch.zeros(1, 40, 100), "array": np.zeros((40, 100, 3), np.uint8)}
     assert settle(Preprocess("auto"), as_source(in_memory), multiple=16).size == (160, 400)
+
+
+@pytest.mark.parametrize(
+    ("side", "settings", "says"),
+    [
+        (512, {}, True),
+        (511, {}, False),
+        (512, {"tile": 128}, False),
+        (512, {"preprocess": Preprocess("auto:64")}, False),
+        (512, {"method": PaDiM(backbone="filters")}, False),
+    ],
+)
+def test_large_images_are_told_what_shows_more_of_them(side, settings, says, caplog):
+    caplog.set_level("INFO")
+    images = [np.random.default_rng(i).integers(0, 256, (side, side), np.uint8) for i in range(3)]
+    Detector(**{"method": PatchCore(backbone="filters", count=10), "calibration": "none", **settings}).fit(images)
+    assert ("--preset accurate" in caplog.text) == says
 
 
 def test_long_strips_are_bounded_and_unreadable_sizes_passed_over(tmp_path, caplog):

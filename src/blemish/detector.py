@@ -632,11 +632,14 @@ class Detector(DetectorSettings):
 
     def _settle(self, train: ImageSource) -> None:
         """Find in the images what the preprocessing leaves open."""
-        backbone = getattr(self._auto or self.method_, "backbone", None)
+        method = self._auto or self.method_
+        backbone = getattr(method, "backbone", None)
         multiple = 16 if backbone is None else find_backbone(backbone).multiple
+        larger_pays = isinstance(method, FeatureMethod) and method.larger_pays and self.tile is None
         self._settled = settle(
-            self._preset, within(train, self.region_), multiple=multiple, levels=self.features is None
-        )
+            self._preset, within(train, self.region_), multiple=multiple, levels=self.features is None,
+            larger_pays=larger_pays,
+        )  # fmt: skip
         self._check_size()
 
     def _whole(self, source: ImageSource) -> Batches:

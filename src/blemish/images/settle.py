@@ -4,33 +4,43 @@ from __future__ import annotations
 
 import logging
 import math
+from collections.abc import Sequence
 from dataclasses import replace
 from statistics import median
 
 from ..errors import ImageError
+from ..types import Size
 from .decode import brightest, levels_of
 from .preprocess import MOST_ASPECT, Preprocess
 from .source import ImageSource
 
 _SIZES = 256
 """Images whose size is looked at, spread over all of them: more do not move a median."""
+_LARGE = 512 * 512
+"""Pixels of the median image from which on a larger input was seen to pay: docs/experiments/size.md."""
 _LEVELS = 8
 """Images whose levels are looked at, the first ones."""
 
 _log = logging.getLogger("blemish")
 
 
-def settle(preprocess: Preprocess, images: ImageSource, *, multiple: int, levels: bool = True) -> Preprocess:
+def settle(
+    preprocess: Preprocess, images: ImageSource, *, multiple: int, levels: bool = True, larger_pays: bool = False
+) -> Preprocess:
     """Find the aspect ratio and the white level that `preprocess` leaves to `auto`.
 
-    The input's sides become a multiple of `multiple`, the pixels of one position of the network. Without `levels`
-    nothing is decoded, and nothing is said of dark images.
+    The input's sides become a multiple of `multiple`, the pixels of one position of the network. `larger_pays`: say so
+    where no area is named and most images have more pixels to show. Without `levels` nothing is decoded, and nothing is
+    said of dark images.
     """
     found = preprocess
     if isinstance(found.resize, str):
-        aspect = _median_aspect(images)
+        sizes = _sizes(images)
+        aspect = _median_aspect(sizes)
         found = found.with_aspect(aspect, multiple=multiple)
         _log.info("The network's input is %d x %d: the images' aspect ratio is %.2f.", *found.size, aspect)
+        if larger_pays and preprocess.resize == "auto" and sizes and median(h * w for h, w in sizes) >= _LARGE:
+            _log.info("The images are large: --preset accurate shows more of them, in 1.5 times the time.")
     if levels and found.white_level == "auto":
         return replace(found, white_level=_find_white_level(images))
     if levels and found.white_level is None:
@@ -45,10 +55,14 @@ def is_found_in(preprocess: Preprocess, images: ImageSource) -> bool:
     return isinstance(preprocess.resize, str) and len({images.size(i) for i in range(len(images))}) > 1
 
 
-def _median_aspect(images: ImageSource) -> float:
-    """Width : height of the middle one of the images, 1 where no size can be read."""
+def _sizes(images: ImageSource) -> list[Size]:
+    """`(height, width)` of some of the images, of those that can be read."""
     step = max(1, math.ceil(len(images) / _SIZES))
-    sizes = [size for i in range(0, len(images), step) if (size := images.size(i)) is not None]
+    return [size for i in range(0, len(images), step) if (size := images.size(i)) is not None]
+
+
+def _median_aspect(sizes: Sequence[Size]) -> float:
+    """Width : height of the middle one, 1 where there is none."""
     if not sizes:
         return 1.0
     # In logarithms, so that the same images on their sides give the same input on its side.

@@ -222,6 +222,8 @@ class FeatureMethod(Method):
     precision: RunPrecision = "float32"
     memory_gb: float | None = parameter(None, above=0, role="place", option=True)
 
+    larger_pays: ClassVar[bool] = False
+    """Whether a larger input than that of 256 x 256 finds more in images that have more pixels."""
     _runner: Runner | None = field(default=None, init=False, repr=False, compare=False)
     announces: bool = field(default=True, init=False, repr=False, compare=False)
     """Whether a fit says what it will take; one of several alike says it for all."""

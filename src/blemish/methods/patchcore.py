@@ -77,6 +77,7 @@ class PatchCore(MapMethod, TurnedMethod, LeavingMethod):
     name: ClassVar[str] = "patchcore"
     paper: ClassVar[dict[str, object]] = {"patches": "unfold", "ratio": 0.1, "starts": 10, "squared": True}
     exact_update: ClassVar[bool] = False
+    larger_pays: ClassVar[bool] = True
 
     patches: Literal["average", "single", "unfold"] = "average"
     dimensions: int = parameter(1024, at_least=1)
