@@ -6,6 +6,9 @@
 Ours holds normal images out for its threshold and learns from the rest; the peer learns from all. Image AUROC; pixel
 AUROC and AU-PRO on the original pixels where there are masks. The peer's PatchCore keeps 1 % of the patches
 (`--ratio`; its default of 10 % takes hours on a CPU). DATA is in the MVTec layout. Each side is a process of its own.
+
+`--fold I` of ours alone: the I-th fifth of the normal training images is judged with the test images, not learned; for
+sets with a handful of normal test images, whose AUROC says nothing.
 """
 
 from __future__ import annotations
@@ -24,6 +27,7 @@ from _measure import run_json, write
 from PIL import Image
 
 from blemish import METHODS, Detector, Preprocess, evaluate, metrics, open_dataset
+from blemish.datasets.dataset import Dataset, Sample
 from blemish.images.decode import decode_mask
 
 FIGURES = ("image_auroc", "pixel_auroc", "au_pro_30")
@@ -32,6 +36,8 @@ FIGURES = ("image_auroc", "pixel_auroc", "au_pro_30")
 def ours(data: Path, options: argparse.Namespace) -> None:
     """Runs in a process of its own."""
     dataset = open_dataset(data)
+    if options.fold is not None:
+        dataset = without_fold(dataset, options.fold)
     detector = Detector(method=options.method) if options.method else Detector()
     if options.backbone:
         detector = Detector(method=METHODS[options.method or "patchcore"](backbone=options.backbone))
@@ -50,6 +56,13 @@ def ours(data: Path, options: argparse.Namespace) -> None:
     row = {"fit": fit, "score": found.seconds, "images": len(found.records), "chosen": chosen}
     row |= {"busy_fit": busy_fit, "busy_image": busy_image}
     print(json.dumps(row | {name: getattr(found.figures, name) for name in FIGURES}))
+
+
+def without_fold(dataset: Dataset, fold: int, folds: int = 5) -> Dataset:
+    """A data set in which a share of the normal training images is judged instead of learned."""
+    left_out = dataset.train[fold::folds]
+    learned = tuple(path for path in dataset.train if path not in left_out)
+    return replace(dataset, train=learned, test=(*dataset.test, *(Sample(path, "good", False) for path in left_out)))
 
 
 def figures_of(data: Path, found: Path) -> dict[str, float | None]:
@@ -88,6 +101,7 @@ def main() -> None:
     parser.add_argument("--method", help="ours with this method, or auto, instead of the default")
     parser.add_argument("--backbone", help="ours on this backbone; compact_large, resnet18 from $BLEMISH_WEIGHTS, ...")
     parser.add_argument("--resize", help="ours with this input size, such as auto:320")
+    parser.add_argument("--fold", type=int, choices=range(5))
     parser.add_argument("--no-ours", action="store_true")
     parser.add_argument("--json", type=Path)
     parser.add_argument("--only-ours", action="store_true", help=argparse.SUPPRESS)
@@ -100,9 +114,9 @@ def main() -> None:
         found = {}
         if not options.no_ours:
             mine = [sys.executable, __file__, str(data), "--only-ours"]
-            for name in ("method", "backbone", "resize"):
+            for name in ("method", "backbone", "resize", "fold"):
                 given = getattr(options, name)
-                mine += [] if given is None else [f"--{name}", given]
+                mine += [] if given is None else [f"--{name}", str(given)]
             found["blemish"] = run_json(mine)
         for method in options.methods if options.peer else ():
             with tempfile.TemporaryDirectory() as folder:
