@@ -158,6 +158,32 @@ def test_bonferroni_is_that_of_parts():
     assert Parts({}, {}, calibration).most == {}
 
 
+@pytest.mark.parametrize("calibration", ["split", "loo", "cross", "full"])
+def test_every_calibration_judges_several_pictures_and_says_what_is_proven(calibration):
+    detector = Detector(
+        method=KNN(backbone="filters"),
+        preprocess=Preprocess(32),
+        false_alarm_rate=0.2,
+        calibration=calibration,
+        folds=4,
+    ).fit(pictures(32))
+    decisions = list(detector.predict(pictures(2, seed=7)))
+    part, _ = judge_together(detector, [(one.name, one) for one in decisions], part="7")
+    assert part.p_value == pytest.approx(min(1, 2 * min(one.p_value for one in decisions)))
+    assert (part.threshold, part.promise.certain) == (None, None)
+    n = len(detector.calibration_.scores)
+    a = 0.2 * (n + 1) / 2  # of each picture
+    proven = {"cross": (2 * (a - 1) + 8) / (n + 8), "loo": (2 * a - 1) / (n + 1)}.get(calibration, a / (n + 1))
+    assert part.promise.guaranteed_rate == pytest.approx(2 * proven)
+
+
+def test_a_rate_that_is_certain_of_one_picture_is_none_of_several():
+    detector = fitted(count=100).recalibrate(certain=0.95)
+    (decision,) = detector.predict(pictures(1, seed=7))
+    part, _ = judge_together(detector, [("a", decision), ("b", decision)], part="7")
+    assert (decision.promise.certain, part.promise.certain, part.promise.guaranteed_rate) == (0.95, None, 0.2)
+
+
 # A complete sample
 
 

@@ -18,7 +18,7 @@ from statistics import fmean, pstdev
 from .calibrate import Calibration, calibrate, with_margin
 from .errors import ArgumentError
 from .images.groups import read_pattern
-from .types import PartDecision
+from .types import PartDecision, Promise
 
 Views = Mapping[str, tuple[float, float]]
 """Mean and spread of the scores of learned images, by view."""
@@ -78,9 +78,7 @@ class Parts:
             scaled = [_scaled(images[i].view, scores[i], self.views) for i in members]
             counts = Counter(images[i].view for i in members)
             is_known = all(count <= self.most.get(view, 0) for view, count in counts.items())
-            p_value = self.calibration.p_value(max(scaled))
-            if not is_known:
-                p_value = min(1.0, len(members) * min(p_values[i] for i in members))
+            p_value = self.calibration.p_value(max(scaled)) if is_known else _least(p_values[i] for i in members)
             yield PartDecision(
                 name=part,
                 images=tuple(images[i].name for i in members),
@@ -88,8 +86,15 @@ class Parts:
                 score=max(scaled),
                 p_value=p_value,
                 threshold=self.calibration.threshold if is_known else None,
-                promise=self.calibration.promise,
+                promise=self.calibration.promise if is_known else self._promise_of(len(members)),
             )
+
+    def _promise_of(self, images: int) -> Promise:
+        """What Bonferroni's bound over so many images promises, on average: each has that share of the rate."""
+        known = self.calibration
+        share = known.false_alarm_rate * (known.n_groups + 1) / images
+        rate = None if known.unproven else min(1.0, max(0.0, images * known.proven(share)))
+        return replace(known.promise, guaranteed_rate=rate, certain=None, plausible=None)
 
 
 def views_of(names: Iterable[str], paths: Iterable[str], part_by: str) -> list[View]:
@@ -104,6 +109,12 @@ def learned_views(images: Sequence[View], scores: Sequence[float]) -> Views:
     for one, score in zip(images, scores, strict=True):
         by_view.setdefault(one.view, []).append(score)
     return {view: (fmean(found), pstdev(found) or 1.0) for view, found in by_view.items()}
+
+
+def _least(p_values: Iterable[float]) -> float:
+    """The least of them, times their number."""
+    found = list(p_values)
+    return min(1.0, len(found) * min(found))
 
 
 def _scaled(view: str, score: float, views: Views) -> float:

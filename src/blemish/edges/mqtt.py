@@ -27,6 +27,7 @@ class Mqtt:
         topic = found.path[1:]
         try:
             host, port = found.hostname, found.port
+            (host or "").encode("idna")  # as the connection will
         except ValueError:
             host, port = None, None
         wrong = set("+#\0?") & set(place)

@@ -30,6 +30,7 @@ class Webhook:
         try:
             found = urlsplit(address)
             host, port = found.hostname, found.port
+            (host or "").encode("idna")  # as the connection will: it raises neither OSError nor HTTPException
         except ValueError:
             host, port = None, None
         if host is None or found.scheme not in ("http", "https") or not address.isascii() or not address.isprintable():
