@@ -53,8 +53,8 @@ CALLS = {
     "ood reliability": "ood reliability {data}/test {classifier} --detectors msp --bin-size 9",
     "distil backbone": "distil backbone {data}/train --teacher resnet18 --weights {weights} --steps 2 "
     "--out {out}/c.safetensors",
-    "distil descriptor": "distil descriptor {data}/train --backbone resnet18 --weights {weights} --steps 2 "
-    "--out {out}/d.safetensors",
+    "distil descriptor": "distil descriptor {data}/train --backbone resnet18 --tap layer3 --weights {weights} "
+    "--steps 2 --out {out}/d.safetensors",
     "fit (1000 x 1000, tiles)": "fit {data} --resize 1000 --tile 256 --false-alarm-rate 0.2 --out {out}/t.blemish",
 }
 

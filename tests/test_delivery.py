@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import socket
+import threading
 from pathlib import Path
 
 import pytest
@@ -38,6 +40,9 @@ class Recorder:
         if error is not None:
             raise error
         self.got.append(line)
+
+    def interrupt(self):
+        pass
 
     def close(self):
         pass
@@ -277,3 +282,21 @@ def test_the_file_says_how_far_lines_were_sent(tmp_path):
     about = json.loads((tmp_path / "l.jsonl.webhook").read_text())
     assert (about["version"], about["sent"]) == (1, (tmp_path / "l.jsonl").stat().st_size)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["l.jsonl", "l.jsonl.webhook"]
+
+
+def test_the_end_does_not_wait_for_an_answer_that_never_comes(tmp_path):
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        server.settimeout(30)
+        outlet = Webhook(f"http://127.0.0.1:{server.getsockname()[1]}/", seconds=3600)
+        delivery = Delivery(tmp_path / "l.jsonl", outlet, kind="webhook", say=lambda _: None, patience=0)
+        delivery.__enter__()
+        add(tmp_path / "l.jsonl", 1)
+        delivery.tell()
+        connection, _ = server.accept()
+        connection.recv(1)
+        ending = threading.Thread(target=delivery.__exit__, daemon=True)
+        ending.start()
+        ending.join(60)
+        is_over = not ending.is_alive()
+        connection.close()
+    assert is_over

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from dataclasses import replace
@@ -146,7 +147,7 @@ def test_the_card_says_where_the_file_comes_from(device, detector):
     assert card["digests"]["learned"] == sorted(detector.learned_)
     assert card["parity"]["score"] < 1e-5
     assert set(card["made_of"]["versions"]) >= {"blemish", "torch", "onnx"}
-    assert len((device / "run.py").read_text(encoding="utf-8").splitlines()) < 120
+    assert len((device / "run.py").read_text(encoding="utf-8").splitlines()) < 130
 
 
 def frame(preprocess):
@@ -214,6 +215,34 @@ def test_openvinos_own_file_says_the_same(for_openvino, device, detector, data):
             assert line["score"] == pytest.approx(ours[line["image"]].score, rel=1e-5)
             assert line["p_value"] == pytest.approx(ours[line["image"]].p_value, rel=1e-6)
             assert line["anomalous"] == ours[line["image"]].is_anomalous
+
+
+@pytest.mark.parametrize("card", ["{}", "[]", '{"line": 1}', "[" * 100_000])
+def test_the_device_refuses_a_card_that_is_none(device, tmp_path, card):
+    model = onnx.load(device / "m.onnx")
+    (row,) = (row for row in model.metadata_props if row.key == "blemish")
+    row.value = card
+    onnx.save(model, tmp_path / "m.onnx")
+    with pytest.raises(SystemExit, match=r"error: .*m\.onnx: not a file that `blemish export` wrote, or damaged"):
+        run.open_model(str(tmp_path / "m.onnx"), "onnxruntime", 1)
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="there are no such pipes, and no descriptors to close")
+def test_the_device_waits_for_no_pipe_and_ends_without_a_word_where_nobody_reads(device, data, tmp_path):
+    os.mkfifo(tmp_path / "pipe.png")
+    here, _ = on_device(device, device / "m.onnx", tmp_path / "pipe.png")
+    assert "a folder, pipe, socket or device" in here[0]["error"]
+    assert on_device(device, device / "m.onnx", data, "--threads", "-1")[1].returncode == 2
+    (tmp_path / "file").touch()
+    assert on_device(device, device / "m.onnx", data / "test", "--maps", tmp_path / "file")[1].stderr.startswith(
+        "error: "
+    )
+    command = [sys.executable, str(device / "run.py"), str(device / "m.onnx"), str(data / "test")]
+    reader, writer = os.pipe()
+    os.close(reader)
+    closed = subprocess.run(command, stdout=writer, stderr=subprocess.PIPE, text=True, timeout=120, check=False)
+    os.close(writer)
+    assert (closed.returncode, closed.stderr) == (0, "")
 
 
 def test_what_openvino_cannot_have_is_refused(detector, for_openvino, tmp_path, monkeypatch):

@@ -6,6 +6,7 @@ Whatever the system says against it becomes an error of ours that names the file
 from __future__ import annotations
 
 import errno
+import json
 import os
 import re
 import shutil
@@ -13,10 +14,10 @@ import stat
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import IO, Literal
+from typing import IO, Any, Literal
 
 from .errors import ArgumentError, BlemishError, OutputError
 
@@ -29,11 +30,11 @@ _DEVICES = frozenset({"aux", "con", "nul", "prn", *(f"{port}{i}" for port in ("c
 """Names that Windows takes for a device in every folder, whatever the ending."""
 
 
-def check_output(path: str | Path) -> Path:
+def check_output(path: str | Path, *, beside: Iterable[str | Path] = ()) -> Path:
     """Refuse, before any work, a file that could not be written; gives its path with all links followed.
 
-    An existing file must be a regular one: a device, a pipe or a folder is never replaced. What a link leads to is
-    written, the link stays.
+    An existing file must be a regular one: a device, a pipe or a folder is never replaced, nor one of those `beside` it
+    which are read. What a link leads to is written, the link stays.
     """
     _check_name(path, "a file")
     target = Path(os.path.realpath(path))
@@ -45,6 +46,8 @@ def check_output(path: str | Path) -> Path:
         mode = stat.S_IFREG
     except OSError as error:
         raise _unwritable(path, error) from None
+    if any(target == Path(os.path.realpath(other)) for other in beside):
+        raise OutputError(f"{path}: is read, and cannot be written as well. Choose another name.")
     if not stat.S_ISREG(mode):
         kind = "a folder" if stat.S_ISDIR(mode) else "a device, a pipe or a socket"
         raise OutputError(f"{path}: expected a file, got {kind}, which is not replaced. Choose another name.")
@@ -150,9 +153,7 @@ def read_text(
     A pipe or a device, which would block for ever or never end, is refused.
     """
     try:
-        if Path(path).exists() and not Path(path).is_file():
-            got = "a folder" if Path(path).is_dir() else "a pipe, socket or device"
-            raise error.about(str(path), expected=expected, got=got, instead=instead)
+        require_file(path, expected=expected, instead=instead, error=error)
         return Path(path).read_text(encoding="utf-8-sig")
     except FileNotFoundError:
         raise error(f"{path}: the file does not exist, expected {expected}. {instead}".rstrip()) from None
@@ -162,6 +163,23 @@ def read_text(
         if isinstance(reason, BlemishError):
             raise
         raise error(f"{path}: cannot be read as UTF-8 text ({reason}), expected {expected}.") from reason
+
+
+def require_file(
+    path: str | Path, *, expected: str, instead: str = "", error: type[BlemishError] = ArgumentError
+) -> None:
+    """Refuse a folder, and a pipe or a device, which would block for ever or never end. Raises `error`."""
+    if Path(path).exists() and not Path(path).is_file():
+        got = "a folder" if Path(path).is_dir() else "a pipe, socket or device"
+        raise error.about(str(path), expected=expected, got=got, instead=instead)
+
+
+def parse_json(text: str | bytes) -> Any:
+    """What a text of JSON says. Raises `ValueError` for what is none, or is nested so deep that no reader ends."""
+    try:
+        return json.loads(text)
+    except RecursionError:
+        raise ValueError("nested too deep") from None
 
 
 def _check_name(path: str | Path, kind: str) -> None:

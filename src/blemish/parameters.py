@@ -337,7 +337,10 @@ def _read(kind: Any, text: str) -> Any:  # noqa: PLR0911 - a table of types
     if get_origin(kind) is tuple:
         inner = get_args(kind)[0]
         if text.startswith("["):
-            return tuple(json.loads(text))
+            try:
+                return tuple(json.loads(text))
+            except RecursionError:  # nested too deep
+                return _refuse(text)
         return tuple(_read(inner, part) for part in re.split("[+,]", text))
     return _refuse(text)
 

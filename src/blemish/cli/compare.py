@@ -58,7 +58,7 @@ def compare_models(
 
     say = Speaker()
     if report is not None:
-        check_output(report)
+        check_output(report, beside=[a, b])
     dataset, taken = folders.open(data, say)
     first, second = (load_model(model, device) for model in (a, b))
     for detector in (first, second):

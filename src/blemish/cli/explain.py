@@ -43,7 +43,7 @@ def explain_regions(
 
     say = Speaker()
     if report is not None:
-        check_output(report)
+        check_output(report, beside=[model])
     limit = max_pixels or MAX_PIXELS
     paths = image_paths(images, say)
     known = from_folder(normal, max_pixels=limit)

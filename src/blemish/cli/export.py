@@ -44,7 +44,7 @@ def export(
 
     say = Speaker()
     out = out or Path("model.onnx" if format == "onnx" else "model.xml")
-    check_output(out)
+    check_output(out, beside=[model])
     source = None if images is None else normal_images(images)
     detector = Detector.load(model, device="cpu")
     with say.progress() as progress:

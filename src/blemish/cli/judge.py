@@ -187,7 +187,7 @@ def evaluate_model(
 
     say = Speaker()
     if report is not None:
-        check_output(report)
+        check_output(report, beside=[model])
     check_share("--fdr", fdr)
     dataset, taken = folders.open(data, say)
     detector = reading.load(model)

@@ -16,8 +16,9 @@ from typing import IO, TYPE_CHECKING, Annotated, Any
 import typer
 
 from ..errors import ArgumentError
-from ..files import check_output, naming, open_lines
+from ..files import check_output, naming, open_lines, parse_json
 from ..progress import Throttle
+from ..report.lines import read_line
 from .console import Speaker
 from .models import JudgeOptions
 from .options import AtOnceOption, DeviceOption, MaxPixelsOption, ModelArgument, RuntimeOption, spelled_out
@@ -214,11 +215,8 @@ def _rows(out: Path) -> Iterator[dict[str, Any]]:
         return
     with naming(out), out.open(encoding="utf-8", errors="replace") as file:
         for line in file:
-            try:
-                row = json.loads(line)
-            except ValueError:
-                continue
-            if isinstance(row, dict) and isinstance(row.get("image"), str):
+            row = read_line(line)
+            if row is not None:
                 yield row
 
 
@@ -236,6 +234,7 @@ def _added_to(options: LineOptions, say: Speaker) -> Iterator[Callable[[Mapping[
         deliveries = []
         if out is not None:
             check_output(out)
+            _check_lines(out)
             _mend(out)
             for kind, outlet in outlets.items():
                 deliveries.append(held.enter_context(Delivery(out, outlet, kind=kind, say=say.line)))
@@ -263,6 +262,18 @@ def _opened(out: Path | None) -> Iterator[IO[str]]:
         yield file
 
 
+def _check_lines(out: Path) -> None:
+    """Refuse to add lines to what holds none, such as a model or a video, and to cut off its end."""
+    if not out.exists():
+        return
+    with naming(out), out.open("rb") as file:
+        first = file.readline(_LONGEST_LINE)
+    if first and read_line(first) is None and not first.startswith(b'{"version"'):  # which a kill may have torn
+        raise ArgumentError.about(
+            "--out", expected="a new file, or lines of an earlier run", got=f"{out}, which holds something else"
+        )
+
+
 def _mend(out: Path) -> None:
     """End the last line of a file, or cut it off where it was torn by a kill or a full disk: it is judged again."""
     if not out.exists():
@@ -277,7 +288,7 @@ def _mend(out: Path) -> None:
         if len(last) == len(tail) and start:
             raise ArgumentError.about(str(out), expected="a file of lines", got="one whose last line has no end")
         try:
-            json.loads(last)
+            parse_json(last)
         except ValueError:
             file.truncate(size - len(last))
         else:

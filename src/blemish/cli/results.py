@@ -10,18 +10,21 @@ from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any, Literal, cast
 
 from ..errors import OutputError
-from ..files import check_output, make_folder, naming, open_lines, whole_file, write_whole
+from ..files import check_output, make_folder, naming, open_lines, require_file, whole_file, write_whole
 from ..report.lines import (
     VERSION,
     Judged,
     NotJudged,
     RegionLine,
     file_state,
+    holds_regions,
+    is_number,
     judged,
     judged_batch,
     judged_part,
     model_digest,
     not_judged,
+    read_line,
 )
 from .coco import write_coco
 
@@ -66,7 +69,7 @@ class ResultWriter:
         self._parts: Sequence[PartDecision] | None = None
         self._batch: BatchAlarms | None = None
         if coco is not None:
-            check_output(coco)
+            check_output(coco, beside=[model])
         if out is not None:
             if out.exists() and not out.is_dir():
                 raise OutputError(f"{out}: expected a folder for the results, got a file. Choose another name.")
@@ -163,8 +166,16 @@ class ResultWriter:
             self._write_line(not_judged(name, reason))
 
     def _still_holds(self, row: dict[str, Any]) -> bool:
-        """Whether a line of an earlier run says what this run would say."""
+        """Whether a line of an earlier run says what this run would say; one changed by hand may hold anything."""
         assert self._out is not None
+        numbers = [row.get(name) for name in ("p_value", "threshold")]
+        names = [row.get(name, "") for name in ("heatmap", "overlay")]
+        if not (
+            holds_regions(row)
+            and all(value is None or is_number(value) for value in numbers)
+            and all(isinstance(name, str) and "\0" not in name for name in names)
+        ):
+            return False
         wants_map = self._heatmaps != "none" and "heatmap" in row
         wants_overlay = self._overlays and bool(row.get("regions"))
         return (
@@ -222,17 +233,11 @@ class ResultWriter:
 
 
 def read_rows(path: Path) -> list[dict[str, Any]]:
-    """The whole lines of a file of results; a kill may have torn the last one."""
+    """The whole lines of images in a file of results; a kill may have torn the last one. None where no file is."""
+    require_file(path, expected="lines of `blemish predict`")
     try:
         lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
     except FileNotFoundError:
         return []
-    rows = []
-    for line in lines:
-        try:
-            row = json.loads(line)
-        except ValueError:
-            continue
-        if isinstance(row, dict) and "score" in row and "image" in row:
-            rows.append(row)
-    return rows
+    rows = (read_line(line) for line in lines)
+    return [row for row in rows if row is not None and is_number(row.get("score"))]

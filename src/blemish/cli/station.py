@@ -106,10 +106,10 @@ def export(
     pictures: Annotated[Path | None, typer.Option(metavar="FOLDER", help="Also write the pictures here.")] = None,
 ) -> None:
     """Write what a station has kept, also while it runs; the oldest verdict first."""
-    from ..station.logbook import read_lines, read_pictures
+    from ..station.logbook import FILE, read_lines, read_pictures
 
     say = Speaker()
-    check_output(out)
+    check_output(out, beside=[store / f"{FILE}{part}" for part in ("", "-wal", "-shm")])
     count = 0
     with whole_file(out) as temporary, open_lines(temporary, "w") as file:
         for line in read_lines(store):

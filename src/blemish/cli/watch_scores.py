@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from ..errors import ArgumentError
-from ..files import check_input, check_output, read_text, write_whole
-from ..report.lines import look_of
+from ..files import check_input, check_output, parse_json, read_text, require_file, write_whole
+from ..report.lines import is_number, look_of, read_line
 from .options import JsonOption, SeedOption
 
 if TYPE_CHECKING:
@@ -90,6 +90,7 @@ class _Watch:
 
     def read(self, path: Path, *, only_new: bool) -> int:
         """Take the lines that are new, whole ones alone; gives the number of scores. `only_new`: pass them over."""
+        require_file(path, expected="lines of `blemish predict`")
         try:
             content = path.read_bytes()
         except OSError as error:
@@ -107,13 +108,15 @@ class _Watch:
 
     def _row(self, line: bytes, path: Path) -> tuple[str, float, Look | None] | None:
         """Name, score and look of an image; None for one that could not be judged."""
+        row = read_line(line)
+        if row is not None and "error" in row and "score" not in row:
+            return None
         try:
-            row = json.loads(line)
-            if "error" in row and "score" not in row:
-                return None
-            name, score, model = str(row["image"]), float(row["score"]), row.get("model", self.model)
+            if row is None or not is_number(row.get("score")):
+                raise ValueError(line)
+            name, score, model = row["image"], float(row["score"]), row.get("model", self.model)
             threshold, look = row.get("threshold"), look_of(row.get("look"))
-        except (ValueError, KeyError, TypeError, AttributeError):
+        except (ValueError, OverflowError):
             got = line[:60].decode(errors="replace")
             raise ArgumentError.about(f"{path}", expected="lines of `blemish predict`", got=got) from None
         if model != self.model or threshold != self.threshold:
@@ -181,11 +184,14 @@ def _read(path: Path) -> _Watch:
 
     text = read_text(path, expected="the state that `blemish watch-scores` wrote")
     try:
-        found = json.loads(text)
+        found = parse_json(text)
         version, monitor = found.pop("format"), StreamMonitor.restore(found["monitor"])
         if version not in (1, _FORMAT):  # 1 knew scores alone
             raise ValueError
-        return _Watch(**{"scores_only": version == 1, **found, "monitor": monitor})
+        watch = _Watch(**{"scores_only": version == 1, **found, "monitor": monitor})
+        if not (type(watch.taken) is int and watch.taken >= 0 and isinstance(watch.digest, str)):
+            raise ValueError("not how far a file was read")
+        return watch
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise ArgumentError(
             f"{path}: expected the state that `blemish watch-scores` wrote, got something else ({error}). "

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +11,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageDraw
 
 from ..errors import ArgumentError, DatasetError
-from ..files import read_text
+from ..files import parse_json, read_text
 from ..images.decode import MAX_PIXELS, read_mask
 from ..images.upright import have_one_shape
 from ..tensors import check_tensors
@@ -20,6 +19,8 @@ from ..types import Size
 from .masks import MaskFolder, key_of
 
 _EACH = "an image in the folder of regions for each picture (--roi FOLDER), at the picture's own path"
+_FARTHEST = 1 << 24
+"""Of a point from the first pixel: Pillow counts in 32 bits."""
 _FORM = 'a JSON object {"size": [height, width], "polygons": [[[x, y], ...], ...]}'
 
 
@@ -115,10 +116,12 @@ def _of_file(path: Path, max_pixels: int) -> NDArray[np.bool_]:
 def _of_polygons(path: Path, max_pixels: int) -> NDArray[np.bool_]:
     text = read_text(path, expected=_FORM)
     try:
-        found = json.loads(text)
+        found = parse_json(text)
         height, width = (int(side) for side in found["size"])
         polygons = [[(float(x), float(y)) for x, y in polygon] for polygon in found["polygons"]]
-    except (ValueError, TypeError, KeyError) as error:
+        if not all(abs(number) < _FARTHEST for polygon in polygons for point in polygon for number in point):
+            raise ValueError(f"points that are no numbers below {_FARTHEST:,}")
+    except (ValueError, TypeError, KeyError, OverflowError) as error:
         raise ArgumentError.about(str(path), expected=_FORM, got=f"{type(error).__name__}: {error}") from error
     if not 0 < height * width <= max_pixels or height < 1 or any(len(polygon) < 3 for polygon in polygons):
         raise ArgumentError.about(

@@ -5,13 +5,16 @@ from __future__ import annotations
 import threading
 from contextlib import suppress
 from typing import Any
-from urllib.parse import unquote, urlsplit
+from urllib.parse import unquote
 
 from ..errors import ArgumentError, MissingPackageError
+from ..station.address import split_address
 from ..station.delivery import NotTaken
 
 _SECONDS = 10.0
 """To connect, and to acknowledge a message."""
+_LONGEST_TOPIC = 65_535
+"""Bytes, by the protocol."""
 _PORTS = {"mqtt": 1883, "mqtts": 8883}
 
 
@@ -23,18 +26,15 @@ class Mqtt:
     """
 
     def __init__(self, place: str, *, password: str | None = None, seconds: float = _SECONDS) -> None:
-        found = urlsplit(place if "://" in place else f"mqtt://{place}")
-        topic = found.path[1:]
+        expected, shown = "[mqtts://][NAME@]HOST[:PORT]/TOPIC, without + and #", place.rpartition("@")[2]
         try:
-            host, port = found.hostname, found.port
-            (host or "").encode("idna")  # as the connection will
+            found = split_address(place if "://" in place else f"mqtt://{place}")
+            host, port, topic = found.hostname, found.port, found.path[1:]
+            is_right = 0 < len(topic.encode()) <= _LONGEST_TOPIC and not set("+#?") & set(place)
         except ValueError:
-            host, port = None, None
-        wrong = set("+#\0?") & set(place)
-        if host is None or found.scheme not in _PORTS or not topic or wrong or found.password is not None:
-            raise ArgumentError.about(
-                "--mqtt", expected="[mqtts://][NAME@]HOST[:PORT]/TOPIC, without + and #", got=place.rpartition("@")[2]
-            )
+            raise ArgumentError.about("--mqtt", expected=expected, got=shown) from None
+        if found.scheme not in _PORTS or not is_right or found.password is not None:
+            raise ArgumentError.about("--mqtt", expected=expected, got=shown)
         self._paho = _import_paho()
         self._host, self._port, self._topic = host, port or _PORTS[found.scheme], topic
         self._is_encrypted, self._seconds = found.scheme == "mqtts", seconds
@@ -62,6 +62,9 @@ class Mqtt:
         if not is_taken:
             self.close()  # with it goes the message, which is sent again by whoever has the line
             raise NotTaken(f"{self.name}: the broker acknowledged nothing.")
+
+    def interrupt(self) -> None:
+        """Nothing: what is under way ends by itself, in a few seconds."""
 
     def close(self) -> None:
         """Let the connection go."""

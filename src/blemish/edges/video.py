@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 
 from ..errors import ArgumentError, ImageError, MissingPackageError
 
+_NETWORK = ("http", "https", "rtmp", "rtmps", "rtp", "rtsp", "rtsps", "srt", "tcp", "udp")
 _SECONDS = 10
 """That a stream may take to open, and to bring its next frame."""
 
@@ -47,12 +48,13 @@ class Video:
     def __init__(self, source: str, *, max_pixels: int) -> None:
         cv2 = import_cv2()
         self.name, self.is_live = spell_source(source), is_live(source)
-        if not self.is_live and not Path(source).is_file():
+        is_there = int(source) < 1 << 31 if _is_number(source) else self.is_live or Path(source).is_file()
+        if not is_there:
             raise ArgumentError.about(
                 "SOURCE", expected="a video file, the number of a camera, or an address such as rtsp://...", got=source
             )
         limits = [cv2.CAP_PROP_OPEN_TIMEOUT_MSEC, 1000 * _SECONDS, cv2.CAP_PROP_READ_TIMEOUT_MSEC, 1000 * _SECONDS]
-        if source.isdecimal():
+        if _is_number(source):
             self._capture = cv2.VideoCapture(int(source))
         else:
             self._capture = cv2.VideoCapture(source, cv2.CAP_FFMPEG, limits)
@@ -94,12 +96,18 @@ class Video:
 
 
 def is_live(source: str) -> bool:
-    """Whether a source goes on whether or not somebody takes its frames: a camera, an address.
+    """Whether a source goes on whether or not somebody takes its frames: a camera, an address in a network.
 
-    >>> [is_live(source) for source in ("clip.avi", "0", "rtsp://camera/1")]
-    [False, True, True]
+    Of what else FFmpeg takes for an address, such as `file://` or `concat://`, nothing is read.
+
+    >>> [is_live(source) for source in ("clip.avi", "0", "rtsp://camera/1", "file:///clip.avi")]
+    [False, True, True, False]
     """
-    return source.isdecimal() or "://" in source
+    return _is_number(source) or source.partition("://")[0].lower() in _NETWORK
+
+
+def _is_number(source: str) -> bool:
+    return source.isascii() and source.isdecimal()
 
 
 def spell_source(source: str) -> str:
@@ -108,7 +116,7 @@ def spell_source(source: str) -> str:
     >>> [spell_source(source) for source in ("clip.avi", "0", "rtsp://me:secret@camera:554/1?key=2")]
     ['clip.avi', 'camera 0', 'rtsp://camera:554/1']
     """
-    if source.isdecimal():
+    if _is_number(source):
         return f"camera {source}"
     if "://" not in source:
         return source

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from .. import metrics
 from ..datasets.labelled import LabelledImages, LabelledInput, open_labelled
 from ..errors import ArgumentError, DatasetError
-from ..files import read_text, write_whole
+from ..files import parse_json, read_text, write_whole
 from ..ood import ODIN, Classifier, Gradient, Outputs
 from ..ood.perturbation import directions, step_length
 from ..ood.synthetic import synthetic_outliers
@@ -84,7 +84,7 @@ class Tuning:
             path, expected="a tuning", instead=f"`blemish ood tune --out {path}` makes one.", error=DatasetError
         )
         try:
-            content = json.loads(text)
+            content = parse_json(text)
         except ValueError as error:
             raise DatasetError(f"{path}: damaged, no JSON ({error}). Copy it again, or tune again.") from error
         try:

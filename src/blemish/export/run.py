@@ -23,6 +23,8 @@ Image.MAX_IMAGE_PIXELS = 40_000_000  # Pillow refuses twice as many
 
 def read_pixels(path: Path) -> Any:
     """A picture as (1, height, width, 3) uint8, upright, over white; ValueError for more than 8 bits a channel."""
+    if path.exists() and not path.is_file():
+        raise ValueError("a folder, pipe, socket or device")
     with Image.open(path, formats=OPENED) as image:
         tiles: Any = [tile[3] for tile in getattr(image, "tile", ())]
         levels = [part for tile in tiles if isinstance(tile, tuple) for part in tile if isinstance(part, int)]
@@ -44,7 +46,8 @@ def open_model(path: str, runtime: str, threads: int) -> tuple[Any, Any]:
     """What makes all outputs by name of pixels, and the card."""
     try:
         run, names, card = (on_openvino if runtime == "openvino" else on_onnxruntime)(path, threads)
-        return lambda pixels: dict(zip(names, run(pixels), strict=True)), json.loads(card)
+        line = (known := json.loads(card))["line"] | {"version": known["line"]["version"]}
+        return lambda pixels: dict(zip(names, run(pixels), strict=True)), known | {"line": line}
     except ImportError as error:
         raise SystemExit(f"error: {error.name} is not installed: pip install {error.name}") from None
     except Exception as error:
@@ -57,7 +60,7 @@ def on_onnxruntime(path: str, threads: int) -> tuple[Any, list[str], str]:
 
     ort.disable_telemetry_events()
     options = ort.SessionOptions()
-    options.intra_op_num_threads = threads
+    options.intra_op_num_threads, options.log_severity_level = threads, 3
     session = ort.InferenceSession(path, options, providers=["CPUExecutionProvider"])
     card = session.get_modelmeta().custom_metadata_map["blemish"]
     return lambda pixels: session.run(None, {"pixels": pixels}), [out.name for out in session.get_outputs()], card
@@ -97,13 +100,13 @@ def judge(model: Any, line: dict[str, Any], path: Path, maps: Path | None) -> di
     return line
 
 
-def judge_all() -> int:
+def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("model")
     parser.add_argument("pictures", nargs="+", type=Path)
     parser.add_argument("--maps", type=Path, metavar="FOLDER", help="write each map there; a line names its own")
     parser.add_argument("--runtime", choices=("onnxruntime", "openvino"), help="openvino for .xml, else onnxruntime")
-    parser.add_argument("--threads", type=int, default=0, help="0: as many as there are")
+    parser.add_argument("--threads", type=int, default=0, choices=range(257), metavar="N", help="0: all")
     parser.add_argument("--exit-code", action="store_true", help="3: one is anomalous; 4: one was not judged")
     given = parser.parse_args()
     default, status = "openvino" if given.model.endswith(".xml") else "onnxruntime", 0
@@ -116,4 +119,9 @@ def judge_all() -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(judge_all())
+    try:
+        sys.exit(main())
+    except BrokenPipeError:  # whoever read the lines has enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+    except (OSError, KeyboardInterrupt) as error:
+        sys.exit(f"error: {error or 'stopped'}")

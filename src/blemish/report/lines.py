@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import hashlib
+import math
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypedDict, cast
 
 from ..errors import ModelFileError
+from ..files import parse_json
 
 if TYPE_CHECKING:
     from ..discoveries import BatchAlarms
@@ -118,9 +120,12 @@ def look_of(row: Any) -> Look | None:
     if row is None:
         return None
     try:
-        return Look(**{name: float(row[name]) for name in Look._fields})
-    except (KeyError, TypeError):
+        values = {name: float(row[name]) for name in Look._fields}
+    except (KeyError, TypeError, OverflowError):
         raise ValueError("no look") from None
+    if not all(map(is_number, values.values())):
+        raise ValueError("no look")
+    return Look(**values)
 
 
 def _place(region: AnomalousRegion) -> RegionLine:
@@ -167,6 +172,37 @@ def judged_batch(names: Sequence[str], found: BatchAlarms) -> BatchLine:
 def not_judged(name: str, reason: str) -> NotJudged:
     """The line of a file that could not be judged."""
     return {"version": VERSION, "image": name, "error": reason}
+
+
+def read_line(text: str | bytes) -> dict[str, Any] | None:
+    """The line of an image, out of a file that a kill may have torn or a hand has changed; None for anything else."""
+    try:
+        row = parse_json(text)
+    except ValueError:
+        return None
+    return row if isinstance(row, dict) and isinstance(row.get("image"), str) else None
+
+
+def is_number(value: object) -> bool:
+    """Whether a field is a finite number."""
+    return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < math.inf
+
+
+def holds_regions(row: Mapping[str, Any]) -> bool:
+    """Whether a line has regions as this version writes them, or says that there can be none."""
+    regions = row.get("regions", ())
+    return regions is None or (isinstance(regions, list) and all(map(_is_region, regions)))
+
+
+def _is_region(row: Any) -> bool:
+    if not isinstance(row, dict) or not row.keys() >= RegionLine.__annotations__.keys():
+        return False
+    numbers = [row[name] for name in ("area", "peak", "mean", "p_value")]
+    for points in ([row["box"]], [row["centre"]], row["contour"]):
+        if not isinstance(points, list) or not all(isinstance(point, list) for point in points):
+            return False
+        numbers += [number for point in points for number in point]
+    return all(map(is_number, numbers))
 
 
 def model_digest(path: str | Path) -> str:

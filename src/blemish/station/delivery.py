@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import IO, Protocol
 
 from ..errors import ArgumentError, BlemishError
-from ..files import check_output, naming, read_text, whole_file
+from ..files import check_output, naming, parse_json, read_text, whole_file
 
 _WAITS = (0.0, 1.0, 2.0, 5.0, 10.0, 30.0, 60.0)
 """Seconds before each further try; the last one again and again."""
@@ -38,6 +39,9 @@ class Outlet(Protocol):
 
     def send(self, line: bytes) -> None:
         """Send one line of JSON; returns when it was taken. Raises `NotTaken`, `Unwanted`."""
+
+    def interrupt(self) -> None:
+        """Break off what is under way, which then was not taken; called while another thread sends."""
 
     def close(self) -> None:
         """Let the connection go."""
@@ -90,6 +94,7 @@ class Delivery:
         self._news.set()
         self._thread.join(self._patience)
         self._stops.set()
+        self._outlet.interrupt()
         self._thread.join()
         self._save()
         self._outlet.close()
@@ -178,8 +183,9 @@ def _read_place(place: Path, lines: Path) -> tuple[int, bytes]:
         return _end_of(lines)
     text = read_text(place, expected="how far lines were sent")
     try:
-        about = json.loads(text)
-        if about["version"] != 1 or not isinstance(at := about["sent"], int) or at < 0:
+        about = parse_json(text)
+        at, mark = about["sent"], about["last"]
+        if about["version"] != 1 or type(at) is not int or at < 0:
             raise ValueError(text)
     except (ValueError, TypeError, KeyError):
         raise ArgumentError.about(
@@ -189,8 +195,8 @@ def _read_place(place: Path, lines: Path) -> tuple[int, bytes]:
     if not lines.exists():
         return 0, b""
     with naming(lines), lines.open("rb") as file:
-        last = _line_before(file, at)
-    return (at, last) if _mark(last) == about["last"] else (0, b"")
+        last = _line_before(file, at) if at <= file.seek(0, os.SEEK_END) else b""
+    return (at, last) if _mark(last) == mark else (0, b"")
 
 
 def _end_of(lines: Path) -> tuple[int, bytes]:
@@ -222,6 +228,6 @@ def _mark(line: bytes) -> str:
 
 def _is_whole(line: bytes) -> bool:
     try:
-        return isinstance(json.loads(line), dict)
+        return isinstance(parse_json(line), dict)
     except ValueError:
         return False

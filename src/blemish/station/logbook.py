@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import queue
+import re
 import sqlite3
 import threading
 import time
@@ -21,13 +22,14 @@ from pathlib import Path
 from typing import Any, Literal, TypeVar
 
 from ..errors import ArgumentError, OutputError
-from ..files import make_folder, naming
+from ..files import make_folder, naming, parse_json
 from ..report.lines import look_of
 from ..types import Look
 
 _T = TypeVar("_T")
 FILE = "station.sqlite"
 SCHEMA_VERSION = 1
+_DIGEST = re.compile("[0-9a-f]{64}")
 _AT_ONCE = 256
 """Changes in one commit at most."""
 _SCHEMA = (
@@ -349,17 +351,24 @@ def read_lines(folder: str | Path) -> Iterator[dict[str, Any]]:
     """All verdicts of a store with their feedback, the oldest first, also while a station writes."""
     path = Path(folder) / FILE
     with closing(_read_only(folder)) as file, _blaming_the_disk(path):
-        for number, line, said in file.execute(f"SELECT id, line, {_SAID} FROM verdicts ORDER BY id"):
+        for number, text, said in file.execute(f"SELECT id, line, {_SAID} FROM verdicts ORDER BY id"):
             try:
-                yield json.loads(line) | {"feedback": said}
-            except ValueError:
-                raise OutputError(f"{path}: damaged: verdict {number} is no JSON.") from None
+                line = parse_json(text)
+            except (ValueError, TypeError):
+                line = None
+            if not isinstance(line, dict):
+                raise OutputError(f"{path}: damaged: verdict {number} is no JSON.")
+            yield line | {"feedback": said}
 
 
 def read_pictures(folder: str | Path) -> Iterator[tuple[str, bytes]]:
-    """All pictures that are kept, with their digests."""
-    with closing(_read_only(folder)) as file, _blaming_the_disk(Path(folder) / FILE):
-        yield from file.execute("SELECT digest, content FROM pictures ORDER BY time")
+    """All pictures that are kept, with their digests: file names are made of them, and anybody may write a store."""
+    path = Path(folder) / FILE
+    with closing(_read_only(folder)) as file, _blaming_the_disk(path):
+        for digest, content in file.execute("SELECT digest, content FROM pictures ORDER BY time"):
+            if not isinstance(digest, str) or not _DIGEST.fullmatch(digest) or not isinstance(content, bytes):
+                raise OutputError(f"{path}: damaged: a picture that is none, or has no digest for a name.")
+            yield digest, content
 
 
 def spell_time(seconds: float) -> str:

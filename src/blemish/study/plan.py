@@ -362,5 +362,6 @@ def _read_toml(path: Path) -> dict[str, Any]:
     try:
         table: dict[str, Any] = tomllib.loads(text)
         return table
-    except tomllib.TOMLDecodeError as error:
-        raise ArgumentError(f"{path}: not a TOML file ({error}).") from None
+    except (tomllib.TOMLDecodeError, RecursionError) as error:
+        reason = "nested too deep" if isinstance(error, RecursionError) else error
+        raise ArgumentError(f"{path}: not a TOML file ({reason}).") from None
