@@ -123,8 +123,9 @@ def test_a_dry_run_lists_cells_needs_and_problems_and_runs_nothing(data, tmp_pat
     assert float(first["features GB"]) == pytest.approx(26 * 27 * 4 * (256 + 64 + 16) / 1e9, abs=6e-4)
     assert float(first["peak GB"]) >= float(first["model GB"]) > 0
     assert found["seconds"] > 0
-    text = run(*command, "--out", tmp_path / "s", "--dry-run").stdout
-    assert "4 cells, 2 groups to read" in text
+    listed = run(*command, "--out", tmp_path / "s", "--dry-run")
+    assert "4 cells, 2 groups to read" in listed.stdout
+    assert listed.stderr.startswith("0/2 groups: ")
 
 
 def test_a_dry_run_knows_what_is_done(data, tmp_path, here):

@@ -319,7 +319,12 @@ def _print_estimate(chosen: StudyPlan, settings: WorkerSettings, out: Path, as_j
         with Store(out / "study.sqlite") as store:
             known = {row["key"]: row["status"] for row in store.rows()}
     start = time.perf_counter()
-    found = [estimate(group, settings) for group in groups(cells) if any(_is_open(cell, known) for cell in group.cells)]
+    waiting = [group for group in groups(cells) if any(_is_open(cell, known) for cell in group.cells)]
+    found = []
+    with ProgressView("groups") as view:  # each has its network built and tried: of many, minutes
+        for done, some in enumerate(waiting):
+            view("groups", done, len(waiting), str(some.cells[0]))
+            found.append(estimate(some, settings))
     planned = {cell.cell.key: (group, cell) for group in found for cell in group.cells}
     rows: list[dict[str, object]] = []
     for cell in cells:
