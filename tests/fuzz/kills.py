@@ -57,7 +57,7 @@ from blemish.presets import PRESETS, Preset
 from blemish.station.logbook import FILE, Logbook, read_lines
 from blemish.study.run import LocalExecutor
 from calls import CALLS, Call, begin, check_whole, files_in, prepare
-from campaign import limit_memory
+from campaign import limit_memory, stop_at_sigterm
 from faults import WriteFault, watching
 
 KINDS = ("killed", "at a write", "full disk", "no permission", "little memory", "slow disk")
@@ -89,6 +89,7 @@ def fork(run: Callable[[], None], log: Path) -> int:
         os.dup2(output, 2)
         sys.stdout, sys.stderr = (open(number, "w", encoding="utf-8", closefd=False) for number in (1, 2))  # noqa: SIM115
         os.setpgid(0, 0)
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
         torch.set_num_threads(1)  # OpenMP's own threads do not survive a fork
         run()
         status = 0
@@ -325,6 +326,7 @@ def main() -> int:
     parser.add_argument("--kind", action="append", choices=KINDS)
     parser.add_argument("--spawn", action="store_true", help="a study in processes of its own, as for a user; slow")
     given = parser.parse_args()
+    stop_at_sigterm()
     torch.set_num_threads(1)
     warnings.simplefilter("ignore")
     PRESETS["default"] = Preset("small", preprocess=Preprocess(32))  # else the demo takes long
