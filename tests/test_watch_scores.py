@@ -11,11 +11,12 @@ from typer.testing import CliRunner
 from blemish.calibrate import calibrate
 from blemish.cli import app
 from blemish.detector import Detector
+from blemish.discoveries import BatchAlarms
 from blemish.drift import DriftMonitor, StreamMonitor
 from blemish.images.preprocess import Preprocess
 from blemish.methods import PaDiM
-from blemish.report.lines import judged, model_digest
-from blemish.types import Look
+from blemish.report.lines import judged, judged_batch, judged_part, model_digest
+from blemish.types import Look, PartDecision
 
 
 @pytest.fixture(scope="module")
@@ -73,6 +74,16 @@ def test_a_growing_file_is_read_once(watch, write, detector, tmp_path):
     whole.extend((share * float(detector.calibration_.scores.mean()), None) for share in shares)
     assert second["evidence"] == whole.drift.evidence
     assert watch()[1]["new"] == 0
+
+
+def test_lines_of_parts_and_of_the_batch_are_none_of_images(watch, write, detector, tmp_path):
+    write([1.0, 1.01])
+    part = PartDecision("7", ("0.png", "1.png"), "1.png", 2.0, 0.3, None, detector.calibration_.promise)
+    batch = BatchAlarms(0.1, (False,), "benjamini_hochberg", 1)
+    with (tmp_path / "lines.jsonl").open("a", encoding="utf-8") as file:
+        file.write(json.dumps(judged_part(part)) + "\n" + json.dumps(judged_batch(["7"], batch)) + "\n")
+    status, found = watch()
+    assert (status, found["new"], found["images"]) == (0, 2, 2)
 
 
 def test_a_new_file_continues_the_stream(watch, write):

@@ -200,7 +200,7 @@ class DriftMonitor:
         monitor.calibration_images, monitor._images = values["calibration_images"], values["images"]
         monitor._p_value, monitor._highest = values["p_value"], values["highest"]
         monitor._alarm_at = values["alarm_at"]
-        monitor._bets = np.array(values["bets"])
+        monitor._bets = np.array(values["bets"], dtype=np.float64)  # whole numbers of 30 digits too
         monitor._evidence = float(capital(monitor._bets, monitor._images))
         return monitor
 

@@ -176,7 +176,7 @@ class LearnOptions(SplitOptions):
         typer.Option(
             metavar="PATTERN",
             help="Several images of one part get one verdict: a regular expression on the path; its first group names "
-            "the part and whose second, where there is one, the view.",
+            "the part and its second, where there is one, the view.",
         ),
     ] = None
     min_area: Annotated[

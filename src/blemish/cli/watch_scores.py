@@ -13,7 +13,7 @@ import typer
 
 from ..errors import ArgumentError
 from ..files import check_input, check_output, parse_json, read_text, require_file, write_whole
-from ..report.lines import is_number, look_of, read_line
+from ..report.lines import is_number, is_of_several, look_of, read_line
 from .options import JsonOption, SeedOption
 
 if TYPE_CHECKING:
@@ -99,17 +99,19 @@ class _Watch:
         start, end = self.taken if is_same else 0, content.rfind(b"\n") + 1
         rows = [] if only_new else [self._row(line, path) for line in content[start:end].splitlines() if line.strip()]
         images = [row for row in rows if row is not None]
+        known = self.monitor.drift.is_alarm
         for name, score, look in images:
-            known = self.monitor.drift.is_alarm
-            if self.monitor.update(score, look).is_alarm and not known:
+            found = self.monitor.update(score, look).is_alarm
+            if found and not known:
                 self.alarm_image = name
+            known = found
         self.taken, self.digest = end, hashlib.sha256(content[:end]).hexdigest()
         return len(images)
 
     def _row(self, line: bytes, path: Path) -> tuple[str, float, Look | None] | None:
-        """Name, score and look of an image; None for one that could not be judged."""
+        """Name, score and look of an image; None for one that could not be judged, and for a part or a batch."""
         row = read_line(line)
-        if row is not None and "error" in row and "score" not in row:
+        if is_of_several(line) if row is None else "error" in row and "score" not in row:
             return None
         try:
             if row is None or not is_number(row.get("score")):

@@ -183,6 +183,16 @@ def read_line(text: str | bytes) -> dict[str, Any] | None:
     return row if isinstance(row, dict) and isinstance(row.get("image"), str) else None
 
 
+def is_of_several(text: str | bytes) -> bool:
+    """Whether it is the line of a part, or of a batch, which come behind those of images on stdout."""
+    try:
+        row = parse_json(text)
+    except ValueError:
+        return False
+    kinds = (PartLine, BatchLine)
+    return isinstance(row, dict) and any(row.keys() >= kind.__annotations__.keys() for kind in kinds)
+
+
 def is_number(value: object) -> bool:
     """Whether a field is a finite number."""
     return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < math.inf
