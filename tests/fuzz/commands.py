@@ -59,6 +59,7 @@ TEXTS = (
     "", " ", "x", "none", "auto", "random", "exact", "faiss:ivf0", "faiss:flat", "faiss:", "custom:x", "timm:x", "cpu",
     "cuda:9", "meta", "\u00b2", "\u0663", "\u00e9", "\udcff", "\x1b[31m", "a\nb", "%s%n", "{x}", "[1,2]", "[", "(((((a",
     "=", "a=b", ",", ",,", "+", "1,2", "16x16", "0x0", "16x", "x16", "99999x99999", "a" * 5000, "--help", "-", "--",
+    "[" * 5000, "file:///x", "http://a..b/", "9" * 20,
     "../../etc/passwd", "level1", "level3,level1", "level1,level1", "good", "folders", "1 2", "(.*)", "(.*", "(?P<a>.)",
 )  # fmt: skip
 FAST = {
@@ -240,7 +241,11 @@ def odd_paths(places: dict[str, Path], out: Path) -> list[str]:
     (here / "loop").symlink_to("loop")
     (here / "plan.toml").write_text('data = ["x"]\nmethods = ["padim"]\nseeds = [1e9]\n')
     (here / "bad.toml").write_bytes(b"data = [\xff")
+    (here / "deep.json").write_text("[" * 5000)
+    (here / "deep.jsonl").write_text("[" * 5000 + "\n")
+    (here / "deep.toml").write_text("x = " + "[" * 5000)
     made = ("text.txt", "broken.blemish", "empty", "empty.blemish", "pipe.png", "loop", "plan.toml", "bad.toml")
+    made += ("deep.json", "deep.jsonl", "deep.toml")
     inside = [str(here / name) for name in made]
     wrong = ["", ".", "nowhere/below", "x" * 300, "\udcff", "a\nb", str(out / "new"), str(out / "new" / "deep")]
     classes = [f"{places['test']}:one-class=0", f"{places['test']}:all-but=9", f"{places['data']}:one-class=*"]
