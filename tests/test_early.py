@@ -9,6 +9,7 @@ import pytest
 from typer.testing import CliRunner
 
 import blemish.cli
+from blemish.errors import BlemishError
 from calls import CALLS, READS, begin, commands, prepare
 from fuzz.commands import options_of
 
@@ -65,3 +66,31 @@ def test_an_input_that_is_not_there_is_refused_before_the_work(name, words, plac
     done = CliRunner().invoke(blemish.cli.app, [*name.split(), *words])
     assert (done.exit_code, type(done.exception)) == (1, SystemExit), repr(done.exception)
     assert "nowhere" in done.stderr.splitlines()[-1], done.stderr
+
+
+@pytest.mark.usefixtures("_idle")
+@pytest.mark.parametrize(
+    "line",
+    [
+        "study {data} {bad} --methods padim --backbones filters --out {out}/s",
+        "ood evaluate {test} --model stripes:factory --outliers {blobs} --scores {long}",
+        "ood evaluate {long} --model stripes:factory --outliers {blobs}",
+        "fit {data} --weights {long}",
+        "fit {data} --roi {long}",
+        "distil descriptor {data} --weights {long}",
+        "watch-scores {model} {long}",
+        "feedback {model} {long} --fine {fine}",
+        "predict {model} {long}",
+        "stream {model} {long}",
+        "store export {long} --out {out}/v.jsonl",
+    ],
+)
+def test_a_name_that_no_file_can_have_is_one_line_before_the_work(line, places, tmp_path, monkeypatch):
+    monkeypatch.setattr(
+        blemish.cli, "OSError", BlemishError, raising=False
+    )  # else it would be one line of the system's
+    (tmp_path / "out").mkdir()
+    places = places | {"out": tmp_path / "out", "long": "x" * 300, "bad": "\udcff"}
+    done = CliRunner().invoke(blemish.cli.app, line.format(**places).split())
+    assert (done.exit_code, type(done.exception)) == (1, SystemExit), repr(done.exception)
+    assert done.stderr.splitlines()[-1].startswith("error: ")

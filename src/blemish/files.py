@@ -169,8 +169,8 @@ def require_file(
     path: str | Path, *, expected: str, instead: str = "", error: type[BlemishError] = ArgumentError
 ) -> None:
     """Refuse a folder, and a pipe or a device, which would block for ever or never end. Raises `error`."""
-    if Path(path).exists() and not Path(path).is_file():
-        got = "a folder" if Path(path).is_dir() else "a pipe, socket or device"
+    if os.path.exists(path) and not os.path.isfile(path):
+        got = "a folder" if os.path.isdir(path) else "a pipe, socket or device"
         raise error.about(str(path), expected=expected, got=got, instead=instead)
 
 

@@ -13,7 +13,7 @@ from typing import IO, TYPE_CHECKING, Annotated, Any, Literal
 import typer
 
 from ..errors import ArgumentError, BlemishError
-from ..files import check_output, open_lines, whole_file
+from ..files import check_output, make_folder, open_lines, whole_file
 from ..parameters import read_texts, split_spec
 from .console import Speaker, print_rows
 from .options import (
@@ -312,6 +312,8 @@ def evaluate_outliers(
 
     say = Speaker()
     _check_report(report)
+    if scores is not None:
+        make_folder(scores)
     tunings = _tunings(tuned)
     normal = _open(inliers, labels, limit, seed)
     sets = {name: _open(path, "none", limit, seed) for name, path in _named(outliers).items()}

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any, Literal, cast
 
-from ..errors import OutputError
+from ..errors import ArgumentError, OutputError
 from ..files import check_output, make_folder, naming, open_lines, require_file, whole_file, write_whole
 from ..report.lines import (
     VERSION,
@@ -71,7 +72,7 @@ class ResultWriter:
         if coco is not None:
             check_output(coco, beside=[model])
         if out is not None:
-            if out.exists() and not out.is_dir():
+            if os.path.exists(out) and not os.path.isdir(out):
                 raise OutputError(f"{out}: expected a folder for the results, got a file. Choose another name.")
             make_folder(out)
             check_output(out / "results.jsonl")
@@ -239,5 +240,7 @@ def read_rows(path: Path) -> list[dict[str, Any]]:
         lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
     except FileNotFoundError:
         return []
+    except OSError as error:
+        raise ArgumentError(f"{path}: cannot be read ({error.strerror}). Give a file of `predict`.") from None
     rows = (read_line(line) for line in lines)
     return [row for row in rows if row is not None and is_number(row.get("score"))]

@@ -6,6 +6,7 @@ import csv
 import gzip
 import io
 import math
+import os
 import random
 import zipfile
 import zlib
@@ -116,7 +117,7 @@ def _from_path(path: Path, *, folders_are_classes: bool, max_pixels: int) -> Lab
         return _from_npz(path)
     if path.suffix == ".csv":
         return _from_csv(path, max_pixels)
-    if _IDX in path.name and path.is_file():
+    if _IDX in path.name and os.path.isfile(path):
         return _from_idx(path)
     if folders_are_classes:
         return from_class_folders(path, max_pixels=max_pixels)
@@ -148,7 +149,7 @@ def open_parts(path: str | Path) -> tuple[LabelledImages, LabelledImages | None]
     packed = _packed_parts(path)
     if packed is not None:
         return packed
-    if (path / "train").is_dir() and (path / "test").is_dir():
+    if os.path.isdir(path / "train") and os.path.isdir(path / "test"):
         return from_class_folders(path / "train"), from_class_folders(path / "test")
     return from_class_folders(path), None
 
@@ -165,7 +166,7 @@ def find_classes(path: str | Path) -> list[str]:
     packed = find_packed_classes(path)
     if packed:
         return packed
-    folder = path / "train" if (path / "train").is_dir() and (path / "test").is_dir() else path
+    folder = path / "train" if os.path.isdir(path / "train") and os.path.isdir(path / "test") else path
     if not folder.is_dir():
         raise DatasetError.about(str(path), expected="a labelled image set", got="nothing there")
     return [p.name for p in subfolders(folder)]
@@ -282,7 +283,7 @@ def _npz_arrays(path: Path) -> dict[str, NDArray[np.generic]]:
 
 def _check_regular(path: Path) -> None:
     """Refuse what would block for ever, or never end."""
-    if path.exists() and not path.is_file():
+    if os.path.exists(path) and not os.path.isfile(path):
         raise DatasetError.about(str(path), expected="a file", got="a folder, pipe, socket or device")
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Any
 
@@ -54,7 +55,7 @@ class Region:
                 raise ArgumentError.about("roi", expected="a bool or uint8 array (height, width)", got=source)
             return cls(source > 0)
         path = Path(source)
-        if path.is_dir():
+        if os.path.isdir(path):
             return cls(folder=path, max_pixels=max_pixels)
         if path.suffix.lower() == ".json":
             return cls(_of_polygons(path, max_pixels))

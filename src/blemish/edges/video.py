@@ -9,7 +9,6 @@ from __future__ import annotations
 import math
 import os
 import re
-from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -48,7 +47,7 @@ class Video:
     def __init__(self, source: str, *, max_pixels: int) -> None:
         cv2 = import_cv2()
         self.name, self.is_live = spell_source(source), is_live(source)
-        is_there = int(source) < 1 << 31 if _is_number(source) else self.is_live or Path(source).is_file()
+        is_there = int(source) < 1 << 31 if _is_number(source) else self.is_live or os.path.isfile(source)
         if not is_there:
             raise ArgumentError.about(
                 "SOURCE", expected="a video file, the number of a camera, or an address such as rtsp://...", got=source

@@ -182,7 +182,7 @@ class ScoreStore:
         text = "\n".join([self.situation, images.name, *_contents(images)])
         name = "".join(letter if letter.isalnum() else "-" for letter in images.name)
         path = self.folder / f"{name}-{hashlib.sha256(text.encode('utf-8', 'surrogateescape')).hexdigest()[:16]}.npz"
-        if path.is_file():
+        if os.path.isfile(path):
             _log.info("%s: scores from %s", images.name, path)
             try:
                 return _read_scored(path, images)

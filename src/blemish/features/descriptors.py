@@ -8,6 +8,7 @@ that maps are not shifted.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -180,7 +181,7 @@ def write_descriptor(network: PatchDescriptor, path: str | Path) -> None:
 
 def read_descriptor(path: str | Path) -> PatchDescriptor:
     """Read what `write_descriptor` wrote, as a network in float32 and eval mode."""
-    if not Path(path).is_file():
+    if not os.path.isfile(path):
         raise WeightsError(
             f"weights {path}: the file does not exist. `blemish distil descriptor IMAGES --out {path}` makes one."
         )
@@ -199,8 +200,8 @@ def find_descriptor(patch: int, weights: str | Path | None = None) -> PatchDescr
     Raises `WeightsError` where there is none.
     """
     folder = _BUILTIN if weights is None else Path(weights)
-    path = folder / f"descriptor{patch}.safetensors" if folder.is_dir() else folder
-    if weights is None and not path.is_file():
+    path = folder / f"descriptor{patch}.safetensors" if os.path.isdir(folder) else folder
+    if weights is None and not os.path.isfile(path):
         made = f"descriptor{patch}.safetensors"
         raise WeightsError(
             f"weights: no descriptor network for patches of {patch} ships with this version. "

@@ -41,7 +41,7 @@ def find_weights(backbone: Backbone, weights: str | Path | None = None, *, seed:
 
 def check_weights(weights: str | Path | None) -> None:
     """Refuse, before any work, a file that is not there. Raises `WeightsError`."""
-    if weights is not None and not is_random(weights) and str(weights) != "pretrained" and not Path(weights).is_file():
+    if weights is not None and not is_random(weights) and str(weights) != "pretrained" and not os.path.isfile(weights):
         raise WeightsError(f"weights {weights}: the file does not exist.")
 
 
@@ -80,7 +80,7 @@ def read_weights(path: str | Path) -> StateDict:
     A dict nested under `state_dict` or `model` is unwrapped, and a prefix `module.` on every name is dropped.
     """
     path = Path(path)
-    if not path.is_file():
+    if not os.path.isfile(path):
         raise WeightsError(f"weights {path}: the file does not exist.")
     try:
         content = load_file(path) if path.suffix == ".safetensors" else torch.load(path, "cpu", weights_only=True)

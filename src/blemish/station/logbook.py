@@ -8,6 +8,7 @@ changes only, and all of those that were confirmed.
 from __future__ import annotations
 
 import json
+import os
 import queue
 import re
 import sqlite3
@@ -378,7 +379,7 @@ def spell_time(seconds: float) -> str:
 
 def _read_only(folder: str | Path) -> sqlite3.Connection:
     path = Path(folder) / FILE
-    if not path.is_file():
+    if not os.path.isfile(path):
         raise ArgumentError.about(str(folder), expected=f"the folder of a store, with {FILE}", got="another one")
     file = _connect(path)
     try:
