@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 
 import numpy as np
@@ -180,3 +181,10 @@ def test_notes_are_in_the_evaluation_and_its_json(tmp_path, caplog):
     assert evaluation_json(evaluation)["notes"] == list(evaluation.notes)
     assert "are black and white exchanged?" in evaluation.notes[0]
     assert evaluation.notes[0] in caplog.text
+
+
+@pytest.mark.skipif(os.name != "posix", reason="there are no such pipes")
+def test_a_pipe_is_no_mask_and_is_not_waited_for(tmp_path):
+    os.mkfifo(tmp_path / "mask.png")
+    with pytest.raises(ImageError, match=r"mask\.png: a pipe, socket or device, not an image file"):
+        read_mask(tmp_path / "mask.png")

@@ -211,7 +211,7 @@ def _mask_levels(path: str | Path, max_pixels: int) -> NDArray[Any]:
 def _float_pixels(path: str | Path, max_pixels: int) -> NDArray[np.float32] | None:
     """Pixels of a floating-point file: a mask of them needs no white level. None for any other file."""
     try:
-        with Image.open(path, formats=("TIFF",)) as image:
+        with _open_file(path) as file, Image.open(file, formats=("TIFF",)) as image:
             if image.mode != "F" or image.width * image.height > max_pixels:
                 return None
             pixels = np.asarray(image, dtype=np.float32)
