@@ -174,6 +174,14 @@ def test_without_peaks_figures_of_regions_are_left_open(detector, dataset, tmp_p
     assert "Not computed: the detector reports no regions" in text
 
 
+def test_with_cross_the_report_says_which_figures_of_regions_there_are(dataset, tmp_path):
+    evaluation = evaluate(make(calibration="cross", folds=3).fit(dataset.train_images()), dataset)
+    assert (evaluation.figures.seg_f1, evaluation.figures.defects_hit) == (None, None)
+    assert evaluation.figures.false_regions is not None
+    text = write_report(evaluation, tmp_path / "r.html", title="t").read_text()
+    assert text.count("Not computed: with calibration cross a region is no level of one map") == 2
+
+
 def test_json_has_the_figures_at_the_top(detector, dataset):
     row = evaluation_json(evaluate(detector, dataset))
     assert row["n_anomalous"] == 4

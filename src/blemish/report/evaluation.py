@@ -180,11 +180,9 @@ def _figure_row(evaluation: Evaluation, name: str, row: Metric) -> list[Entry]:
 
 
 def _reason(evaluation: Evaluation, row: Metric) -> str:
-    if "regions" in row.needs or "marked regions" in row.needs:
-        if evaluation.realised_regions is None and not any(r.decision.regions is not None for r in evaluation.records):
-            return "the detector reports no regions: it has no maps, no threshold, or is older than regions."
-        if "marked regions" in row.needs and not any(record.sample.mask for record in evaluation.records):
-            return "there are no ground-truth masks."
+    of_regions = _reason_of_regions(evaluation, row)
+    if of_regions:
+        return of_regions
     if "masks" in row.needs:
         if evaluation.maps is None:
             return "the method judges whole images and makes no maps."
@@ -192,6 +190,19 @@ def _reason(evaluation: Evaluation, row: Metric) -> str:
     if "verdicts" in row.needs and not evaluation.figures.has_verdicts:
         return "the detector was not calibrated, so there are no verdicts."
     return _one_class(evaluation.figures)
+
+
+def _reason_of_regions(evaluation: Evaluation, row: Metric) -> str:
+    """Why a figure of regions is open; empty where they are not to blame."""
+    if "regions" not in row.needs and "marked regions" not in row.needs:
+        return ""
+    if evaluation.realised_regions is None and not any(r.decision.regions is not None for r in evaluation.records):
+        return "the detector reports no regions: it has no maps, no calibration or full, or is older than regions."
+    if "marked regions" in row.needs and not any(record.sample.mask for record in evaluation.records):
+        return "there are no ground-truth masks."
+    if "marked regions" in row.needs and all(record.decision.threshold is None for record in evaluation.records):
+        return "with calibration cross a region is no level of one map, which is what is counted here."
+    return ""
 
 
 def _one_class(figures: Figures) -> str:
