@@ -1,13 +1,17 @@
 """Exported files beside their detectors: do they say the same, how fast are they, how soon is the first verdict there?
 
     python benchmarks/export.py parity DATA [DATA ...] --methods padim,patchcore --images 300
-    python benchmarks/export.py speed DATA --weights resnet18.pth
+    python benchmarks/export.py speed DATA --weights resnet18.pth --side 900
+    peer/bin/pip install anomalib==2.7.0 torch==2.13.0 torchvision==0.28.0 openvino onnx onnxscript
+    python benchmarks/export.py speed DATA --weights resnet18.pth --side 900 --peer peer/bin/python
 
 `parity` fits each method on the training images, exports it, which compares the images of the fit, and then judges the
 test images both ways; of a data set with few normal images `--rate` is the false-alarm rate. `speed` prints ms an image
 from pixels in memory to score, map and verdict, one fresh process a row: ours with one and with eight images a batch,
-and the file, which takes one picture at a time, on ONNX Runtime and on OpenVINO (in float32). Then the
-time from the start of a process to the first verdict, and what is installed for it.
+and the file, which takes one picture at a time, on ONNX Runtime and on OpenVINO (in float32). `--side` brings the
+pictures to that side first, as a camera has them. With `--peer` also what anomalib exports for OpenVINO (ResNet-18, 1 %
+of the patches), by its own inferencer, whose maps stay at the network's size. Then the time from the start of a process
+to the first verdict, and what is installed for it.
 """
 
 from __future__ import annotations
@@ -83,7 +87,7 @@ def prepare(options: argparse.Namespace, folder: Path) -> None:
 
     test = open_dataset(options.data[0]).test_images()
     chosen = range(0, len(test), max(1, len(test) // options.pictures))
-    shown = [np.asarray(test.load(i)) for i in chosen][: options.pictures]
+    shown = [np.asarray(_sized(test.load(i), options.side)) for i in chosen][: options.pictures]
     np.savez(folder / "pictures.npz", *shown)
     Image.fromarray(shown[0]).save(folder / "one.png")
     train = open_dataset(options.data[0]).train_images()
@@ -94,6 +98,10 @@ def prepare(options: argparse.Namespace, folder: Path) -> None:
         detector.save(folder / f"{method}-{backbone}.blemish")
         (folder / f"{method}-{backbone}").mkdir()
         export_model(detector, folder / f"{method}-{backbone}" / "m.onnx", images=train.subset(list(range(12))))
+
+
+def _sized(picture: Any, side: int | None) -> Any:
+    return picture if side is None else picture.resize((side, side))
 
 
 def measure(options: argparse.Namespace) -> dict[str, Any]:
@@ -130,7 +138,11 @@ def speed(options: argparse.Namespace) -> dict[str, Any]:
         folder = Path(name)
         made = [sys.executable, __file__, "speed", options.data[0], "--prepare", name]
         made += ["--pictures", str(options.pictures), *(["--weights", options.weights] if options.weights else [])]
-        subprocess.run(made, check=True)
+        subprocess.run([*made, *(["--side", str(options.side)] if options.side else [])], check=True)
+        side = [options.peer, str(Path(__file__).with_name("_anomalib_openvino_side.py").resolve())]
+        if options.peer:
+            given = ["--data", str(Path(options.data[0]).resolve()), "--weights", str(Path(options.weights).resolve())]
+            subprocess.run([*side, "prepare", name, *given], check=True, stdout=subprocess.DEVNULL)
         for method, backbone, threads in ROWS:
             model, file = folder / f"{method}-{backbone}.blemish", folder / f"{method}-{backbone}" / "m.onnx"
             contenders = {
@@ -144,6 +156,10 @@ def speed(options: argparse.Namespace) -> dict[str, Any]:
                 os.environ["OMP_NUM_THREADS"] = str(threads)
                 found = run_json([str(part) for part in command])
                 row |= {contender: round(found["ms"], 1), f"{contender}, MB": round(found["peak_mb"])}
+            if options.peer and backbone == "resnet18":
+                given = ["--method", method, "--shown", str(folder / "pictures.npz"), "--threads", str(threads)]
+                found = run_json([*side, "time", name, *given])
+                row |= {"anomalib": round(found["ms"], 1), "anomalib, MB": round(found["peak_mb"])}
             rows.append(row)
             print(json.dumps(row), flush=True)
         picture = folder / "one.png"
@@ -185,6 +201,8 @@ def main() -> None:
     parser.add_argument("--images", type=int, default=300)
     parser.add_argument("--rate", type=float, default=0.05)
     parser.add_argument("--weights", help="of ResNet-18, for `speed`")
+    parser.add_argument("--side", type=int, help="for `speed`: of the pictures; None: as they are")
+    parser.add_argument("--peer", help="python of the peer's environment, for `speed`")
     parser.add_argument("--pictures", type=int, default=12)
     parser.add_argument("--out", type=Path, help="JSON file for the rows")
     parser.add_argument("--prepare", help=argparse.SUPPRESS)

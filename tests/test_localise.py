@@ -11,7 +11,7 @@ import torch
 from blemish.calibrate import calibrate
 from blemish.detector import Detector
 from blemish.images.preprocess import Preprocess
-from blemish.localise import Localiser, components, contour_of, peak_of, thinned
+from blemish.localise import Localiser, components, contour_of, peak_of, simplified
 from blemish.types import ImageBatch, Scores
 from reference import regions as reference
 from test_detector import anomalous_pixels, arrays, make, normal_pixels
@@ -133,8 +133,8 @@ def test_a_thinned_contour_is_that_of_the_plain_recursion_and_near_all_points(se
     for where, own in components(map > 3, 1):
         around = framed[where[0].start : where[0].stop + 2, where[1].start : where[1].stop + 2]
         whole = contour_of(around, own, 3.0)
-        found = thinned(whole, 0.25)
-        np.testing.assert_array_equal(found, reference.thinned(whole, 0.25))
+        found = simplified(whole, 0.25)
+        np.testing.assert_array_equal(found, reference.simplified(whole, 0.25))
         assert max(reference.distance(point, found) for point in whole) <= 0.25 + 1e-9
         fewer += len(whole) - len(found)
     assert fewer > 0
@@ -143,9 +143,9 @@ def test_a_thinned_contour_is_that_of_the_plain_recursion_and_near_all_points(se
 def test_the_contour_of_one_pixel_stays_a_square():
     around = np.pad(np.full((1, 1), 4.0), 1)
     whole = contour_of(around, np.ones((1, 1), bool), 2.0)
-    np.testing.assert_array_equal(thinned(whole, 0.25), whole)
+    np.testing.assert_array_equal(simplified(whole, 0.25), whole)
     flat = np.array([[0.0, 0.0], [1.0, 0.1], [2.0, 0.0]])
-    np.testing.assert_array_equal(thinned(flat, 0.4), flat)  # two points would be no polygon
+    np.testing.assert_array_equal(simplified(flat, 0.4), flat)  # two points would be no polygon
 
 
 def test_nothing_outside_the_region_of_interest_is_reported_or_calibrated():

@@ -118,7 +118,7 @@ class Localiser:
             origin = np.array([where[1].start, where[0].start])
             around = framed[where[0].start : where[0].stop + 2, where[1].start : where[1].stop + 2]
             whole = contour_of(around, own, threshold)
-            contour = (thinned(whole, _TOLERANCE) + origin) * (across, down) + (left, top)
+            contour = (simplified(whole, _TOLERANCE) + origin) * (across, down) + (left, top)
             rows, columns = np.nonzero(own)
             centre = (np.array([columns.mean(), rows.mean()]) + 0.5 + origin) * (across, down) + (left, top)
             low, high = (
@@ -194,7 +194,7 @@ def contour_of(map: Floats, region: NDArray[np.bool_], level: float) -> Floats:
         path.append((at, side))
 
 
-def thinned(polygon: Floats, tolerance: float) -> Floats:
+def simplified(polygon: Floats, tolerance: float) -> Floats:
     """Some of the points of a closed polygon `(points, 2)`, so that no other one is further from it than this.
 
     By Ramer, Douglas and Peucker, "Algorithms for the reduction of the number of points" (1973): of a piece the point

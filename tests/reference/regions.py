@@ -104,7 +104,7 @@ def distance(point, polygon):
     return min(_away(point, polygon[i - 1], polygon[i]) for i in range(len(polygon)))
 
 
-def thinned(polygon, tolerance):
+def simplified(polygon, tolerance):
     """Ramer, Douglas, Peucker: the polygon cut at its first point and the one furthest from it, each half by itself."""
 
     def piece(points):
