@@ -24,6 +24,7 @@ from time import perf_counter, process_time
 import numpy as np
 import torch
 from _measure import run_json, write
+from figures import make_method
 from PIL import Image
 
 from blemish import METHODS, Detector, Preprocess, evaluate, metrics, open_dataset
@@ -41,6 +42,8 @@ def ours(data: Path, options: argparse.Namespace) -> None:
     detector = Detector(method=options.method) if options.method else Detector()
     if options.backbone:
         detector = Detector(method=METHODS[options.method or "patchcore"](backbone=options.backbone))
+    elif "," in (options.method or ""):
+        detector = Detector(method=make_method(options.method, "compact", 0)[0])
     if options.resize:
         detector = replace(detector, preprocess=Preprocess(options.resize))
     start, busy = perf_counter(), process_time()
@@ -98,7 +101,7 @@ def main() -> None:
     parser.add_argument("--peer", type=Path, help="python of the peer's environment")
     parser.add_argument("--methods", nargs="+", default=["padim", "patchcore"], help="of the peer")
     parser.add_argument("--ratio", type=float, default=0.01)
-    parser.add_argument("--method", help="ours with this method, or auto, instead of the default")
+    parser.add_argument("--method", help="ours with this method, such as patchcore,count=2000, or auto")
     parser.add_argument("--backbone", help="ours on this backbone; compact_large, resnet18 from $BLEMISH_WEIGHTS, ...")
     parser.add_argument("--resize", help="ours with this input size, such as auto:320")
     parser.add_argument("--fold", type=int, choices=range(5))
