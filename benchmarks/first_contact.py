@@ -27,7 +27,7 @@ from _measure import run_json, write
 from figures import make_method
 from PIL import Image
 
-from blemish import METHODS, Detector, Preprocess, evaluate, metrics, open_dataset
+from blemish import Detector, Preprocess, evaluate, metrics, open_dataset
 from blemish.datasets.dataset import Dataset, Sample
 from blemish.images.decode import decode_mask
 
@@ -40,10 +40,9 @@ def ours(data: Path, options: argparse.Namespace) -> None:
     if options.fold is not None:
         dataset = without_fold(dataset, options.fold)
     detector = Detector(method=options.method) if options.method else Detector()
-    if options.backbone:
-        detector = Detector(method=METHODS[options.method or "patchcore"](backbone=options.backbone))
-    elif "," in (options.method or ""):
-        detector = Detector(method=make_method(options.method, "compact", 0)[0])
+    if options.backbone or "," in (options.method or ""):
+        method, _ = make_method(options.method or "patchcore", options.backbone or "compact", 0)
+        detector = Detector(method=method)
     if options.resize:
         detector = replace(detector, preprocess=Preprocess(options.resize))
     start, busy = perf_counter(), process_time()

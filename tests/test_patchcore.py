@@ -255,7 +255,9 @@ def test_memory_is_planned(caplog):
     PatchCore(backbone=BACKBONE, ratio=0.5).fit(Images(small_pixels(6, 1)))
     line = r"patchcore: 6 images; model 0\.00 GB, peak 0\.00 GB beside the backbone; about \d+ (s|min)"
     assert re.search(line, caplog.text)
-    with pytest.raises(NotEnoughMemoryError, match=r"patchcore: 6 images.*0\.00 GB are left.*Keep a smaller share"):
+    with pytest.raises(
+        NotEnoughMemoryError, match=r"patchcore: 6 images.*0\.00 GB are left.*Keep fewer patches than 108"
+    ):
         PatchCore(backbone=BACKBONE, ratio=0.5, memory_gb=1e-3).fit(Images(small_pixels(6, 1)))
 
 
@@ -276,3 +278,17 @@ def test_bad_parameters(name, value):
 def test_images_of_another_size_can_be_scored():
     method = PatchCore(backbone=BACKBONE).fit(Images(small_pixels(6, 1)))
     assert method.score(batch(small_pixels(2, 2, (40, 32)))).maps.shape == (2, 40, 32)
+
+
+@pytest.mark.parametrize(
+    ("parameters", "kept"), [({}, 288), ({"ratio": 0.01}, 3), ({"ratio": None, "count": 5}, 5), ({"ratio": 1.0}, 288)]
+)
+def test_few_images_keep_all_their_patches_unless_somebody_says_a_share(parameters, kept):
+    method = PatchCore(backbone=BACKBONE, **parameters).fit(Images(small_pixels(8, 3)))
+    assert (method.seen_, len(method.bank_)) == (288, kept)
+
+
+@pytest.mark.parametrize(("total", "kept"), [(1, 1), (1_999, 1_999), (150_000, 2_000), (250_000, 2_500)])
+def test_a_bank_has_a_hundredth_of_all_patches_and_two_thousand_at_least(total, kept):
+    assert PatchCore()._wanted(total) == kept
+    assert PatchCore(ratio=0.01)._wanted(total) == max(1, round(total / 100))

@@ -43,6 +43,8 @@ _log = logging.getLogger("blemish")
 _ERROR_PATCHES = 2048
 _MOVED_PATCHES = 4096
 _UNKNOWN_CAPACITY = 1_000_000
+_SHARE, _LEAST = 0.01, 2000
+"""Share of all patches, and patches at least, where nobody says: 1 % of few images misses much of what is normal."""
 _NUMBERS = ("seen", "radius", "reserve_radius", "storage_error", "recall")
 """Names of the learned tensors that are one number each."""
 _BYTES = {"float32": 4, "float16": 2, "int8": 1}
@@ -58,7 +60,7 @@ class PatchCore(MapMethod, TurnedMethod, LeavingMethod):
         published code's embedding of `dimensions` numbers.
     dimensions: of an embedding with `unfold` (the paper: 1024).
     normalise: scale each patch's vector to length 1; the square of a distance is then twice the cosine distance.
-    ratio: share of all patches to keep (the paper: 0.25, 0.1 or 0.01).
+    ratio: share of all patches to keep (the paper: 0.25, 0.1 or 0.01); None: 0.01, and 2 000 patches at least.
     count: keep so many patches instead.
     radius: keep no more once every patch lies this near to a kept one, in the projected space; 0: no such limit.
         How near they are in the end is `radius_`.
@@ -82,7 +84,7 @@ class PatchCore(MapMethod, TurnedMethod, LeavingMethod):
     patches: Literal["average", "single", "unfold"] = "average"
     dimensions: int = parameter(1024, at_least=1)
     normalise: bool = False
-    ratio: float = parameter(0.01, above=0, at_most=1)
+    ratio: float | None = parameter(None, above=0, at_most=1)
     count: int | None = parameter(None, at_least=1)
     radius: float = parameter(0.0, at_least=0)
     projection: int = parameter(128, at_least=0, at_most=8192)
@@ -97,7 +99,9 @@ class PatchCore(MapMethod, TurnedMethod, LeavingMethod):
     def unproven(self, groups: Sequence[int]) -> str:
         """Distances to the nearest of fewer patches can only grow, where nothing else depends on an image."""
         reasons = {
-            "the coreset is chosen in view of every image": self.ratio < 1 or self.count is not None or self.radius > 0,
+            "the coreset is chosen in view of every image": self.ratio != 1
+            or self.count is not None
+            or self.radius > 0,
             f"storage={self.storage} is scaled by all images": self.storage != "float32",
             "reweight may lower a score": self.reweight > 0,
         }
@@ -173,7 +177,7 @@ class PatchCore(MapMethod, TurnedMethod, LeavingMethod):
             model_bytes=kept * d * _BYTES[self.storage] + self._reserve_bytes(total, d, kept),
             peak_bytes=capacity * self._bytes_a_patch(d) + self._kept_bytes(total, d, kept),
             operations=2.0 * capacity * kept * (self.projection or d) * (total / capacity) ** 0.5,
-            instead=f"Keep a smaller share than ratio={self.ratio:g}, or give more memory_gb.",
+            instead=f"Keep fewer patches than {kept} (ratio, count), or give more memory_gb.",
         )
 
     def _learn(self, features: Iterator[FeatureMaps], *, expected: int | None) -> None:
@@ -370,7 +374,10 @@ class PatchCore(MapMethod, TurnedMethod, LeavingMethod):
         count_of(self, "reweight", self._wanted(total), "the patches of the bank")
 
     def _wanted(self, total: int) -> int:
-        return min(total, self.count) if self.count is not None else max(1, round(self.ratio * total))
+        if self.count is not None:
+            return min(total, self.count)
+        share, least = (_SHARE, _LEAST) if self.ratio is None else (self.ratio, 1)
+        return max(round(share * total), min(total, least))
 
     def _capacity(self, total: int | None, d: int, wanted: int) -> int:
         """Patches that a fit may hold at once."""
