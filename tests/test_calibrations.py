@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from safetensors.torch import load_file
 
 from blemish import Detector, Preprocess, from_arrays, from_paths
 from blemish.calibrate import plus_bound, with_margin
@@ -379,12 +380,14 @@ def test_the_calibration_of_few_images_is_said_and_kept(caplog, tmp_path):
 def test_as_many_images_as_the_rate_takes_are_enough_without_options(tmp_path, caplog):
     """Ten folds of one of 19 would leave out ten: there are more folds then."""
     caplog.set_level(logging.INFO)
-    detector = Detector(method=PatchCore(backbone="filters"), preprocess=Preprocess(32)).fit(pictures(19))
+    method = PatchCore(backbone="filters", count=40)
+    detector = Detector(method=method, preprocess=Preprocess(32)).fit(pictures(19))
     assert (detector.calibration_.kind, len(detector.calibration_.scores), detector.folds) == ("cross", 19, 10)
     assert len(set(detector.calibration_.folds)) == 19
     detector.save(tmp_path / "m.blemish")
     judged = [next(one.predict([NEW[0]])).p_value for one in (detector, Detector.load(tmp_path / "m.blemish"))]
     assert judged[0] == judged[1]
+    assert not any("reserve." in name for name in load_file(tmp_path / "m.blemish"))  # such models are not updated
     assert sum("beside the backbone" in line for line in caplog.messages) == 1  # for all models
 
 

@@ -46,7 +46,16 @@ from .images.source import (
     within,
 )  # fmt: skip
 from .images.tiling import Tiles
-from .methods import FeatureMethod, Forgetful, FrozenMethod, Incremental, LeavesOut, Method, ScoresBeside
+from .methods import (
+    FeatureMethod,
+    Forgetful,
+    FrozenMethod,
+    Incremental,
+    KeepsReserve,
+    LeavesOut,
+    Method,
+    ScoresBeside,
+)
 from .methods._base import memory_left
 from .methods.registry import require_kind
 from .ops.neighbours import IndexFactory
@@ -735,6 +744,8 @@ class Detector(DetectorSettings):
             chosen = learned.source.subset([i for i, number in enumerate(numbers) if number == fold])
             own = self._batches(chosen, learn=True, known=known)
             judged = ((batch, self._scorer.alone(method, batch)) for batch in _kept(own, method, fresh))
+            if isinstance(method, KeepsReserve):
+                method.drop_reserve()  # a model of several folds is not updated
             methods.append(method)
             found.append(self._calibrator.by_pixel.judge(judged))
             skipped |= {entry[0]: entry for entry in [*bad, *own.skipped]}

@@ -9,6 +9,7 @@ from ._base import FeatureMethod as FeatureMethod
 from ._base import Forgetful as Forgetful
 from ._base import FrozenMethod as FrozenMethod
 from ._base import Incremental as Incremental
+from ._base import KeepsReserve as KeepsReserve
 from ._base import LeavesOut as LeavesOut
 from ._base import Method as Method
 from ._base import ScoresBeside as ScoresBeside

@@ -127,6 +127,14 @@ class Incremental(Protocol):
 
 
 @runtime_checkable
+class KeepsReserve(Protocol):
+    """A method that keeps something for later fits alone, beside what it scores by."""
+
+    def drop_reserve(self) -> None:
+        """Keep it no longer: what is learned later is learned without it."""
+
+
+@runtime_checkable
 class LeavesOut(Protocol):
     """A method that scores the images that it has learned by the model without each of them, and fits nothing again."""
 

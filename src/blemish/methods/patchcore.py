@@ -145,6 +145,11 @@ class PatchCore(MapMethod, TurnedMethod, LeavingMethod):
         stream.add_coreset(torch.cat([mine, theirs]), max(radius, other_radius))
         self._finish(stream, self.seen_ + other.seen_)
 
+    def drop_reserve(self) -> None:
+        """Grow from the bank alone from now on, which is a worse choice, in a smaller file."""
+        self._require_fit("drop_reserve")
+        self.reserve_, self.reserve_radius_ = None, 0.0
+
     def _reserved(self) -> tuple[Tensor, float]:
         """What to go on from, and the radius within which it covers all seen patches."""
         if self.reserve_ is None:
