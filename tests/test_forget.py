@@ -98,7 +98,9 @@ def test_refusals_change_nothing():
     without = Detector(method=PaDiM(backbone="filters"), preprocess=Preprocess(32), calibration="none").fit(IMAGES)
     with pytest.raises(ArgumentError, match="keep: expected sums, without which nothing can be forgotten"):
         without.forget(IMAGES[:1])
-    coreset = Detector(method=PatchCore(backbone="filters"), preprocess=Preprocess(32), calibration="none").fit(IMAGES)
+    coreset = Detector(
+        method=PatchCore(backbone="filters", ratio=0.01), preprocess=Preprocess(32), calibration="none"
+    ).fit(IMAGES)
     with pytest.raises(ArgumentError, match=r"ratio: expected 1, .* got a bank of 3 of 256 patches"):
         coreset.forget(IMAGES[:1])
     kernel = Detector(method="ocsvm", preprocess=Preprocess(32), calibration="none")
