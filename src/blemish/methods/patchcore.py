@@ -148,7 +148,8 @@ class PatchCore(MapMethod, TurnedMethod, LeavingMethod):
     def drop_reserve(self) -> None:
         """Grow from the bank alone from now on, which is a worse choice, in a smaller file."""
         self._require_fit("drop_reserve")
-        self.reserve_, self.reserve_radius_ = None, 0.0
+        self.reserve_: ExactIndex | None = None
+        self.reserve_radius_ = 0.0
 
     def _reserved(self) -> tuple[Tensor, float]:
         """What to go on from, and the radius within which it covers all seen patches."""
