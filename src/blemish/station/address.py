@@ -12,11 +12,14 @@ def split_address(text: str) -> SplitResult:
     8080
     >>> split_address("http://a..b/")
     Traceback (most recent call last):
-    UnicodeError: label empty or too long
+    ValueError: http://a..b/
     """
     found = urlsplit(text)
     if not found.hostname or not text.isprintable():
         raise ValueError(text)
-    found.hostname.encode("idna")  # a name that no resolver takes
+    try:
+        found.hostname.encode("idna")
+    except UnicodeError:  # a name that no resolver takes; what is said of it changes with Python
+        raise ValueError(text) from None
     _ = found.port  # which is read now
     return found
