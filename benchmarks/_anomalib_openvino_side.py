@@ -67,7 +67,9 @@ def prepare(options: argparse.Namespace) -> None:
                 accelerator="cpu", devices=1, logger=False, default_root_dir=folder, enable_progress_bar=False
             )
             engine.fit(model=model, datamodule=data)
-            made = Path(engine.export(model, "openvino", export_root=folder))
+            # Without a size the file of its PatchCore takes two pictures at a time, and no other number.
+            size = (options.side, options.side) if options.side else None
+            made = Path(engine.export(model, "openvino", export_root=folder, input_size=size))
             for part in (made, made.with_suffix(".bin")):
                 shutil.copy(part, options.folder / f"{method}{part.suffix}")
 
@@ -98,6 +100,7 @@ def main() -> None:
     parser.add_argument("--data", type=Path)
     parser.add_argument("--weights", type=Path)
     parser.add_argument("--images", type=int, default=60)
+    parser.add_argument("--side", type=int, help="of the pictures")
     parser.add_argument("--method", default="padim")
     parser.add_argument("--shown", type=Path)
     parser.add_argument("--threads", type=int, default=1)

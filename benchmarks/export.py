@@ -142,8 +142,10 @@ def speed(options: argparse.Namespace) -> dict[str, Any]:
         side = [options.peer, str(Path(__file__).with_name("_anomalib_openvino_side.py").resolve())]
         if options.peer:
             given = ["--data", str(Path(options.data[0]).resolve()), "--weights", str(Path(options.weights).resolve())]
-            subprocess.run([*side, "prepare", name, *given], check=True, stdout=subprocess.DEVNULL)
-        for method, backbone, threads in ROWS:
+            given += ["--side", str(options.side)] if options.side else []
+            quiet = subprocess.DEVNULL  # it draws bars, and says much of its exporter
+            subprocess.run([*side, "prepare", name, *given], check=True, stdout=quiet, stderr=quiet)
+        for method, backbone, threads in (row for row in ROWS if row[0] in options.methods.split(",")):
             model, file = folder / f"{method}-{backbone}.blemish", folder / f"{method}-{backbone}" / "m.onnx"
             contenders = {
                 "torch, batch 1": [model, "--batch", 1], "torch, batch 8": [model, "--batch", 8],
