@@ -94,3 +94,11 @@ def test_a_name_that_no_file_can_have_is_one_line_before_the_work(line, places, 
     done = CliRunner().invoke(blemish.cli.app, line.format(**places).split())
     assert (done.exit_code, type(done.exception)) == (1, SystemExit), repr(done.exception)
     assert done.stderr.splitlines()[-1].startswith("error: ")
+
+
+@pytest.mark.parametrize("command", ["benchmark m.blemish --threads", "fit data --workers", "study data --threads"])
+def test_a_number_of_threads_that_ends_the_process_is_refused(command):
+    """With 30 000 threads OpenMP ended `benchmark` in the middle, with a line of its own."""
+    ended = CliRunner().invoke(blemish.cli.app, [*command.split(), "257"])
+    assert ended.exit_code == 2
+    assert "256" in ended.output

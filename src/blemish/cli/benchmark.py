@@ -13,7 +13,7 @@ import typer
 from ..errors import ArgumentError
 from .console import Speaker, print_rows
 from .models import image_paths, load_model
-from .options import JsonOption, ModelArgument, WorkersOption, read_option
+from .options import MOST_THREADS, JsonOption, ModelArgument, WorkersOption, read_option
 from .results import ResultWriter
 
 if TYPE_CHECKING:
@@ -28,7 +28,9 @@ def benchmark(
         str | None, typer.Option(help="Only these, comma-separated. Default: all that are installed.")
     ] = None,
     batch_sizes: Annotated[str, typer.Option(help="Images a forward pass, comma-separated.")] = "1,8",
-    threads: Annotated[int | None, typer.Option(min=1, help="Of the network; default: as many as there are.")] = None,
+    threads: Annotated[
+        int | None, typer.Option(min=1, max=MOST_THREADS, help="Of the network; default: as many as there are.")
+    ] = None,
     count: Annotated[int, typer.Option(min=1, help="Images to judge, spread over those given.")] = 32,
     heatmaps: Annotated[Literal["png", "npy", "none"], typer.Option(help="What is written of each.")] = "png",
     workers: WorkersOption = 2,

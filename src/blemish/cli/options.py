@@ -24,7 +24,9 @@ RuntimeOption = Annotated[
     typer.Option(help="What runs the network: auto measures those at hand. Default: the model's."),
 ]
 BatchOption = Annotated[int, typer.Option(min=1, help="Images a forward pass.")]
-WorkersOption = Annotated[int, typer.Option(min=1, help="Decoding threads.")]
+MOST_THREADS = 256
+"""With tens of thousands the libraries below end the process."""
+WorkersOption = Annotated[int, typer.Option(min=1, max=MOST_THREADS, help="Decoding threads.")]
 ErrorOption = Annotated[
     Literal["raise", "skip"], typer.Option(help="At an unreadable file: raise an error, or skip and count it.")
 ]

@@ -16,7 +16,16 @@ import typer
 from ..errors import ArgumentError
 from ..files import make_folder, write_whole
 from .console import Speaker, print_rows
-from .options import DeviceOption, JsonOption, WhiteLevelOption, read_option, read_resize, read_white_level, spelled_out
+from .options import (
+    MOST_THREADS,
+    DeviceOption,
+    JsonOption,
+    WhiteLevelOption,
+    read_option,
+    read_resize,
+    read_white_level,
+    spelled_out,
+)
 from .progress import ProgressView, duration
 
 if TYPE_CHECKING:
@@ -74,6 +83,7 @@ class WorkOptions:
         int | None,
         typer.Option(
             min=1,
+            max=MOST_THREADS,
             help="Threads a process; default: the cores, shared out (--ray: 1). As many give the same last digits.",
         ),
     ] = None
