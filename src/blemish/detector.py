@@ -625,8 +625,10 @@ class Detector(DetectorSettings):
         needed = self._calibrator.needed
         if self.calibration is not None or self._holds_out:
             return None
-        leaves_out = self._auto is not None or pick_calibration(self.method_, range(needed), self.false_alarm_rate)[0]
-        return None if leaves_out == "split" else needed
+        if self._auto is not None:
+            return needed
+        kind, _ = pick_calibration(self.method_, range(needed), self.false_alarm_rate)
+        return None if kind == "split" else needed
 
     def _choose(
         self, auto: Auto, train: ImageSource, progress: Progress | None
