@@ -19,7 +19,7 @@ from blemish.station.app import make_app
 from blemish.station.limits import Limits
 from blemish.station.logbook import Logbook
 from blemish.station.models import Models
-from blemish.station.server import listen, make_server
+from blemish.station.server import bind, listen, make_server
 from blemish.station.station import Station
 
 LIMITS = Limits(max_bytes=100_000, max_pixels=1_000_000, pictures=4, seconds=20)
@@ -79,12 +79,13 @@ def serving(files, folder, *, limits=LIMITS, token=None, names=(), max_bytes=10*
     limits = replace(limits, **changes)
     models = Models(files, max_bytes=max_bytes, batch=limits.batch, max_pixels=limits.max_pixels)
     station = Station(models, Logbook(folder), limits=limits)
-    with listen("127.0.0.1", 0) as listener:
+    with bind("127.0.0.1", 0) as bound:
+        listen(bound)
         server = make_server(make_app(station, token=token, names=names), limits=limits)
-        thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
+        thread = threading.Thread(target=server.run, kwargs={"sockets": [bound]})
         thread.start()
         try:
-            ask = Client(listener.getsockname()[1], token)
+            ask = Client(bound.getsockname()[1], token)
             ask.server = server
             yield ask, station
         finally:

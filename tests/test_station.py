@@ -38,7 +38,7 @@ from blemish.station.limits import Limits
 from blemish.station.logbook import FILE, Logbook, Retention, Verdict, read_lines, read_pictures
 from blemish.station.models import Models
 from blemish.station.revising import Revising
-from blemish.station.server import is_loopback, listen, read_token
+from blemish.station.server import bind, is_loopback, listen, read_token
 from blemish.station.watching import Watching
 from blemish.station.work import Work
 from blemish.types import Decision
@@ -760,10 +760,20 @@ def test_a_token_is_needed_where_others_can_ask(tmp_path):
 
 
 def test_an_address_that_is_taken_is_one_line():
-    with listen("127.0.0.1", 0) as taken, pytest.raises(ArgumentError, match="that is free"):
-        listen("127.0.0.1", taken.getsockname()[1])
+    with bind("127.0.0.1", 0) as taken:
+        listen(taken)
+        with pytest.raises(ArgumentError, match="that is free"):
+            bind("127.0.0.1", taken.getsockname()[1])
     with pytest.raises(ArgumentError, match="an address of this machine"):
-        listen("192.0.2.1", 0)
+        bind("192.0.2.1", 0)
+
+
+@pytest.mark.skipif(os.name == "nt", reason="there, it is refused earlier")
+def test_of_two_that_start_at_a_time_one_gets_the_address():
+    with bind("127.0.0.1", 0) as first, bind("127.0.0.1", first.getsockname()[1]) as second:
+        listen(first)
+        with pytest.raises(ArgumentError, match=r"--port: .* that is free"):
+            listen(second)
 
 
 def test_serve_says_what_is_wrong_before_it_listens(files, tmp_path):
@@ -777,6 +787,49 @@ def test_serve_says_what_is_wrong_before_it_listens(files, tmp_path):
     assert (twice.exit_code, "files of different names" in twice.output) == (1, True)
     assert serve(tmp_path / "none.blemish").exit_code == 1
     assert "--token-file" in serve(files["small"], "--host", "0.0.0.0").output
+
+
+@pytest.mark.parametrize("unfit", ["port", "store", "model"])
+def test_serve_loads_nothing_where_it_cannot_begin(unfit, files, tmp_path, monkeypatch):
+    loaded = []
+    monkeypatch.setattr(Models, "get", lambda _, name: loaded.append(name))
+    (tmp_path / "file").touch()
+    store = tmp_path / ("file" if unfit == "store" else "store")
+    models = [files["small"], tmp_path / "none.blemish" if unfit == "model" else files["other"]]
+    with bind("127.0.0.1", 0) as taken:
+        listen(taken)
+        port = taken.getsockname()[1] if unfit == "port" else 0
+        found = CliRunner().invoke(app, ["serve", *map(str, models), "--store", str(store), "--port", str(port)])
+    named = {"port": "--port", "store": f"{store}: ", "model": "none.blemish"}[unfit]
+    assert (found.exit_code, found.output.count("\n"), named in found.output) == (1, 1, True), found.output
+    assert not loaded
+
+
+def test_nobody_is_heard_before_the_models_are_loaded(files, tmp_path, monkeypatch):
+    """The port is held all the time: nobody else can take it meanwhile."""
+    bound, refused = [], []
+
+    def get(_models, name):
+        with socket.socket() as caller:
+            refused.append((name, caller.connect_ex(bound[0].getsockname()) != 0))
+
+    monkeypatch.setattr("blemish.station.server.bind", lambda *where: bound.append(bind(*where)) or bound[0])
+    monkeypatch.setattr(Models, "get", get)
+    command = ["serve", str(files["small"]), "--store", str(tmp_path), "--port", "0", "--check"]
+    assert CliRunner().invoke(app, command).exit_code == 0
+    assert refused == [("small", True)]
+
+
+def test_a_saved_version_answers_from_the_first_picture_after_a_restart(files, tmp_path, monkeypatch):
+    with serving(files, tmp_path) as (ask, station):
+        ask("POST", "/v1/models/small/revise?rate=0.4")
+        station.work.settle()
+        ask("POST", "/v1/revision/save")
+    loaded, get = [], Models.get
+    monkeypatch.setattr(Models, "get", lambda models, name: loaded.append(get(models, name)) or loaded[-1])
+    command = ["serve", str(files["small"]), "--store", str(tmp_path), "--port", "0", "--check"]
+    assert CliRunner().invoke(app, command).exit_code == 0
+    assert [one.detector.calibration_.false_alarm_rate for one in loaded] == [0.4]
 
 
 def test_serve_leaves_no_thread_where_the_store_is_unfit(files, tmp_path):

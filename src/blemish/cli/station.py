@@ -12,7 +12,7 @@ from typing import Annotated
 import typer
 
 from ..errors import ArgumentError, MissingPackageError
-from ..files import check_output, make_folder, open_lines, whole_file, write_whole
+from ..files import check_input, check_output, make_folder, open_lines, whole_file, write_whole
 from ..memory import available_bytes
 from .console import Speaker
 from .options import AtOnceOption, DeviceOption, MaxPixelsOption, MemoryOption, RuntimeOption
@@ -50,7 +50,7 @@ def serve(
     timeout: Annotated[float, typer.Option(min=0.1, help="Seconds to send a request, and to be judged.")] = 30,
     keep_days: Annotated[float, typer.Option(min=0, help="For so long pictures stay; verdicts stay for ever.")] = 30,
     keep_gb: Annotated[float, typer.Option(min=0, help="So much all pictures may take; 0: none is kept.")] = 10,
-    check: Annotated[bool, typer.Option("--check", help="Load the models, open store and port, and end.")] = False,
+    check: Annotated[bool, typer.Option("--check", help="Open port and store, load the models, and end.")] = False,
 ) -> None:
     """Judge pictures over HTTP, with a page for people: http://127.0.0.1:8321/ by default.
 
@@ -67,7 +67,7 @@ def serve(
     from ..station.limits import Limits
     from ..station.logbook import Logbook, Retention
     from ..station.models import Models
-    from ..station.server import listen, make_server, read_token
+    from ..station.server import bind, listen, make_server, read_token
     from ..station.station import Station
 
     say = Speaker()
@@ -76,26 +76,29 @@ def serve(
         max_bytes=int(max_mb * 1e6), max_pixels=max_pixels or MAX_PIXELS, requests=requests, waiting=queue,
         seconds=timeout, batch=batch_size,
     )  # fmt: skip
+    files = _named(models or [])
+    for file in files.values():
+        check_input(file, of="MODEL")
     table = Models(
-        _named(models or []), max_bytes=int(memory * 1e9 if memory else (available_bytes() or 4e9) / 2), device=device,
+        files, max_bytes=int(memory * 1e9 if memory else (available_bytes() or 4e9) / 2), device=device,
         runtime=runtime, make_index=index_from_name, batch=batch_size, max_pixels=limits.max_pixels,
     )  # fmt: skip
-    for name in table.names():
-        table.get(name)  # a file that cannot be read stops here, and not at the first part
     # Whatever fails from here on, no thread of theirs may be left: the process would never end.
     with ExitStack() as held:
-        listener = held.enter_context(listen(host, port))
+        bound = held.enter_context(bind(host, port))  # refused before a model is loaded, which takes seconds
         retention = Retention(days=keep_days, max_bytes=int(keep_gb * 1e9))
         logbook = held.enter_context(Logbook(store, retention=retention))
         station = Station(table, logbook, limits=limits, keep_pictures=keep_gb > 0, device=device)
         held.callback(station.close)
+        for name in files:
+            table.get(name)  # in its latest version; a file that cannot be read stops here, and not at the first part
+        address = listen(bound)
         if check:
             say.line(f"{len(table.names())} models, {store}: all is well.")
             return
-        shown, number = listener.getsockname()[:2]
-        say.line(f"http://{f'[{shown}]' if ':' in shown else shown}:{number}/  Ctrl-C ends it.")
+        say.line(f"{address}  Ctrl-C ends it.")
         app = make_app(station, token=token, names=allow_host or ())
-        make_server(app, limits=limits).run(sockets=[listener])
+        make_server(app, limits=limits).run(sockets=[bound])
 
 
 @store_app.command("export")

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import ipaddress
+import os
 import socket
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import uvicorn
@@ -36,15 +39,39 @@ def is_loopback(host: str) -> bool:
         return host == "localhost"
 
 
-def listen(host: str, port: int) -> socket.socket:
-    """A socket that listens. Raises `ArgumentError` where the address is taken, or none of this machine."""
+def bind(host: str, port: int) -> socket.socket:
+    """A socket of an address that nobody hears yet, see `listen`. Raises `ArgumentError` where it is taken."""
+    with _blaming_the_address(host, port):
+        bound = socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET, socket.SOCK_STREAM)
+        try:
+            if os.name == "posix":  # else a restart waits for connections of before; on Windows it would share
+                bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            if bound.family == socket.AF_INET6:
+                bound.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+            bound.bind((host, port))
+        except BaseException:
+            bound.close()
+            raise
+    return bound
+
+
+def listen(bound: socket.socket) -> str:
+    """Be heard from now on; gives the address for a browser. Raises `ArgumentError` where another one was first."""
+    host, port = bound.getsockname()[:2]
+    with _blaming_the_address(host, port):
+        bound.listen(512)
+    return f"http://{f'[{host}]' if ':' in host else host}:{port}/"
+
+
+@contextmanager
+def _blaming_the_address(host: str, port: int) -> Iterator[None]:
     try:
-        family = socket.AF_INET6 if ":" in host else socket.AF_INET
-        return socket.create_server((host, port), family=family, backlog=512)
+        yield
     except (OSError, OverflowError, UnicodeError) as error:
         raise ArgumentError.about(
-            "--host and --port", expected="an address of this machine that is free", got=f"{host}:{port} ({error})"
-        ) from error
+            "--host and --port", expected="an address of this machine that is free", got=f"{host}:{port} ({error})",
+            instead="Choose another one; --port 0 takes any that is free.",
+        ) from error  # fmt: skip
 
 
 def make_server(app: App, *, limits: Limits) -> uvicorn.Server:
