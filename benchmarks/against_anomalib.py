@@ -26,7 +26,7 @@ from blemish import metrics
 def ours(options: argparse.Namespace, data: Path, out: Path) -> None:
     """Runs in a process of its own."""
     from blemish import METHODS, Detector, open_dataset
-    from blemish._compat import import_torchvision
+    from blemish.features.packages import import_torchvision
 
     import_torchvision()  # imports do not count, on either side
     dataset = open_dataset(data)

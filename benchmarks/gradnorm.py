@@ -17,7 +17,7 @@ from pathlib import Path
 import torch
 from _measure import median_seconds, peak_bytes, run_json, write
 
-from blemish._compat import import_torchvision
+from blemish.features.packages import import_torchvision
 from blemish.images.preprocess import Preprocess
 from blemish.ood import Classifier, Gradient
 from blemish.ops.gradnorm import GradNorms, cross_entropy, per_sample_grad_norms

@@ -12,7 +12,6 @@ import torch
 from torch import nn
 from typer.testing import CliRunner
 
-from blemish._compat import import_torchvision
 from blemish.cli import app
 from blemish.detector import Detector
 from blemish.errors import ArgumentError, WeightsError
@@ -21,6 +20,7 @@ from blemish.features.backbones import BACKBONES, THESIS, custom_backbone, find_
 from blemish.features.extract import build_extractor
 from blemish.features.ibn import InstanceBatchNorm, SqueezeExcitation, build_ibn
 from blemish.features.layout import as_map, read_layout
+from blemish.features.packages import import_torchvision
 from blemish.features.weights import find_weights
 from blemish.images.preprocess import Preprocess
 from blemish.methods import PaDiM
@@ -192,7 +192,7 @@ class TestPins:
         asked = []
         monkeypatch.delenv("BLEMISH_WEIGHTS", raising=False)
         monkeypatch.setattr(
-            "blemish.features.weights.timm_network",
+            "blemish.features.packages.timm_network",
             lambda name, **kinds: asked.append((name, kinds)) or nn.Linear(1, 1),
         )
         monkeypatch.setattr(

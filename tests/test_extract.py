@@ -9,11 +9,11 @@ import torch
 from safetensors.torch import save_file
 from torch import nn
 
-from blemish._compat import import_torchvision
 from blemish.errors import ArgumentError, WeightsError
 from blemish.features.backbones import BACKBONES, Backbone, custom_backbone, find_backbone
 from blemish.features.extract import build_extractor
 from blemish.features.layout import as_map, read_layout
+from blemish.features.packages import import_torchvision
 from blemish.features.weights import find_weights, read_weights
 
 

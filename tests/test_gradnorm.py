@@ -19,8 +19,8 @@ from torch import nn
 from torch.nn.utils import parametrizations
 from torch.utils import checkpoint
 
-from blemish._compat import import_torchvision
 from blemish.errors import ArgumentError
+from blemish.features.packages import import_torchvision
 from blemish.ops import layer_gradients
 from blemish.ops.gradnorm import GradNorms, blocks, cross_entropy, per_sample_grad_norms
 from reference import gradnorm as reference

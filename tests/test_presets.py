@@ -13,10 +13,10 @@ from PIL import Image
 from typer.testing import CliRunner
 
 from blemish import Detector, PaDiM, PatchCore, Preprocess
-from blemish._compat import import_torchvision
 from blemish.cli import app
 from blemish.errors import ArgumentError
 from blemish.features.backbones import BACKBONES
+from blemish.features.packages import import_torchvision
 from blemish.presets import PRESETS
 
 

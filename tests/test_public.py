@@ -71,6 +71,9 @@ def test_a_method_loads_only_what_it_needs():
     assert {name[0] for name in loaded} <= {"methods", *chain.from_iterable(rooms[own + 1 :])}
     assert {name[1] for name in loaded if name[0] == "methods" and len(name) == 2} == {"_base", "padim"}
     assert not {name[0] for name in loaded} & {"training", "augment", "datasets"}, "these serve methods that train"
+    others = {"features.runtime", "features.onnx_graph", "features.packages", "features.find_taps", "ops.turns"}
+    assert not {".".join(name) for name in loaded} & others, "other runtimes, other packages' networks, other methods"
+    assert len(loaded) + 1 <= 20, "docs/design.md says how many, with the package itself"
 
 
 def test_every_room_has_a_layer():

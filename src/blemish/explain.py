@@ -26,7 +26,8 @@ from .errors import ArgumentError
 from .features.patches import average_patches, cells_inside
 from .images.source import ImageInput, InMemory
 from .localise import components
-from .methods import FeatureMethod, TurnedMethod
+from .methods import FeatureMethod
+from .methods._turned import TurnedMethod
 from .progress import Progress
 from .types import AnomalousRegion, FeatureMaps, ImageBatch, Size
 

@@ -15,10 +15,12 @@ from torch import Tensor
 
 from .calibrate import MARGIN, Calibration
 from .calibrator import FreshScore
+from .device import find_device
 from .errors import ArgumentError, ModelFileError
-from .features.runtime import TOLERANCE, Runner, RunPrecision, RuntimeChoice, RuntimeName, runtime_version
+from .features.extract import RunPrecision
+from .features.runtime import TOLERANCE, Runner, RuntimeChoice, RuntimeName, require_precision, runtime_version
 from .images.drawn import clouds
-from .methods import FeatureMethod, Method
+from .methods import FeatureMethod, FrozenMethod, Method
 from .parameters import parameter, read_plain
 from .scorer import Scorer
 from .tensors import check_tensors
@@ -116,12 +118,21 @@ def run_on(methods: Iterable[Method], runner: Runner | None) -> None:
 
 
 def require_runnable(method: Method, choice: RuntimeChoice) -> None:
-    """Refuse a runtime that cannot run the networks of a method. Raises `ArgumentError`."""
+    """Refuse a runtime that does not go with device, precision and training of a method's networks. `ArgumentError`."""
     if isinstance(method, FeatureMethod):
-        method.require_runnable(choice)
-    elif choice not in ("auto", "torch"):
+        require_precision(choice, method.precision)
+    if choice in ("auto", "torch"):
+        return
+    if not isinstance(method, FeatureMethod):
         raise ArgumentError.about(
             "runtime", expected=f"torch with {method.name}, whose networks are its own", got=choice
+        )
+    device = find_device(method.device).type
+    if device != "cpu":
+        raise ArgumentError.about("device", expected=f"cpu with runtime {choice}", got=device)
+    if method.precision != "float32" and not isinstance(method, FrozenMethod):
+        raise ArgumentError.about(
+            "precision", expected=f"float32 with runtime {choice}, as the network is trained", got=method.precision
         )
 
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Sequence
-from contextlib import suppress
 from dataclasses import dataclass
 from difflib import get_close_matches
 from functools import cache, partial
@@ -16,9 +15,7 @@ from typing import Any
 
 from torch import nn
 
-from .._compat import import_torchvision
-from ..errors import ArgumentError, MissingPackageError
-from .find_taps import choose_levels
+from ..errors import ArgumentError
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 _IMAGENET = "trained on ImageNet (research terms)"
@@ -76,7 +73,7 @@ def _timm(names: str, tag: str, **fields: Any) -> list[Backbone]:
     """
     fields = {"licence": f"Apache-2.0; {_IMAGENET}"} | fields
     return [
-        Backbone(name=f"timm:{name}", build=partial(timm_network, full), source=f"timm {full}", **fields)
+        Backbone(name=f"timm:{name}", build=partial(_timm_network, full), source=f"timm {full}", **fields)
         for name, full in ((name, f"{name}.{tag}" if tag else name) for name in names.split())
     ]
 
@@ -91,37 +88,15 @@ def _ibn(files: str, **fields: Any) -> list[Backbone]:
 
 
 def _torchvision_network(name: str) -> nn.Module:
-    # These two warn where nothing says that they shall draw their weights as published.
-    options = {"init_weights": True} if name in ("googlenet", "inception_v3") else {}
-    module: nn.Module = import_torchvision().models.get_model(name.rpartition(":")[2], weights=None, **options)
-    return module
+    from .packages import torchvision_network
+
+    return torchvision_network(name)
 
 
-# Transformers are made for one image size unless told otherwise, and the flags differ: plain ones resample their
-# position embeddings (and pad up to whole patches), windowed ones recompute their masks.
-_ANY_SIZE: tuple[dict[str, bool], ...] = (
-    {"dynamic_img_size": True, "dynamic_img_pad": True},
-    {"dynamic_img_size": True},
-    {"strict_img_size": False},
-    {},
-)
+def _timm_network(name: str) -> Any:
+    from .packages import timm_network
 
-
-def timm_network(name: str, *, pretrained: bool = False) -> Any:
-    """Build `timm:NAME` so that it takes any image size, where timm can; the parameters are those of the plain one."""
-    import_torchvision()  # timm imports torchvision at once
-    try:
-        import timm
-    except ImportError:
-        raise MissingPackageError(f"backbone {name}: timm is not installed. Run `pip install blemish[timm]`.") from None
-    model_name = name.removeprefix("timm:")
-    if not timm.is_model(model_name):
-        close = ", ".join(timm.list_models(f"*{model_name}*")[:5]) or "no similar name"
-        raise ArgumentError.about("backbone", expected=f"a timm model ({close})", got=name)
-    for flags in _ANY_SIZE[:-1]:
-        with suppress(TypeError):  # the network does not know a flag
-            return timm.create_model(model_name, pretrained=pretrained, **flags)
-    return timm.create_model(model_name, pretrained=pretrained)
+    return timm_network(name)
 
 
 def _ibn_network(name: str) -> nn.Module:
@@ -398,6 +373,9 @@ def custom_backbone(
 
 @cache  # to read a row off a network takes as long as to build the network
 def _timm_row(name: str) -> Backbone:
+    from .find_taps import choose_levels
+    from .packages import timm_network
+
     model = timm_network(name)
     if hasattr(model, "reroll"):  # the tokens of Hiera's blocks lie in the order of its masks, not row by row
         raise ArgumentError.about("backbone", expected="a network with tokens row by row", got=name)
@@ -408,7 +386,7 @@ def _timm_row(name: str) -> Backbone:
     channels = tuple(level.channels for level in levels)
     return Backbone(
         name=name,
-        build=partial(timm_network, name),
+        build=partial(_timm_network, name),
         taps=tuple(level.module for level in levels),
         channels=channels,
         strides=tuple(level.stride for level in levels),

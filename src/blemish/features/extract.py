@@ -8,13 +8,14 @@ taps return becomes `(batch, channels, h, w)`, whatever its layout was.
 from __future__ import annotations
 
 import copy
+import hashlib
 import os
 import threading
 from collections import OrderedDict
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, Protocol
 from weakref import WeakSet
 
 import torch
@@ -26,14 +27,35 @@ from ..errors import ArgumentError, WeightsError
 from ..types import FeatureMaps
 from .backbones import Backbone
 from .layout import MapLayout, as_map, main_output, read_layout
-from .runtime import Runner, RunPrecision, fingerprint
 from .weights import StateDict
 
 Precision = Literal["float32", "bfloat16"]
+RunPrecision = Literal["float32", "bfloat16", "int8"]
+"""Also what other runtimes compute in."""
 PRECISIONS = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
 _CPU_IMAGES = 4
 """Images in one forward pass on a CPU."""
+
+
+class OtherRuntime(Protocol):
+    """What runs the networks of extractors in place of torch: a `Runner` of `runtime.py`, which torch does not need."""
+
+    preparing: float
+    """Seconds that went into recording, comparing and measuring, and come once."""
+
+    @property
+    def name(self) -> str | None:
+        """Of the runtime; None until it is chosen."""
+
+    def maps(self, network: Extractor, pixels: Tensor) -> tuple[Tensor, ...] | None:
+        """The outputs of the taps for a few images; None where torch shall make them."""
+
+    def learn_ranges(self, network: Extractor, batches: Iterable[Tensor]) -> None:
+        """See some learned images first, where the precision needs that."""
+
+    def reset(self) -> None:
+        """Forget what runs: a process that was forked has none of its parent's threads."""
 
 
 class Extractor:
@@ -53,7 +75,7 @@ class Extractor:
         self._layouts = structure.layouts
         self._cloned = structure.overwritten
         self._make_lock()
-        self.runner: Runner | None = None
+        self.runner: OtherRuntime | None = None
         self._fingerprint = ""
         shape = (1, 3, 1, 1)
         self._mean = torch.tensor(backbone.mean, device=device).view(shape)
@@ -86,11 +108,15 @@ class Extractor:
             self.runner, self._fingerprint = kept, ""
 
     def fingerprint(self) -> str:
-        """Of the network as it is; 16 hexadecimal digits."""
+        """Of the network as it is, and what else decides what it makes of pixels; 16 hexadecimal digits."""
         if not self._fingerprint:
             scaling = (self.backbone.name, self.backbone.mean, self.backbone.std, self.taps)
             tensors = dict(self.module.named_parameters()) | dict(self.module.named_buffers())
-            self._fingerprint = fingerprint(tensors, *scaling)
+            digest = hashlib.sha256(repr(scaling).encode())
+            for name in sorted(tensors):
+                digest.update(f"{name} {tuple(tensors[name].shape)}".encode())
+                digest.update(tensors[name].detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
+            self._fingerprint = digest.hexdigest()[:16]
         return self._fingerprint
 
     def maps(self, pixels: Tensor) -> tuple[Tensor, ...]:

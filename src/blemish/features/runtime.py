@@ -6,7 +6,6 @@ Each is compared with torch on the first image that it sees, so the graph of ano
 
 from __future__ import annotations
 
-import hashlib
 import logging
 import sys
 import tempfile
@@ -16,7 +15,7 @@ from importlib.metadata import version
 from importlib.util import find_spec
 from pathlib import Path
 from time import perf_counter
-from typing import Any, Literal, Protocol, get_args
+from typing import Any, Literal, get_args
 
 import numpy as np
 import torch
@@ -24,12 +23,11 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from ..errors import ArgumentError
-from .backbones import Backbone
+from .extract import Extractor, RunPrecision
 from .onnx_graph import quiet, record, require_packages
 
 RuntimeName = Literal["torch", "onnxruntime", "openvino"]
 RuntimeChoice = Literal["auto", "torch", "onnxruntime", "openvino"]
-RunPrecision = Literal["float32", "bfloat16", "int8"]
 RUNTIMES: tuple[RuntimeName, ...] = get_args(RuntimeName)
 
 TOLERANCE = 1e-4
@@ -50,23 +48,6 @@ _log = logging.getLogger("blemish")
 
 Engine = Callable[[NDArray[np.float32]], list[NDArray[np.float32]]]
 """From `(batch, 3, height, width)` pixels in [0, 1] to the outputs of the taps."""
-
-
-class RunNetwork(Protocol):
-    """What is asked of an extractor, which is the only one."""
-
-    taps: tuple[str, ...]
-    backbone: Backbone
-
-    @property
-    def is_plain(self) -> bool:
-        """Whether it computes in float32 on a CPU, as other runtimes do."""
-
-    def maps(self, pixels: Tensor) -> tuple[Tensor, ...]:
-        """The outputs of the taps by torch."""
-
-    def fingerprint(self) -> str:
-        """Of the network as it is."""
 
 
 def require_runtime(choice: RuntimeChoice, *, recorded: bool = False) -> None:
@@ -177,7 +158,7 @@ class Runner:
         vars(self).update(state)
         self.reset()
 
-    def maps(self, network: RunNetwork, pixels: Tensor) -> tuple[Tensor, ...] | None:
+    def maps(self, network: Extractor, pixels: Tensor) -> tuple[Tensor, ...] | None:
         """The outputs of the taps for a few images; None where torch shall make them."""
         if self.name == "torch":
             return None
@@ -188,7 +169,7 @@ class Runner:
             self.preparing += perf_counter() - start
             return None if engine is None else tuple(torch.from_numpy(found) for found in engine(_plain(pixels)))
 
-    def _choose(self, network: RunNetwork, pixels: Tensor) -> RuntimeName:
+    def _choose(self, network: Extractor, pixels: Tensor) -> RuntimeName:
         """Measure the runtimes at hand on these images, and take the fastest one from now on."""
         if not network.is_plain:
             self.name = "torch"
@@ -212,7 +193,7 @@ class Runner:
         _log.info("runtime %s: ms an image of the network were %s", best, told)
         return best
 
-    def _engine(self, network: RunNetwork, pixels: Tensor, name: RuntimeName) -> Engine:
+    def _engine(self, network: Extractor, pixels: Tensor, name: RuntimeName) -> Engine:
         """What runs this network, compared with torch when it is made."""
         key = self._key(network, pixels)
         known = key, name, torch.get_num_threads()
@@ -236,18 +217,18 @@ class Runner:
             self._compared.add(known)
         return self._engines[known]
 
-    def _recorded(self, network: RunNetwork, pixels: Tensor) -> bytes:
+    def _recorded(self, network: Extractor, pixels: Tensor) -> bytes:
         _log.info("recording the network for runtime %s, once", self.choice)
         return _record(network, (pixels.shape[2], pixels.shape[3]))
 
-    def _key(self, network: RunNetwork, pixels: Tensor) -> str:
+    def _key(self, network: Extractor, pixels: Tensor) -> str:
         whole = f"{network.fingerprint()}.{pixels.shape[2]}x{pixels.shape[3]}"
         if self.precision != "int8":
             return whole
         known = [whole + kind for kind in (_SIGNED, _UNSIGNED) if whole + kind in self.graphs]
         return known[0] if known else whole + (_SIGNED if has_vnni() else _UNSIGNED)
 
-    def learn_ranges(self, network: RunNetwork, batches: Iterable[Tensor]) -> None:
+    def learn_ranges(self, network: Extractor, batches: Iterable[Tensor]) -> None:
         """With `int8`: quantise the network, whose activations take their ranges from the first learned images."""
         if self.precision != "int8":
             return
@@ -290,7 +271,7 @@ def _times(runs: Mapping[RuntimeName, Callable[[], object]]) -> dict[RuntimeName
 class _Frozen(nn.Module):
     """What is recorded. The network is no submodule: its hooks end the pass early, which a recorded module may not."""
 
-    def __init__(self, network: RunNetwork) -> None:
+    def __init__(self, network: Extractor) -> None:
         super().__init__()
         self._network = network
 
@@ -298,7 +279,7 @@ class _Frozen(nn.Module):
         return self._network.maps(pixels)
 
 
-def _record(network: RunNetwork, size: tuple[int, int]) -> bytes:
+def _record(network: Extractor, size: tuple[int, int]) -> bytes:
     """The graph of a network at one input size, for any number of images, or for one where that cannot be."""
     reason = ""
     for images in (2, 1):
@@ -345,7 +326,7 @@ def _quantised(graph: bytes, pixels: list[Tensor], *, signed: bool) -> bytes:
         return Path(made).read_bytes()
 
 
-def _require_same(network: RunNetwork, engine: Engine, pixels: Tensor, name: RuntimeName, *, exactly: bool) -> None:
+def _require_same(network: Extractor, engine: Engine, pixels: Tensor, name: RuntimeName, *, exactly: bool) -> None:
     """Refuse a graph that makes something else of an image than torch does; else of another precision: roughly."""
     theirs = engine(_plain(pixels))
     for tap, our, their in zip(network.taps, network.maps(pixels), theirs, strict=True):
@@ -411,12 +392,3 @@ def _singly(run: Engine, pixels: NDArray[np.float32]) -> list[NDArray[np.float32
     """For a graph that takes one image alone."""
     found = [run(pixels[i : i + 1]) for i in range(len(pixels))]
     return [np.concatenate(layer) for layer in zip(*found, strict=True)]
-
-
-def fingerprint(tensors: Mapping[str, Tensor], *settings: object) -> str:
-    """Of a network: its parameters and what else decides what it makes of pixels; 16 hexadecimal digits."""
-    digest = hashlib.sha256(repr(settings).encode())
-    for name in sorted(tensors):
-        digest.update(f"{name} {tuple(tensors[name].shape)}".encode())
-        digest.update(tensors[name].detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
-    return digest.hexdigest()[:16]

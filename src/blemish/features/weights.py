@@ -14,9 +14,8 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
-from .._compat import import_torchvision
 from ..errors import ArgumentError, WeightsError
-from .backbones import Backbone, timm_network
+from .backbones import Backbone
 
 StateDict = dict[str, Tensor]
 _BUILTIN = Path(__file__).with_name("builtin")
@@ -109,6 +108,8 @@ def _from_hub(backbone: Backbone) -> StateDict:
 
 
 def _download(backbone: Backbone) -> StateDict:
+    from .packages import timm_network, torchvision_weights
+
     if backbone.source.startswith("https:"):
         return dict(
             torch.hub.load_state_dict_from_url(
@@ -118,5 +119,4 @@ def _download(backbone: Backbone) -> StateDict:
     if backbone.name.startswith("timm:"):
         pinned = backbone.source.removeprefix("timm ") if backbone.source.startswith("timm ") else backbone.name
         return dict(timm_network(pinned, pretrained=True).state_dict())
-    weights = import_torchvision().models.get_model_weights(backbone.network)["IMAGENET1K_V1"]
-    return dict(weights.get_state_dict(progress=False, check_hash=True))
+    return torchvision_weights(backbone.network)

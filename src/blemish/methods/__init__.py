@@ -13,7 +13,6 @@ from ._base import KeepsReserve as KeepsReserve
 from ._base import LeavesOut as LeavesOut
 from ._base import Method as Method
 from ._base import ScoresBeside as ScoresBeside
-from ._base import TurnedMethod as TurnedMethod
 
 if TYPE_CHECKING:
     from .registry import *  # noqa: F403

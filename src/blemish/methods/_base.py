@@ -25,12 +25,10 @@ from torch import Tensor
 from ..device import find_device
 from ..errors import ArgumentError, NotEnoughMemoryError, NotFittedError
 from ..features.backbones import Backbone, find_backbone
-from ..features.extract import Extractor, build_extractor
-from ..features.runtime import Runner, RunPrecision, RuntimeChoice, require_precision
+from ..features.extract import Extractor, OtherRuntime, RunPrecision, build_extractor
 from ..features.weights import StateDict, find_weights
 from ..memory import available_bytes, resident_bytes
 from ..ops.maps import mean_of_highest
-from ..ops.turns import turned
 from ..parameters import Parameterised, check_parameters, parameter
 from ..tensors import below
 from ..types import FeatureMaps, ImageBatch, ImageBatches, Scores
@@ -97,22 +95,6 @@ class MapMethod:
     def _image_scores(self, maps: Tensor, inside: Tensor | None) -> Tensor:
         """`(batch, h, w)` to `(batch,)`; of the positions `inside` alone, where given."""
         return mean_of_highest(maps, self.top_share, inside)
-
-
-@dataclass(kw_only=True)
-class TurnedMethod:
-    """What methods share that learn patches wherever they lie, so also from turned images.
-
-    Parameters
-    ----------
-    turns: directions in which each normal image is learned, turned by equal angles, mirrored beyond its edge; 1: as it
-        is. For few images of parts that turn.
-    """
-
-    turns: int = parameter(1, at_least=1, at_most=360)
-
-    def _turns(self) -> int | None:
-        return self.turns
 
 
 @runtime_checkable
@@ -232,13 +214,12 @@ class FeatureMethod(Method):
 
     larger_pays: ClassVar[bool] = False
     """Whether a larger input than that of 256 x 256 finds more in images that have more pixels."""
-    _runner: Runner | None = field(default=None, init=False, repr=False, compare=False)
+    _runner: OtherRuntime | None = field(default=None, init=False, repr=False, compare=False)
     announces: bool = field(default=True, init=False, repr=False, compare=False)
     """Whether a fit says what it will take; one of several alike says it for all."""
 
-    def run_on(self, runner: Runner | None) -> None:
-        """Let the network run as `runner` does, in later fits too; None: on torch. Raises `ArgumentError`."""
-        self.require_runnable("torch" if runner is None else runner.choice)
+    def run_on(self, runner: OtherRuntime | None) -> None:
+        """Let the network run as `runner` does, in later fits too; None: on torch."""
         self._runner = runner
         if hasattr(self, "extractor_"):
             for extractor in (self.extractor_, *(self._further_extractors() or ())):
@@ -251,16 +232,6 @@ class FeatureMethod(Method):
             for extractor in (self.extractor_, *(self._further_extractors() or ())):
                 stack.enter_context(extractor.on_torch())
             yield
-
-    def require_runnable(self, choice: RuntimeChoice) -> None:
-        """Refuse a runtime that does not go with device, precision and training of the network. `ArgumentError`."""
-        require_precision(choice, self.precision)
-        if choice not in ("auto", "torch") and self._device().type != "cpu":
-            raise ArgumentError.about("device", expected=f"cpu with runtime {choice}", got=self._device().type)
-        if choice not in ("auto", "torch") and self.precision != "float32" and not isinstance(self, FrozenMethod):
-            raise ArgumentError.about(
-                "precision", expected=f"float32 with runtime {choice}, as the network is trained", got=self.precision
-            )
 
     @property
     def reads_features(self) -> bool:
@@ -323,6 +294,9 @@ class FeatureMethod(Method):
 
     def _turns(self) -> int | None:
         """Hook: in how many directions each image is learned, where in more than its own."""
+
+    def _turned(self, pixels: Tensor) -> Iterable[Tensor] | None:
+        """Hook: the images in each of the further directions."""
 
     def _p_values(self, features: FeatureMaps) -> Tensor | None:
         """Hook: `(batch,)` by the method's own model of normality, where it has one."""
@@ -503,11 +477,11 @@ class FrozenMethod(FeatureMethod):
         """Hook: whether images go through the network one by one, so that one gives the same numbers in any batch."""
 
     def _features(self, images: ImageBatches) -> Iterator[FeatureMaps]:
-        directions, batches = self._directions(), self._checked(images)
+        batches = self._checked(images)
         for batch in _singly(batches) if self._reads_singly() else batches:
             yield self._maps(batch)
-            for i in range(1, directions):
-                yield self._seen(turned(batch.pixels, 360 * i / directions))
+            for pixels in self._turned(batch.pixels) or ():
+                yield self._seen(pixels)
 
 
 def _singly(batches: Iterable[ImageBatch]) -> Iterator[ImageBatch]:

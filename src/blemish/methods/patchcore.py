@@ -37,7 +37,8 @@ from ..ops.neighbours import Exact, ExactIndex, Index, IndexFactory, Storage, re
 from ..parameters import count_of, parameter
 from ..tensors import check_tensors
 from ..types import FeatureMaps, ImageBatches, Scores
-from ._base import FitPlan, LeavingMethod, MapMethod, TurnedMethod, one_by_one
+from ._base import FitPlan, LeavingMethod, MapMethod, one_by_one
+from ._turned import TurnedMethod
 
 _log = logging.getLogger("blemish")
 _ERROR_PATCHES = 2048

@@ -29,7 +29,8 @@ from ..ops.patch_sums import PatchSums
 from ..parameters import parameter
 from ..tensors import check_tensors
 from ..types import FeatureMaps, Scores
-from ._base import FitPlan, LeavingMethod, MapMethod, TurnedMethod, cannot_take_groups, one_by_one
+from ._base import FitPlan, LeavingMethod, MapMethod, cannot_take_groups, one_by_one
+from ._turned import TurnedMethod
 
 
 @dataclass(kw_only=True)

@@ -10,10 +10,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .._compat import import_torchvision
 from ..errors import ArgumentError, WeightsError
-from ..features.backbones import BACKBONES, IMAGENET_MEAN, IMAGENET_STD, Backbone, timm_network
+from ..features.backbones import BACKBONES, IMAGENET_MEAN, IMAGENET_STD, Backbone
 from ..features.extract import of_this_version
+from ..features.packages import import_torchvision, timm_network
 from ..features.weights import find_weights, read_weights
 from ..images.preprocess import Preprocess
 from .cifar_resnet import CifarResNet
