@@ -79,6 +79,7 @@ def serving(files, folder, *, limits=LIMITS, token=None, names=(), max_bytes=10*
     limits = replace(limits, **changes)
     models = Models(files, max_bytes=max_bytes, batch=limits.batch, max_pixels=limits.max_pixels)
     station = Station(models, Logbook(folder), limits=limits)
+    station.watching.patience = 60
     with bind("127.0.0.1", 0) as bound:
         listen(bound)
         server = make_server(make_app(station, token=token, names=names), limits=limits)

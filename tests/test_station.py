@@ -18,6 +18,7 @@ from dataclasses import replace
 from functools import partial
 from urllib.parse import quote
 
+import numpy as np
 import pytest
 from typer.testing import CliRunner
 
@@ -41,7 +42,7 @@ from blemish.station.revising import Revising
 from blemish.station.server import bind, is_loopback, listen, read_token
 from blemish.station.watching import Watching
 from blemish.station.work import Work
-from blemish.types import Decision
+from blemish.types import Decision, Look
 from stations import TOKEN, Client, defect, fitted, form, pictures, png, serving
 
 GOOD = png(pictures(1, seed=50)[0])
@@ -178,26 +179,66 @@ def test_drift_is_seen_and_said_the_same_after_a_restart(files, tmp_path):
         assert ask("GET", "/v1/models/small")[1]["drift"] == after
 
 
-def test_drift_reads_verdicts_in_pieces_and_no_old_ones_again(files, tmp_path, monkeypatch):
-    loaded, pieces, scores = Models(files, max_bytes=10**9).get("small"), [], Logbook.scores
+@pytest.fixture
+def streams(files, tmp_path):
+    """A store with verdicts of two models, and one of these models."""
+    loaded, draw = Models(files, max_bytes=10**9).get("small"), np.random.default_rng(0)
+    with Logbook(tmp_path) as book:
+        for model, count in (("small", 8), ("other", 5), ("small", 2)):
+            for _ in range(count):
+                line = {"model": loaded.digest, "look": dict(zip(Look._fields, draw.random(5).tolist(), strict=True))}
+                book.add([replace(verdict(), model=model, score=draw.random(), line=line)]).result()
+        yield book, loaded
 
-    def some(book, name, digest, *, after):
-        pieces.append((after, scores(book, name, digest, after=after, limit=3)))
-        return pieces[-1][1]
+
+def test_drift_reads_verdicts_in_pieces_and_no_old_ones_again(streams, monkeypatch):
+    book, loaded = streams
+    pieces, scores = [], Logbook.scores
+
+    def some(book, name, digest, *, after, until):
+        pieces.append((after, until, scores(book, name, digest, after=after, until=until)))
+        return pieces[-1][-1]
 
     monkeypatch.setattr(Logbook, "scores", some)
-    with Logbook(tmp_path) as book:
-        for model, count in (("small", 8), ("other", 5)):
-            book.add([verdict(n, model=model, line={"model": loaded.digest}) for n in range(count)]).result()
-        watching = Watching(book)
-        assert [watching.drift(loaded)["images"] for _ in range(2)] == [8, 8]
-        assert [(after, len(rows)) for after, rows in pieces] == [(0, 3), (3, 3), (6, 2), (8, 0), (13, 0)]
+    monkeypatch.setattr("blemish.station.watching._PIECE", 4)
+    with closing(Watching(book, patience=60)) as watching:
+        found = [watching.drift(loaded) for _ in range(2)]
+        assert [(after, until, len(rows)) for after, until, rows in pieces] == [
+            (0, 4, 4), (4, 8, 4), (8, 12, 0), (12, 15, 2),
+        ]  # fmt: skip
+        expected = StreamMonitor.of(loaded.detector.calibration_).extend(row for *_, rows in pieces for row in rows)
+        assert [(one["images"], one["evidence"]) for one in found] == [(10, expected.evidence)] * 2
         asked: list[str] = []
         book._reader.set_trace_callback(asked.append)
-        watching.drift(loaded)
+        scores(book, "small", loaded.digest, after=14, until=15)
         book._reader.set_trace_callback(None)
-        plans = [book._reader.execute(f"EXPLAIN QUERY PLAN {sql}").fetchall()[0][-1] for sql in asked]
-        assert plans[-1] == "SEARCH verdicts USING INTEGER PRIMARY KEY (rowid>?)"
+        plan = book._reader.execute(f"EXPLAIN QUERY PLAN {asked[0]}").fetchall()[0][-1]
+        assert plan == "SEARCH verdicts USING INTEGER PRIMARY KEY (rowid>? AND rowid<?)"
+
+
+def test_nobody_waits_for_a_long_stream_and_it_is_known_later(streams, monkeypatch):
+    book, loaded = streams
+    goes_on, scores = threading.Event(), Logbook.scores
+    monkeypatch.setattr(Logbook, "scores", lambda *one, **more: (goes_on.wait(), scores(*one, **more))[1])
+    with closing(Watching(book, patience=0)) as watching:
+        assert [watching.drift(loaded) for _ in range(3)] == [None] * 3
+        assert len(book.history()) == 15  # nor who asks for something else
+        goes_on.set()
+        watching.patience = 60
+        assert watching.drift(loaded)["images"] == 10
+
+
+def test_the_end_does_not_wait_for_a_long_stream(streams, monkeypatch):
+    book, loaded = streams
+    monkeypatch.setattr("blemish.station.watching._PIECE", 1)
+    begun, goes_on, scores = [], threading.Event(), Logbook.scores
+    monkeypatch.setattr(Logbook, "scores", lambda *one, **more: (begun.append(goes_on.wait()), scores(*one, **more))[1])
+    watching = Watching(book, patience=0)
+    watching.drift(loaded)
+    with closing(watching):
+        watching._ends = True
+        goes_on.set()
+    assert len(begun) <= 1
 
 
 # What is wrong is refused

@@ -240,16 +240,14 @@ class Logbook:
         """The number of the latest verdict; 0 without any."""
         return int(self._rows("SELECT coalesce(max(id), 0) AS id FROM verdicts", ())[0]["id"])
 
-    def scores(
-        self, model: str, digest: str, *, after: int, limit: int = 10_000
-    ) -> list[tuple[int, float, Look | None]]:
-        """Number, score and look of verdicts of one version of a model, behind a number, the oldest first."""
+    def scores(self, model: str, digest: str, *, after: int, until: int) -> list[tuple[float, Look | None]]:
+        """Score and look of verdicts of one version of a model, of the numbers behind `after`, the oldest first."""
         rows = self._rows(  # an index would lead to all verdicts of the model, however few are new
-            "SELECT id, score, json_extract(line, '$.look') AS look FROM verdicts NOT INDEXED "
-            "WHERE id > ? AND model = ? AND json_extract(line, '$.model') = ? ORDER BY id LIMIT ?",
-            (after, model, digest, limit),
+            "SELECT score, json_extract(line, '$.look') AS look FROM verdicts NOT INDEXED "
+            "WHERE id > ? AND id <= ? AND model = ? AND json_extract(line, '$.model') = ? ORDER BY id",
+            (after, until, model, digest),
         )
-        return [(row["id"], row["score"], look_of(row["look"] and json.loads(row["look"]))) for row in rows]
+        return [(row["score"], look_of(row["look"] and json.loads(row["look"]))) for row in rows]
 
     def picture(self, digest: str) -> bytes | None:
         """The file of a picture; None where it is not kept, or not any more."""

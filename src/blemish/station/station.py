@@ -67,6 +67,7 @@ class Station:
         """Judge and write what waits; then nothing runs any more."""
         self._judge.close()
         self.work.close()
+        self.watching.close()
         self.logbook.close()
         self.models.close()
 
