@@ -81,6 +81,14 @@ def test_every_method_has_its_page(name):
         assert part in text
 
 
+@pytest.mark.parametrize("name", METHODS)
+def test_a_methods_page_holds_what_a_user_needs_and_no_diary(name):
+    """Beside the table of parameters, which is written and as long as it has to be."""
+    text = (README.parent / "docs" / "methods" / f"{name}.md").read_text(encoding="utf-8")
+    by_hand = re.sub(r"<!-- parameters.*end of parameters -->\n", "", text, flags=re.DOTALL)
+    assert len(by_hand.splitlines()) <= 70
+
+
 def test_a_classifier_of_your_own_takes_ten_lines(capsys):
     page = (README.parent / "docs" / "ood.md").read_text(encoding="utf-8")
     (python,) = re.findall(r"```python\n(.*?)```", page, flags=re.DOTALL)
@@ -112,7 +120,15 @@ def test_modules_and_scripts_that_are_named_exist():
             assert (README.parent / path).is_file(), f"{page.name}: {path}"
 
 
+def anchors(page):
+    """Of the headings of a page, as GitHub spells them."""
+    heads = re.findall(r"^#+ (.*)", page.read_text(encoding="utf-8"), flags=re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", head.lower()).replace(" ", "-") for head in heads}
+
+
 def test_links_lead_somewhere():
     for page in PAGES:
-        for target in re.findall(r"\]\((?!https?:)([^)#]+)", page.read_text(encoding="utf-8")):
-            assert (page.parent / target).exists(), f"{page.name}: {target}"
+        for target, anchor in re.findall(r"\]\((?!https?:)([^)#]*)#?([^)]*)", page.read_text(encoding="utf-8")):
+            found = page.parent / target if target else page
+            assert found.exists(), f"{page.name}: {target}"
+            assert not anchor or anchor in anchors(found), f"{page.name}: {target}#{anchor}"
