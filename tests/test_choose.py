@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+import shlex
 
 import numpy as np
 import pytest
+import typer
 from PIL import Image
 from typer.testing import CliRunner
 
@@ -13,7 +15,7 @@ from blemish import KNN, Batches, Detector, GaussianAD, PaDiM, PatchCore, Prepro
 from blemish.augment.changes import CHANGES
 from blemish.choosing import choose as home
 from blemish.choosing.candidates import Candidate, candidates
-from blemish.choosing.choose import FAMILIES, FEWEST, HELD_OUT, compare
+from blemish.choosing.choose import FAMILIES, FEWEST, HELD_OUT, Choice, Ranked, compare
 from blemish.choosing.criterion import Trial, interval, mean_separation
 from blemish.cli import app
 from blemish.datasets.synthetic import draw
@@ -222,3 +224,33 @@ def test_the_command_line_says_what_to_fit(tmp_path):
         app, ["choose", str(tmp_path), "--resize", "32", "--seed", "2", "--false-alarm-rate", "0.2"]
     )
     assert found["command"] in plain.stdout.replace("\n", "")
+
+
+def test_all_that_choose_and_fit_share_is_in_the_line_that_says_what_to_fit(tmp_path, monkeypatch):
+    weights, names = tmp_path / "own + new, 1.pth", tmp_path / "not normal.txt"
+    weights.touch()
+    names.write_text("a.png\n")
+    given = {
+        "backbone": "resnet18", "weights": weights, "resize": "48x64", "white_level": "1023", "certain": "0.9",
+        "false_alarm_rate": "0.01", "held_out": "0.25", "group_by": r"(\d+) _", "roi": tmp_path / "where to look.png",
+        "workers": "3", "on_error": "skip", "exclude": names, "memory": "0.5", "seed": "7", "device": "cpu",
+    }  # fmt: skip
+    chosen, fit = ({p.name: p for p in typer.main.get_command(app).commands[name].params} for name in ("choose", "fit"))
+    assert given.keys() == chosen.keys() & fit.keys() - {"data", "as_json"}
+    for number in range(2):
+        Image.fromarray(PICTURES[number]).save(tmp_path / f"{number}.png")
+
+    def picked_second(_detector, _images, rows, **_more):
+        row = Ranked(rows[1], 0.9, (0.8, 1.0), (0.0, 0.0), True, {}, None, 1.0, 1.0, 1)
+        return Choice((row,), rows[1], "why", 1, ("1.png",), 1, (), 1.0, (("2.png", "no image"),))
+
+    monkeypatch.setattr(Detector, "choose", picked_second)
+    options = [text for name, value in given.items() for text in (chosen[name].opts[0], str(value))]
+    run = CliRunner().invoke(app, ["choose", str(tmp_path), *options])
+    assert run.exit_code == 0, run.output
+    assert "skipped: 2.png: no image" in run.stderr
+    _, name, *words = shlex.split(run.stdout.splitlines()[-1])
+    called = typer.main.get_command(app).commands[name].make_context(name, words).params
+    assert {name: str(called[name]) for name in given} == {name: str(value) for name, value in given.items()}
+    plain = CliRunner().invoke(app, ["choose", str(tmp_path)]).stdout.splitlines()[-1]
+    assert plain == f"blemish fit {tmp_path} --method padim --taps stage8,stage16 --calibration split"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -29,7 +30,7 @@ class Candidate:
     @property
     def name(self) -> str:
         """The method and what is not its default, as `padim, taps=stage16`."""
-        return ", ".join([self.method.name, *(f"{key}={text}" for key, text in self._settings().items())])
+        return ", ".join([self.method.name, *(f"{key}={_spelled(value)}" for key, value in self._settings().items())])
 
     @property
     def size(self) -> str:
@@ -39,18 +40,21 @@ class Candidate:
 
     @property
     def options(self) -> str:
-        """The same as options of `blemish fit`."""
+        """The same as options of `blemish fit`, for a shell."""
         known, found = parameters_of(type(self.method)), [f"--method {self.method.name}"]
-        for key, text in self._settings().items():
-            is_option = known[key].option
-            found.append(f"--{key.split('_')[0]} {text.replace('+', ',')}" if is_option else f"--set {key}={text}")
+        for key, value in self._settings().items():
+            if known[key].option:
+                text = ",".join(value) if isinstance(value, tuple) else _spelled(value)
+                found.append(f"--{key.split('_')[0]} {shlex.quote(text)}")
+            else:
+                found.append(f"--set {shlex.quote(f'{key}={_spelled(value)}')}")
         if self.preprocess.resize != "auto":
             found.append(f"--resize {self.size}")
         return " ".join(found)
 
-    def _settings(self) -> dict[str, str]:
+    def _settings(self) -> dict[str, Any]:
         return {
-            name: _spelled(getattr(self.method, name))
+            name: getattr(self.method, name)
             for name, known in parameters_of(type(self.method)).items()
             if getattr(self.method, name) != known.default and name not in _UNSAID
         }

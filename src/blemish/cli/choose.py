@@ -76,8 +76,9 @@ def choose(
     left_out = () if exclude is None else read_names(exclude)
     with say.progress() as progress:
         choice = detector.choose(dataset.train_images(), rows, exclude=left_out, progress=progress)
-    also = {"exclude": (exclude, None), "seed": (seed, 0), "white-level": (white_level, None)}
-    command = _fit_command(data, choice, split, also)
+    given = {"white_level": white_level, **vars(split), "exclude": exclude, "memory": memory, "seed": seed}
+    command = _fit_command(data, choice, given | {"device": device})
+    say.skipped(choice.skipped)
     if as_json:
         typer.echo(json.dumps(_as_json(choice) | {"command": command}))
         return
@@ -95,15 +96,14 @@ def choose(
     )
 
 
-def _fit_command(data: Path, choice: Choice, split: SplitOptions, also: Mapping[str, tuple[object, object]]) -> str:
-    """What to fit; `also` are values of further options and what these are by default."""
+def _fit_command(data: Path, choice: Choice, given: Mapping[str, object]) -> str:
+    """What to fit: the pick, and the options that were given, where they are not what they are by default."""
     # Images that chose cannot calibrate: those that were set aside do.
     command = f"blemish fit {shlex.quote(str(data))} {choice.picked.options} --calibration split"
-    chosen = ("false_alarm_rate", "held_out", "group_by", "certain", "roi")
-    given = {name.replace("_", "-"): (getattr(split, name), getattr(SplitOptions(), name)) for name in chosen}
-    for name, (value, usual) in (given | dict(also)).items():
-        if value != usual:
-            command += f" --{name} {shlex.quote(str(value))}"
+    usual = vars(SplitOptions()) | {"seed": 0, "device": "auto"}
+    for name, value in given.items():
+        if value != usual.get(name):
+            command += f" --{name.replace('_', '-')} {shlex.quote(str(value))}"
     return command
 
 

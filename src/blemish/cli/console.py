@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import sys
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
@@ -19,6 +19,7 @@ from .progress import ProgressView
 if TYPE_CHECKING:
     from ..detector import Detector
     from ..evaluation.detector import Evaluation
+    from ..images.source import Skipped
 
 
 @contextmanager
@@ -50,11 +51,11 @@ class Speaker:
         for text in texts:
             self.line(text)
 
-    def skipped(self, detector: Detector) -> None:
-        for name, reason in detector.skipped_:
+    def skipped(self, files: Sequence[Skipped]) -> None:
+        for name, reason in files:
             self.line(f"skipped: {reason if name in reason else f'{name}: {reason}'}")
-        if detector.skipped_:
-            self.line(f"{len(detector.skipped_)} files skipped.")
+        if files:
+            self.line(f"{len(files)} files skipped.")
 
     def progress(self) -> ProgressView:
         return ProgressView()

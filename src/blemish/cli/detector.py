@@ -227,7 +227,7 @@ def fit(
         detector.fit(source, exclude=left_out, progress=progress)
     detector.save(out)
     print_fit(detector, out, time.perf_counter() - start, as_json, extra={"data": taken})
-    say.skipped(detector)
+    say.skipped(detector.skipped_)
 
 
 def update(
@@ -259,7 +259,7 @@ def update(
         detector.update(source, held_out=held_out_source, progress=progress)
     detector.save(out or model)
     print_fit(detector, out or model, time.perf_counter() - start, as_json, extra={"data": taken})
-    say.skipped(detector)
+    say.skipped(detector.skipped_)
 
 
 def recalibrate(
@@ -302,7 +302,7 @@ def recalibrate(
         detector.recalibrate(false_alarm_rate, certain=certain, images=source, progress=progress)
     detector.save(out or model)
     print_fit(detector, out or model, time.perf_counter() - start, as_json, extra={"data": taken})
-    say.skipped(detector)
+    say.skipped(detector.skipped_)
 
 
 def forget(

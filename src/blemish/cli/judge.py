@@ -102,7 +102,7 @@ def predict(model: ModelArgument, images: ImagesArgument, *, wanted: WantedOutpu
     if len(left) < len(paths):
         say.line(f"{len(paths) - len(left)} of {len(paths)} images were judged by an earlier run; their lines stay.")
     _judge(detector, left, writer, say, wanted=wanted, root=_root(images))
-    say.skipped(detector)
+    say.skipped(detector.skipped_)
     if out is not None:
         say.line(f"{len(paths) - len(detector.skipped_)} images: {out / 'results.jsonl'}")
     if out is not None and detector.parts_ is not None:
@@ -204,7 +204,7 @@ def evaluate_model(
 
         write_report(evaluation, report, title=data.resolve().name, facts=facts(detector))
         say.line(f"Report: {report}")
-    say.skipped(detector)
+    say.skipped(detector.skipped_)
 
 
 def _check_regions(detector: Detector, model: Path, say: Speaker, wanted: Mapping[str, bool]) -> None:
