@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import socket
+import ssl
 import threading
 from pathlib import Path
 
@@ -15,6 +16,21 @@ from blemish.station.delivery import Delivery, NotTaken, Unwanted
 from blemish.station.secret import read_secret
 from blemish.station.webhook import Webhook
 from receivers import broker, http_receiver
+
+
+def stranger(*_args, **_options):
+    raise ssl.SSLCertVerificationError(1, "self-signed certificate")
+
+
+@pytest.mark.parametrize(
+    ("outlet", "opens"),
+    [(lambda: Webhook("https://mes/in"), "http.client.HTTPSConnection.connect"),
+     (lambda: Mqtt("mqtts://broker/line"), "paho.mqtt.client.Client.connect")],
+)  # fmt: skip
+def test_a_plant_with_an_authority_of_its_own_is_told_what_to_do(outlet, opens, monkeypatch):
+    monkeypatch.setattr(opens, stranger)
+    with pytest.raises(NotTaken, match=r"self-signed certificate.*\. SSL_CERT_FILE=FILE names an authority"):
+        outlet().send(b"{}")
 
 
 def lines(*numbers):

@@ -54,7 +54,7 @@ class Mqtt:
             number = self._client.publish(self._topic, line, qos=1).mid
         except (OSError, ValueError, RuntimeError) as error:
             self.close()
-            raise NotTaken(f"{self.name}: {error}.") from error
+            raise NotTaken.because(self.name, error) from error
         with self._news:
             self._news.wait_for(lambda: number in self._acknowledged or not self._is_connected, self._seconds)
             is_taken = number in self._acknowledged

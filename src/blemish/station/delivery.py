@@ -12,6 +12,7 @@ import os
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from ssl import SSLCertVerificationError
 from typing import IO, Protocol
 
 from ..errors import ArgumentError, BlemishError
@@ -25,6 +26,12 @@ _SAVED_EVERY = 100
 
 class NotTaken(BlemishError):
     """A line that did not arrive; the message says why. The same line is sent again."""
+
+    @classmethod
+    def because(cls, name: str, error: Exception) -> NotTaken:
+        """Of an error of the connection to a place of this name."""
+        own = " SSL_CERT_FILE=FILE names an authority of your own." if isinstance(error, SSLCertVerificationError) else ""
+        return cls(f"{name}: {str(error) or type(error).__name__}.{own}")
 
 
 class Unwanted(BlemishError):

@@ -61,7 +61,7 @@ class Webhook:
             answer.read(1 << 16)
         except (OSError, http.client.HTTPException) as error:
             self.close()
-            raise NotTaken(f"{self.name}: {str(error) or type(error).__name__}.") from error
+            raise NotTaken.because(self.name, error) from error
         if not answer.isclosed():
             self.close()  # it says more than anybody wants to read
         if answer.status in _UNWANTED:
