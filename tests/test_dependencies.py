@@ -46,5 +46,5 @@ def test_the_bill_of_materials_names_every_direct_dependency_and_its_licence():
     assert {name for name, _, _ in licences.direct()} <= parts.keys()
     torch = parts["torch"]
     assert torch["purl"].startswith("pkg:pypi/torch@")
-    assert "BSD-3-Clause" in str(torch["licenses"])
+    assert "BSD" in str(torch["licenses"])  # older ones do not say which
     assert "sympy" in parts  # which torch needs

@@ -278,16 +278,21 @@ def test_a_killed_run_goes_on_to_the_same_weights(images, made, tmp_path):
         distil_descriptor(images, replace(SMALL, margin=2.0), checkpoint=path)
 
 
-def test_each_term_does_what_it_is_for(images):
+def test_each_term_does_what_it_is_for(images, monkeypatch):
+    """Over three seeds, as one training differs from another by as much as a term does, also from library to library."""
+    monkeypatch.setattr(module, "_HELD_OUT_CROPS", 512)
     alone = {"steps": 60, "metric": 0.0, "compactness": 0.0}
 
-    def quality(**changes):
-        return distil_descriptor(images, replace(SMALL, **{**alone, **changes})).quality
+    def qualities(**changes):
+        recipe = replace(SMALL, **{**alone, **changes})
+        return [distil_descriptor(images, replace(recipe, seed=seed)).quality for seed in range(3)]
 
-    plain = quality()
-    assert plain.unexplained < 0.4
-    assert quality(compactness=1.0).correlation < 0.8 * plain.correlation
-    assert quality(metric=1.0).retrieval > 1.2 * plain.retrieval
+    plain = qualities()
+    assert all(one.unexplained < 0.4 for one in plain)
+    compact = qualities(compactness=1.0)
+    assert all(one.correlation < 0.8 * before.correlation for one, before in zip(compact, plain, strict=True))
+    wrong = [np.mean([1 - one.triplet_accuracy for one in found]) for found in (qualities(metric=1.0), plain)]
+    assert wrong[0] < 0.75 * wrong[1]
 
 
 def test_terms_of_weight_zero_are_not_computed(images):

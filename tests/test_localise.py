@@ -12,6 +12,7 @@ from blemish.calibrate import calibrate
 from blemish.detector import Detector
 from blemish.images.preprocess import Preprocess
 from blemish.localise import Localiser, components, contour_of, peak_of, simplified
+from blemish.metrics.regions import count_found
 from blemish.types import ImageBatch, Scores
 from reference import regions as reference
 from test_detector import anomalous_pixels, arrays, make, normal_pixels
@@ -56,6 +57,20 @@ def test_a_region_is_reported_exactly_where_the_peak_is_above_the_threshold():
             assert (regions[0].peak, regions[0].p_value) == (peak, peaks.p_value(peak))
             assert [region.peak for region in regions] == sorted((region.peak for region in regions), reverse=True)
             assert all(region.p_value <= 0.3 for region in regions)
+
+
+def test_a_threshold_between_two_numbers_of_float32_is_not_rounded():
+    value = np.float32(0.1)
+    threshold = float(value) - 1e-12
+    map = np.zeros((16, 16), np.float32)
+    map[4:6, 8:11] = value
+    batch, scores = judged([map], [(16, 16)])
+    localiser, peaks = Localiser(Preprocess(16), 1), calibrate([0.01, threshold, 5.0], false_alarm_rate=0.5)
+    assert np.float32(peaks.threshold) == value and float(value) > peaks.threshold
+    assert len(localiser.regions(batch, scores, peaks)[0]) == 1
+    np.testing.assert_array_equal(localiser.reported(map, None, threshold, (16, 16)), map)
+    assert Localiser(Preprocess(16), 7).reported(map, None, threshold, (16, 16)).max().item() < threshold
+    assert count_found([(map, map > 0)], threshold)[2].tolist() == [[6, 0, 0]]
 
 
 def test_area_box_centre_and_contour_are_on_the_original_pixels():

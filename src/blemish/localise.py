@@ -93,11 +93,16 @@ class Localiser:
         self, map: NDArray[np.float32], inside: NDArray[np.bool_] | None, threshold: float, size: Size
     ) -> NDArray[np.float32]:
         """A map in which what is above the threshold, but too small to be reported, is cut down to it."""
-        above = map > threshold if inside is None else inside & (map > threshold)
+        above = map > np.float64(threshold)
+        if inside is not None:
+            above &= inside
         kept = np.zeros_like(above)
         for where, own in components(above, self._least(size)):
             kept[where] |= own
-        return np.where(kept, map, np.minimum(map, np.float32(threshold)))
+        most = np.float32(threshold)
+        if float(most) > threshold:
+            most = np.nextafter(most, np.float32(-np.inf))
+        return np.where(kept, map, np.minimum(map, most))
 
     def _least(self, size: Size) -> int:
         """How many pixels of the network's input a region has at least."""
@@ -112,7 +117,8 @@ class Localiser:
         least = self._least(size)
         framed = np.pad(levels, 1, constant_values=-np.inf)
         found = []
-        for where, own in components(levels > threshold, least):
+        # A plain number would be rounded to what float32 can hold, and the peak's p-value says otherwise.
+        for where, own in components(levels > np.float64(threshold), least):
             values = map[where][own]
             level = peak_of(np.where(own, levels[where], -np.inf), least)
             origin = np.array([where[1].start, where[0].start])

@@ -252,8 +252,8 @@ def odd_paths(places: dict[str, Path], out: Path) -> list[str]:
     return [*map(str, places.values()), *inside, *wrong, *classes]
 
 
-def fuzz(count: int, *, seed: int, processes: int = 0) -> Iterator[tuple[str, str]]:
-    """Run so many command lines; gives what came of each, by command, and what was wrong."""
+def fuzz(count: int, *, seed: int, processes: int = 0, first: int = 0) -> Iterator[tuple[str, str]]:
+    """Run the command lines up to `count`; gives what came of each, by command, and what was wrong."""
     known = [(name, options_of(function)) for name, function in commands()]
     before = os.getcwd()
     with tempfile.TemporaryDirectory() as made, warnings.catch_warnings():
@@ -264,7 +264,7 @@ def fuzz(count: int, *, seed: int, processes: int = 0) -> Iterator[tuple[str, st
         places["nothing"] = folder / "in" / "empty"
         paths = odd_paths(places, out)
         try:
-            for number in range(count):
+            for number in range(first, count):
                 draw = random.Random(f"{seed} {number}")
                 name, options = draw.choice(known)
                 shutil.rmtree(out, ignore_errors=True)
@@ -292,6 +292,7 @@ def main() -> int:
     parser.add_argument("--count", type=int, default=2000)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--processes", type=int, default=0, help="so many of them run as real processes")
+    parser.add_argument("--first", type=int, default=0, help="the line to begin with, where another run stopped")
     given = parser.parse_args()
     stop_at_sigterm()
     torch.set_num_threads(1)
@@ -303,7 +304,7 @@ def main() -> int:
     limit_memory(8 << 30)
     counts, faults = Counter[str](), 0
     try:
-        for found, wrong in fuzz(given.count, seed=given.seed, processes=given.processes):
+        for found, wrong in fuzz(given.count, seed=given.seed, processes=given.processes, first=given.first):
             counts[found] += 1
             faults += bool(wrong)
             if wrong:
@@ -312,7 +313,7 @@ def main() -> int:
         for name, times in sorted(counts.items()):
             print(f"{name:30} {times:6}")
         done = counts.total()
-        print(f"{done} command lines, {min(done, given.processes)} as real processes, {faults} faults; "
+        print(f"{done} command lines, {max(0, min(done, given.processes - given.first))} as real processes, {faults} faults; "
               f"{time.process_time():.0f} s of work in this one")  # fmt: skip
     return min(1, faults)
 

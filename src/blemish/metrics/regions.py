@@ -141,7 +141,9 @@ def count_found(pairs: Iterable[Pair], threshold: float) -> tuple[NDArray[np.int
 def _count_found(
     values: _Floats, mask: NDArray[np.bool_] | None, judged: NDArray[np.bool_] | None, threshold: float
 ) -> tuple[int, int, tuple[int, int, int]]:
-    found = values > threshold if judged is None else judged & (values > threshold)
+    found = values > np.float64(threshold)  # a plain number would be rounded to what float32 can hold
+    if judged is not None:
+        found &= judged
     if mask is None:
         return 0, 0, (0, int(found.sum()), 0)
     region, sizes = _regions(mask)

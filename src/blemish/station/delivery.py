@@ -30,7 +30,9 @@ class NotTaken(BlemishError):
     @classmethod
     def because(cls, name: str, error: Exception) -> NotTaken:
         """Of an error of the connection to a place of this name."""
-        own = " SSL_CERT_FILE=FILE names an authority of your own." if isinstance(error, SSLCertVerificationError) else ""
+        own = (
+            " SSL_CERT_FILE=FILE names an authority of your own." if isinstance(error, SSLCertVerificationError) else ""
+        )
         return cls(f"{name}: {str(error) or type(error).__name__}.{own}")
 
 

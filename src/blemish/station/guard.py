@@ -81,7 +81,10 @@ class Guard:
             return Refusal(421, f"Host: {host or 'none'} is no name of this station. Name it with --allow-host.")
         origin = headers.get(b"origin")
         if origin is not None and origin.decode("latin-1").lower() not in (f"http://{host}", f"https://{host}"):
-            return Refusal(403, "Origin: a page of another place may not ask here. A proxy must hand on the Host that was asked for.")
+            return Refusal(
+                403,
+                "Origin: a page of another place may not ask here. A proxy must hand on the Host that was asked for.",
+            )
         if self._token is not None and path not in OPEN:
             scheme, _, given = headers.get(b"authorization", b"").partition(b" ")
             if scheme.lower() != b"bearer" or not hmac.compare_digest(given.strip(), self._token.encode()):
