@@ -21,8 +21,10 @@ from typer.testing import CliRunner
 import blemish.cli
 import studies
 from blemish.errors import BlemishError, OutputError
+from blemish.files import sole_writer
 from blemish.images.preprocess import Preprocess
 from blemish.presets import PRESETS, Preset
+from blemish.station.logbook import FILE
 from blemish.study.store import Store
 from calls import CALLS, READS, WRITES_NOTHING, begin, check_whole, commands, files_in, prepare
 from faults import FAULTS, WriteFault, failing, watching
@@ -101,7 +103,7 @@ def test_a_write_that_fails_is_one_line_and_leaves_nothing_torn(name, call, read
     out, row, draw = tmp_path / "out", CALLS[name], crc32(name.encode())
     # Where the disk fills up differs from command to command, so that all of them together see most of the moments.
     fault = list(FAULTS)[draw % len(FAULTS)]
-    at = 0 if name in ("watch", "stream") else draw % 3  # which opens one
+    at = 1 if name in ("watch", "stream") else draw % 3  # which opens one, behind its lock
     with watching(WriteFault(out, at, failing(FAULTS[fault]))):
         stopped = call(name)
     last = stopped.stderr.splitlines()[-1]
@@ -115,6 +117,27 @@ def test_a_write_that_fails_is_one_line_and_leaves_nothing_torn(name, call, read
     assert sorted(path for path in files_in(out) if not fits(path, row.writes)) == []
     for pattern in row.writes.split():
         assert any(fits(path, pattern) for path in files_in(out)), pattern
+
+
+SHARED = {
+    "predict": "r/results.jsonl", "watch-scores": "d.json", "watch": "w.jsonl", "stream": "s.jsonl",
+    "serve": f"s/{FILE}", "study": "s/study.sqlite",
+}  # fmt: skip
+"""What a command adds to, or reads and then replaces: two processes at a time would spoil it."""
+
+
+@pytest.mark.parametrize("name", SHARED)
+def test_what_another_process_writes_is_refused_and_left_as_it_is(name, call, ready, tmp_path):
+    ready(name)
+    out, path = tmp_path / "out", tmp_path / "out" / SHARED[name]
+    path.parent.mkdir(exist_ok=True)
+    with sole_writer(path):
+        refused = call(name)
+        assert files_in(out) == {path.with_name(f".{path.name}.lock").relative_to(out).as_posix()}
+    assert (refused.exit_code, type(refused.exception)) == (1, SystemExit), repr(refused.exception)
+    assert refused.stderr.splitlines()[-1].startswith(f"error: {path}: another process writes to it. ")
+    assert call(name).exit_code == 0
+    assert not [name for name in files_in(out) if name.endswith(".lock")]
 
 
 @pytest.mark.parametrize("name", rows(name for name in CALLS if name not in ("list", "report", "store export")))

@@ -14,7 +14,7 @@ import pytest
 
 from blemish import files
 from blemish.errors import BlemishError, DatasetError, OutputError
-from blemish.files import check_output, make_folder, read_text, whole_file, write_whole
+from blemish.files import check_output, make_folder, read_text, sole_writer, whole_file, write_whole
 
 posix = pytest.mark.skipif(os.name != "posix", reason="links, pipes and devices are made as on Unix")
 
@@ -75,6 +75,64 @@ def test_threads_that_write_one_file_do_not_share_what_they_write_to(tmp_path):
         assert mine.read_bytes() == b"mine"
     assert (tmp_path / "m").read_bytes() == b"mine"
     assert os.listdir(tmp_path) == ["m"]
+
+
+_HOLDS = "import sys; from blemish.files import sole_writer\nwith sole_writer(sys.argv[1]): print(flush=True); input()"
+
+
+def held_by_another(path):
+    """Another process that keeps a file for itself until it is told to end."""
+    process = subprocess.Popen([sys.executable, "-c", _HOLDS, path], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+    process.stdout.readline()
+    return process
+
+
+def test_two_processes_do_not_write_one_file(tmp_path):
+    path = tmp_path / "lines"
+    with held_by_another(path) as other:
+        for name in (path, tmp_path / ".." / tmp_path.name / "lines"):
+            with pytest.raises(OutputError, match="lines: another process writes to it"), sole_writer(name):
+                pass
+        with sole_writer(tmp_path / "else"):
+            pass
+        other.communicate(b"\n")
+    assert os.listdir(tmp_path) == []
+    with sole_writer(path), pytest.raises(OutputError), sole_writer(path):
+        pass
+
+
+def test_a_killed_process_keeps_no_file(tmp_path):
+    with held_by_another(tmp_path / "lines") as other:
+        other.kill()
+    assert os.listdir(tmp_path) == [".lines.lock"]
+    with sole_writer(tmp_path / "lines"):
+        pass
+    assert os.listdir(tmp_path) == []
+
+
+@posix
+def test_a_lock_that_was_removed_meanwhile_is_none(tmp_path, monkeypatch):
+    """Else two would hold a file of one name: the old one, and the one that a third has made anew."""
+    removed, flock = [], files.fcntl.flock
+
+    def lock(file, how):
+        if not removed:
+            removed.append(os.unlink(file.name))
+        flock(file, how)
+
+    monkeypatch.setattr(files.fcntl, "flock", lock)
+    with sole_writer(tmp_path / "lines"):
+        assert os.listdir(tmp_path) == [".lines.lock"]
+
+
+@posix
+def test_a_disk_that_knows_no_locks_is_written_all_the_same(tmp_path, monkeypatch):
+    def flock(*_):
+        raise OSError(37, "No locks available")
+
+    monkeypatch.setattr(files.fcntl, "flock", flock)
+    with sole_writer(tmp_path / "lines"):
+        pass
 
 
 @posix

@@ -21,6 +21,11 @@ from typing import IO, Any, Literal
 
 from .errors import ArgumentError, BlemishError, OutputError
 
+if sys.platform == "win32":
+    import msvcrt
+else:
+    import fcntl
+
 _IS_WINDOWS = sys.platform == "win32"
 _WAITS = (0.05, 0.1, 0.2, 0.4, 0.8)
 """Seconds between tries to replace a file that another program has open, such as a scanner: Windows forbids that."""
@@ -110,6 +115,29 @@ def whole_file(path: str | Path, *, durable: bool = True) -> Iterator[Path]:
             temporary.unlink(missing_ok=True)
 
 
+@contextmanager
+def sole_writer(path: str | Path) -> Iterator[None]:
+    """Keep every other process from writing a file as well, and be refused where one does. Raises `OutputError`.
+
+    What is locked is an empty file beside it, as Windows would lock readers out and a file that is replaced loses its
+    lock. It goes at the end; one that a killed process has left is locked no more. A disk that knows no locks has none.
+    """
+    target = Path(os.path.realpath(path))
+    beside = target.with_name(f".{target.name}.lock")
+    with naming(beside):
+        file = _locked(beside)
+    if file is None:
+        raise OutputError(f"{path}: another process writes to it. Wait for its end, or choose another name.")
+    try:
+        yield
+    finally:
+        if _IS_WINDOWS:  # an open file stays there
+            file.close()
+        with suppress(OSError):
+            beside.unlink()
+        file.close()
+
+
 def sweep(folder: str | Path) -> None:
     """Remove from a folder what killed processes of this machine left there, whatever file it should have become."""
     for leftover in Path(folder).glob(".*.tmp"):
@@ -194,6 +222,38 @@ def _check_name(path: str | Path, kind: str) -> None:
     reason = _reason_against(Path(text).name) if _IS_WINDOWS else None
     if reason is not None:
         raise OutputError(f"{path}: {reason} on Windows. Choose another name.")
+
+
+def _locked(path: Path) -> IO[bytes] | None:
+    """The file, open and locked until it is closed; None where another one has it."""
+    while True:
+        file = path.open("ab")
+        try:
+            if not _lock(file):
+                file.close()
+                return None
+            if _IS_WINDOWS or os.path.samestat(os.fstat(file.fileno()), path.stat()):
+                return file
+        except FileNotFoundError:  # the one that had it removed it meanwhile
+            pass
+        except BaseException:
+            file.close()
+            raise
+        file.close()
+
+
+def _lock(file: IO[bytes]) -> bool:
+    """Lock a file without waiting; False where another one has it. A killed process has it no more."""
+    try:
+        if sys.platform == "win32":
+            msvcrt.locking(file.fileno(), msvcrt.LK_NBLCK, 1)
+        else:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except (BlockingIOError, PermissionError):
+        return False
+    except OSError:  # some disks of other machines
+        return True
+    return True
 
 
 def _replace(temporary: Path, target: Path) -> None:

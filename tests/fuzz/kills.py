@@ -225,7 +225,7 @@ class Attack:
         row: Call = self.call
         self._check_answers()
         for path in files_in(self.out) - self._before:
-            is_temporary = path.rpartition("/")[2].startswith(".") and path.endswith(".tmp")
+            is_temporary = path.rpartition("/")[2].startswith(".") and path.endswith((".tmp", ".lock"))
             if not is_temporary and not fits(path, f"{row.writes} {row.stops_with}"):
                 raise Fault(f"left {path}")
         for path in files_in(self.out):

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
@@ -10,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 
 from ..errors import ArgumentError
-from ..files import check_output
+from ..files import check_output, sole_writer
 from .console import Speaker, print_evaluation
 from .models import JudgeOptions, Subfolders, image_paths
 from .options import (
@@ -26,7 +27,7 @@ from .options import (
     check_share,
     spelled_out,
 )  # fmt: skip
-from .results import ResultWriter
+from .results import ResultWriter, lines_in
 
 if TYPE_CHECKING:
     from ..detector import Detector
@@ -70,8 +71,11 @@ class WantedOutputs:
         if self.fdr is not None:
             detector.choose_alarms([], self.fdr)  # refuses what cannot be promised
 
-    def writer(self, model: Path) -> ResultWriter:
-        return ResultWriter(self.out, self.heatmaps, model=model, overlays=self.overlays, coco=self.coco)
+    @contextmanager
+    def writer(self, model: Path) -> Iterator[ResultWriter]:
+        """What writes them, and no other process meanwhile."""
+        with nullcontext() if self.out is None else sole_writer(lines_in(self.out)):
+            yield ResultWriter(self.out, self.heatmaps, model=model, overlays=self.overlays, coco=self.coco)
 
 
 @spelled_out
@@ -97,11 +101,12 @@ def predict(model: ModelArgument, images: ImagesArgument, *, wanted: WantedOutpu
     detector = reading.load(model)
     wanted.check(detector, model, say)
     paths = [path for path in paths if out is None or out.resolve() not in path.resolve().parents]
-    writer = wanted.writer(model)
-    left = writer.left(paths)
-    if len(left) < len(paths):
-        say.line(f"{len(paths) - len(left)} of {len(paths)} images were judged by an earlier run; their lines stay.")
-    _judge(detector, left, writer, say, wanted=wanted, root=_root(images))
+    with wanted.writer(model) as writer:
+        left = writer.left(paths)
+        if len(left) < len(paths):
+            judged = f"{len(paths) - len(left)} of {len(paths)} images"
+            say.line(f"{judged} were judged by an earlier run; their lines stay.")
+        _judge(detector, left, writer, say, wanted=wanted, root=_root(images))
     say.skipped(detector.skipped_)
     if out is not None:
         say.line(f"{len(paths) - len(detector.skipped_)} images: {out / 'results.jsonl'}")

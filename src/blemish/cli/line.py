@@ -16,7 +16,7 @@ from typing import IO, TYPE_CHECKING, Annotated, Any
 import typer
 
 from ..errors import ArgumentError
-from ..files import check_output, naming, open_lines, parse_json
+from ..files import check_output, naming, open_lines, parse_json, sole_writer
 from ..progress import Throttle
 from ..report.lines import read_line
 from .console import Speaker
@@ -234,6 +234,7 @@ def _added_to(options: LineOptions, say: Speaker) -> Iterator[Callable[[Mapping[
         deliveries = []
         if out is not None:
             check_output(out)
+            held.enter_context(sole_writer(out))
             _check_lines(out)
             _mend(out)
             for kind, outlet in outlets.items():

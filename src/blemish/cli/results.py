@@ -72,11 +72,7 @@ class ResultWriter:
         if coco is not None:
             check_output(coco, beside=[model])
         if out is not None:
-            if os.path.exists(out) and not os.path.isdir(out):
-                raise OutputError(f"{out}: expected a folder for the results, got a file. Choose another name.")
-            make_folder(out)
-            check_output(out / "results.jsonl")
-            self._kept = {row["image"]: row for row in read_rows(out / "results.jsonl") if self._still_holds(row)}
+            self._kept = {row["image"]: row for row in read_rows(lines_in(out)) if self._still_holds(row)}
 
     def __enter__(self) -> ResultWriter:
         if self._out is not None:
@@ -231,6 +227,15 @@ class ResultWriter:
         make_folder((out / path).parent)
         with whole_file(out / path, durable=False) as temporary, temporary.open("wb") as file:
             yield path.as_posix(), file
+
+
+def lines_in(out: Path) -> Path:
+    """The file of lines in a folder, which is made where it is missing. Raises `OutputError`."""
+    if os.path.exists(out) and not os.path.isdir(out):
+        raise OutputError(f"{out}: expected a folder for the results, got a file. Choose another name.")
+    make_folder(out)
+    check_output(out / "results.jsonl")
+    return out / "results.jsonl"
 
 
 def read_rows(path: Path) -> list[dict[str, Any]]:

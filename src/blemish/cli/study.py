@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 
 from ..errors import ArgumentError
-from ..files import make_folder, write_whole
+from ..files import make_folder, sole_writer, write_whole
 from .console import Speaker, print_rows
 from .options import (
     MOST_THREADS,
@@ -134,7 +134,8 @@ def _run(chosen: StudyPlan, out: Path, executor: Executor, *, retry_failed: bool
     from ..study.store import Store
 
     cells = chosen.cells()
-    with Store(out / "study.sqlite") as store:
+    make_folder(out)
+    with sole_writer(out / "study.sqlite"), Store(out / "study.sqlite") as store:
         write_whole(out / "plan.toml", chosen.text())
         try:
             with ProgressView("cells") as view:

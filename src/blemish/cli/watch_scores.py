@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from ..errors import ArgumentError
-from ..files import check_input, check_output, parse_json, read_text, require_file, write_whole
+from ..files import check_input, check_output, parse_json, read_text, require_file, sole_writer, write_whole
 from ..report.lines import is_number, is_of_several, look_of, read_line
 from .options import JsonOption, SeedOption
 
@@ -58,9 +58,10 @@ def watch_scores(
     """
     target = check_output(state or results.with_name(f"{results.name}.drift.json"))
     check_input(results, of="RESULTS")
-    watch = _begin(model, target, delta=delta, alone=alone, scores_only=scores_only, seed=seed, restart=restart)
-    fresh = watch.read(results, only_new=restart)
-    write_whole(target, json.dumps(watch.as_json()) + "\n")
+    with sole_writer(target):
+        watch = _begin(model, target, delta=delta, alone=alone, scores_only=scores_only, seed=seed, restart=restart)
+        fresh = watch.read(results, only_new=restart)
+        write_whole(target, json.dumps(watch.as_json()) + "\n")
     drift = watch.monitor.drift
     if as_json:
         row = {**asdict(drift), "alarm": drift.is_alarm, "alarm_image": watch.alarm_image, "delta": watch.monitor.delta}

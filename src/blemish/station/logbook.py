@@ -16,14 +16,14 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
-from contextlib import closing, contextmanager, suppress
+from contextlib import ExitStack, closing, contextmanager, suppress
 from dataclasses import dataclass
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
 from ..errors import ArgumentError, OutputError
-from ..files import make_folder, naming, parse_json
+from ..files import make_folder, naming, parse_json, sole_writer
 from ..report.lines import look_of
 from ..types import Look
 
@@ -91,14 +91,13 @@ class Logbook:
         self.folder = make_folder(folder)
         self.path = self.folder / FILE
         self._retention = retention or Retention()
-        self._file = _connect(self.path)
-        try:
+        with ExitStack() as held:
+            held.enter_context(sole_writer(self.path))
+            self._file = held.enter_context(closing(_connect(self.path)))
             _open(self._file, self.path)
             self._bytes = int(self._file.execute("SELECT coalesce(sum(size), 0) FROM pictures").fetchone()[0])
-            self._reader = _connect(self.path)
-        except BaseException:
-            self._file.close()
-            raise
+            self._reader = held.enter_context(closing(_connect(self.path)))
+            self._held = held.pop_all()
         self._reading = threading.Lock()
         self._changes: queue.SimpleQueue[_Change | None] = queue.SimpleQueue()
         self.commits = 0
@@ -116,8 +115,7 @@ class Logbook:
         """Write what waits, and close the file."""
         self._changes.put(None)
         self._thread.join()
-        self._reader.close()
-        self._file.close()
+        self._held.close()
 
     @property
     def picture_bytes(self) -> int:
