@@ -83,6 +83,7 @@ def test_an_input_that_is_not_there_is_refused_before_the_work(name, words, plac
         "predict {model} {long}",
         "stream {model} {long}",
         "store export {long} --out {out}/v.jsonl",
+        "demo --product {long} --out {out}/d",
     ],
 )
 def test_a_name_that_no_file_can_have_is_one_line_before_the_work(line, places, tmp_path, monkeypatch):
@@ -94,6 +95,11 @@ def test_a_name_that_no_file_can_have_is_one_line_before_the_work(line, places, 
     done = CliRunner().invoke(blemish.cli.app, line.format(**places).split())
     assert (done.exit_code, type(done.exception)) == (1, SystemExit), repr(done.exception)
     assert done.stderr.splitlines()[-1].startswith("error: ")
+
+def test_a_product_that_is_none_names_no_folder(tmp_path):
+    done = CliRunner().invoke(blemish.cli.app, ["demo", "--product", "../../x", "--out", str(tmp_path / "a" / "b")])
+    assert done.stderr.startswith("error: product: expected one of weave")
+    assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize("command", ["benchmark m.blemish --threads", "fit data --workers", "study data --threads"])

@@ -60,13 +60,14 @@ def demo(
 ) -> None:
     """Draw a product with defects, learn its normal look, evaluate, and write a report. Needs no data, no network."""
     from ..datasets.layouts import open_dataset
-    from ..datasets.synthetic import write_dataset
+    from ..datasets.synthetic import check_product, write_dataset
     from ..detector import Detector
     from ..evaluation.detector import evaluate
     from ..report.evaluation import write_report
     from ..report.facts import facts
 
     say = Speaker()
+    check_product(product)  # it becomes a part of a path
     make_folder(out)
     for name in ("demo.blemish", "report.html"):
         check_output(out / name)

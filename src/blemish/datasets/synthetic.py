@@ -88,7 +88,7 @@ def draw(product: str, *, seed: int, defect: str | None = None, size: int = 256)
     >>> sample.pixels.shape, bool(sample.mask.any())
     ((64, 64, 3), True)
     """
-    _check("product", product, PRODUCTS)
+    check_product(product)
     if defect is not None:
         _check("defect", defect, DEFECTS, instead="Leave it out for a good part.")
     _check_number("seed", seed, 0)
@@ -123,7 +123,7 @@ def write_dataset(
         raise ArgumentError.about(
             "folder", expected="a new or empty folder", got=str(folder), instead="Old and new pictures would mix."
         )
-    _check("product", product, PRODUCTS)
+    check_product(product)
     _check_number("seed", seed, 0)
     _check_number("size", size, 64, 1024)
     for name, count in (("n_train", n_train), ("n_test_normal", n_test_normal), ("n_per_defect", n_per_defect)):
@@ -145,6 +145,11 @@ def _save(pixels: NDArray[np.uint8], path: Path) -> None:
     make_folder(path.parent)
     with naming(path):
         Image.fromarray(pixels).save(path, compress_level=2)  # sensor noise does not compress anyway
+
+
+def check_product(name: object) -> None:
+    """Raise `ArgumentError` unless it is a product of the table."""
+    _check("product", name, PRODUCTS)
 
 
 def _check(name: str, value: object, names: Iterable[str], *, instead: str = "") -> None:
