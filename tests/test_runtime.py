@@ -83,9 +83,9 @@ def scores(detector, data):
 def test_scores_are_those_of_torch(fitted, data):
     ours = scores(fitted["torch"], data)
     for name in OTHERS:
-        assert fitted[name]._runner.name == name
+        assert fitted[name]._running.runner.name == name
         assert np.abs(scores(fitted[name], data) - ours).max() <= 1e-4 * ours.max()
-    assert fitted["torch"]._runner is None
+    assert fitted["torch"]._running.runner is None
 
 
 @pytest.mark.parametrize("name", OTHERS)
@@ -97,7 +97,7 @@ def test_from_the_networks_input_to_the_score(fitted, name):
     method = copy.copy(detector.method_)
     ours = method.score(batch)
     method.extractor_ = copy.copy(method.extractor_)
-    method.run_on(Runner(name, graphs=fitted[name]._runner.graphs))
+    method.run_on(Runner(name, graphs=fitted[name]._running.runner.graphs))
     theirs = method.score(batch)
     assert not torch.equal(ours.images, theirs.images)  # it was not torch again
     assert (ours.images - theirs.images).abs().max() <= 1e-4 * ours.images.max()
@@ -121,7 +121,7 @@ def test_a_file_without_the_section_means_torch(files, fitted, data):
     assert "runtime" not in manifest
     assert not [name for name in tensors if name.startswith("runtime.")]
     again = Detector.load(files / "torch.blemish")
-    assert (again.runtime, again._runner) == ("torch", None)
+    assert (again.runtime, again._running.runner) == ("torch", None)
     assert (scores(again, data) == scores(fitted["torch"], data)).all()
 
 
@@ -143,15 +143,15 @@ def test_another_runtime_says_what_may_move(files, fitted, data, caplog):
 
 def test_new_calibration_images_calibrate_on_the_runtime_asked_for(files, data):
     detector = Detector.load(files / "torch.blemish", runtime="openvino")
-    assert detector._kept_runtime is None
+    assert detector._running.kept is None
     detector.recalibrate(images=data / "train")
-    assert detector._kept_runtime.name == "openvino"
+    assert detector._running.kept.name == "openvino"
     detector.save(files / "recalibrated.blemish")
     assert Detector.load(files / "recalibrated.blemish").runtime == "openvino"
 
 
 def test_auto_takes_the_fastest(data, fitted, monkeypatch, caplog):
-    graphs = fitted["onnxruntime"]._runner.graphs
+    graphs = fitted["onnxruntime"]._running.runner.graphs
     extractor = fitted["torch"].method_.extractor_
     pixels = torch.rand(2, 3, 32, 32)
     for times, best in (((9, 5, 4), "openvino"), ((9, 4, 5), "onnxruntime"), ((4, 3.9, 5), "torch")):
@@ -165,8 +165,8 @@ def test_auto_takes_the_fastest(data, fitted, monkeypatch, caplog):
     monkeypatch.undo()
     monkeypatch.setattr(runtimes, "runtimes_at_hand", lambda: ("torch",))
     detector = made(runtime="auto").fit(data)
-    assert detector._kept_runtime is None  # a file of torch, like any other
-    assert detector._runner.name == "torch"
+    assert detector._running.kept is None  # a file of torch, like any other
+    assert detector._running.runner.name == "torch"
 
 
 def test_what_runs_is_measured_in_turn():
@@ -208,7 +208,7 @@ def test_what_cannot_run_elsewhere_is_refused_before_any_work():
 
 
 def test_the_network_of_another_model_is_refused(files, fitted, tmp_path):
-    (key, graph), *_ = fitted["onnxruntime"]._runner.graphs.items()
+    (key, graph), *_ = fitted["onnxruntime"]._running.runner.graphs.items()
     extractor = PatchCore(backbone="filters", taps=("level2", "level1", "level3"))._extractor()
     runner = Runner("onnxruntime", graphs={f"{extractor.fingerprint()}.32x32": graph})
     with pytest.raises(ArgumentError, match=r"runtime: expected outputs of filters within 0\.0001 of torch's"):
@@ -278,15 +278,15 @@ def test_a_network_that_changes_is_recorded_anew(fitted):
 
 def test_threads_of_onnxruntime_wait_without_turning(fitted):
     """Turning in a circle until the next picture, they took the cores from the score, which took twice as long."""
-    graph = next(iter(fitted["onnxruntime"]._runner.graphs.values()))
+    graph = next(iter(fitted["onnxruntime"]._running.runner.graphs.values()))
     options = runtimes._OnnxRuntime(graph, 2, "float32")._session.get_session_options()
     assert options.get_session_config_entry("session.intra_op.allow_spinning") == "0"
 
 
 def test_a_runner_goes_to_another_process_without_its_engines(fitted):
-    again = pickle.loads(pickle.dumps(fitted["openvino"]._runner))
+    again = pickle.loads(pickle.dumps(fitted["openvino"]._running.runner))
     assert (again.name, again._engines) == ("openvino", {})
-    assert again.graphs == fitted["openvino"]._runner.graphs
+    assert again.graphs == fitted["openvino"]._running.runner.graphs
 
 
 @pytest.fixture(scope="module")
@@ -299,12 +299,12 @@ def test_int8_is_another_network_and_is_kept(quantised, fitted, data, tmp_path):
     ours, theirs = scores(quantised, data), scores(fitted["onnxruntime"], data)
     assert np.abs(ours - theirs).max() > 1e-4 * theirs.max()
     assert np.corrcoef(ours, theirs)[0, 1] > 0.8
-    assert 0 < quantised._loss < MOST_LOSS
+    assert 0 < quantised._running.loss < MOST_LOSS
     quantised.save(tmp_path / "m.blemish")
     tensors, manifest = persist.load(tmp_path / "m.blemish")
     (name,) = [name for name in tensors if name.startswith("runtime.")]
     assert name[-5:] == (".vnni" if runtimes.has_vnni() else ".int8")
-    assert manifest["runtime"]["loss"] == quantised._loss
+    assert manifest["runtime"]["loss"] == quantised._running.loss
     assert manifest["parameters"]["precision"] == "int8"
     again = Detector.load(tmp_path / "m.blemish")
     assert (scores(again, data) == ours).all()
@@ -331,7 +331,7 @@ def test_weights_have_a_sign_where_the_processor_multiplies_with_it(data, monkey
     monkeypatch.setattr(runtimes, "has_vnni", lambda: vnni)
     method = PaDiM(backbone="filters", dimensions=8, precision="int8")
     detector = made(method=method, runtime="onnxruntime").fit(data)
-    ((key, graph),) = detector._runner.graphs.items()
+    ((key, graph),) = detector._running.runner.graphs.items()
     assert key[-5:] == (".vnni" if vnni else ".int8")
     kept = {tensor.data_type for tensor in onnx.load_from_string(graph).graph.initializer if len(tensor.dims) == 4}
     assert (onnx.TensorProto.INT8 in kept) == vnni
@@ -385,7 +385,7 @@ def test_bfloat16_asks_the_processor(monkeypatch):
 @pytest.mark.skipif(not runtimes._has_bfloat16(), reason="no bfloat16 here")
 def test_bfloat16_on_openvino(fitted, data):
     half = made(method=PaDiM(backbone="filters", dimensions=8, precision="bfloat16"), runtime="openvino").fit(data)
-    assert half._loss < MOST_LOSS
+    assert half._running.loss < MOST_LOSS
     assert not np.allclose(scores(half, data), scores(fitted["torch"], data), rtol=1e-5)
 
 

@@ -106,7 +106,7 @@ def imports():
 
 def test_imports_are_found():
     found = imports()
-    assert {"errors.py", "persist.py", "methods/__init__.py"} <= found["detector.py"]
+    assert {"errors.py", "fitted.py", "methods/__init__.py"} <= found["detector.py"]
     assert "methods/_base.py" in found["methods/padim.py"]
     assert "study/group.py" in found["study/run.py"]  # in a function
     assert "methods/__init__.py" not in found["methods/padim.py"]

@@ -1,50 +1,28 @@
-"""The front door: preprocessing + method + calibration, with `fit`, `predict`, `save` and `load`."""
+"""The front door: how a detector learns from normal images, and is calibrated on those that it has not learned."""
 
 from __future__ import annotations
 
 import copy
 import logging
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from functools import partial
-from pathlib import Path
-from typing import Any
 
-from torch import Tensor
-
-from . import model_file, persist, running
-from .calibrate import Calibration, images_needed
+from .calibrate import images_needed
 from .calibrator import FreshScore, require_left_out
 from .choosing.auto import Auto, spell_chosen
 from .choosing.candidates import Candidate
 from .choosing.choose import Choice, compare
 from .datasets.layouts import normal_images
-from .datasets.region import Region
 from .device import find_device
-from .discoveries import BatchAlarms, choose_alarms
-from .errors import (
-    ArgumentError,
-    DatasetError,
-    NotFittedError,
-)
-from .features.backbones import Backbone, find_backbone
+from .errors import ArgumentError, DatasetError, NotFittedError
+from .features.backbones import find_backbone
 from .features.memory import FeatureMemory, Remembering
-from .features.runtime import Runner, RuntimeChoice, RuntimeName
-from .folds import fold_of, folds_for, pick_calibration, same_again, scales_of
+from .fitted import FittedDetector, require_any
+from .folds import fold_of, folds_for, pick_calibration, same_again, scales_of, sides_of
 from .images.digest import pixel_digest, with_digests
 from .images.groups import Grouped, find_groups, hold_out, join_groups, read_pattern, without_copies
-from .images.look import looks_of
 from .images.settle import is_found_in, settle
-from .images.source import (
-    Batches,
-    ImageInput,
-    ImageSource,
-    InMemory,
-    Reporting,
-    Skipped,
-    sources,
-    within,
-)  # fmt: skip
+from .images.source import Batches, ImageInput, ImageSource, Reporting, Skipped, within
 from .images.tiling import Tiles
 from .methods import (
     FeatureMethod,
@@ -58,23 +36,11 @@ from .methods import (
 )
 from .methods._base import memory_left
 from .methods.registry import require_kind
-from .ops.neighbours import IndexFactory
-from .parameters import plain_parameters
 from .parts import Parts, Views, learned_views, views_of
 from .presets import find_preset
 from .progress import Progress
-from .scorer import Scorer
-from .settings import DetectorSettings
-from .tensors import below, check_finite
-from .types import (
-    AnomalousRegion,
-    CalibrationKind,
-    Decision,
-    ImageBatch,
-    ImageBatches,
-    PartDecision,
-    Scores,
-)
+from .running import Running, precision_loss, run_on
+from .types import CalibrationKind, ImageBatches
 
 _MOST_OF_A_VIEW = 50
 """Learned images that say what a view scores, some more where there are nearly twice as many."""
@@ -83,7 +49,7 @@ _log = logging.getLogger("blemish")
 
 
 @dataclass(kw_only=True)
-class Detector(DetectorSettings):
+class Detector(FittedDetector):
     """Finds anomalous images after seeing normal ones; what it takes: `blemish.settings.DetectorSettings`.
 
     >>> import numpy as np
@@ -95,42 +61,10 @@ class Detector(DetectorSettings):
     ((64, 64), False)
     """
 
-    calibration_: Calibration | None = field(default=None, init=False, repr=False)
-    peaks_: Calibration | None = field(default=None, init=False, repr=False)
-    """Of the peaks of held-out maps, for regions; None without maps, and from files that are older than regions."""
-    parts_: Parts | None = field(default=None, init=False, repr=False)
-    """Of held-out parts, with `part_by`."""
-    _views: Views = field(default_factory=dict, init=False, repr=False, compare=False)
-    images_: int = field(default=0, init=False, repr=False)
-    """Normal images that the method learned from; the held-out ones come on top."""
-    skipped_: list[Skipped] = field(default_factory=list, init=False, repr=False)
-    """Files that the latest `fit` or `predict` left out."""
-    excluded_: int = field(default=0, init=False, repr=False)
-    """Images that `fit` was told to leave out."""
-    learned_: frozenset[int] = field(default=frozenset(), init=False, repr=False)
-    """Digests (`images.digest.pixel_digest`) of the pictures that the method learned from."""
-    calibrated_on_: frozenset[int] = field(default=frozenset(), init=False, repr=False)
-    """Digests of the held-out pictures."""
-    chosen_: str = field(default="", init=False, repr=False)
-    """Why `auto` took this method; empty for a method that was named."""
-    others_: tuple[Method, ...] = field(default=(), init=False, repr=False)
-    """With `cross`, the models of all folds but the first, which is `method_`."""
-    scales_: tuple[float, ...] = field(default=(), init=False, repr=False)
-    """Of all those models, where `auto` took several methods: by these their scores are divided."""
-    kept_: dict[str, Tensor] | None = field(default=None, init=False, repr=False, compare=False)
-    """With `full`, what the method remembers of the learned images."""
     _kind: str = field(default="split", init=False, repr=False, compare=False)
     """`calibration`, or what took its place in the latest fit."""
     _has_chosen: bool = field(default=False, init=False, repr=False, compare=False)
     """Whether `choose` has looked at images, which then cannot calibrate."""
-    region_: Region | None = field(default=None, init=False, repr=False, compare=False)
-    """The region of interest of the latest fit, which a model file keeps."""
-    _runner: Runner | None = field(default=None, init=False, repr=False, compare=False)
-    """What runs the networks now; None: torch."""
-    _kept_runtime: running.KeptRuntime | None = field(default=None, init=False, repr=False, compare=False)
-    """The runtime of the latest fit, or of what came after it that learned or calibrated; None: torch."""
-    _loss: float | None = field(default=None, init=False, repr=False, compare=False)
-    """What a reduced precision did to held-out scores."""
 
     @classmethod
     def preset(cls, name: str, *, method: str | None = None) -> Detector:
@@ -147,10 +81,6 @@ class Detector(DetectorSettings):
             method=kind(**parameters) if parameters else kind.name, preprocess=name, calibration=chosen.calibration
         )
 
-    def check(self) -> None:
-        """Refuse wrong parameters; `fit` does so before the work. Raises `ArgumentError`."""
-        self.check_settings(recorded=self._kept_runtime is not None)
-
     def fit(self, images: ImageInput, *, exclude: Collection[str] = (), progress: Progress | None = None) -> Detector:
         """Learn from normal images: a folder, or what `as_source` takes; forgets earlier fits.
 
@@ -160,11 +90,7 @@ class Detector(DetectorSettings):
         `WeightsError`, `NotEnoughMemoryError` before the work begins, and `TrainingError` from methods that train.
         """
         self.check()
-        self.calibration_, self.peaks_, self.images_, self._named, self._settled = None, None, 0, None, None
-        self.learned_, self.calibrated_on_, self.chosen_ = frozenset(), frozenset(), ""
-        self.others_, self.scales_, self.kept_, self.parts_, self._views = (), (), None, None, {}
-        self.region_, self._kept_runtime, self._loss = self._read_roi(), None, None
-        self._runner = running.start(self.runtime, None if self._auto else self.method_)
+        self._forget()
         source = normal_images(images, max_pixels=self.max_pixels)
         kept = source.without(exclude)
         self.excluded_ = len(source) - len(kept)
@@ -172,30 +98,45 @@ class Detector(DetectorSettings):
         grouped = Grouped(kept, ()) if self.calibration == "none" else self._grouped(kept)
         self._kind = self.calibration or self._pick(grouped)
         train, held_out = self._split(grouped) if self._kind == "split" else (kept, None)
-        learned = self._require_left_out(grouped) if self._kind in ("cross", "loo", "full") else None
+        if self._kind in ("cross", "loo", "full"):
+            self._require_left_out(grouped)
         self._settle(train)
         if held_out is not None and self.on_error == "skip":
             self._require_readable(held_out)
         train, digests = with_digests(train)
-        if learned is not None and self._kind == "cross":
-            self._fit_folds(replace(learned, source=train), digests, progress)
-            self._keep_runtime()
-            return self
+        if self._kind == "cross":
+            self._fit_folds(replace(grouped, source=train), digests, progress)
+        else:
+            memory = self._fit_one(train, digests, progress)
+            if held_out is not None:
+                self._calibrate(held_out, progress)
+            elif self._kind != "none":
+                self._leave_out(grouped, digests, progress, known=memory)
+        self._keep_runtime()
+        return self
+
+    def _forget(self) -> None:
+        """Forget an earlier fit."""
+        self.calibration_, self.peaks_, self.images_, self._named, self._settled = None, None, 0, None, None
+        self.learned_, self.calibrated_on_, self.chosen_ = frozenset(), frozenset(), ""
+        self.others_, self.scales_, self.kept_, self.parts_, self._views = (), (), None, None, {}
+        self.region_ = self._read_roi()
+        self._running = Running.start(self.runtime, None if self._auto else self.method_)
+
+    def _fit_one(
+        self, train: ImageSource, digests: Mapping[str, int], progress: Progress | None
+    ) -> FeatureMemory | None:
+        """Fit the one model that there is; gives the images' maps where another pass will want them."""
         known = None
         if self._auto is not None:
             self._named, self.chosen_, known = self._choose(self._auto, train, progress)
-        memory = None if learned is None else self._memory_of(train)
+        memory = self._memory_of(train) if self._kind in ("loo", "full") else None
         self.skipped_ = self._learn(self.method_, train, "fit", progress, known=known, memory=memory)
         self.images_ = len(train) - len(self.skipped_)
         self.learned_ = frozenset(digests.values())
         if self.part_by is not None:
             self._views = self._learned_views(train, self.part_by, progress)
-        if held_out is not None:
-            self._calibrate(held_out, progress)
-        elif learned is not None:
-            self._leave_out(learned, digests, progress, known=memory)
-        self._keep_runtime()
-        return self
+        return memory
 
     def _learn(
         self,
@@ -208,7 +149,7 @@ class Detector(DetectorSettings):
         memory: FeatureMemory | None = None,
     ) -> list[Skipped]:
         """Fit a method; gives the files that were left out. Maps that are not `known` are kept in `memory`."""
-        running.run_on([method], self._runner)
+        run_on([method], self._running.runner)
         batches = self._batches(images, learn=True, known=known)
         method.fit(_kept(self._to_learn(batches, stage, progress), method, memory))
         return list(batches.skipped)
@@ -261,9 +202,9 @@ class Detector(DetectorSettings):
             if not self.images_:
                 raise NotFittedError("Detector.recalibrate needs a fitted detector. Call fit(normal_images) first.")
             fresh = self._grouped(normal_images(images, max_pixels=self.max_pixels))
-            _require_any(len(fresh.source))
+            require_any(len(fresh.source))
             self._use_runtime()
-            changed._runner, changed._kept_runtime = self._runner, self._kept_runtime
+            changed._running = self._running
             changed.calibration, changed.held_out, changed.kept_, changed.skipped_ = "split", None, None, []
             changed._calibrator.require(fresh.groups)
             changed._calibrate(fresh, progress)
@@ -293,7 +234,7 @@ class Detector(DetectorSettings):
         assert isinstance(method, Incremental)
         self._require_one_model("to be updated")
         source = normal_images(images, max_pixels=self.max_pixels)
-        _require_any(len(source))
+        require_any(len(source))
         fresh = (
             None
             if held_out is None
@@ -327,7 +268,7 @@ class Detector(DetectorSettings):
         assert isinstance(method, Forgetful)
         self._require_one_model("to forget images")
         source = normal_images(images, max_pixels=self.max_pixels)
-        _require_any(len(source))
+        require_any(len(source))
         digests = [pixel_digest(source.load(index)) for index in range(len(source))]
         for name, digest in zip(source.names, digests, strict=True):
             if digest not in self.learned_:
@@ -353,242 +294,6 @@ class Detector(DetectorSettings):
                 "calibration", expected=f"one model, {what}", got=f"cross with {1 + len(self.others_)}",
                 instead="Fit again.",
             )  # fmt: skip
-
-    def predict(
-        self,
-        images: ImageInput | Iterable[str | Path | InMemory],
-        *,
-        maps: bool = True,
-        progress: Progress | None = None,
-    ) -> Iterator[Decision]:
-        """Judge images: a generator of one `Decision` each, in order and as they are done; nothing runs before `next`.
-
-        An iterator, such as one over a camera, is read `batch_size` images at a time and may never end. Without `maps`
-        decisions bring none, which saves time on large pictures; score, verdict and regions are the same.
-
-        Raises `NotFittedError`, `ArgumentError` for images or weights that give no finite score, and `ImageError` for
-        an unreadable file (unless `on_error="skip"`: then `skipped_` names it).
-        """
-        for batch, scores in self.score(images, progress=progress):
-            yield from self.decisions(batch, scores, maps=maps)
-
-    def decisions(self, batch: ImageBatch, scores: Scores, *, maps: bool = True) -> Iterator[Decision]:
-        """What `predict` makes of a batch and the `scores` that `score` or `score_batch` gave it."""
-        preprocess = self.preprocessing
-        small = scores.maps.cpu() if maps and scores.maps is not None else None
-        models = [None] * len(batch) if scores.p_values is None else scores.p_values.tolist()
-        p_values, regions, looks = self.p_values(scores), self.regions(batch, scores), looks_of(batch.pixels)
-        for i, (name, size, score) in enumerate(zip(batch.names, batch.sizes, scores.images.tolist(), strict=True)):
-            region = None if batch.inside is None else batch.inside[i]
-            map = None if small is None else preprocess.to_original(small[i], size, region)
-            decision = self.decide(name, score, map, models[i], p_value=p_values[i])
-            yield replace(decision, regions=regions[i], look=looks[i])
-
-    def score_batch(self, batch: ImageBatch) -> Scores:
-        """The scores of images that are decoded and preprocessed, or that bring their feature maps."""
-        self._use_runtime()
-        return self._scorer.score(batch)
-
-    def score(
-        self, images: ImageInput | Iterable[str | Path | InMemory], *, progress: Progress | None = None
-    ) -> Iterator[tuple[ImageBatch, Scores]]:
-        """Give raw scores batch by batch, with maps at the size of the network's input; a generator like `predict`."""
-        self.skipped_, found = [], 0
-        self._use_runtime()
-        for source in sources(images, at_once=self.batch_size, max_pixels=self.max_pixels):
-            found += len(source)
-            batches, before = self._batches(source), self.skipped_
-            for pair in self._score_all(batches, progress):
-                self.skipped_ = before + batches.skipped
-                yield pair
-            self.skipped_ = before + batches.skipped
-        _require_any(found)
-
-    def _score_all(self, batches: Batches, progress: Progress | None) -> Iterator[tuple[ImageBatch, Scores]]:
-        for batch in Reporting(batches, "predict", progress):
-            yield batch, self._scorer.score(batch)
-
-    def p_values(self, scores: Scores) -> list[float | None]:
-        """The conformal p-value of each image of a batch; None without a calibration."""
-        if self.calibration_ is None:
-            return [None] * len(scores.images)
-        plus = None if scores.plus is None or self.calibration_.kind == "split" else scores.plus.tolist()
-        found: list[float | None] = self.calibration_.p_values(scores.images.tolist(), plus=plus).tolist()
-        return found
-
-    def decide(
-        self,
-        name: str,
-        score: float,
-        map: Any = None,
-        model_p_value: float | None = None,
-        *,
-        p_value: float | None = None,
-    ) -> Decision:
-        """Turn a raw score into a decision; with `cross` and `full`, `p_value` must come from `p_values`."""
-        c = self.calibration_
-        if c is None:
-            return Decision(name, score, map, None, None, model_p_value)
-        p_value = c.p_value(score) if p_value is None else p_value
-        return Decision(name, score, map, p_value, c.threshold, model_p_value, c.promise)
-
-    def regions(self, batch: ImageBatch, scores: Scores) -> list[tuple[AnomalousRegion, ...] | None]:
-        """Where, for each image of a batch and the `scores` that `score` gave it; see `Decision.regions`."""
-        return self.localiser.regions(batch, scores, self.peaks_)
-
-    def judge_parts(self, decisions: Iterable[Decision], paths: Iterable[str]) -> list[PartDecision]:
-        """The verdict on each part of these images; `paths` are those in which `part_by` looks, one an image.
-
-        Raises `NotFittedError` without held-out parts, and `ArgumentError` for a path in which no part is named.
-        """
-        if self.parts_ is None or self.part_by is None:
-            raise NotFittedError("Detector.judge_parts needs held-out parts. Fit with part_by=PATTERN.")
-        found = list(decisions)
-        images = views_of([one.name for one in found], paths, self.part_by)
-        return list(self.parts_.judge(images, [one.score for one in found], [one.p_value or 1.0 for one in found]))
-
-    def choose_alarms(self, decisions: Sequence[Decision | PartDecision], level: float) -> BatchAlarms:
-        """Choose alarms among a batch of images, or of parts, so that on average at most the share `level` is false.
-
-        Raises `NotFittedError` without a calibration, `CalibrationError` where it guarantees nothing, `ArgumentError`.
-        """
-        calibration = self.calibration_ if self.parts_ is None else self.parts_.calibration
-        if calibration is None:
-            raise NotFittedError("Detector.choose_alarms needs a calibrated detector: fit with calibration='split'.")
-        are_its_own = self.parts_ is None or all(one.threshold is not None for one in decisions)
-        return choose_alarms(
-            [1.0 if one.p_value is None else one.p_value for one in decisions], level, calibration,
-            are_its_own=are_its_own,
-        )  # fmt: skip
-
-    def save(self, path: str | Path) -> None:
-        """Write everything, the backbone's parameters included, into one safetensors file.
-
-        Raises `NotFittedError`, and `OutputError` where the file cannot be written.
-        """
-        if not self.images_:
-            raise NotFittedError("Detector.save needs a fitted detector. Call fit(normal_images) first.")
-        tensors = {f"method.{name}": tensor for name, tensor in self.method_.state().items()}
-        parts = None if self.parts_ is None else self.parts_.calibration
-        seen = model_file.write_seen(self.learned_, self.calibrated_on_, self.calibration_, self.peaks_, parts)
-        seen |= {} if self.region_ is None else self.region_.state()
-        folds = model_file.write_folds(self.method_, self.others_)
-        kept = {f"left_out.{name}": tensor for name, tensor in (self.kept_ or {}).items()}
-        graphs = {} if self._kept_runtime is None else self._kept_runtime.tensors()
-        persist.save(path, tensors | folds | kept | seen | graphs, self.manifest())
-
-    @classmethod
-    def load(
-        cls,
-        path: str | Path,
-        *,
-        device: str = "auto",
-        backbone: Backbone | None = None,
-        make_index: Callable[[str], IndexFactory] | None = None,
-        runtime: RuntimeChoice | None = None,
-    ) -> Detector:
-        """Read a detector; it scores exactly as the saved one, on the runtime that calibrated, or torch on a GPU.
-
-        Another `runtime` scores drawn images first; raises `ArgumentError` where they differ by more than 1e-4.
-
-        A custom `backbone` must be given again. `make_index` makes the index that the file names, where it is not
-        the built-in one: `blemish.edges.faiss.index_from_name`. Raises `ModelFileError`, and `MissingPackageError`.
-        """
-        tensors, manifest = persist.load(path)
-        find_device(device)  # where the device is wrong, the file is not to blame
-        with model_file.blaming(path, backbone):
-            check_finite(tensors)
-            about, complete = model_file.read_manifest(manifest)
-            read = partial(
-                model_file.read_method, complete=complete, device=device, backbone=backbone, make_index=make_index
-            )
-            method = read(about.method, about.parameters)
-            detector = cls(method=method, **model_file.read_settings(cls, about.detector, complete=complete))
-            detector.images_, detector.excluded_, detector.chosen_ = about.images, about.excluded, about.chosen
-            graphs = {name: tensor for name, tensor in tensors.items() if name.startswith("runtime.")}
-            detector._kept_runtime = running.read_runtime(graphs, about.runtime)
-            detector._start_kept(runtime, find_device(device).type)
-            if detector._runner is not None and about.versions == model_file.versions():
-                detector._runner.records = False  # what wrote the file would build the same network
-            detector.check()
-            parts = ("method.", "fold.", "left_out.", "runtime.")
-            seen = {name: tensor for name, tensor in tensors.items() if not name.startswith(parts)}
-            region = {name: seen.pop(name) for name in [name for name in seen if name.startswith("region.")]}
-            detector.region_ = Region.restore(region) if region else None
-            kept = model_file.read_seen(
-                seen, about.left_out, false_alarm_rate=detector.false_alarm_rate, certain=detector.certain
-            )
-            detector.learned_, detector.calibrated_on_, detector.calibration_, detector.peaks_, of_parts = kept
-            detector._views, detector.parts_ = model_file.read_parts(of_parts, about.parts)
-            model_file.restore_method(method, below(tensors, "method."), size=detector._input_size())
-            detector.others_, detector.scales_ = model_file.read_folds(
-                method, tensors, about.left_out, read, size=detector._input_size()
-            )
-            detector.kept_ = below(tensors, "left_out.") or None
-            model_file.check_left_out(
-                detector.calibration_, detector.peaks_, (method, *detector.others_), detector.kept_,
-                size=detector._input_size(),
-            )  # fmt: skip
-            running.run_on(detector._methods, detector._runner)
-        if detector._runner is not None:
-            detector._runner.records = True
-        detector.runtime = runtime or detector.runtime
-        if detector._kept_runtime is not None and detector._runner is None:
-            detector._change_runtime()
-        detector._use_runtime()
-        return detector
-
-    def _start_kept(self, wanted: RuntimeChoice | None, device: str) -> None:
-        """While a file is read: the runtime that it names, unless another one is wanted that may differ by rounding."""
-        kept = self._kept_runtime
-        if kept is None:
-            return
-        self.runtime, self._loss = kept.name, kept.loss
-        if self._is_reduced or (device == "cpu" and wanted in (None, kept.name)):
-            self._runner = running.start(kept.name, self.method_, kept)
-            running.run_on([self.method_], self._runner)
-        else:
-            self.runtime = "torch"
-
-    @property
-    def runtime_(self) -> RuntimeName:
-        """The runtime that runs the networks now; with `auto` the one that was chosen."""
-        return "torch" if self._runner is None else self._runner.name or "torch"
-
-    def _use_runtime(self) -> None:
-        """Go over to the runtime that is asked for now, where another one runs; drawn images must score the same."""
-        if self.images_ and self.runtime != ("torch" if self._runner is None else self._runner.choice):
-            self._change_runtime()
-
-    def _change_runtime(self) -> None:
-        kept, earlier = self._kept_runtime, self._runner
-        if getattr(self.method_, "precision", "float32") != "float32":
-            raise ArgumentError.about(
-                "runtime", expected="the one of the fit with less than float32", got=self.runtime, instead="Fit again."
-            )
-        running.run_on(self._methods, None)
-        try:
-            before = self._check_scores() if kept is None else kept.checks
-            self._runner = running.start(self.runtime, self.method_, kept)
-            running.run_on(self._methods, self._runner)
-            after = self._check_scores()
-            name = "torch" if self._runner is None else self._runner.name or self.runtime
-            running.report_change(name, before, after, self.calibration_)
-        except BaseException:
-            self._runner = earlier
-            running.run_on(self._methods, earlier)
-            raise
-
-    def _keep_runtime(self) -> None:
-        """After a fit or a calibration: what ran is what a file names."""
-        self._kept_runtime = running.keep(self._runner, self._scorer, self.preprocessing.size, self._loss)
-
-    def _check_scores(self) -> tuple[float, ...]:
-        return running.check_scores(self._scorer, self.preprocessing.size)
-
-    @property
-    def _methods(self) -> tuple[Method, ...]:
-        return (self.method_, *self.others_)
 
     @property
     def _holds_out(self) -> bool:
@@ -670,7 +375,8 @@ class Detector(DetectorSettings):
         calibrator, score = self._calibrator, self._scorer.score
         found = calibrator.judge((batch, score(batch)) for batch in Reporting(batches, "calibrate", progress))
         self.skipped_ += batches.skipped
-        self._loss = running.precision_loss(self._scorer, batches, found) if self._is_reduced else None
+        loss = precision_loss(self._scorer, batches, found) if self._is_reduced else None
+        self._running = replace(self._running, loss=loss)
         fresh = [judged for judged in found if digests.get(judged.name) not in self.learned_]
         if len(fresh) < len(found):
             _log.warning(
@@ -732,10 +438,10 @@ class Detector(DetectorSettings):
         numbers = fold_of(learned.groups, count, seed=self._seed)
         methods: list[Method] = []
         found: list[list[FreshScore]] = []
-        skipped: dict[str, Skipped] = {}
+        skipped: dict[str, str] = {}
         memory = None if auto is not None else self._memory_of(learned.source)  # all models are on the same network
         for fold in range(count):
-            rest = learned.source.subset([i for i, number in enumerate(numbers) if number != fold])
+            rest, left_out = map(learned.source.subset, sides_of(numbers, fold))
             known, fresh = (memory, None) if fold else (None, memory)
             if auto is None:
                 method, of_rest = same_again(self.method_) if fold else self.method_, known
@@ -743,15 +449,14 @@ class Detector(DetectorSettings):
                 method, _, of_rest = self._choose(auto, rest, progress)
                 self._named = self._named or method
             bad = self._learn(method, rest, f"fit {fold + 1} of {count}", progress, known=of_rest, memory=fresh)
-            chosen = learned.source.subset([i for i, number in enumerate(numbers) if number == fold])
-            own = self._batches(chosen, learn=True, known=known)
-            judged = ((batch, self._scorer.alone(method, batch)) for batch in _kept(own, method, fresh))
+            own = self._batches(left_out, learn=True, known=known)
+            scored = self._scorer.each_alone(method, _kept(own, method, fresh))
+            found.append(self._calibrator.by_pixel.judge(scored))
             if isinstance(method, KeepsReserve):
                 method.drop_reserve()  # a model of several folds is not updated
             methods.append(method)
-            found.append(self._calibrator.by_pixel.judge(judged))
-            skipped |= {entry[0]: entry for entry in [*bad, *own.skipped]}
-        self.others_, self.skipped_ = tuple(methods[1:]), list(skipped.values())
+            skipped |= dict([*bad, *own.skipped])
+        self.others_, self.skipped_ = tuple(methods[1:]), list(skipped.items())
         self.scales_ = scales_of(methods, [[one.score for one in of_fold] for of_fold in found])
         self.chosen_ = self.chosen_ if auto is None else spell_chosen(methods)
         self.images_ = len(learned.source) - len(skipped)
@@ -770,14 +475,15 @@ class Detector(DetectorSettings):
             zip(names, join_groups(learned.of(names), [digests.get(name, name) for name in names]), strict=True)
         )
 
-    def _require_left_out(self, learned: Grouped) -> Grouped:
+    def _require_left_out(self, learned: Grouped) -> None:
         """Refuse, before the fit, images that cannot be left out, or are too few."""
-        if self._kind != "cross":
-            require_left_out(self.method_, self._kind, learned.groups)
-        groups, folds = learned.groups, self._folds_for(learned)
-        left_out = len(set(groups)) // folds * folds
-        self._calibrator.require(range(left_out) if self._kind == "cross" else groups)
-        return learned
+        groups = learned.groups
+        if self._kind == "cross":
+            folds = self._folds_for(learned)
+            self._calibrator.require(range(len(set(groups)) // folds * folds))
+        else:
+            require_left_out(self.method_, self._kind, groups)
+            self._calibrator.require(groups)
 
     def _folds_for(self, learned: Grouped) -> int:
         return folds_for(learned.groups, self.folds, self._calibrator.needed)
@@ -806,72 +512,8 @@ class Detector(DetectorSettings):
             precision=method.precision, budget=None if left is None else left // 4,
         )  # fmt: skip
 
-    def _batches(self, source: ImageSource, *, learn: bool = False, known: FeatureMemory | None = None) -> Batches:
-        """Batches of images, or of maps that are `known`; an empty memory knows none."""
-        batch_size = self.batch_size if self.tile is None else 1  # a large image is a batch of tiles by itself
-        if self.features is not None:
-            self._require_own(self.features)
-        return Batches(
-            source, self.preprocessing, batch_size, self.workers, self.on_error,
-            features=known or self.features, refuse_constant=learn, region=self._region,
-        )  # fmt: skip
-
     def _to_learn(self, batches: Batches, stage: str, progress: Progress | None) -> Reporting | Tiles:
         return self._scorer.tiled(Reporting(batches, stage, progress), self.preprocessing.size)
-
-    def _require_own(self, features: FeatureMemory) -> None:
-        """Refuse the features of another network: no shape would tell."""
-        if self.tile is not None:
-            raise ArgumentError.about("tile", expected="None with the features of whole images", got=self.tile)
-        method = self.method_
-        if not isinstance(method, FeatureMethod):
-            raise ArgumentError.about("method", expected="one that reads features", got=method.name)
-        own = find_backbone(method.backbone).name, method.precision
-        if own != (features.backbone, features.precision):
-            raise ArgumentError.about(
-                "features", expected=f"those of {' in '.join(own)}", got=f"{features.backbone} in {features.precision}"
-            )
-
-    @property
-    def _region(self) -> Region | None:
-        """Where to look; the folder of regions for each picture may have been given anew since the fit."""
-        if self.region_ is None or self.region_.is_one or self.roi is None:
-            return self.region_
-        return self._read_roi()
-
-    @property
-    def _scorer(self) -> Scorer:
-        return Scorer(self.method_, self.others_, self.scales_, self.kept_, self._tiling, self.batch_size)
-
-    def measure(self, batch: ImageBatch) -> Scores:
-        """Score a batch that was checked, by operations on tensors alone: an export traces them.
-
-        Raises `ArgumentError` for a method that cannot be exported.
-        """
-        return self._scorer.measure(batch)
-
-    def manifest(self) -> persist.Manifest:
-        """What the model file says about itself: parameters, settings, versions; JSON types only."""
-        preprocess, settings = self.preprocessing, plain_parameters(self)
-        del settings["method"]
-        return {
-            **model_file.write_method(self.method_),
-            "images": self.images_,
-            "excluded": self.excluded_,
-            "detector": settings
-            | {
-                "preprocess": {name: getattr(preprocess, name) for name in ("resize", "crop", "white_level")},
-                "false_alarm_rate": self.calibration_.false_alarm_rate if self.calibration_ else self.false_alarm_rate,
-                "certain": self.calibration_.certain if self.calibration_ else self.certain,
-                "calibration": self.calibration_.kind if self.calibration_ else self.calibration,
-                "seed": self._seed,
-            },
-            "versions": model_file.versions(),
-            **({"chosen": self.chosen_} if self.chosen_ else {}),
-            **model_file.write_left_out(self.calibration_, self._methods, self.scales_),
-            **model_file.write_parts(self._views, self.parts_),
-            **({} if self._kept_runtime is None else self._kept_runtime.section()),
-        }
 
 
 def _kept(batches: Batches | Reporting | Tiles, method: Method, memory: FeatureMemory | None) -> ImageBatches:
@@ -885,8 +527,3 @@ def _kept(batches: Batches | Reporting | Tiles, method: Method, memory: FeatureM
 def _require_normal(images: ImageSource) -> None:
     if not len(images):
         raise DatasetError.about("images", expected="normal images to fit on", got="none")
-
-
-def _require_any(images: int) -> None:
-    if not images:
-        raise ArgumentError.about("images", expected="at least one image", got="none")

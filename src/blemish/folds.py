@@ -54,6 +54,16 @@ def fold_of(groups: Sequence[int], folds: int, *, seed: int) -> list[int]:
     return [numbers[group] for group in groups]
 
 
+def sides_of(numbers: Sequence[int], fold: int) -> tuple[list[int], list[int]]:
+    """Of the folds of all images: those that the model of this fold learns, and those that it leaves out.
+
+    >>> sides_of([1, 1, -1, -1, 0, 0], 1)
+    ([2, 3, 4, 5], [0, 1])
+    """
+    learned = [i for i, number in enumerate(numbers) if number != fold]
+    return learned, [i for i, number in enumerate(numbers) if number == fold]
+
+
 def same_again(method: Method) -> Method:
     """A method with the same parameters, not fitted, that says nothing a second time."""
     again = type(method)(**method.get_params(deep=False))

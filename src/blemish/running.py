@@ -6,7 +6,7 @@ import logging
 import math
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -92,8 +92,65 @@ def read_runtime(tensors: Mapping[str, Tensor], section: Mapping[str, Any] | Non
     return KeptRuntime(known.name, known.version, known.checks, graphs, known.loss)
 
 
-def start(choice: RuntimeChoice, method: Method | None, kept: KeptRuntime | None = None) -> Runner | None:
-    """What runs the networks of a method on this runtime; None: torch does. Raises `MissingPackageError`."""
+@dataclass(frozen=True)
+class Running:
+    """What runs a detector's networks now, and what its file keeps of that."""
+
+    runner: Runner | None = None
+    """None: torch."""
+    kept: KeptRuntime | None = None
+    """The runtime of the latest fit, or of what came after it that learned or calibrated; None: torch."""
+    loss: float | None = None
+    """What a reduced precision did to held-out scores."""
+
+    @staticmethod
+    def start(choice: RuntimeChoice, method: Method | None) -> Running:
+        """For a fit; `method` is None where `auto` has not chosen yet. Raises `MissingPackageError`."""
+        return Running(_runner(choice, method, None))
+
+    @staticmethod
+    def of_file(kept: KeptRuntime | None, method: Method, *, wanted: RuntimeChoice | None, on_cpu: bool) -> Running:
+        """While a file is read: what it names, unless another one is wanted that may differ by rounding."""
+        if kept is None or not (is_reduced(method, kept.name) or (on_cpu and wanted in (None, kept.name))):
+            return Running(None, kept, None if kept is None else kept.loss)
+        found = Running(_runner(kept.name, method, kept), kept, kept.loss)
+        run_on([method], found.runner)
+        return found
+
+    @property
+    def choice(self) -> RuntimeChoice:
+        """What was asked for."""
+        return "torch" if self.runner is None else self.runner.choice
+
+    @property
+    def name(self) -> RuntimeName:
+        """What runs the networks; with `auto`, once that is known, the one that was chosen."""
+        return "torch" if self.runner is None else self.runner.name or "torch"
+
+    def moved_to(self, choice: RuntimeChoice, scorer: Scorer, size: Size, calibration: Calibration | None) -> Running:
+        """Go over to another runtime, where drawn images score the same on it; else nothing has changed."""
+        if getattr(scorer.method, "precision", "float32") != "float32":
+            raise ArgumentError.about(
+                "runtime", expected="the one of the fit with less than float32", got=choice, instead="Fit again."
+            )
+        run_on(scorer.methods, None)
+        try:
+            before = check_scores(scorer, size) if self.kept is None else self.kept.checks
+            moved = replace(self, runner=_runner(choice, scorer.method, self.kept))
+            run_on(scorer.methods, moved.runner)
+            after = check_scores(scorer, size)
+            report_change(choice if moved.runner is None else moved.runner.name or choice, before, after, calibration)
+        except BaseException:
+            run_on(scorer.methods, self.runner)
+            raise
+        return moved
+
+    def keeping(self, scorer: Scorer, size: Size) -> Running:
+        """After a fit or a calibration: what ran is what a file names."""
+        return replace(self, kept=_kept(self.runner, scorer, size, self.loss))
+
+
+def _runner(choice: RuntimeChoice, method: Method | None, kept: KeptRuntime | None) -> Runner | None:
     if choice == "torch":
         return None
     graphs = kept.graphs if kept is not None and kept.graphs else None
@@ -136,8 +193,7 @@ def require_runnable(method: Method, choice: RuntimeChoice) -> None:
         )
 
 
-def keep(runner: Runner | None, scorer: Scorer, size: Size, loss: float | None) -> KeptRuntime | None:
-    """What a file shall keep of what runs now; None: torch."""
+def _kept(runner: Runner | None, scorer: Scorer, size: Size, loss: float | None) -> KeptRuntime | None:
     if runner is None or runner.name in (None, "torch"):
         return None
     checks = check_scores(scorer, size)

@@ -12,7 +12,7 @@ from .errors import ArgumentError
 from .images.source import Reporting
 from .images.tiling import Tiles, Tiling, scored_inside
 from .methods import FrozenMethod, Method, ScoresBeside
-from .types import ImageBatch, Scores, Size
+from .types import ImageBatch, ImageBatches, Scores, Size
 
 
 @dataclass(frozen=True)
@@ -29,6 +29,11 @@ class Scorer:
     tiling: Tiling | None = None
     at_once: int = 8
     """Tiles a forward pass."""
+
+    @property
+    def methods(self) -> tuple[Method, ...]:
+        """The models of all folds."""
+        return (self.method, *self.others)
 
     def tiled(self, batches: Reporting, size: Size) -> Reporting | Tiles:
         """Batches to learn from, of images of this `(height, width)`, or of their tiles."""
@@ -55,6 +60,11 @@ class Scorer:
         """The scores by one of the models."""
         return self._in_tiles(batch, method.score)
 
+    def each_alone(self, method: Method, batches: ImageBatches) -> Iterator[tuple[ImageBatch, Scores]]:
+        """Each batch, and its scores by one of the models."""
+        for batch in batches:
+            yield batch, self.alone(method, batch)
+
     def measure(self, batch: ImageBatch) -> Scores:
         """Score a batch that was checked, by operations on tensors alone: an export traces them.
 
@@ -69,14 +79,14 @@ class Scorer:
         return found
 
     def _mean_of_folds(self, batch: ImageBatch) -> Scores:
-        methods = (self.method, *self.others)
-        found = [self.alone(method, own) for method, own in zip(methods, self._seen_by(methods, batch), strict=True)]
+        seen = self._seen_by(self.methods, batch)
+        found = [self.alone(method, own) for method, own in zip(self.methods, seen, strict=True)]
         if self.scales:
             found = [in_units_of(scale, scores) for scale, scores in zip(self.scales, found, strict=True)]
         maps = [scores.maps for scores in found if scores.maps is not None]
         images = torch.stack([scores.images for scores in found], dim=1)
         mean = torch.stack(maps).mean(dim=0) if maps else None
-        by_fold = torch.stack(maps, dim=1) if len(maps) == len(methods) else None
+        by_fold = torch.stack(maps, dim=1) if len(maps) == len(self.methods) else None
         return Scores(images.mean(dim=1), mean, plus=images, fold_maps=by_fold)
 
     def _seen_by(self, methods: Sequence[Method], batch: ImageBatch) -> Iterator[ImageBatch]:
