@@ -51,13 +51,14 @@ class WriteFault:
 
     def __init__(self, folder: Path, at: int | None = None, stop: Callable[[str], None] | None = None) -> None:
         self.count = 0
-        self._folder, self._at, self._stop = f"{folder}{os.sep}", at, stop
+        self.at = at
+        self._folder, self._stop = f"{folder}{os.sep}", stop
 
     def __call__(self, event: str, path: str, written: bool) -> None:
         if not written or not path.startswith(self._folder):
             return
         self.count += 1
-        if self._stop is not None and self._at is not None and self.count > self._at:
+        if self._stop is not None and self.at is not None and self.count > self.at:
             self._stop(path)
 
 

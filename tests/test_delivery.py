@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import socket
 import ssl
 import threading
+from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
 
 from blemish.edges.mqtt import Mqtt
-from blemish.errors import ArgumentError, MissingPackageError
+from blemish.errors import ArgumentError, MissingPackageError, OutputError
 from blemish.station.delivery import Delivery, NotTaken, Unwanted
 from blemish.station.secret import read_secret
 from blemish.station.webhook import Webhook
+from faults import WriteFault, failing, watching
 from receivers import broker, http_receiver
 
 
@@ -310,9 +313,35 @@ def test_the_end_does_not_wait_for_an_answer_that_never_comes(tmp_path):
         delivery.tell()
         connection, _ = server.accept()
         connection.recv(1)
-        ending = threading.Thread(target=delivery.__exit__, daemon=True)
+        ending = threading.Thread(target=delivery.__exit__, args=(None, None, None), daemon=True)
         ending.start()
         ending.join(60)
         is_over = not ending.is_alive()
         connection.close()
     assert is_over
+
+
+@pytest.mark.parametrize("error", [ZeroDivisionError("the judge"), KeyboardInterrupt(), None])
+def test_a_full_disk_at_the_end_hides_no_error_before_it(error, tmp_path):
+    """The place cannot be written down then: that is said, and is the error where there is no other one."""
+    said, outlets = [], [Recorder(), Recorder()]
+
+    def judge():
+        fault = WriteFault(tmp_path, stop=failing(errno.ENOSPC))
+        with watching(fault), ExitStack() as held:
+            for kind, outlet in zip(("webhook", "mqtt"), outlets, strict=True):
+                delivery = Delivery(tmp_path / "lines", outlet, kind=kind, say=said.append)
+                outlet.close = lambda outlet=outlet: outlet.got.append(b"closed")
+                held.enter_context(delivery)
+            fault.at = 0
+            if error is not None:
+                raise error
+
+    with pytest.raises(OutputError if error is None else type(error)) as found:
+        judge()
+    assert error is None or found.value is error
+    assert [outlet.got for outlet in outlets] == [[b"closed"]] * 2
+    assert {text.partition(": ")[0] for text in said} >= {
+        str(tmp_path / f"lines.{kind}") for kind in ("webhook", "mqtt")
+    }
+    assert not [thread for thread in threading.enumerate() if thread.name in ("blemish-webhook", "blemish-mqtt")]

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import errno
 import json
 
 import pytest
@@ -8,6 +9,7 @@ from typer.testing import CliRunner
 from blemish.cli import app
 from blemish.cli import study as cli_study
 from blemish.study.plan import StudyPlan
+from faults import WriteFault, failing, watching
 from studies import Inline, Scripted, write_products
 
 SMALL = (
@@ -92,15 +94,24 @@ def test_json(data, tmp_path, here):
     assert 0 <= printed["cells"][0]["image_auroc"] <= 1
 
 
-def test_an_interrupted_command_still_writes_the_table(data, tmp_path, monkeypatch):
+@pytest.mark.parametrize("disk", ["free", "full"])
+def test_an_interrupted_command_still_writes_the_table_and_a_full_disk_hides_no_error(
+    disk, data, tmp_path, monkeypatch
+):
+    fault = WriteFault(tmp_path, stop=failing(errno.ENOSPC))
+
     class Interrupted(Inline):
         def run(self, group):
             yield next(super().run(group))
+            fault.at = 0 if disk == "full" else None
             raise KeyError("stop")
 
     monkeypatch.setattr(cli_study, "_executor", lambda *_: Interrupted())
-    CliRunner().invoke(app, ["study", str(data / "washer"), "--methods", "knn", *SMALL, "--out", str(tmp_path)])
-    assert ",waiting," in (tmp_path / "study.csv").read_text()
+    with watching(fault):
+        command = ["study", str(data / "washer"), "--methods", "knn", *SMALL, "--out", str(tmp_path)]
+        assert isinstance(CliRunner().invoke(app, command).exception, KeyError)
+    table = tmp_path / "study.csv"
+    assert (table.exists() and ",waiting," in table.read_text()) == (disk == "free")
 
 
 def test_a_dry_run_lists_cells_needs_and_problems_and_runs_nothing(data, tmp_path, here):

@@ -6,6 +6,7 @@ import json
 import os
 import time
 from collections import Counter
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -129,7 +130,6 @@ def study(
 
 
 def _run(chosen: StudyPlan, out: Path, executor: Executor, *, retry_failed: bool, as_json: bool) -> None:
-    from ..report.study_tables import write_study_tables
     from ..study.run import run_study
     from ..study.store import Store
 
@@ -140,13 +140,22 @@ def _run(chosen: StudyPlan, out: Path, executor: Executor, *, retry_failed: bool
         try:
             with ProgressView("cells") as view:
                 run_study(chosen, store, executor=executor, progress=partial(_show, view), retry_failed=retry_failed)
-        finally:
-            store.write_csv(out / "study.csv")
-            write_study_tables(out / "tables.md", store.rows())
+        except BaseException:
+            with suppress(OSError):  # what stopped it is what is said
+                _write_tables(store, out)
+            raise
+        _write_tables(store, out)
         rows = _rows_of(store, cells)
     _print_results(rows, out, as_json)
     if any(row["status"] == "failed" for row in rows):
         raise typer.Exit(1)
+
+
+def _write_tables(store: Store, out: Path) -> None:
+    from ..report.study_tables import write_study_tables
+
+    store.write_csv(out / "study.csv")
+    write_study_tables(out / "tables.md", store.rows())
 
 
 def report(

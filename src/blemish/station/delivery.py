@@ -13,6 +13,7 @@ import threading
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from ssl import SSLCertVerificationError
+from types import TracebackType
 from typing import IO, Protocol
 
 from ..errors import ArgumentError, BlemishError
@@ -97,25 +98,35 @@ class Delivery:
         self._thread.start()
         return self
 
-    def __exit__(self, *_error: object) -> None:
-        """Wait a while for what has not been sent, and say what is left."""
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """Wait a while for what has not been sent, and say what is left. An error that came first is the one raised."""
         self._ends = True
         self._news.set()
         self._thread.join(self._patience)
         self._stops.set()
         self._outlet.interrupt()
         self._thread.join()
-        self._save()
         self._outlet.close()
+        try:
+            self._say_what_is_left()
+            self._save()
+        except OSError as fault:
+            if error is None:
+                raise
+            self._say(str(fault))
+
+    def tell(self) -> None:
+        """There are new lines in the file."""
+        self._news.set()
+
+    def _say_what_is_left(self) -> None:
         left = sum(1 for _ in self._new())
         if left:
             self._say(f"{left} lines wait for {self._outlet.name}: the next start sends them.")
         if self.unwanted:
             self._say(f"{self.unwanted} lines were refused by {self._outlet.name}.")
-
-    def tell(self) -> None:
-        """There are new lines in the file."""
-        self._news.set()
 
     def _run(self) -> None:
         try:
