@@ -15,7 +15,8 @@ import sys
 from importlib.metadata import Distribution, PackageNotFoundError, distribution, requires
 
 PERMISSIVE = re.compile(
-    r"^(MIT|MIT-CMU|CMU License|BSD|0BSD|BSL-1\.0|ISC|Zlib|CC0|Apache|PSF|Python Software Foundation|HPND|Unlicense|Matplotlib)",
+    r"^(MIT|MIT-CMU|CMU License|BSD|0BSD|BSL-1\.0|ISC|Zlib|CC0|Apache|PSF|Python Software Foundation|HPND|Unlicense"
+    r"|Matplotlib)",
     re.IGNORECASE,
 )
 _HINTS = (

@@ -9,7 +9,7 @@ from typer.testing import CliRunner
 
 import stripes
 from blemish.cli import app
-from blemish.cli.ood import NetworkOptions
+from blemish.cli.ood.options import NetworkOptions
 from blemish.datasets.labelled import open_labelled
 from blemish.evaluation.classifiers import Reader
 

@@ -279,7 +279,7 @@ def test_a_killed_run_goes_on_to_the_same_weights(images, made, tmp_path):
 
 
 def test_each_term_does_what_it_is_for(images, monkeypatch):
-    """Over three seeds, as one training differs from another by as much as a term does, also from library to library."""
+    """Over three seeds: one training differs from another by as much as a term does, also from library to library."""
     monkeypatch.setattr(module, "_HELD_OUT_CROPS", 512)
     alone = {"steps": 60, "metric": 0.0, "compactness": 0.0}
 

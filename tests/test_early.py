@@ -96,6 +96,7 @@ def test_a_name_that_no_file_can_have_is_one_line_before_the_work(line, places, 
     assert (done.exit_code, type(done.exception)) == (1, SystemExit), repr(done.exception)
     assert done.stderr.splitlines()[-1].startswith("error: ")
 
+
 def test_a_product_that_is_none_names_no_folder(tmp_path):
     done = CliRunner().invoke(blemish.cli.app, ["demo", "--product", "../../x", "--out", str(tmp_path / "a" / "b")])
     assert done.stderr.startswith("error: product: expected one of weave")

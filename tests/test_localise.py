@@ -66,7 +66,8 @@ def test_a_threshold_between_two_numbers_of_float32_is_not_rounded():
     map[4:6, 8:11] = value
     batch, scores = judged([map], [(16, 16)])
     localiser, peaks = Localiser(Preprocess(16), 1), calibrate([0.01, threshold, 5.0], false_alarm_rate=0.5)
-    assert np.float32(peaks.threshold) == value and float(value) > peaks.threshold
+    assert np.float32(peaks.threshold) == value
+    assert float(value) > peaks.threshold
     assert len(localiser.regions(batch, scores, peaks)[0]) == 1
     np.testing.assert_array_equal(localiser.reported(map, None, threshold, (16, 16)), map)
     assert Localiser(Preprocess(16), 7).reported(map, None, threshold, (16, 16)).max().item() < threshold

@@ -180,7 +180,10 @@ DECISIONS = {
         {"features/runtime.py": "here", "edges/ray.py": "here", "export/run.py": "goes without our package"},
     ),
     "what replaces a file": (replaces_a_file, {"files.py": "here", "cli/detector.py": "a folder, of the demo"}),
-    "what splits KEY=VALUE": (splits_at_equals, {"parameters.py": "here", "cli/ood.py": "NAME=PATH of --outliers"}),
+    "what splits KEY=VALUE": (
+        splits_at_equals,
+        {"parameters.py": "here", "cli/ood/inputs.py": "NAME=PATH of --outliers"},
+    ),
     "what chooses a device": (looks_for_a_gpu, {"device.py": "here"}),
 }
 

@@ -313,8 +313,9 @@ def main() -> int:
         for name, times in sorted(counts.items()):
             print(f"{name:30} {times:6}")
         done = counts.total()
-        print(f"{done} command lines, {max(0, min(done, given.processes - given.first))} as real processes, {faults} faults; "
-              f"{time.process_time():.0f} s of work in this one")  # fmt: skip
+        real = max(0, min(done, given.processes - given.first))
+        spent = f"{time.process_time():.0f} s of work in this one"
+        print(f"{done} command lines, {real} as real processes, {faults} faults; {spent}")
     return min(1, faults)
 
 
