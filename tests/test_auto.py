@@ -184,6 +184,15 @@ def test_folds_of_several_methods_have_one_unit_and_survive_a_file(by_fold, tmp_
     assert scores(Detector.load(tmp_path / "fresh.blemish")) == scores(fresh)
 
 
+@pytest.mark.parametrize(("kinds", "said"), [([PatchCore, PaDiM, PaDiM], False), ([PatchCore, KNN, PaDiM], True)])
+def test_a_fold_whose_choice_has_no_maps_leaves_the_model_without_regions(kinds, said, monkeypatch, caplog):
+    made = iter(kinds)
+    monkeypatch.setattr(Auto, "choose", lambda self, *args, seed, **more: (next(made)(seed=seed), "drawn", None))
+    with caplog.at_level(logging.INFO, "blemish"):
+        assert (crossed().peaks_ is None) is said
+    assert ("No regions: what was chosen in 1 of 3 folds has no maps." in caplog.messages) is said
+
+
 def test_an_unfitted_one_has_no_method():
     with pytest.raises(NotFittedError, match="has no method before it is fitted"):
         make().method_  # noqa: B018

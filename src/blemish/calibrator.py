@@ -117,6 +117,9 @@ class Calibrator:
         Scores and peaks of each fold are divided by its number of `scales`, where there are any (`folds.scales_of`). A
         group that is in several folds was learned by the models of all of them, and does not count.
         """
+        flat = sum(1 for of_fold in by_fold if of_fold and of_fold[0].peak is None)
+        if 0 < flat < len(by_fold):
+            _log.info("No regions: what was chosen in %d of %d folds has no maps.", flat, len(by_fold))
         folds_of: dict[int, set[int]] = {}
         for name, group in group_of.items():
             folds_of.setdefault(group, set()).add(fold_of[name])

@@ -217,8 +217,8 @@ def _check_regions(detector: Detector, model: Path, say: Speaker, wanted: Mappin
     if detector.peaks_ is not None:
         return
     why = (
-        "it keeps no peaks of held-out maps. Its method has no maps, its calibration is full, or it is older than "
-        "regions, or with cross than those of folds (fit again)."
+        "it keeps no peaks of held-out maps. Its method, or that of one of its folds, has no maps, its calibration is "
+        "full, or it is older than regions, or with cross than those of folds (fit again)."
     )
     for option in (option for option, is_wanted in wanted.items() if is_wanted):
         raise ArgumentError.about(option, expected="a model with regions", got=f"{model}: {why}")
