@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -11,6 +12,8 @@ import stripes
 from blemish.cli import app
 from blemish.cli.ood.options import NetworkOptions
 from blemish.datasets.labelled import open_labelled
+from blemish.errors import ArgumentError
+from blemish.evaluation import classifiers
 from blemish.evaluation.classifiers import Reader
 
 MODEL = ("--model", "stripes:factory")
@@ -78,6 +81,27 @@ def test_score_prints_a_line_an_image_with_p_values_and_verdicts(data):
     )
     flagged = [json.loads(line)["outlier"] for line in outside.stdout.splitlines()]
     assert np.mean(flagged) > 0.9
+
+
+def test_p_values_are_those_of_the_exported_file(data, tmp_path, monkeypatch):
+    """Also of a held-out picture whose last digits differ in another batch (it is refused here, so let in)."""
+    exported, score_batches = [], classifiers.score_batches
+
+    def with_other_digits(*args, stage="", **more):
+        for part in score_batches(*args, stage=stage, **more):
+            yield part if stage else replace(part, scores={"msp": part.scores["msp"] + 1e-6})
+
+    def export(*_args, calibration, **_more):
+        exported.append(calibration)
+        raise ArgumentError("enough")
+
+    monkeypatch.setattr(classifiers, "require_disjoint", lambda _: None)
+    monkeypatch.setattr(classifiers, "score_batches", with_other_digits)
+    monkeypatch.setattr("blemish.export.classifier.export_classifier", export)
+    command = (*MODEL, "--detector", "msp", "--calibration", data / "held_out")
+    lines = [json.loads(line) for line in run("score", data / "held_out", *command).stdout.splitlines()]
+    run("export", *command, "--out", tmp_path / "m.onnx", status=1)
+    assert [row["p_value"] for row in lines] == exported[0].p_values([row["score"] for row in lines]).tolist()
 
 
 def test_score_refuses_what_cannot_be(data):

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Annotated, Any
 
@@ -19,7 +20,9 @@ from .inputs import fit_only, make_detector, opened
 from .options import LearnOption, MemberOption, ModelOption, NetworkOptions, ReadingOptions, StreamOptions
 
 if TYPE_CHECKING:
-    from ...evaluation.classifiers import ScoredImages
+    from ...datasets.labelled import LabelledImages
+    from ...evaluation.classifiers import Reader, Score, ScoredImages
+    from ...ood.classifier import Classifier
 
 
 @spelled_out
@@ -51,7 +54,7 @@ def score(
     Example: blemish ood score photos --model mobilenet_v2 --calibration known --fdr 0.1
     """
     from ...calibrate import benjamini_hochberg
-    from ...evaluation.classifiers import score_batches, score_images
+    from ...evaluation.classifiers import score_batches
 
     check_share("--fdr", fdr)
     if fdr is not None and calibration is None:
@@ -66,9 +69,7 @@ def score(
     with say.progress() as progress:
         reader = reading.reader(progress)
         scores = {name: fit_only(classifier, (name, chosen), learned, reader=reader).score}
-        held_out = None
-        if known is not None:
-            held_out = score_images(classifier, known, scores, reading=reader, stage="calibrating")
+        held_out = None if known is None else _held_out(classifier, known, scores, reader=reader)
         with _lines(out) as write:
             parts = []
             for part in score_batches(classifier, judged, scores, reading=reader):
@@ -82,6 +83,17 @@ def score(
                 say.line(f"{flagged.sum()} of {len(parts)} images flagged at a false discovery rate of {fdr:g}.")
     if out is not None:
         say.line(f"{len(parts)} images: {out}")
+
+
+def _held_out(
+    classifier: Classifier, images: LabelledImages, scores: Mapping[str, Score], *, reader: Reader
+) -> ScoredImages:
+    """The images that make p-values; their scores are raised, so that one that is judged again keeps its own."""
+    from ...calibrate import with_margin
+    from ...evaluation.classifiers import score_images
+
+    found = score_images(classifier, images, scores, reading=reader, stage="calibrating")
+    return replace(found, scores={name: with_margin(values) for name, values in found.scores.items()})
 
 
 def _score_rows(part: ScoredImages, name: str, held_out: ScoredImages | None) -> list[dict[str, Any]]:
@@ -150,8 +162,7 @@ def export_to_file(
 
     Example: blemish ood export --model mobilenet_v2 --detector energy --calibration known --out device/model.onnx
     """
-    from ...calibrate import calibrate, with_margin
-    from ...evaluation.classifiers import score_images
+    from ...calibrate import calibrate
     from ...export.classifier import check_detector, export_classifier
     from ..export import print_exported
 
@@ -165,8 +176,8 @@ def export_to_file(
         reader = reading.reader(progress)
         fitted = fit_only(classifier, (name, chosen), learned, reader=reader)
         if held_out is not None:
-            scored = score_images(classifier, held_out, {name: fitted.score}, reading=reader, stage="calibrating")
-            known = calibrate(with_margin(scored.scores[name]), false_alarm_rate=false_alarm_rate)
+            scores = _held_out(classifier, held_out, {name: fitted.score}, reader=reader).scores[name]
+            known = calibrate(scores, false_alarm_rate=false_alarm_rate)
         source = None if shown is None else shown.source
         made = export_classifier(classifier, fitted, out, calibration=known, images=source, progress=progress)
     print_exported(made, "onnx", as_json=as_json)
