@@ -108,23 +108,21 @@ def print_evaluation(evaluation: Evaluation, as_json: bool, *, extra: Mapping[st
     if as_json:
         typer.echo(json.dumps(evaluation_json(evaluation) | dict(extra)))
         return
-    rows = []
+    rows: list[dict[str, object]] = []
     for name, metric in TABLE.items():
-        value = getattr(evaluation.figures, name)
-        text = "-" if value is None else str(value) if metric.is_count else f"{value:.4f}"
-        interval = evaluation.intervals.get(name)
-        row: dict[str, object] = {"figure": name, "value": text}
+        value = _or_dash(getattr(evaluation.figures, name), "d" if metric.is_count else ".4f")
+        rows.append({"figure": name, "value": value})
         if evaluation.intervals:
-            row["95 % interval"] = f"{interval[0]:.4f} to {interval[1]:.4f}" if interval else ""
-        rows.append(row)
+            ends = evaluation.intervals.get(name, ())
+            rows[-1]["95 % interval"] = " to ".join(f"{end:.4f}" for end in ends)
     print_rows(rows)
     print_rows(
         [
             {
                 "kind": kind.kind,
                 "images": kind.images,
-                "image_auroc": "-" if kind.image_auroc is None else f"{kind.image_auroc:.4f}",
-                "flagged": "-" if kind.flagged is None else f"{kind.flagged:.1%}",
+                "image_auroc": _or_dash(kind.image_auroc, ".4f"),
+                "flagged": _or_dash(kind.flagged, ".1%"),
             }
             for kind in evaluation.kinds
         ]
@@ -135,6 +133,10 @@ def print_evaluation(evaluation: Evaluation, as_json: bool, *, extra: Mapping[st
     for together in (evaluation.parts, evaluation.batch):
         for line in () if together is None else together.lines():
             typer.echo(line)
+
+
+def _or_dash(value: float | None, form: str) -> str:
+    return "-" if value is None else format(value, form)
 
 
 def print_rows(rows: list[dict[str, object]]) -> None:

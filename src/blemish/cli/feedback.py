@@ -119,20 +119,26 @@ def _named(listed: Path, rows: Mapping[str, dict[str, Any]]) -> dict[str, dict[s
 
 def _changes(before: Detector, after: Detector, images: Mapping[str, Sequence[str]]) -> dict[str, tuple[Any, Any]]:
     """What a reader looks at before he saves: numbers by name, of the model before and after."""
-    both = before, after
-    changes: dict[str, tuple[Any, Any]] = {"images learned": (before.images_, after.images_)}
-    promises = [None if one.calibration_ is None else one.calibration_.promise for one in both]
-    changes["threshold"] = _pair([None if one.calibration_ is None else one.calibration_.threshold for one in both])
-    changes["guaranteed rate"] = _pair([None if promise is None else promise.guaranteed_rate for promise in promises])
+    old, new = _numbers(before, images), _numbers(after, images)
+    return {name: (old[name], new[name]) for name in old}
+
+
+def _numbers(detector: Detector, images: Mapping[str, Sequence[str]]) -> dict[str, float | None]:
+    calibration = detector.calibration_
+    found: dict[str, float | None] = {
+        "images learned": detector.images_,
+        "threshold": None if calibration is None else _short(calibration.threshold),
+        "guaranteed rate": None if calibration is None else _short(calibration.promise.guaranteed_rate),
+    }
     for of, names in images.items():
         if names:
-            decisions = [list(one.predict(names)) for one in both]
-            flagged = [[d.is_anomalous for d in found] for found in decisions]
-            changes[f"flagged of {len(names)} in --{of}"] = _pair([None if None in f else sum(f) for f in flagged])  # type: ignore[arg-type]
-            changes[f"mean score in --{of}"] = _pair([sum(d.score for d in f) / len(f) for f in decisions])
-    return changes
+            decisions = list(detector.predict(names))
+            flagged = [decision.is_anomalous for decision in decisions if decision.is_anomalous is not None]
+            is_known = len(flagged) == len(decisions)
+            found[f"flagged of {len(names)} in --{of}"] = _short(sum(flagged)) if is_known else None
+            found[f"mean score in --{of}"] = _short(sum(decision.score for decision in decisions) / len(decisions))
+    return found
 
 
-def _pair(values: Sequence[float | None]) -> tuple[float | None, float | None]:
-    old, new = (None if value is None else float(f"{value:.5g}") for value in values)
-    return old, new
+def _short(value: float | None) -> float | None:
+    return None if value is None else float(f"{value:.5g}")

@@ -152,14 +152,18 @@ def read_masks_beside(root: Path) -> Dataset:
             an_image, a_mask = next(iter(pairs.items()))
             raise _missing(path, f"a mask beside it, as {a_mask.name} of {an_image.name}, black for a normal image")
         anomalous = _marks_a_defect(path, pairs[path])
-        in_train = any(is_part(part, "train") for part in path.relative_to(root).parts[:-1])
-        in_test = any(is_part(part, "test") for part in path.relative_to(root).parts[:-1])
-        if not anomalous and not in_test:
+        folder = path.relative_to(root).parent
+        if not anomalous and not _is_in(folder, "test"):
             normal.append(path)
-        elif not in_train:
+        elif not _is_in(folder, "train"):
             test.append(Sample(path, "anomaly" if anomalous else "good", anomalous, pairs[path] if anomalous else None))
     dataset = Dataset(root, "masks-beside", tuple(normal), tuple(test))
     return dataset if any(not sample.anomalous for sample in test) else _with_drawn(dataset)
+
+
+def _is_in(folder: Path, part: str) -> bool:
+    """Whether a folder is, or is below, one for training or for tests."""
+    return any(is_part(name, part) for name in folder.parts)
 
 
 def masks_among(files: Sequence[Path], root: Path) -> set[Path]:
@@ -185,18 +189,14 @@ def read_as_said(root: Path, normal: Sequence[str], anomalous: Sequence[str], ma
     good = [_subfolder(root, "normal", name) for name in normal]
     if not good:
         beside = " and ".join(option for option, said in (("anomalous", anomalous), ("masks", masks)) if said)
-        raise ArgumentError.about(
-            "normal",
-            expected=f"sub-folders with normal images beside {beside}",
-            got="none",
-            instead=f"Write {_OPTIONS}.",
-        )
-    others = [*bad, *([] if marked is None else [marked.folder])]
+        expected = f"sub-folders with normal images beside {beside}"
+        raise ArgumentError.about("normal", expected=expected, got="none", instead=f"Write {_OPTIONS}.")
+    others = bad if marked is None else [*bad, marked.folder]
     test = [sample for folder in bad for sample in _said_anomalous(root, folder, marked, others)]
     learn: list[Path] = []
     for name, folder in zip(normal, good, strict=True):
         found = _images_but(folder, others)
-        if any(is_part(part, "test") for part in Path(name).parts):
+        if _is_in(Path(name), "test"):
             test += [Sample(path, "good", anomalous=False) for path in found]
         else:
             learn += found

@@ -116,6 +116,11 @@ class ScoredImages:
         """Which predictions are wrong; None without labels."""
         return None if self.labels is None else self.predicted != self.labels
 
+    @property
+    def accuracy(self) -> float | None:
+        """Share of right predictions; None without labels."""
+        return None if self.wrong is None else float(1 - self.wrong.mean())
+
 
 Score = Callable[[Outputs], "Floats"]
 
@@ -270,14 +275,13 @@ def fit_detectors(
     probe = classifier.outputs(_probe(classifier))
     left_out = {name: f"needs {reason}" for name, d in detectors.items() if (reason := d.missing(probe))}
     learning = [name for name, detector in detectors.items() if detector.learns and name not in left_out]
+    outputs, seen = None, None
     if learning and images is None:
         left_out |= dict.fromkeys(learning, "needs in-distribution images to learn from")
-    outputs, seen = None, None
-    if learning and images is not None:
+    elif learning and images is not None:
         outputs, seen = collect(classifier, images, reading=reading)
-    for name, detector in detectors.items():
-        if name in left_out:
-            continue
+    for name in [name for name in detectors if name not in left_out]:
+        detector = detectors[name]
         try:  # such as too few images, or features of the wrong kind
             if outputs is not None and detector.learns:
                 detector.fit(outputs, seen.labels if seen else None)
@@ -363,13 +367,11 @@ def evaluate_ood(  # noqa: PLR0913 (keyword-only but for the data)
     if not outliers:
         raise ArgumentError.about("outliers", expected="at least one set of images", got="none")
     normal = open_labelled(inliers)
-    usable, left_out, learned = fit_detectors(
-        classifier, detectors, None if learn_from is None else open_labelled(learn_from), reading=reading
-    )
+    to_learn = None if learn_from is None else open_labelled(learn_from)
+    usable, left_out, learned = fit_detectors(classifier, detectors, to_learn, reading=reading)
     if not usable:
-        raise ArgumentError.about(
-            "detectors", expected="at least one that can run", got="; ".join(f"{k} {v}" for k, v in left_out.items())
-        )
+        reasons = "; ".join(f"{name} {reason}" for name, reason in left_out.items())
+        raise ArgumentError.about("detectors", expected="at least one that can run", got=reasons)
     scores = {name: detector.score for name, detector in usable.items()}
     store = ScoreStore(None if keep is None else Path(keep), _situation(classifier, usable, learned))
     seen: dict[str, Collection[str]] = {
@@ -378,10 +380,10 @@ def evaluate_ood(  # noqa: PLR0913 (keyword-only but for the data)
     }
     require_disjoint(seen)
 
+    excluded = tuned_on if exclude_tuned else frozenset[str]()
+
     def scored(images: LabelledImages, role: str) -> ScoredImages:
-        found = store.get(classifier, images, scores, reading=reading)
-        if exclude_tuned:
-            found = found.without(tuned_on)
+        found = store.get(classifier, images, scores, reading=reading).without(excluded)
         if not len(found):
             raise ArgumentError.about(images.name, expected="images that were not tuned on", got="none")
         seen[role] = found.digests
@@ -401,7 +403,7 @@ def evaluate_ood(  # noqa: PLR0913 (keyword-only but for the data)
         trivial=trivial,
         warnings=tuple(_warnings(trivial, sets)),
         left_out=left_out,
-        accuracy=None if inside.wrong is None else float(1 - inside.wrong.mean()),
+        accuracy=inside.accuracy,
         facts={name: repr(detector) for name, detector in usable.items()},
     )
 

@@ -144,24 +144,20 @@ def evaluate(
     notes = look_at_masks(dataset.test, masks)
     for note in notes:
         _log.warning("%s", note)
-    records, maps, inside, overlap, seconds = _score(detector, dataset, allow_overlap, progress)
+    start = time.perf_counter()
+    records, maps, inside, overlap = _score(detector, dataset, allow_overlap, progress)
+    seconds = time.perf_counter() - start
     preprocess = detector.preprocessing
     where: PixelSpace = pixels or ("original" if preprocess.crop is None else "network")
     pairs = None
     if maps is not None and _have_masks(records):
         pairs = _Pairs(records, maps, inside, preprocess, where, masks)
-    outcome = Outcome(
-        scores=np.array([record.decision.score for record in records], dtype=np.float64),
-        anomalous=np.array([record.sample.anomalous for record in records], dtype=bool),
-        threshold=detector.calibration_.threshold if detector.calibration_ else None,
-        curve=metrics.pixel_curve(pairs) if pairs is not None and pairs.have_both_kinds() else None,
-        found=_found(detector, records, pairs),
-        flagged=np.array([record.decision.is_anomalous for record in records], dtype=bool)
-        if detector.calibration_
-        else None,
-    )
+    outcome = _outcome(detector, records, pairs)
     decisions = [record.decision for record in records]
     parts = judge_parts(detector, dataset, decisions)
+    batch = None
+    if fdr is not None:
+        batch = judge_batch(detector, fdr, decisions, anomalous=outcome.anomalous.tolist(), parts=parts)
     return Evaluation(
         figures=Figures(**{name: row.of(outcome) for name, row in TABLE.items()}),
         kinds=tuple(_kinds(records, outcome)),
@@ -180,9 +176,21 @@ def evaluate(
         outcome=replace(outcome, curve=None),
         missed=_missed(outcome),
         parts=parts,
-        batch=None
-        if fdr is None
-        else judge_batch(detector, fdr, decisions, anomalous=outcome.anomalous.tolist(), parts=parts),
+        batch=batch,
+    )
+
+
+def _outcome(detector: Detector, records: Sequence[Record], pairs: _Pairs | None) -> Outcome:
+    """What all figures are computed of."""
+    calibration, decisions = detector.calibration_, [record.decision for record in records]
+    verdicts = None if calibration is None else np.array([one.is_anomalous for one in decisions], dtype=bool)
+    return Outcome(
+        scores=np.array([one.score for one in decisions], dtype=np.float64),
+        anomalous=np.array([record.sample.anomalous for record in records], dtype=bool),
+        threshold=None if calibration is None else calibration.threshold,
+        curve=metrics.pixel_curve(pairs) if pairs is not None and pairs.have_both_kinds() else None,
+        found=_found(detector, records, pairs),
+        flagged=verdicts,
     )
 
 
@@ -240,7 +248,8 @@ def _have_masks(records: Sequence[Record]) -> bool:
 
 def _score(
     detector: Detector, dataset: Dataset, allow_overlap: bool, progress: Progress | None
-) -> tuple[tuple[Record, ...], NDArray[np.float32] | None, NDArray[np.bool_] | None, tuple[str, ...], float]:
+) -> tuple[tuple[Record, ...], NDArray[np.float32] | None, NDArray[np.bool_] | None, tuple[str, ...]]:
+    """Records, maps, regions of interest, and the names of images that the model has seen before."""
     by_name = {str(sample.path): sample for sample in dataset.test}
     records: list[Record] = []
     maps: list[NDArray[np.float32]] = []
@@ -248,7 +257,6 @@ def _score(
     seen = detector.learned_ | detector.calibrated_on_
     source, digests = with_digests(dataset.test_images(max_pixels=detector.max_pixels))
     overlap: list[str] = []
-    start = time.perf_counter()
     for batch, scores in detector.score(source, progress=progress):
         overlap += [name for name in batch.names if digests.get(name) in seen]
         if overlap and not allow_overlap:
@@ -265,14 +273,8 @@ def _score(
             maps.append(scores.maps.cpu().numpy())
         if batch.inside is not None:
             inside.append(batch.inside.numpy())
-    seconds = time.perf_counter() - start
-    return (
-        tuple(records),
-        np.concatenate(maps) if maps else None,
-        np.concatenate(inside) if inside else None,
-        tuple(overlap),
-        seconds,
-    )
+    looked_at = np.concatenate(inside) if inside else None
+    return tuple(records), np.concatenate(maps) if maps else None, looked_at, tuple(overlap)
 
 
 class _Pairs:
@@ -387,10 +389,7 @@ def _intervals(outcome: Outcome, pairs: _Pairs | None, repetitions: int) -> dict
     rows = {name: row for name, row in TABLE.items() if row.has_interval and all(map(outcome.has, row.needs))}
     of_pixels = [name for name in rows if "masks" in rows[name].needs]
     found = {name: _image_interval(outcome, row) for name, row in rows.items() if name not in of_pixels}
-    counts = {"normal": int((~outcome.anomalous).sum()), "anomalous": int(outcome.anomalous.sum())}
-    for name, row in TABLE.items():
-        if row.share_of is not None and (share := row.of(outcome)) is not None:
-            found[name] = exact(round(share * counts[row.share_of]), counts[row.share_of])
+    found |= _exact_intervals(outcome)
     if pairs is None or not repetitions:
         return found
 
@@ -407,6 +406,16 @@ def _intervals(outcome: Outcome, pairs: _Pairs | None, repetitions: int) -> dict
     except ArgumentError as error:  # few images have marked pixels, and one draw has none of them
         _log.warning("no intervals of pixel figures: %s", error)
         return found
+
+
+def _exact_intervals(outcome: Outcome) -> dict[str, _Ends]:
+    """Those of shares of images."""
+    counts = {"normal": int((~outcome.anomalous).sum()), "anomalous": int(outcome.anomalous.sum())}
+    found = {}
+    for name, row in TABLE.items():
+        if row.share_of is not None and (share := row.of(outcome)) is not None:
+            found[name] = exact(round(share * counts[row.share_of]), counts[row.share_of])
+    return found
 
 
 def _image_interval(outcome: Outcome, row: Metric) -> _Ends:

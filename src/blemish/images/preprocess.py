@@ -65,18 +65,14 @@ class Preprocess:
         if not (white is None or white == "auto" or (isinstance(white, int | float) and 0 < white <= 65535)):
             raise ArgumentError.about("white_level", expected="a number in (0, 65535], or auto", got=white)
         sides = self.resize if isinstance(self.resize, tuple) else (self._side(),)
-        for name, value in (*(("resize", side) for side in sides), ("crop", 16 if self.crop is None else self.crop)):
-            if not isinstance(value, int) or value < 16:
-                raise ArgumentError.about(name, expected="a whole number of at least 16 pixels", got=value)
-            if value > MAX_SIDE:
-                raise ArgumentError.about(name, expected=f"at most {MAX_SIDE} pixels", got=value)
-        if len(sides) > 2 or (len(sides) == 2 and self.crop is not None):
-            raise ArgumentError.about(
-                "resize",
-                expected="a side, or (height, width) without a crop",
-                got=f"{self.resize} and crop {self.crop}",
-            )
-        if isinstance(self.resize, str) and self.crop is not None:
+        for side in sides:
+            _check_side("resize", side)
+        if self.crop is not None:
+            _check_side("crop", self.crop)
+        if len(sides) > (2 if self.crop is None else 1):
+            got = f"{self.resize} and crop {self.crop}"
+            raise ArgumentError.about("resize", expected="a side, or (height, width) without a crop", got=got)
+        if self.crop is not None and isinstance(self.resize, str):
             raise ArgumentError.about("resize", expected="a side with a crop", got=self.resize)
         if self.crop is not None and self.crop > sides[0]:
             raise ArgumentError.about(
@@ -242,6 +238,13 @@ class Preprocess:
             return 0, 0, width, height
         top, left = round((height - self.crop) / 2), round((width - self.crop) / 2)
         return left, top, left + self.crop, top + self.crop
+
+
+def _check_side(name: str, value: object) -> None:
+    if not isinstance(value, int) or value < 16:
+        raise ArgumentError.about(name, expected="a whole number of at least 16 pixels", got=value)
+    if value > MAX_SIDE:
+        raise ArgumentError.about(name, expected=f"at most {MAX_SIDE} pixels", got=value)
 
 
 def _stretch(image: Image.Image, width: int, height: int) -> Image.Image:

@@ -233,8 +233,8 @@ class PaDiM(MapMethod, LeavingMethod):
         self.sums_ = below(learned, "sums.")
         self.digests_ = learned["digests"].tolist() if "digests" in learned else []
 
-    def _check_learned(self, learned: dict[str, Tensor]) -> None:
-        """Refuse, before anything is made of them, tensors that do not go together."""
+    def _patterns(self, learned: dict[str, Tensor]) -> dict[str, str]:
+        """Types and sizes of what was learned, by these parameters."""
         dense = "spectrum" not in learned
         patterns = {"count": "int64", "image_size": "int64 2", "grid": "int64 2", "storage_error": "float32"}
         patterns |= {
@@ -249,11 +249,19 @@ class PaDiM(MapMethod, LeavingMethod):
             patterns |= {"channels?": "int64 d", "channels_of_map?": "int64 maps"}
         if self.eps is None:
             patterns["target"] = "float64 d d"
-        patterns |= self._sums_patterns(learned)
-        sizes = check_tensors(learned, patterns)
+        if self.keep == "sums" and "sums.rows" in learned:
+            patterns |= {"digests": "int64 images", "sums.rows": "float32 positions images d"}
+        elif self.keep == "sums":
+            patterns |= {"digests": "int64 images"}
+            patterns |= {"sums.mean": "float64 positions d", "sums.scatter": "float64 positions half"}
+        return patterns
+
+    def _check_learned(self, learned: dict[str, Tensor]) -> None:
+        """Refuse, before anything is made of them, tensors that do not go together."""
+        sizes = check_tensors(learned, self._patterns(learned))
         self._check_sums(learned, sizes)
         d, (height, width) = sizes["d"], learned["grid"].tolist()
-        if dense and sizes["triangle"] != d * (d + 1) // 2:
+        if "spectrum" not in learned and sizes["triangle"] != d * (d + 1) // 2:
             raise ModelFileError.about("tensor factor", expected=f"{d * (d + 1) // 2} numbers", got=sizes["triangle"])
         if min(height, width) < 1 or height * width != sizes["positions"]:
             raise ModelFileError.about(
@@ -265,15 +273,6 @@ class PaDiM(MapMethod, LeavingMethod):
             raise ModelFileError("tensor target: expected a positive definite matrix.")
         if "channels_of_map" in learned and int(learned["channels_of_map"].min()) < 0:
             raise ModelFileError("tensor channels_of_map: below 0.")
-
-    def _sums_patterns(self, learned: dict[str, Tensor]) -> dict[str, str]:
-        if self.keep != "sums":
-            return {}
-        if "sums.rows" in learned:
-            return {"digests": "int64 images", "sums.rows": "float32 positions images d"}
-        return {
-            "digests": "int64 images", "sums.mean": "float64 positions d", "sums.scatter": "float64 positions half"
-        }  # fmt: skip
 
     @staticmethod
     def _check_sums(learned: dict[str, Tensor], sizes: dict[str, int]) -> None:

@@ -370,8 +370,14 @@ class _Run:
             raise ModelFileError.about("run, scaler", expected=f"{scaler}", got=kept["scaler"])
         if kept["settings"] != self._settings:
             return  # another run has other shapes, and is told by its settings
+        check_tensors(tensors, self._patterns(tensors, len(kept["terms"])))
+        if len(tensors["losses"]) != int(tensors["step"]):
+            raise ModelFileError.about("tensor losses", expected=f"{int(tensors['step'])} steps", got=tensors["losses"])
+
+    def _patterns(self, tensors: Mapping[str, Tensor], terms: int) -> dict[str, str]:
+        """Types and sizes of what a checkpoint of this run holds; `tensors` are those that it has."""
         patterns = {"step": "int64"}
-        for name, columns in (("losses", len(kept["terms"])), ("looks", 2)):
+        for name, columns in (("losses", terms), ("looks", 2)):
             is_empty = tensors.get(name, torch.zeros(0)).ndim == 1
             patterns[name] = "float64 0" if is_empty else f"float64 {name} {columns}"
         for name, own in self._state().items():
@@ -382,9 +388,7 @@ class _Run:
             for key in ("momentum_buffer",) if is_sgd else ("step", "exp_avg", "exp_avg_sq"):
                 name = f"{prefix}{key}{_optional(tensors, prefix)}"
                 patterns[name] = "float32" if key == "step" else _pattern(own)
-        check_tensors(tensors, patterns)
-        if len(tensors["losses"]) != int(tensors["step"]):
-            raise ModelFileError.about("tensor losses", expected=f"{int(tensors['step'])} steps", got=tensors["losses"])
+        return patterns
 
     def _state(self) -> dict[str, Tensor]:
         return {**self.parameters, **dict(self.module.named_buffers())}

@@ -27,13 +27,13 @@ from .options import (
 )
 from .results import (
     accuracy_of,
-    evaluation_json,
+    outliers_json,
     print_outliers,
     say_left_out,
     selective_cells,
     selective_facts,
     tuned_facts,
-    write_page,
+    write_findings,
 )
 
 if TYPE_CHECKING:
@@ -107,7 +107,7 @@ def evaluate_outliers(
         rows = _ablated(classifier, chosen, normal, sets, tunings=tunings, reader=reader) if ablate else []
     figures = reliability_ood(evaluation.inliers) if evaluation.inliers.labels is not None else ()
     if as_json:
-        typer.echo(json.dumps(evaluation_json(evaluation, rows, figures, tunings)))
+        typer.echo(json.dumps(outliers_json(evaluation, rows, figures, tunings)))
     else:
         print_outliers(evaluation, rows, figures)
         for tuning in tunings:
@@ -116,7 +116,7 @@ def evaluate_outliers(
         say.line(f"warning: {warning}")
     say_left_out(say, evaluation.left_out)
     title = f"{classifier.name}: {inliers.name}"
-    write_page(report, say, title, evaluation=evaluation, tunings=tunings, ablation=rows, figures=figures)
+    write_findings(report, say, title, evaluation=evaluation, tunings=tunings, ablation=rows, figures=figures)
 
 
 def _ablated(
@@ -184,4 +184,4 @@ def measure_reliability(
     else:
         print_rows([selective_cells(f) for f in figures])
         typer.echo(f"Accuracy {accuracy_of(figures):.4f} on {len(figures[0].wrong)} images.")
-    write_page(report, say, f"{classifier.name}: reliability", figures=figures)
+    write_findings(report, say, f"{classifier.name}: reliability", figures=figures)

@@ -80,7 +80,7 @@ def print_outliers(
         print_rows([selective_cells(figure) for figure in figures])
 
 
-def evaluation_json(
+def outliers_json(
     evaluation: OODEvaluation,
     ablation: Sequence[AblationRow],
     figures: Sequence[SelectiveFigures],
@@ -130,7 +130,7 @@ def accuracy_of(figures: Sequence[SelectiveFigures]) -> float:
     return float(1 - figures[0].wrong.mean())
 
 
-def write_page(
+def write_findings(
     path: Path | None,
     say: Speaker,
     title: str,

@@ -14,7 +14,7 @@ from ..console import Speaker, print_rows
 from ..options import JsonOption, ReportOption, SeedOption, read_option, spelled_out
 from .inputs import digests_of, make_detector, open_images, opened, read_tunings, tunable
 from .options import LimitOption, ModelOption, NetworkOptions, ReadingOptions, check_report
-from .results import ablation_cells, print_tuning, write_page
+from .results import ablation_cells, print_tuning, write_findings
 
 
 @spelled_out
@@ -81,7 +81,7 @@ def tune(
         typer.echo(json.dumps({key: value for key, value in asdict(result).items() if key != "digests"}))
     else:
         print_tuning(result, out)
-    write_page(report, say, f"{classifier.name}: tuning", tunings=[result])
+    write_findings(report, say, f"{classifier.name}: tuning", tunings=[result])
 
 
 @spelled_out
@@ -129,4 +129,4 @@ def ablate(
         typer.echo(json.dumps({"ablation": [asdict(row) for row in rows]}))
     else:
         print_rows([ablation_cells(row) for row in rows])
-    write_page(report, say, f"{classifier.name}: ablation", ablation=rows)
+    write_findings(report, say, f"{classifier.name}: ablation", ablation=rows)
