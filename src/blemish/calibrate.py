@@ -353,24 +353,17 @@ def require_images(
     if held_out >= needed:
         return
     there = f"{held_out}" if total is None else f"{held_out} of {total}"
-    wanted, lowest = f"false_alarm_rate {false_alarm_rate:g}", 1 / (held_out + 1)
-    if certain is not None:
-        wanted += f" at confidence {certain:g}"
-        lowest = max(lowest, certified_false_alarm_rate(held_out, 1, confidence=certain)) if held_out else 1
-    ways = [f"give more {of}"]
+    wanted = f"false_alarm_rate {false_alarm_rate:g}" + ("" if certain is None else f" at confidence {certain:g}")
+    counted, ways = held_out, [f"give more {of}"]
     if total is not None and 2 * needed <= total:
         ways.insert(0, f"hold out a larger share, {math.ceil(100 * needed / total) / 100:.2g} (held_out=, --held-out)")
     elif total is not None and fewest is not None:
-        ways, held_out = (
-            [f"give at least {fewest} {of}, which are then left out in turn"],
-            total if total >= _FEW else 0,
-        )
-        lowest = 1 / (total + 1)
+        counted = total if total >= _FEW else 0
+        ways = [f"give at least {fewest} {of}, which are then left out in turn"]
     elif total is not None:
         ways = [f"give at least {2 * needed} {of}, and hold out half of them (held_out=, --held-out)"]
-    if held_out:
-        digits = 2 - math.floor(math.log10(lowest))  # rounded up: whoever follows the advice must not be refused again
-        lowest = math.ceil(lowest * 10**digits - 1e-9) / 10**digits
+    if counted:
+        lowest = _lowest_rate(counted, certain)
         ways.append(f"accept a higher rate, {lowest:.3g} at least (false_alarm_rate=, --false-alarm-rate)")
     if certain is not None:
         ways.append("do without the certainty (certain=None, no --certain)")
@@ -380,6 +373,16 @@ def require_images(
     raise CalibrationError(
         f"{wanted} needs at least {needed} held-out {of}, there are {there}. {listed[0].upper()}{listed[1:]}"
     )
+
+
+def _lowest_rate(images: int, certain: float | None) -> float:
+    """The lowest rate that so many images support, rounded up: whoever takes it must not be refused again."""
+    lowest = 1 / (images + 1)
+    if certain is not None:
+        lowest = max(lowest, certified_false_alarm_rate(images, 1, confidence=certain))
+    digits = 2 - math.floor(math.log10(lowest))
+    rounded: float = math.ceil(lowest * 10**digits - 1e-9) / 10**digits
+    return rounded
 
 
 def certified_false_alarm_rate(held_out: int, rank: int, *, confidence: float = 0.95) -> float:

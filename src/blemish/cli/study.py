@@ -349,6 +349,7 @@ def _print_estimate(chosen: StudyPlan, settings: WorkerSettings, out: Path, as_j
     rows: list[dict[str, object]] = []
     for cell in cells:
         row: dict[str, object] = {"cell": str(cell), "status": known.get(cell.key, "waiting")}
+        row |= dict.fromkeys(("images", "features GB", "model GB", "peak GB", "problem"), "")
         if cell.key in planned:
             group, one = planned[cell.key]
             row |= {
@@ -358,8 +359,6 @@ def _print_estimate(chosen: StudyPlan, settings: WorkerSettings, out: Path, as_j
                 "peak GB": _billions(one.peak_bytes),
                 "problem": one.problem,
             }
-        else:
-            row |= {"images": "", "features GB": "", "model GB": "", "peak GB": "", "problem": ""}
         rows.append(row)
     seconds = sum(group.seconds for group in found)
     if as_json:

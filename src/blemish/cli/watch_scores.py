@@ -143,25 +143,12 @@ def _begin(
     from ..report.lines import model_digest
 
     try:
-        digest, known = model_digest(model), None
+        digest = model_digest(model)
     except OSError as error:
         raise ArgumentError(f"{model}: cannot be read ({error.strerror}). Give a model file.") from None
-    if state.exists():
-        known = _read(state)
-        if known.model != digest and not restart:
-            raise ArgumentError.about(
-                f"{state}", expected="the stream of this model", got="that of another model",
-                instead="A new model begins a new stream: --restart, or another --state.",
-            )  # fmt: skip
+    known = _read(state) if state.exists() else None
     if known is not None and not restart:
-        of_stream = (known.monitor.delta, known.monitor.seed, known.alone, known.scores_only)
-        if of_stream != (delta, seed, alone, scores_only):
-            flags = (" --alone" if known.alone else "") + (" --scores-only" if known.scores_only else "")
-            spelled = f"--delta {of_stream[0]:g} --seed {of_stream[1]}{flags}"
-            raise ArgumentError.about(
-                f"{state}", expected=f"the options with which the stream began ({spelled})", got="others",
-                instead="Write these, or begin a new stream: --restart.",
-            )  # fmt: skip
+        _require_same(known, state, digest, (delta, seed, alone, scores_only))
         return known
     from ..detector import Detector
     from ..edges.faiss import index_from_name
@@ -180,6 +167,23 @@ def _begin(
     if known is not None:
         watch.taken, watch.digest = known.taken, known.digest
     return watch
+
+
+def _require_same(known: _Watch, state: Path, digest: str, options: tuple[float, int, bool, bool]) -> None:
+    """Refuse to go on with the stream of another model, or with other options than those with which it began."""
+    if known.model != digest:
+        raise ArgumentError.about(
+            f"{state}", expected="the stream of this model", got="that of another model",
+            instead="A new model begins a new stream: --restart, or another --state.",
+        )  # fmt: skip
+    began = (known.monitor.delta, known.monitor.seed, known.alone, known.scores_only)
+    if began != options:
+        flags = (" --alone" if known.alone else "") + (" --scores-only" if known.scores_only else "")
+        spelled = f"--delta {began[0]:g} --seed {began[1]}{flags}"
+        raise ArgumentError.about(
+            f"{state}", expected=f"the options with which the stream began ({spelled})", got="others",
+            instead="Write these, or begin a new stream: --restart.",
+        )  # fmt: skip
 
 
 def _read(path: Path) -> _Watch:

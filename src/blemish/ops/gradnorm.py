@@ -250,23 +250,7 @@ class GradNorms:
                 got=", ".join(piece.names),
                 instead="Leave them out, or write uncovered='vmap'.",
             )
-        own = {name: parameter.detach() for name, parameter in piece.module.named_parameters()}
-        state = own | {name: buffer.detach() for name, buffer in piece.module.named_buffers()}
-        chosen = {name: own[local] for name, local in piece.names.items()}
-
-        def objective(values: dict[str, Tensor], one: Tensor, *seeds: Tensor) -> Tensor:
-            values = {piece.names[name]: value for name, value in values.items()}
-            output = tensors(torch.func.functional_call(piece.module, {**state, **values}, (one.clone(),)))
-            if [o.shape for o in output] != [s.shape for s in seeds]:
-                raise changing(f"{type(piece.module).__name__} with other outputs for a sample by itself")
-            return torch.stack([(o * s).sum() for o, s in zip(output, seeds, strict=True)]).sum()
-
-        gradient = torch.func.grad(objective)
-
-        def sums(one: Tensor, *seeds: Tensor) -> dict[str, Tensor]:
-            gradients: dict[str, Tensor] = gradient(chosen, one, *seeds)
-            return {name: power_sum(value[None].double(), self._power)[0] for name, value in gradients.items()}
-
+        chosen, sums = piece.sums_of_one(self._power)
         if self._uncovered == "loop":
             rows = [sums(one, *seeds) for one, *seeds in zip(piece.inputs, *piece.seeds, strict=True)]
             return {name: torch.stack([row[name] for row in rows]) for name in chosen}
@@ -298,6 +282,27 @@ class _Piece:
     """Gradients of what comes out, each `(batch, ...)`."""
     bytes_each: int
     """What autograd holds for one sample, about."""
+
+    def sums_of_one(self, power: int) -> tuple[dict[str, Tensor], Callable[..., dict[str, Tensor]]]:
+        """The parameters, and what makes the sums of |gradient|^p of one sample's input and seeds."""
+        own = {name: parameter.detach() for name, parameter in self.module.named_parameters()}
+        state = own | {name: buffer.detach() for name, buffer in self.module.named_buffers()}
+        chosen = {name: own[local] for name, local in self.names.items()}
+
+        def objective(values: dict[str, Tensor], one: Tensor, *seeds: Tensor) -> Tensor:
+            values = {self.names[name]: value for name, value in values.items()}
+            output = tensors(torch.func.functional_call(self.module, {**state, **values}, (one.clone(),)))
+            if [o.shape for o in output] != [s.shape for s in seeds]:
+                raise changing(f"{type(self.module).__name__} with other outputs for a sample by itself")
+            return torch.stack([(o * s).sum() for o, s in zip(output, seeds, strict=True)]).sum()
+
+        gradient = torch.func.grad(objective)
+
+        def sums(one: Tensor, *seeds: Tensor) -> dict[str, Tensor]:
+            gradients: dict[str, Tensor] = gradient(chosen, one, *seeds)
+            return {name: power_sum(value[None].double(), power)[0] for name, value in gradients.items()}
+
+        return chosen, sums
 
 
 @dataclass
