@@ -456,6 +456,25 @@ def test_too_many_at_a_time_come_again_later(files, tmp_path):
             assert ask("GET", "/v1/models")[0] == 200
 
 
+def test_who_waits_for_something_else_keeps_nobody_from_being_judged(files, tmp_path, monkeypatch):
+    """Such as many who look at pictures on a slow disk: there are few threads for what may take long."""
+    waiting, goes_on = threading.Semaphore(0), threading.Event()
+    monkeypatch.setattr(Logbook, "picture", lambda *_: (waiting.release(), goes_on.wait())[0])
+    with serving(files, tmp_path) as (ask, _):
+        assert ask.predict(GOOD)[0] == 200  # the model is loaded from then on
+        lookers = [threading.Thread(target=ask, args=("GET", "/v1/pictures/none")) for _ in range(40)]
+        try:
+            for looker in lookers:
+                looker.start()
+            for _ in range(min(32, (os.cpu_count() or 1) + 4)):
+                waiting.acquire()
+            assert Client(ask.port).predict(GOOD)[0] == 200
+        finally:
+            goes_on.set()
+            for looker in lookers:
+                looker.join()
+
+
 def test_many_at_a_time_are_judged_together_and_each_gets_its_own(running):
     ask, _ = running
     contents = [png(array) for array in pictures(24, seed=9)]
@@ -713,6 +732,19 @@ def test_pictures_go_by_age_and_size_and_those_that_were_spoken_of_go_last(tmp_p
         book.add([verdict(4)]).result()
         assert [book.picture(f"d{number}") is not None for number in range(4)] == [True, False, False, False]
         assert book.picture_bytes == 10
+
+
+def test_a_full_store_is_not_looked_through_at_each_commit(tmp_path):
+    """Pictures go a hundredth of the bound at a time, and by age once a minute."""
+    asked: list[str] = []
+    with Logbook(tmp_path, retention=Retention(max_bytes=1000)) as book:
+        book._change(lambda file: file.set_trace_callback(asked.append)).result()
+        for number in range(60):
+            book.add([verdict(number, b"x" * 20)]).result()
+        assert book.picture_bytes <= 1000
+        book._change(lambda file: file.set_trace_callback(None)).result()
+    looks = [sql for sql in asked if sql.startswith("SELECT digest, size FROM pictures")]
+    assert [sum("time <" in sql for sql in looks), sum("ORDER BY" in sql for sql in looks)] == [1, 5]
 
 
 def test_a_store_of_another_version_is_refused(tmp_path):
@@ -991,16 +1023,14 @@ def test_another_rate_is_tried_saved_and_taken_back(files, tmp_path):
         assert status["tried"]["defect"] == {"pictures": 1, "flagged_before": 1, "flagged_after": 1}
         assert ask("GET", "/v1/models/small")[1]["digest"] == before["digest"]  # nothing is saved yet
         assert ask("POST", "/v1/revision/save") == (200, {"model": "small"})
-        ask("GET", "/v1/models/small")
-        station.models.settle()
+        (line,) = ask.predict(GOOD)[1]["results"]  # the very next one
         after = ask("GET", "/v1/models/small")[1]
         assert (after["false_alarm_rate"], after["versions"]) == (0.5, ["rate 0.5"])
+        assert (line["false_alarm_rate"], line["model"]) == (0.5, after["digest"])
         assert ask("POST", "/v1/revision/save")[0] == 409
     with serving(files, tmp_path) as (ask, station):  # it is there after a restart
         assert ask("GET", "/v1/models/small")[1]["digest"] == after["digest"]
         assert ask("POST", "/v1/models/small/undo") == (200, {"model": "small", "versions": []})
-        ask("GET", "/v1/models/small")
-        station.models.settle()
         assert ask("GET", "/v1/models/small")[1]["digest"] == before["digest"]
         assert ask("POST", "/v1/models/small/undo")[0] == 409
         assert ask("POST", "/v1/models/none/undo")[0] == 404

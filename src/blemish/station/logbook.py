@@ -33,6 +33,8 @@ SCHEMA_VERSION = 1
 _DIGEST = re.compile("[0-9a-f]{64}")
 _AT_ONCE = 256
 """Changes in one commit at most."""
+_LOOK_EVERY = 60.0
+"""Seconds between looks for pictures that are too old."""
 _SCHEMA = (
     "CREATE TABLE verdicts (id INTEGER PRIMARY KEY, time REAL NOT NULL, model TEXT NOT NULL, "
     "picture TEXT NOT NULL, part TEXT, score REAL NOT NULL, p_value REAL, anomalous INTEGER, line TEXT NOT NULL)",
@@ -98,6 +100,7 @@ class Logbook:
             self._bytes = int(self._file.execute("SELECT coalesce(sum(size), 0) FROM pictures").fetchone()[0])
             self._reader = held.enter_context(closing(_connect(self.path)))
             self._held = held.pop_all()
+        self._look_at = 0.0
         self._reading = threading.Lock()
         self._changes: queue.SimpleQueue[_Change | None] = queue.SimpleQueue()
         self.commits = 0
@@ -321,16 +324,19 @@ class Logbook:
             change.waiting.set_result(result)
 
     def _sweep(self) -> None:
-        """Let pictures go that are too old, or too many."""
-        limit = time.time() - 86_400 * self._retention.days
+        """Let pictures go that are too old, or too many; not at each commit, as all pictures are looked through."""
+        pictures = "SELECT digest, size FROM pictures"
         spoken = "(SELECT picture FROM verdicts WHERE id IN (SELECT verdict FROM feedback))"
-        old = "SELECT digest, size FROM pictures WHERE time < ?"
-        if self._file.execute(f"{old} LIMIT 1", (limit,)).fetchone() is not None:
-            self._forget(self._file.execute(f"{old} AND digest NOT IN {spoken}", (limit,)).fetchall())
-        if self._bytes > self._retention.max_bytes:
-            oldest = f"SELECT digest, size FROM pictures ORDER BY digest IN {spoken}, time LIMIT 64"
-            while self._bytes > self._retention.max_bytes and (rows := self._file.execute(oldest).fetchall()):
-                self._forget(rows, until=self._retention.max_bytes)
+        if time.monotonic() >= self._look_at:
+            self._look_at = time.monotonic() + _LOOK_EVERY
+            limit = time.time() - 86_400 * self._retention.days
+            self._forget(
+                self._file.execute(f"{pictures} WHERE time < ? AND digest NOT IN {spoken}", (limit,)).fetchall()
+            )
+        most = self._retention.max_bytes
+        if self._bytes > most:
+            oldest = self._file.execute(f"{pictures} ORDER BY digest IN {spoken}, time").fetchall()
+            self._forget(oldest, until=most - most // 100)
 
     def _forget(self, rows: Sequence[tuple[str, int]], *, until: int = -1) -> None:
         for digest, size in rows:

@@ -99,9 +99,12 @@ class Models:
             return self._files[name]
 
     def put(self, name: str, path: Path) -> None:
-        """Let a name stand for another file, from the next request on."""
+        """Let a name stand for another file, from the next request on; where it cannot be read, as if it were replaced."""
         with self._lock:
             self._files[name] = path
+            is_loaded = name in self._loaded
+        if is_loaded:
+            self._reload(name, path, _state(path) or (0, 0))
 
     def get(self, name: str) -> Loaded:
         """The model of a name, loaded where it is not. Raises `KeyError` for a name that is not in the table.
@@ -109,16 +112,21 @@ class Models:
         Raises what `Detector.load` raises where there is no older version that could answer, and
         `NotEnoughMemoryError` where it alone is above the bound.
         """
-        path = self.path(name)
+        known = self.known(name)
+        if known is not None:
+            return known
+        with self._loading:  # one at a time, and nobody who asks for a loaded one waits for it
+            known = self.loaded().get(name)
+            return self._load(name, self.path(name)) if known is None else known
+
+    def known(self, name: str) -> Loaded | None:
+        """The model of a name if it is loaded, without waiting; a changed file is loaded in the background."""
         with self._lock:
             known = self._loaded.get(name)
             if known is not None:
                 self._loaded.move_to_end(name)
-                self._renew(known, path)
-                return known
-        with self._loading:  # one at a time, and nobody who asks for a loaded one waits for it
-            known = self.loaded().get(name)
-            return self._load(name, path) if known is None else known
+                self._renew(known, self._files[name])
+            return known
 
     def read(self, name: str) -> Loaded:
         """The model of a name from its file, beside the one that answers. Raises what `get` raises."""

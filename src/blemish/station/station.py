@@ -88,7 +88,10 @@ class Station:
             self._open -= 1
 
     async def model(self, name: str) -> Loaded:
-        """The model of a name. Raises `Refusal` (404, 503)."""
+        """The model of a name; a thread is taken for one that must be loaded alone. Raises `Refusal` (404, 503)."""
+        known = self.models.known(name)
+        if known is not None:
+            return known
         if name not in self.models.names():
             raise Refusal(404, "There is no model of this name; GET /v1/models names them.")
         try:
