@@ -538,6 +538,19 @@ def test_models_are_loaded_when_asked_for_within_a_bound(files):
         models.close()
 
 
+def test_another_file_answers_from_the_next_request_on_unless_it_cannot_be_read(files, tmp_path):
+    models = Models({"small": files["small"]}, max_bytes=10**9)
+    before = models.get("small")
+    models.put("small", files["other"])
+    assert models.get("small").digest == model_digest(files["other"]) != before.digest
+    (tmp_path / "broken.blemish").write_bytes(b"no model")
+    for path in (tmp_path / "broken.blemish", tmp_path / "none.blemish"):
+        models.put("small", path)
+        assert models.get("small").digest == model_digest(files["other"])
+        assert str(path) in models.fault("small")
+    models.close()
+
+
 def test_a_runtime_is_that_of_every_model(files, monkeypatch):
     asked, load = [], Detector.load
 

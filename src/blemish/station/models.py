@@ -99,7 +99,7 @@ class Models:
             return self._files[name]
 
     def put(self, name: str, path: Path) -> None:
-        """Let a name stand for another file, from the next request on; where it cannot be read, as if it were replaced."""
+        """Let a name stand for another file, from the next request on, or as a replaced one where it cannot be read."""
         with self._lock:
             self._files[name] = path
             is_loaded = name in self._loaded
