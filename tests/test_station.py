@@ -1092,6 +1092,39 @@ def test_feedback_learns_what_was_fine_and_calibrates_on_a_complete_sample(files
         assert "1 pictures of this period are no longer kept" in revise()["error"]
 
 
+def test_feedback_reads_pictures_in_their_turn_and_passes_over_none(files, tmp_path, monkeypatch):
+    """A store may hold more than the memory does."""
+    with serving(files, tmp_path, max_pixels=90_000_000) as (ask, station):
+        feed(ask, [png(array) for array in pictures(24, seed=40)])
+        for line in ask("GET", "/v1/verdicts?anomalous=true&limit=500")[1]["verdicts"]:
+            ask("POST", f"/v1/verdicts/{line['id']}/feedback?said=fine")
+
+        def revise():
+            ask("POST", "/v1/models/small/revise?days=7")
+            station.work.settle()
+            return ask("GET", "/v1/revision")[1]
+
+        at_hand, bounds, read = [0], set(), Logbook.picture
+
+        def reading(book, digest):
+            at_hand.append(at_hand[-1] + 1)
+            return read(book, digest)
+
+        def decoding(content, *, name, max_pixels):
+            at_hand.append(at_hand[-1] - 1)
+            bounds.add(max_pixels)
+            return decode_bytes(content, name=name, max_pixels=max_pixels)
+
+        monkeypatch.setattr(Logbook, "picture", reading)
+        monkeypatch.setattr("blemish.station.revising.decode_bytes", decoding, raising=False)
+        assert revise()["sample"] == 24
+        assert (max(at_hand) <= 4, bounds) == (True, {90_000_000})
+        monkeypatch.setattr(Logbook, "picture", lambda book, digest: b"no picture")
+        assert "not an image" in revise()["error"]
+        monkeypatch.setattr(Logbook, "picture", lambda *_: None)  # swept meanwhile
+        assert "no longer kept" in revise()["error"]
+
+
 def test_what_a_killed_station_left_is_removed_at_the_start(files, tmp_path):
     with subprocess.Popen([sys.executable, "-c", ""]) as gone:
         gone.wait()

@@ -250,6 +250,10 @@ class Logbook:
         )
         return [(row["score"], look_of(row["look"] and json.loads(row["look"]))) for row in rows]
 
+    def kept(self) -> set[str]:
+        """Digests of all pictures that are kept."""
+        return {row["digest"] for row in self._rows("SELECT digest FROM pictures", ())}
+
     def picture(self, digest: str) -> bytes | None:
         """The file of a picture; None where it is not kept, or not any more."""
         found = self._rows("SELECT content FROM pictures WHERE digest = ?", (digest,))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import secrets
 import threading
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -14,7 +14,8 @@ from ..calibrate import spell_promise
 from ..detector import Detector
 from ..feedback import take_feedback
 from ..files import make_folder
-from ..images.source import from_bytes
+from ..images.decode import Picture, decode_bytes
+from ..images.source import ImageSource
 from ..methods import Incremental
 from ..report.lines import model_digest
 from .guard import Refusal
@@ -126,34 +127,44 @@ class Revising:
         if open_:
             raise Refusal(409, f"{open_} pictures of this period were flagged and have no answer: fine, or a defect?")
         wanted = [digest for digest, row in fresh.items() if row["said"] != "defect"]
-        sample = self._contents(wanted)
-        if len(sample) < len(wanted):
+        kept = self._logbook.kept()
+        gone = sum(digest not in kept for digest in wanted)
+        if gone:
             raise Refusal(
                 409,
-                f"{len(wanted) - len(sample)} pictures of this period are no longer kept, so the sample would not be "
-                "complete. Take a shorter period, or keep pictures longer (--keep-days, --keep-gb).",
+                f"{gone} pictures of this period are no longer kept, so the sample would not be complete. "
+                "Take a shorter period, or keep pictures longer (--keep-days, --keep-gb).",
             )
         detector = self._copy(name)
-        fine: dict[str, bytes] = {}
+        detector.on_error = "raise"  # a sample that lacks one is not complete
+        fine: list[str] = []
         if isinstance(detector.method_, Incremental):
-            older = (digest for digest, row in said.items() if row["time"] < since and row["said"] == "fine")
-            fine = self._contents(older)
+            fine = [digest for digest, row in said.items()
+                    if row["time"] < since and row["said"] == "fine" and digest in kept]  # fmt: skip
+        sample = self._pictures(wanted, detector)
         learned = take_feedback(
-            detector, fine=from_bytes(fine), sample=from_bytes(sample), progress=self._work.progress
+            detector, fine=self._pictures(fine, detector), sample=sample, progress=self._work.progress
         )
         how = f"feedback: {len(learned)} learned, {len(sample)} for the threshold"
         return self._try(name, detector, how, learned=len(learned), sample=len(sample))
 
-    def _contents(self, digests: Iterable[str]) -> dict[str, bytes]:
-        found = ((digest, self._logbook.picture(digest)) for digest in digests)
-        return {digest: content for digest, content in found if content is not None}
+    def _pictures(self, digests: Sequence[str], detector: Detector) -> ImageSource:
+        """Pictures of the store, each read when its turn has come: all of them may be more than the memory holds."""
+
+        def load(number: int) -> Picture:
+            content = self._logbook.picture(digests[number])
+            if content is None:
+                raise Refusal(409, "A picture is no longer kept that was a moment ago. Try again.")
+            return decode_bytes(content, name=digests[number], max_pixels=detector.max_pixels)
+
+        return ImageSource(tuple(digests), load)
 
     def _try(self, name: str, detector: Detector, how: str, *, learned: int, sample: int) -> dict[str, Any]:
         """Judge what was spoken of by the new version, beside what the old one said."""
-        told = {digest: row for digest, row in self._logbook.told(name).items() if row["said"] is not None}
-        some = dict(list(told.items())[-_MOST_SHOWN:])
-        contents = self._contents(some)
-        again = detector.predict(from_bytes(contents), maps=False) if contents else ()
+        kept = self._logbook.kept()
+        told = [(digest, row) for digest, row in self._logbook.told(name).items() if row["said"] and digest in kept]
+        some = dict(told[-_MOST_SHOWN:])
+        again = detector.predict(self._pictures(list(some), detector), maps=False) if some else ()
         now: Mapping[str, bool | None] = {found.name: found.is_anomalous for found in again}
         rows = {said: [digest for digest, row in some.items() if row["said"] == said and digest in now]
                 for said in ("fine", "defect")}  # fmt: skip
