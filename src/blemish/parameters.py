@@ -12,7 +12,7 @@ import json
 import logging
 import math
 import re
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import MISSING, dataclass, field, fields, is_dataclass
 from functools import cache
 from inspect import getdoc, isclass
@@ -320,33 +320,39 @@ def _takes_items(kind: Any, value: Any, bounds: Bounds) -> bool:
     return len(value) == len(kinds) and all(_takes(k, item, bounds) for k, item in zip(kinds, value, strict=True))
 
 
-def _read(kind: Any, text: str) -> Any:  # noqa: PLR0911 - a table of types
+def _word_of(known: Mapping[str, Any], text: str) -> Any:
+    if text not in known:
+        raise ValueError(text)
+    return known[text]
+
+
+def _whole_number(text: str) -> int:
+    if not re.fullmatch(r"[+-]?\d+", text, re.ASCII):
+        raise ValueError(text)
+    return int(text)
+
+
+_READERS: dict[Any, Callable[[str], Any]] = {
+    NoneType: lambda text: _word_of({"none": None, "null": None}, text.lower()),
+    bool: lambda text: _word_of({"true": True, "false": False}, text.lower()),
+    int: _whole_number, float: float, str: str, Path: Path,
+}  # fmt: skip
+
+
+def _read(kind: Any, text: str) -> Any:
     """Raises ValueError where the text is none of this type."""
-    if kind is NoneType:
-        return {"none": None, "null": None}[text.lower()] if text.lower() in ("none", "null") else _refuse(text)
-    if kind is bool:
-        return text.lower() == "true" if text.lower() in ("true", "false") else _refuse(text)
-    if kind is int:
-        return int(text) if re.fullmatch(r"[+-]?\d+", text, re.ASCII) else _refuse(text)
-    if kind is float:
-        return float(text)
-    if kind is str or kind is Path:
-        return kind(text)
+    if kind in _READERS:
+        return _READERS[kind](text)
     if get_origin(kind) is Literal:
-        return next((choice for choice in get_args(kind) if str(choice) == text), None) or _refuse(text)
-    if get_origin(kind) is tuple:
-        inner = get_args(kind)[0]
-        if text.startswith("["):
-            try:
-                return tuple(json.loads(text))
-            except RecursionError:  # nested too deep
-                return _refuse(text)
-        return tuple(_read(inner, part) for part in re.split("[+,]", text))
-    return _refuse(text)
-
-
-def _refuse(text: str) -> Any:
-    raise ValueError(text)
+        return _word_of({str(choice): choice for choice in get_args(kind)}, text)
+    if get_origin(kind) is not tuple:
+        raise ValueError(text)
+    if not text.startswith("["):
+        return tuple(_read(get_args(kind)[0], part) for part in re.split("[+,]", text))
+    try:
+        return tuple(json.loads(text))
+    except RecursionError:  # nested too deep
+        raise ValueError(text) from None
 
 
 def _words(kind: Any, bounds: Bounds) -> str:

@@ -165,13 +165,7 @@ class ResultWriter:
     def _still_holds(self, row: dict[str, Any]) -> bool:
         """Whether a line of an earlier run says what this run would say; one changed by hand may hold anything."""
         assert self._out is not None
-        numbers = [row.get(name) for name in ("p_value", "threshold")]
-        names = [row.get(name, "") for name in ("heatmap", "overlay")]
-        if not (
-            holds_regions(row)
-            and all(value is None or is_number(value) for value in numbers)
-            and all(isinstance(name, str) and "\0" not in name for name in names)
-        ):
+        if not _is_sound(row):
             return False
         wants_map = self._heatmaps != "none" and "heatmap" in row
         wants_overlay = self._overlays and bool(row.get("regions"))
@@ -227,6 +221,17 @@ class ResultWriter:
         make_folder((out / path).parent)
         with whole_file(out / path, durable=False) as temporary, temporary.open("wb") as file:
             yield path.as_posix(), file
+
+
+def _is_sound(row: dict[str, Any]) -> bool:
+    """Whether what this run reads of a line is of the right types."""
+    numbers = [row.get(name) for name in ("p_value", "threshold")]
+    names = [row.get(name, "") for name in ("heatmap", "overlay")]
+    return (
+        holds_regions(row)
+        and all(value is None or is_number(value) for value in numbers)
+        and all(isinstance(name, str) and "\0" not in name for name in names)
+    )
 
 
 def lines_in(out: Path) -> Path:

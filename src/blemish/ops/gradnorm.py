@@ -27,6 +27,7 @@ from .layer_calls import (
     WHOLE,
     Fold,
     Functions,
+    Place,
     Reading,
     another,
     changing,
@@ -380,19 +381,21 @@ class _Run:
         losses = loss(pytree.tree_unflatten(leaves, spec))
         _check_losses(losses, seen, self._batch)
         gradients = torch.autograd.grad(losses.sum(), seen, allow_unused=True)
-        seeds = []
-        for tensor, gradient, fold, place in zip(seen, gradients, self.folds, self._reading.outputs, strict=True):
-            if gradient is not None and not gradient.isfinite().all():
-                raise ArgumentError.about("loss", expected="finite gradients", got="NaN or infinity")
-            if gradient is not None and fold is None and gradient.any():
-                raise _inseparable(tensor)
-            if gradient is None or fold is None:
-                seeds.append(tensor.new_zeros(self._batch, *place.one))
-            else:
-                seeds.append(fold.split(gradient, self._batch))
+        of_each = zip(seen, gradients, self.folds, self._reading.outputs, strict=True)
+        seeds = [self._seed(*one) for one in of_each]
         scale = power_of_two(torch.stack([seed.abs().reshape(self._batch, -1).amax(1) for seed in seeds]).amax(0))
         scaled = [seed / scale.view(-1, *(1,) * (seed.ndim - 1)) for seed in seeds]
         return [seed.to(tensor.dtype) for seed, tensor in zip(scaled, given, strict=True)], scale
+
+    def _seed(self, tensor: Tensor, gradient: Tensor | None, fold: Fold | None, place: Place) -> Tensor:
+        """The gradient of one tensor of the output, `(batch, ...)`."""
+        if gradient is not None and not gradient.isfinite().all():
+            raise ArgumentError.about("loss", expected="finite gradients", got="NaN or infinity")
+        if gradient is not None and fold is None and gradient.any():
+            raise _inseparable(tensor)
+        if gradient is None or fold is None:
+            return tensor.new_zeros(self._batch, *place.one)
+        return fold.split(gradient, self._batch)
 
     def backward(self, output: Any, seeds: Sequence[Tensor]) -> None:
         pairs = [
