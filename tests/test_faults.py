@@ -121,7 +121,8 @@ def test_a_write_that_fails_is_one_line_and_leaves_nothing_torn(name, call, read
 
 SHARED = {
     "predict": "r/results.jsonl", "watch-scores": "d.json", "watch": "w.jsonl", "stream": "s.jsonl",
-    "serve": f"s/{FILE}", "study": "s/study.sqlite",
+    "serve": f"s/{FILE}", "study": "s/study.sqlite", "update": "model.blemish", "recalibrate": "model.blemish",
+    "feedback": "model.blemish", "forget": "other.blemish", "upgrade": "old.blemish",
 }  # fmt: skip
 """What a command adds to, or reads and then replaces: two processes at a time would spoil it."""
 
@@ -131,9 +132,10 @@ def test_what_another_process_writes_is_refused_and_left_as_it_is(name, call, re
     ready(name)
     out, path = tmp_path / "out", tmp_path / "out" / SHARED[name]
     path.parent.mkdir(exist_ok=True)
+    before = files_in(out)
     with sole_writer(path):
         refused = call(name)
-        assert files_in(out) == {path.with_name(f".{path.name}.lock").relative_to(out).as_posix()}
+        assert files_in(out) == before | {path.with_name(f".{path.name}.lock").relative_to(out).as_posix()}
     assert (refused.exit_code, type(refused.exception)) == (1, SystemExit), repr(refused.exception)
     assert refused.stderr.splitlines()[-1].startswith(f"error: {path}: another process writes to it. ")
     assert call(name).exit_code == 0

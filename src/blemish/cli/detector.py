@@ -15,7 +15,7 @@ from ..errors import ArgumentError
 from ..files import check_output, make_folder, naming
 from ..parameters import parameters_of, read_texts, split_settings
 from .console import Speaker, print_evaluation, print_fit
-from .models import Subfolders, load_model, normal_source
+from .models import Subfolders, changes_a_model, load_model, normal_source
 from .options import (
     BatchOption,
     CertainOption,
@@ -231,6 +231,7 @@ def fit(
     say.skipped(detector.skipped_)
 
 
+@changes_a_model
 def update(
     model: ModelArgument,
     new_normals: Annotated[Path, typer.Argument(help="Folder of further normal images.")],
@@ -247,7 +248,6 @@ def update(
     from ..images.decode import MAX_PIXELS
 
     say = Speaker()
-    check_output(out or model)
     start = time.perf_counter()
     source, taken = normal_source(new_normals, say, max_pixels=MAX_PIXELS)
     held_out_source = None if held_out is None else normal_source(held_out, say, max_pixels=MAX_PIXELS)[0]
@@ -263,6 +263,7 @@ def update(
     say.skipped(detector.skipped_)
 
 
+@changes_a_model
 def recalibrate(
     model: ModelArgument,
     images: Annotated[
@@ -289,7 +290,6 @@ def recalibrate(
     from ..images.decode import MAX_PIXELS
 
     say = Speaker()
-    check_output(out or model)
     start = time.perf_counter()
     if images is None and false_alarm_rate is None and certain is None:
         raise ArgumentError.about("IMAGES", expected="normal images, or --false-alarm-rate", got="neither")
@@ -306,6 +306,7 @@ def recalibrate(
     say.skipped(detector.skipped_)
 
 
+@changes_a_model
 def forget(
     model: ModelArgument,
     images: Annotated[Path, typer.Argument(help="Image file or folder of images that were learned.")],
@@ -324,7 +325,6 @@ def forget(
     from ..images.source import as_source
 
     say = Speaker()
-    check_output(out or model)
     start = time.perf_counter()
     source = as_source(images)
     detector = load_model(model, device, roi)

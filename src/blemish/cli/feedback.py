@@ -10,9 +10,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from ..errors import ArgumentError
-from ..files import check_output
 from .console import Speaker, print_rows
-from .models import load_model
+from .models import changes_a_model, load_model
 from .options import ChangedOption, DeviceOption, GroupByOption, JsonOption, ModelArgument, RoiOption, read_names
 from .results import read_rows
 
@@ -20,6 +19,7 @@ if TYPE_CHECKING:
     from ..detector import Detector
 
 
+@changes_a_model
 def feedback(
     model: ModelArgument,
     results: Annotated[Path, typer.Argument(help="Lines of `blemish predict` by this model.")],
@@ -52,7 +52,6 @@ def feedback(
     from ..images.source import from_paths
 
     say = Speaker()
-    check_output(out or model)
     chosen, confirmed = _read_lists(fine, sample, _rows_of(model, results))
     before, after = (load_model(model, device, roi) for _ in range(2))
     after.group_by = group_by

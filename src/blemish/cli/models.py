@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import wraps
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..errors import ArgumentError, ImageError
-from ..files import check_input
+from ..files import check_input, check_output, sole_writer
 from .console import Speaker
 from .options import (
     AnomalousOption,
@@ -88,6 +90,18 @@ def load_model(model: Path, device: str, roi: Path | None = None, *, runtime: Ru
         raise ArgumentError.about("--roi", expected=f"none, as the model has {kept}", got=roi)
     detector.roi = roi
     return detector
+
+
+def changes_a_model(function: Callable[..., None]) -> Callable[..., None]:
+    """The command, while which no other process changes the same file: what one of them did would be lost."""
+
+    @wraps(function)
+    def command(model: Path, *others: Any, out: Path | None = None, **given: Any) -> None:
+        check_output(out or model)
+        with sole_writer(out or model):
+            function(model, *others, out=out, **given)
+
+    return command
 
 
 def normal_source(

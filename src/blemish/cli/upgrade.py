@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from ..errors import ArgumentError
-from ..files import check_output
+from ..files import check_output, sole_writer
 
 
 def upgrade(
@@ -23,9 +23,10 @@ def upgrade(
         raise ArgumentError.about("--out", expected="one file with it", got=f"{len(files)} files")
     for file in files:
         target = check_output(out or file)
-        tensors, manifest = persist.load(file)
-        if manifest["format"] == persist.FORMAT:
-            typer.echo(f"{file}: has format {persist.FORMAT} already, left alone.")
-            continue
-        persist.save(target, tensors, manifest)
+        with sole_writer(out or file):
+            tensors, manifest = persist.load(file)
+            if manifest["format"] == persist.FORMAT:
+                typer.echo(f"{file}: has format {persist.FORMAT} already, left alone.")
+                continue
+            persist.save(target, tensors, manifest)
         typer.echo(f"{file}: format {manifest['format']} -> {persist.FORMAT}, written to {out or file}.")
