@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import json
 import logging
+import multiprocessing
 import os
 import pickle
 import subprocess
@@ -287,6 +288,30 @@ def test_a_runner_goes_to_another_process_without_its_engines(fitted):
     again = pickle.loads(pickle.dumps(fitted["openvino"]._running.runner))
     assert (again.name, again._engines) == ("openvino", {})
     assert again.graphs == fitted["openvino"]._running.runner.graphs
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="there is no fork")
+@pytest.mark.filterwarnings("ignore:This process .* is multi-threaded:DeprecationWarning")
+@pytest.mark.parametrize("name", OTHERS)
+def test_a_forked_process_does_not_wait_for_its_parents_threads(fitted, name):
+    """To free an engine waits for its threads, which a fork does not have."""
+    batch = ImageBatch(torch.full((1, 3, 32, 32), 0.5), ("a",), ((32, 32),))
+    expected = fitted[name].score_batch(batch).images
+
+    def child(answer):
+        torch.set_num_threads(1)  # OpenMP's own threads do not survive a fork
+        answer.put(fitted[name].score_batch(batch).images.tolist())
+
+    fork = multiprocessing.get_context("fork")
+    answer = fork.SimpleQueue()
+    process = fork.Process(target=child, args=(answer,), daemon=True)
+    try:
+        process.start()
+        process.join(30)
+        assert process.exitcode == 0
+        assert answer.get() == pytest.approx(expected.tolist(), rel=1e-4)
+    finally:
+        process.kill()
 
 
 @pytest.fixture(scope="module")

@@ -54,8 +54,8 @@ class OtherRuntime(Protocol):
     def learn_ranges(self, network: Extractor, batches: Iterable[Tensor]) -> None:
         """See some learned images first, where the precision needs that."""
 
-    def reset(self) -> None:
-        """Forget what runs: a process that was forked has none of its parent's threads."""
+    def after_fork(self) -> None:
+        """Begin anew: a process that was forked has none of its parent's threads."""
 
 
 class Extractor:
@@ -173,7 +173,7 @@ def _after_fork() -> None:
     for extractor in list(_EXTRACTORS):
         extractor._make_lock()
         if extractor.runner is not None:
-            extractor.runner.reset()
+            extractor.runner.after_fork()
 
 
 if hasattr(os, "register_at_fork"):  # not on Windows, which has no fork

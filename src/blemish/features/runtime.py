@@ -143,20 +143,28 @@ class Runner:
         """Whether a network that is not among the graphs is recorded; else it is refused."""
         self.preparing = 0.0
         """Seconds that went into recording, comparing and measuring, and come once."""
-        self.reset()
+        self._begin()
 
-    def reset(self) -> None:
-        """Forget what runs, and keep what was recorded: a process that was forked has none of its parent's threads."""
+    def _begin(self) -> None:
+        """With what was recorded, and nothing that runs."""
+        self._inherited: list[object] = []
         self._engines: dict[tuple[str, RuntimeName, int], Engine] = {}
         self._compared: set[tuple[str, RuntimeName, int]] = set()
         self._lock = threading.RLock()
 
+    def after_fork(self) -> None:
+        """Begin anew in a forked process, which has none of its parent's threads; to free an engine waits for them."""
+        inherited = [*self._inherited, self._engines]
+        self._begin()
+        self._inherited = inherited
+
     def __getstate__(self) -> dict[str, Any]:
-        return {name: value for name, value in vars(self).items() if name not in ("_engines", "_compared", "_lock")}
+        running = ("_engines", "_inherited", "_compared", "_lock")
+        return {name: value for name, value in vars(self).items() if name not in running}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         vars(self).update(state)
-        self.reset()
+        self._begin()
 
     def maps(self, network: Extractor, pixels: Tensor) -> tuple[Tensor, ...] | None:
         """The outputs of the taps for a few images; None where torch shall make them."""
