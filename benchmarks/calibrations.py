@@ -30,7 +30,7 @@ from decisions import print_table, share
 from numpy.typing import NDArray
 
 from blemish import Batches, Detector, PaDiM, PatchCore, Preprocess, open_dataset
-from blemish.calibrate import Calibration, calibrate, images_needed, plus_bound, with_margin
+from blemish.calibrate import Calibration, calibrate, with_margin
 from blemish.choosing import candidates
 from blemish.choosing.auto import Auto
 from blemish.features.backbones import custom_backbone
@@ -39,6 +39,7 @@ from blemish.features.patches import pool
 from blemish.folds import fold_of
 from blemish.methods import KNN, GaussianAD, Subspace
 from blemish.ops.shrinkage import ShrinkageSums
+from blemish.promises import images_needed, plus_bound
 
 Floats = NDArray[np.float64]
 Judge = Callable[[Floats, Floats, float], Floats | None]

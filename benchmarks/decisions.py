@@ -14,9 +14,10 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.stats import gamma
 
-from blemish.calibrate import Calibration, calibrate, images_needed
+from blemish.calibrate import Calibration, calibrate
 from blemish.evaluation.rates import realised as held_against
 from blemish.metrics import binomial_interval
+from blemish.promises import images_needed
 
 REPETITIONS, SHAPE, CERTAIN, TEST_IMAGES = 2000, 2.0, 0.95, 60
 COUNTS, RATES = (19, 20, 50, 100), (0.05, 0.1, 0.2)

@@ -16,8 +16,10 @@ from decisions import print_table
 from numpy.typing import NDArray
 from scipy.spatial.distance import cdist
 
-from blemish.calibrate import benjamini_hochberg, benjamini_yekutieli, calibrate, conformal_p_values, plus_bound
+from blemish.calibrate import calibrate, conformal_p_values
+from blemish.discoveries import benjamini_hochberg, benjamini_yekutieli
 from blemish.folds import fold_of
+from blemish.promises import plus_bound
 
 REPETITIONS, FOLDS = 200, 10
 Floats = NDArray[np.float64]

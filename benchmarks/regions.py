@@ -22,9 +22,10 @@ from numpy.typing import NDArray
 from scipy.ndimage import gaussian_filter
 
 from blemish import Detector, evaluate, open_dataset
-from blemish.calibrate import calibrate, images_needed
+from blemish.calibrate import calibrate
 from blemish.images.preprocess import Preprocess
 from blemish.localise import Localiser
+from blemish.promises import images_needed
 from blemish.types import ImageBatch, Scores
 
 SIDE, SPLITS = 16, 200

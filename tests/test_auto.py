@@ -13,7 +13,6 @@ from PIL import Image
 from typer.testing import CliRunner
 
 from blemish import Detector, PaDiM, PatchCore, Preprocess
-from blemish.calibrate import plus_bound
 from blemish.choosing import auto as home
 from blemish.choosing import candidates
 from blemish.choosing.auto import Auto
@@ -23,6 +22,7 @@ from blemish.features.extract import Extractor
 from blemish.folds import fold_of
 from blemish.images.digest import pixel_digest
 from blemish.methods import KNN, GaussianAD
+from blemish.promises import plus_bound
 from test_choose import PICTURES
 
 SMALL = Preprocess(32)

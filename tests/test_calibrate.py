@@ -13,19 +13,18 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy.stats import binom
 
-from blemish.calibrate import (
-    benjamini_hochberg,
-    calibrate,
+from blemish.calibrate import calibrate, conformal_p_values
+from blemish.discoveries import benjamini_hochberg
+from blemish.errors import ArgumentError, CalibrationError
+from blemish.promises import (
     certified_false_alarm_rate,
     certified_rank,
-    conformal_p_values,
     images_needed,
     images_to_certify,
     plus_bound,
     require_images,
     spell_promise,
 )
-from blemish.errors import ArgumentError, CalibrationError
 from reference import metrics as reference
 
 scores = st.lists(st.sampled_from([0.0, 0.5, 1.0, 1.5, 2.0, 7.0]), min_size=20, max_size=60)

@@ -13,12 +13,13 @@ from PIL import Image
 from safetensors.torch import load_file
 
 from blemish import Detector, Preprocess, from_arrays, from_paths
-from blemish.calibrate import plus_bound, with_margin
+from blemish.calibrate import with_margin
 from blemish.errors import ArgumentError, CalibrationError, ModelFileError, NotEnoughMemoryError, NotFittedError
 from blemish.features.memory import FeatureMemory
 from blemish.folds import fold_of, pick_calibration
 from blemish.images.groups import join_groups
 from blemish.methods import KNN, PANDA, GaussianAD, PaDiM, PatchCore
+from blemish.promises import plus_bound
 from small import BACKBONE
 
 SIDE = 24

@@ -10,13 +10,14 @@ import pytest
 from PIL import Image
 from typer.testing import CliRunner
 
-from blemish.calibrate import benjamini_hochberg, calibrate, plus_bound
+from blemish.calibrate import calibrate
 from blemish.cli import app
 from blemish.detector import Detector
-from blemish.discoveries import choose_alarms
+from blemish.discoveries import benjamini_hochberg, choose_alarms
 from blemish.errors import ArgumentError, CalibrationError, NotFittedError
 from blemish.images.preprocess import Preprocess
 from blemish.methods import KNN
+from blemish.promises import plus_bound
 from blemish.report.lines import BatchLine
 
 

@@ -12,13 +12,14 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from blemish import Detector, PaDiM, Preprocess, from_arrays
-from blemish.calibrate import calibrate, conformal_p_values, require_images
+from blemish.calibrate import calibrate, conformal_p_values
 from blemish.datasets.layouts import open_dataset
 from blemish.errors import ArgumentError, CalibrationError, DatasetError
 from blemish.evaluation.detector import evaluate, evaluation_json
 from blemish.images.digest import contents, pixel_digest, with_digests
 from blemish.images.groups import find_groups, hold_out, join_groups
 from blemish.images.source import as_source, from_paths
+from blemish.promises import require_images
 from blemish.report.evaluation import write_report
 from contract.laws import normal_pixels
 from test_detector import NORMAL, TEST, arrays

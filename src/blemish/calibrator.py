@@ -7,12 +7,13 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import NamedTuple
 
-from .calibrate import Calibration, calibrate, images_needed, require_differences, require_images, with_margin
+from .calibrate import Calibration, calibrate, require_differences, with_margin
 from .errors import ArgumentError
 from .images.look import looks_of
 from .localise import Localiser
 from .methods import LeavesOut, Method, ScoresBeside
 from .methods.registry import require_kind
+from .promises import images_needed, require_images
 from .types import CalibrationKind, ImageBatch, Look, Scores
 
 _log = logging.getLogger("blemish")

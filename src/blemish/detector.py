@@ -7,7 +7,6 @@ import logging
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
-from .calibrate import images_needed
 from .calibrator import FreshScore, require_left_out
 from .choosing.auto import Auto, spell_chosen
 from .choosing.candidates import Candidate
@@ -39,6 +38,7 @@ from .methods.registry import require_kind
 from .parts import Parts, Views, learned_views, views_of
 from .presets import find_preset
 from .progress import Progress
+from .promises import images_needed
 from .running import Running, precision_loss, run_on
 from .types import CalibrationKind, ImageBatches
 

@@ -16,12 +16,11 @@ from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
-from numpy.typing import ArrayLike
+from numpy.typing import ArrayLike, NDArray
 
-from .calibrate import Calibration, benjamini_hochberg
+from .calibrate import Calibration
 from .errors import ArgumentError, CalibrationError
-
-_ROUNDING = 1e-12
+from .promises import ROUNDING, check_share
 
 
 @dataclass(frozen=True)
@@ -82,7 +81,7 @@ def choose_alarms(
         alarms = benjamini_hochberg(values, level)
         return BatchAlarms(level, tuple(alarms.tolist()), "benjamini_hochberg", _least(values.size, calibration, level))
     rank = _rank(values.size, calibration, level)
-    striking = values <= rank / (calibration.n_groups + 1) * (1 + _ROUNDING)
+    striking = values <= rank / (calibration.n_groups + 1) * (1 + ROUNDING)
     needed = _least(values.size, calibration, level, rank=rank)
     alarms = striking & (striking.sum() >= needed)
     return BatchAlarms(level, tuple(alarms.tolist()), "e_values", needed)
@@ -98,4 +97,44 @@ def _rank(m: int, calibration: Calibration, level: float) -> int:
 
 def _least(m: int, calibration: Calibration, level: float, *, rank: int = 1) -> int:
     """How many of m have to have a p-value of at most rank / (n + 1)."""
-    return max(1, math.ceil(m * calibration.proven(rank) / level * (1 - _ROUNDING)))
+    return max(1, math.ceil(m * calibration.proven(rank) / level * (1 - ROUNDING)))
+
+
+def benjamini_hochberg(p_values: ArrayLike, level: float) -> NDArray[np.bool_]:
+    """Choose alarms among m images so that on average at most the share `level` of the alarms is false.
+
+    `p_values` is `(m,)` in [0, 1]; the result is `(m,)` bool, True = alarm. With k the largest number for which k of
+    the p-values are at most k level / m, those k raise the alarm. Benjamini and Hochberg, "Controlling the false
+    discovery rate", JRSS B 1995. It holds for the p-values of one `Calibration` although they share its held-out
+    images: Bates, Candès, Lei, Romano, Sesia, "Testing for outliers with conformal p-values", Annals of Statistics
+    2023.
+
+    A conformal p-value is at least 1 / (n + 1), so an anomalous image that is alone among m can only be found if
+    n + 1 >= m / level: `require_images(n, level / m)` raises where it cannot.
+
+    >>> benjamini_hochberg([0.01, 0.8, 0.04, 0.03], 0.06)
+    array([ True, False,  True,  True])
+    """
+    values = np.asarray(p_values, dtype=np.float64)
+    if values.ndim != 1 or not ((values >= 0) & (values <= 1)).all():
+        raise ArgumentError.about("p_values", expected="numbers in [0, 1] of shape (m,)", got=values)
+    check_share("level", level)
+    limits = np.arange(1, values.size + 1) * level / max(1, values.size) * (1 + ROUNDING)
+    passed = np.flatnonzero(np.sort(values) <= limits)
+    return values <= limits[passed[-1]] if passed.size else np.zeros(values.shape, dtype=np.bool_)
+
+
+def benjamini_yekutieli(p_values: ArrayLike, level: float) -> NDArray[np.bool_]:
+    """The same for p-values that depend on each other in any way, as those of `cross`, `loo` and `full` may do.
+
+    It is `benjamini_hochberg` at the level divided by 1 + 1/2 + ... + 1/m, so it finds less (`discoveries` finds more).
+    Each p-value must be valid by itself: those of `loo` and `cross` are so only as `Calibration.proven` of p (n + 1).
+    Benjamini and Yekutieli, "The control of the false discovery rate in multiple testing under dependency",
+    Annals of Statistics 2001.
+
+    >>> benjamini_yekutieli([0.01, 0.8, 0.04, 0.03], 0.1)
+    array([ True, False, False, False])
+    """
+    check_share("level", level)
+    count = np.size(np.asarray(p_values))
+    return benjamini_hochberg(p_values, level / float((1 / np.arange(1, count + 1)).sum() or 1))

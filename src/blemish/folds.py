@@ -5,8 +5,8 @@ from __future__ import annotations
 import random
 from collections.abc import Sequence
 
-from .calibrate import images_needed
 from .methods import FeatureMethod, FrozenMethod, LeavesOut, Method
+from .promises import images_needed
 
 ALWAYS_LEARNED = -1
 

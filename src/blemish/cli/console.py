@@ -62,7 +62,7 @@ class Speaker:
 
 
 def print_fit(detector: Detector, out: Path, seconds: float, as_json: bool, *, extra: Mapping[str, object]) -> None:
-    from ..calibrate import spell_promise
+    from ..promises import spell_promise
     from ..report.facts import excluded_words, held_out_images
 
     calibration = detector.calibration_

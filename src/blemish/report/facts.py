@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from ..calibrate import spell_promise
 from ..detector import Detector
+from ..promises import spell_promise
 
 
 def facts(detector: Detector) -> dict[str, str]:

@@ -9,11 +9,11 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from ..calibrate import images_needed
 from ..datasets.layouts import open_dataset
 from ..detector import Detector
 from ..files import make_folder, write_whole
 from ..inspection.inspect import Inspection, inspect_dataset
+from ..promises import images_needed
 from .guard import Refusal
 from .judge import Sent
 from .models import Models

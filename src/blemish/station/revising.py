@@ -10,13 +10,13 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from ..calibrate import spell_promise
 from ..detector import Detector
 from ..feedback import take_feedback
 from ..files import make_folder
 from ..images.decode import Picture, decode_bytes
 from ..images.source import ImageSource
 from ..methods import Incremental
+from ..promises import spell_promise
 from ..report.lines import model_digest
 from .guard import Refusal
 from .logbook import Logbook

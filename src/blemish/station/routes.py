@@ -14,7 +14,7 @@ from starlette.datastructures import Headers, UploadFile
 from starlette.formparsers import MultiPartException, MultiPartParser
 
 from .. import __version__
-from ..calibrate import images_needed
+from ..promises import images_needed
 from ..report.facts import facts
 from ..report.lines import judged_part
 from .guard import Refusal, read_body

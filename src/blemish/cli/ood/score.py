@@ -53,7 +53,7 @@ def score(
 
     Example: blemish ood score photos --model mobilenet_v2 --calibration known --fdr 0.1
     """
-    from ...calibrate import benjamini_hochberg
+    from ...discoveries import benjamini_hochberg
     from ...evaluation.classifiers import score_batches
 
     check_share("--fdr", fdr)
