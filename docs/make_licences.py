@@ -39,11 +39,13 @@ def licence_of(package: Distribution) -> str:
     if about.get("License-Expression"):
         return str(about["License-Expression"])
     classified = [
-        line.rpartition(" :: ")[2] for line in about.get_all("Classifier") or () if line.startswith("License")
+        line.rpartition(" :: ")[2]
+        for line in about.get_all("Classifier") or ()
+        if line.startswith("License :: OSI Approved :: ")
     ]
     if classified:
         return " AND ".join(dict.fromkeys(classified))
-    text = (about.get("License") or "").strip()
+    text = (about.get("License") or "").strip().removeprefix("OSI Approved :: ")
     short = text if 0 < len(text) < 40 else next((name for hint, name in _HINTS if hint in text), "")
     return short or "unknown"
 

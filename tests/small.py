@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import pytest
 import torch
 
 from blemish.features.backbones import custom_backbone
 from blemish.features.extract import build_extractor
+
+needs_exporter = pytest.mark.skipif(
+    tuple(map(int, torch.__version__.split(".")[:2])) < (2, 7), reason="whole detectors are exported from torch 2.7 on"
+)
 
 
 class Net(torch.nn.Module):

@@ -198,7 +198,7 @@ def test_an_unfitted_one_has_no_method():
         make().method_  # noqa: B018
     with pytest.raises(NotFittedError):
         make().update(PICTURES)
-    with pytest.raises(ArgumentError, match="memory_gb: expected a number above 0"):
+    with pytest.raises(ArgumentError, match=r"memory_gb: expected a number in \(0, 1e\+06\]"):
         make(method=Auto(memory_gb=0.0)).fit(PICTURES)
 
 

@@ -144,3 +144,9 @@ def test_the_command_writes_a_line_for_the_batch(folder, tmp_path, kind):
     refused = run(app, [*asked, "2"])
     assert refused.exit_code == 1
     assert "--fdr: expected a number between 0 and 1, got 2.0" in refused.output + str(refused.exception)
+
+
+def test_a_level_near_zero_alarms_at_nothing():
+    held_out = calibrate(range(99), false_alarm_rate=0.05)
+    found = choose_alarms([0.01, 0.5], 5e-324, held_out)
+    assert (found.alarms, found.needed > 2**52) == ((False, False), True)

@@ -97,6 +97,17 @@ def test_a_name_that_no_file_can_have_is_one_line_before_the_work(line, places, 
     assert done.stderr.splitlines()[-1].startswith("error: ")
 
 
+@pytest.mark.parametrize("gigabytes", ["-1", "0", "1e308"])
+@pytest.mark.parametrize(
+    "name", [name for name, made in commands() if any(o.name == "--memory" for o in options_of(made))]
+)
+def test_an_amount_of_memory_that_is_none_is_refused(name, gigabytes, places, tmp_path):
+    """`serve --memory -1` served nothing from memory, and 1e308 was a traceback."""
+    words = begin(CALLS[name], places, tmp_path / "out")
+    ended = CliRunner().invoke(blemish.cli.app, [*name.split(), *words, "--memory", gigabytes])
+    assert (ended.exit_code, "--memory" in ended.output) == (2, True), ended.output
+
+
 def test_a_product_that_is_none_names_no_folder(tmp_path):
     done = CliRunner().invoke(blemish.cli.app, ["demo", "--product", "../../x", "--out", str(tmp_path / "a" / "b")])
     assert done.stderr.startswith("error: product: expected one of weave")

@@ -31,6 +31,9 @@ from blemish.images.decode import SUFFIXES, decode
 from blemish.images.preprocess import Preprocess
 from blemish.images.source import from_paths
 from blemish.methods import KNN, PaDiM
+from small import needs_exporter
+
+pytestmark = needs_exporter
 
 # Runs a program as if torch and blemish were not installed.
 BLOCKED = """
@@ -336,6 +339,10 @@ def test_what_cannot_be_exported_is_refused_before_the_work(detector, data, tmp_
     half = Detector(method=PaDiM(backbone="filters", precision="bfloat16"), preprocess=Preprocess(32))
     with pytest.raises(ArgumentError, match="precision: expected float32"):
         check_exportable(half)
+    with monkeypatch.context() as old:
+        old.setattr(torch, "__version__", "2.6.0+debian")
+        with pytest.raises(MissingPackageError, match=r"export: torch 2\.6\.0\+debian is too old"):
+            export_model(detector, data / "other.onnx")
     monkeypatch.setitem(sys.modules, "onnxscript", None)
     with pytest.raises(MissingPackageError, match=r"onnxscript is not installed. Install blemish\[onnx\]"):
         export_model(detector, data / "other.onnx")

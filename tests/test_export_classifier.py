@@ -23,7 +23,10 @@ from blemish.images.drawn import clouds
 from blemish.images.preprocess import Preprocess
 from blemish.images.source import from_arrays, from_paths
 from blemish.ood import DETECTORS, Classifier, Energy, Head, Outputs
+from small import needs_exporter
 from trained import Classifier as TinyClassifier
+
+pytestmark = needs_exporter
 
 CLASSES, CHANNELS = 7, 12
 VARIANTS = {

@@ -22,6 +22,9 @@ from .calibrate import Calibration
 from .errors import ArgumentError, CalibrationError
 from .promises import ROUNDING, check_share
 
+_COUNTABLE = 2.0**53
+"""More images than there are: no level, however small, makes it infinite."""
+
 
 @dataclass(frozen=True)
 class BatchAlarms:
@@ -97,7 +100,7 @@ def _rank(m: int, calibration: Calibration, level: float) -> int:
 
 def _least(m: int, calibration: Calibration, level: float, *, rank: int = 1) -> int:
     """How many of m have to have a p-value of at most rank / (n + 1)."""
-    return max(1, math.ceil(m * calibration.proven(rank) / level * (1 - ROUNDING)))
+    return max(1, math.ceil(min(m * calibration.proven(rank) / level, _COUNTABLE) * (1 - ROUNDING)))
 
 
 def benjamini_hochberg(p_values: ArrayLike, level: float) -> NDArray[np.bool_]:

@@ -6,6 +6,9 @@ import os
 import sys
 from pathlib import Path
 
+MOST_GB = 1e6
+"""That somebody may give; far above what there is, and far below what no whole number of bytes can be."""
+
 
 def resident_bytes() -> int | None:
     """Memory that this process holds now."""

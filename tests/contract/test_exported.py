@@ -14,8 +14,11 @@ from blemish.errors import ArgumentError
 from blemish.export.write import export_model
 from blemish.images.preprocess import Preprocess
 from blemish.methods import METHODS, PatchCore
+from small import needs_exporter
 from test_tiling import PRETRAINED
 from trained import quick
+
+pytestmark = needs_exporter
 
 PAGE = (Path(__file__).parents[2] / "docs" / "export.md").read_text(encoding="utf-8")
 (EXPORTED,) = re.findall(r"^\| (`padim`.*?) \| yes \|$", PAGE, flags=re.MULTILINE)

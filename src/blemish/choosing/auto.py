@@ -14,6 +14,7 @@ from ..features.memory import FeatureMemory
 from ..images.groups import join_groups
 from ..images.preprocess import Preprocess
 from ..images.source import Batches
+from ..memory import MOST_GB
 from ..methods import FeatureMethod, Method
 from ..methods.patchcore import PatchCore
 from ..parameters import Parameterised, check_parameters, parameter
@@ -46,7 +47,7 @@ class Auto(Parameterised):
     weights: str | Path | None = parameter(None, role="place", option=True)
     seed: int = parameter(0, option=True)
     device: str = parameter("auto", role="place", option=True)
-    memory_gb: float | None = parameter(None, above=0, role="place", option=True)
+    memory_gb: float | None = parameter(None, above=0, at_most=MOST_GB, role="place", option=True)
 
     def choose(
         self, batches: Batches, groups: Sequence[int], *, comparable: bool, seed: int, progress: Progress | None

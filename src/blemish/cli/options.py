@@ -15,6 +15,7 @@ import typer
 
 from ..errors import ArgumentError
 from ..files import read_text
+from ..memory import MOST_GB
 from ..parameters import Bounds, Parameter
 
 JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON object instead of a table.")]
@@ -30,8 +31,12 @@ WorkersOption = Annotated[int, typer.Option(min=1, max=MOST_THREADS, help="Decod
 ErrorOption = Annotated[
     Literal["raise", "skip"], typer.Option(help="At an unreadable file: raise an error, or skip and count it.")
 ]
+LEAST_GB = 1e-6
 MemoryOption = Annotated[
-    float | None, typer.Option(metavar="GB", help="What the program may hold; default: 9/10 of what is free.")
+    float | None,
+    typer.Option(
+        min=LEAST_GB, max=MOST_GB, metavar="GB", help="What the program may hold; default: 9/10 of what is free."
+    ),
 ]
 SeedOption = Annotated[int, typer.Option(help="For everything random; the same seed gives the same numbers.")]
 SetOption = Annotated[

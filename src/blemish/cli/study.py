@@ -16,8 +16,10 @@ import typer
 
 from ..errors import ArgumentError
 from ..files import make_folder, sole_writer, write_whole
+from ..memory import MOST_GB
 from .console import Speaker, print_rows
 from .options import (
+    LEAST_GB,
     MOST_THREADS,
     DeviceOption,
     JsonOption,
@@ -88,7 +90,9 @@ class WorkOptions:
             help="Threads a process; default: the cores, shared out (--ray: 1). As many give the same last digits.",
         ),
     ] = None
-    memory: Annotated[float | None, typer.Option(metavar="GB", help="What each process may hold.")] = None
+    memory: Annotated[
+        float | None, typer.Option(min=LEAST_GB, max=MOST_GB, metavar="GB", help="What each process may hold.")
+    ] = None
     device: DeviceOption = "auto"
     ray: Annotated[
         str | None, typer.Option(metavar="ADDRESS", help="Run on a Ray cluster: its address, auto, or local.")

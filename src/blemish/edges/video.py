@@ -29,7 +29,10 @@ def import_cv2() -> Any:
         import cv2
     except ImportError as error:
         raise MissingPackageError("Videos need one more package. Run: pip install 'blemish[video]'.") from error
-    cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_SILENT)
+    if hasattr(cv2, "setLogLevel"):  # OpenCV 4
+        cv2.setLogLevel(0)
+    else:
+        cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_SILENT)
     return cv2
 
 

@@ -29,7 +29,7 @@ from .arrays import Recorded
 from .nodes import Made, Nodes
 from .parity import check_first, check_parity, drawn
 from .pixels import PictureFrame
-from .trace import named, refusing
+from .trace import named, refusing, require_onnx
 from .whole import Kinds, add_decision, assemble, calibration_card
 from .write import Exported, check_places, finish
 
@@ -83,6 +83,7 @@ def export_classifier(
     is written `images`, or eight drawn pictures, are judged both ways. Raises `ArgumentError` for a detector that
     cannot be exported, `ExportError` where the file would say something else, `MissingPackageError`, and `OutputError`.
     """
+    require_onnx()
     path, judge = Path(path), ClassifierJudge(classifier, detector, calibration)
     check_places(path)
     _check(judge)

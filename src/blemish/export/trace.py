@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from ..errors import ArgumentError, BlemishError
+from ..errors import ArgumentError, BlemishError, MissingPackageError
 from ..features.layout import main_output
 from ..features.onnx_graph import record, require_packages
 from ..types import ImageBatch
@@ -25,9 +25,16 @@ _MOST_BYTES = (1 << 31) - (1 << 24)
 """Of one file: the format's own limit, less some room for the nodes."""
 
 
+_LEAST_TORCH = (2, 7)
+"""Whose exporter can write a whole detector; that of 2.6 cannot."""
+
+
 def require_onnx() -> None:
     """Refuse, before any work, to go on without the packages that write and run ONNX files."""
     require_packages(("onnx", "onnxruntime", "onnxscript"), of="export", extra="onnx")
+    least = ".".join(map(str, _LEAST_TORCH))
+    if tuple(int(part) for part in torch.__version__.split(".")[:2]) < _LEAST_TORCH:
+        raise MissingPackageError(f"export: torch {torch.__version__} is too old. Run: pip install 'torch>={least}'.")
 
 
 def trace_detector(detector: Detector, inside: Tensor | None) -> Any:

@@ -27,7 +27,7 @@ from ..errors import ArgumentError, NotEnoughMemoryError, NotFittedError
 from ..features.backbones import Backbone, find_backbone
 from ..features.extract import Extractor, OtherRuntime, RunPrecision, build_extractor
 from ..features.weights import StateDict, find_weights
-from ..memory import available_bytes, resident_bytes
+from ..memory import MOST_GB, available_bytes, resident_bytes
 from ..ops.maps import mean_of_highest
 from ..parameters import Parameterised, check_parameters, parameter
 from ..tensors import below
@@ -210,7 +210,7 @@ class FeatureMethod(Method):
     seed: int = parameter(0, option=True)
     device: str = parameter("auto", role="place", option=True)
     precision: RunPrecision = "float32"
-    memory_gb: float | None = parameter(None, above=0, role="place", option=True)
+    memory_gb: float | None = parameter(None, above=0, at_most=MOST_GB, role="place", option=True)
 
     larger_pays: ClassVar[bool] = False
     """Whether a larger input than that of 256 x 256 finds more in images that have more pixels."""
