@@ -90,7 +90,7 @@ class Detector(FittedDetector):
         `WeightsError`, `NotEnoughMemoryError` before the work begins, and `TrainingError` from methods that train.
         """
         self.check()
-        self._forget()
+        self._start_anew()
         source = normal_images(images, max_pixels=self.max_pixels)
         kept = source.without(exclude)
         self.excluded_ = len(source) - len(kept)
@@ -115,7 +115,7 @@ class Detector(FittedDetector):
         self._keep_runtime()
         return self
 
-    def _forget(self) -> None:
+    def _start_anew(self) -> None:
         """Forget an earlier fit."""
         self.calibration_, self.peaks_, self.images_, self._named, self._settled = None, None, 0, None, None
         self.learned_, self.calibrated_on_, self.chosen_ = frozenset(), frozenset(), ""
