@@ -340,6 +340,18 @@ def test_peaks_and_parts_have_what_their_calibration_compares(kind, part, messag
         Detector.load(tmp_path / "more", backbone=BACKBONE)
 
 
+@pytest.mark.parametrize("number", [4, 2**63 - 1])
+def test_a_fold_that_no_model_has_is_refused(number, tmp_path):
+    from blemish import persist
+
+    make("cross").fit(NORMAL).save(tmp_path / "m")
+    tensors, manifest = persist.load(tmp_path / "m")
+    tensors["calibration.folds"][0] = number
+    persist.save(tmp_path / "more", tensors, manifest)
+    with pytest.raises(ModelFileError, match=rf"tensor calibration\.folds: expected 4 folds, got {number + 1}"):
+        Detector.load(tmp_path / "more", backbone=BACKBONE)
+
+
 def test_the_network_is_kept_once_for_all_folds(tmp_path):
     from blemish import persist
 

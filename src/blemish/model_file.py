@@ -372,7 +372,8 @@ def check_left_out(
             raise ModelFileError("tensors left_out.*: do not fit the scores.")
     for name, known in (("calibration", calibration), ("peaks", peaks)):
         if kind == "cross" and known is not None:
-            folds = None if known.folds is None else known.folds.max() + 1  # the last one's may not have been readable
+            # The last one's images may not have been readable.
+            folds = None if known.folds is None else int(known.folds.max()) + 1
             if folds is None or folds > len(methods):
                 raise ModelFileError(f"tensor {name}.folds: expected {len(methods)} folds, got {folds}.")
 

@@ -237,7 +237,7 @@ def _from_cifar(paths: Sequence[Path]) -> LabelledImages:
     classes = tuple(read_text(names, error=DatasetError).split()) if names.is_file() else ()
     numbers = np.concatenate([part[:, 0] for part in records.values()])
     if classes and len(numbers) and numbers.max() >= len(classes):
-        raise DatasetError.about(str(names), expected=f"{numbers.max() + 1} names of classes", got=len(classes))
+        raise DatasetError.about(str(names), expected=f"{int(numbers.max()) + 1} names of classes", got=len(classes))
     images = {name: part[:, 1:].reshape(-1, 3, 32, 32).transpose(0, 2, 3, 1) for name, part in records.items()}
     return _packed(images, numbers, classes)
 
