@@ -192,6 +192,11 @@ def test_the_resize_is_ours_on_openvino_too():
             assert np.abs(pixels - preprocess.pixels(Image.fromarray(picture)).numpy()).max() < 1e-6
 
 
+def test_a_file_says_nothing_of_the_machine_that_made_it(device):
+    content = (device / "m.onnx").read_bytes()
+    assert not [found for found in (b".py", b"site-packages", str(device).encode()) if found in content]
+
+
 @pytest.fixture(scope="module")
 def for_openvino(detector, data, tmp_path_factory):
     """What `blemish export --format openvino` made of the same detector."""

@@ -90,6 +90,12 @@ def test_scores_are_those_of_torch(fitted, data):
 
 
 @pytest.mark.parametrize("name", OTHERS)
+def test_a_file_says_nothing_of_the_machine_that_made_it(files, name):
+    content = (files / f"{name}.blemish").read_bytes()
+    assert not [found for found in (b".py", b"site-packages", str(files).encode()) if found in content]
+
+
+@pytest.mark.parametrize("name", OTHERS)
 def test_from_the_networks_input_to_the_score(fitted, name):
     """The same model on two runtimes: nothing but the forward pass differs."""
     detector = fitted["torch"]

@@ -38,7 +38,16 @@ def record(module: nn.Module, pixels: Tensor, *, any_batch: bool = False) -> Any
         program = torch.export.export(module, (pixels,), dynamic_shapes=shapes, strict=False)
         # The exporter's optimiser takes numbers such as 1e-8 for 0; the runtimes have their own, which do not.
         written: Any = torch.onnx.export(program, (), dynamo=True, verbose=False, opset_version=OPSET, optimize=False)
-    return written.model_proto
+    return _without_origins(written.model_proto)
+
+
+def _without_origins(model: Any) -> Any:
+    """Take out what the exporter says of where each node came from: paths of this machine."""
+    for part in (model.graph, *model.functions):
+        for item in (*part.node, *part.value_info, *getattr(part, "initializer", ()), part):
+            del item.metadata_props[:]
+            item.doc_string = ""
+    return model
 
 
 @contextlib.contextmanager
