@@ -210,6 +210,18 @@ def test_settings_reach_the_method(dataset, tmp_path):
 def test_update(model, dataset, tmp_path):
     printed = json.loads(run("update", model, dataset / "test" / "good", "--out", tmp_path / "m", "--json").stdout)
     assert (printed["images"], printed["threshold"]) == (30, None)
+    said = run("update", model, dataset / "test" / "good", "--out", tmp_path / "m").stdout
+    assert "no threshold (the old one belonged to the old model; `blemish recalibrate` makes a new one)" in said
+    raw = run("fit", dataset, "--backbone", "filters", "--calibration", "none", "--out", tmp_path / "raw").stdout
+    assert "no threshold (calibration off)" in raw
+
+
+def test_images_too_few_for_a_new_threshold_are_told_only_what_the_command_can_do(model, dataset, tmp_path):
+    good, rate = dataset / "test" / "good", ("--false-alarm-rate", 0.05)
+    for arguments in (("recalibrate", model, good, *rate), ("update", model, good, "--held-out", good / "000.png")):
+        said = run(*arguments, "--out", tmp_path / "m", status=1).stderr
+        assert "held-out normal images, there" in said
+        assert "--calibration" not in said
 
 
 @pytest.mark.parametrize(

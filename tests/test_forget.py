@@ -89,7 +89,7 @@ def test_refusals_change_nothing():
     for kind in ("padim, scatter", "knn"):
         made = detector(kind, IMAGES)
         before = scores(made)
-        with pytest.raises(ArgumentError, match="pictures that were learned, got"):
+        with pytest.raises(ArgumentError, match="or that set the threshold, got image 1, which is neither"):
             made.forget([IMAGES[0], NEW[0]])
         with pytest.raises(ArgumentError, match="to remain"):
             made.forget(IMAGES)
@@ -115,6 +115,27 @@ def test_the_calibration_is_dropped():
     held = next(image for image in IMAGES if not made.learned_ or _digest(image) in made.learned_)
     made.forget([held])
     assert (made.calibration_, made.peaks_, made.calibrated_on_) == (None, None, frozenset())
+
+
+def test_held_out_pictures_among_them_go_with_the_threshold():
+    """Nobody knows which pictures of a customer were held out, so all of them are given."""
+    made = Detector(method=KINDS["knn"](), preprocess=Preprocess(32), false_alarm_rate=0.3).fit(IMAGES)
+    sides = [_digest(image) in made.calibrated_on_ for image in IMAGES]
+    given = [IMAGES[sides.index(True)], IMAGES[sides.index(False)]]
+    expected = [image for image, is_held_out in zip(IMAGES, sides, strict=True) if not is_held_out]
+    made.forget(given)
+    assert (made.images_, made.calibration_) == (sides.count(False) - 1, None)
+    assert scores(made) == pytest.approx(scores(detector("knn", expected[1:])), rel=1e-5)
+    with pytest.raises(ArgumentError, match="learned, or that set the threshold"):
+        made.forget(given[:1])
+
+
+def test_held_out_pictures_alone_leave_the_model_as_it_was():
+    made = Detector(method=KINDS["knn"](), preprocess=Preprocess(32), false_alarm_rate=0.3).fit(IMAGES)
+    before, images = scores(made), made.images_
+    made.forget([image for image in IMAGES if _digest(image) in made.calibrated_on_])
+    assert (made.images_, made.calibration_) == (images, None)
+    np.testing.assert_array_equal(scores(made), before)
 
 
 def _digest(image):

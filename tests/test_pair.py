@@ -23,6 +23,7 @@ from blemish.methods import KNN, PaDiM
 from blemish.metrics import FoundRegions, auroc, pixel_auroc, pixel_curve
 from blemish.metrics.paired import paired_differences, ranks
 from blemish.metrics.table import TABLE, Outcome
+from blemish.report.page import percent_range
 
 
 @pytest.fixture(scope="module")
@@ -46,6 +47,17 @@ def models(data, tmp_path_factory):
         made.save(folder / f"{method.name}.blemish")
         found.append(made)
     return (*found, folder)
+
+
+def test_a_wrong_pattern_is_refused_before_anything_is_scored(models, dataset, monkeypatch):
+    monkeypatch.setattr(home, "evaluate", None)
+    with pytest.raises(ArgumentError, match="group_by: expected a pattern that is found in every path"):
+        evaluate_pair(*models[:2], dataset, group_by="part([0-9]+)")
+
+
+def test_a_range_below_zero_has_no_dash_beside_its_signs():
+    assert percent_range((-0.634, -0.031)) == "-63.4 to -3.1 %"
+    assert percent_range((0.1, 0.2)) == "10.0 \u2013 20.0 %"
 
 
 def test_every_figure_that_both_have_is_compared(models, dataset):

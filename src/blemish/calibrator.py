@@ -57,12 +57,16 @@ class Calibrator:
         """How many groups must be judged by what has not learned them."""
         return images_needed(self.false_alarm_rate, certain=self.certain)
 
-    def require(self, groups: Sequence[int], *, total: int | None = None, fewest: int | None = None) -> None:
+    def require(
+        self, groups: Sequence[int], *, total: int | None = None, fewest: int | None = None, may_be_off: bool = True
+    ) -> None:
         """Refuse too few groups, which are images where none belong together."""
         count = len(set(groups))
         alone = count == len(groups) and not self.in_groups
         of = "normal images" if alone else "groups of normal images"
-        require_images(count, self.false_alarm_rate, certain=self.certain, of=of, total=total, fewest=fewest)
+        require_images(
+            count, self.false_alarm_rate, certain=self.certain, of=of, total=total, fewest=fewest, may_be_off=may_be_off
+        )
 
     def share_to_hold_out(self, groups: Sequence[int]) -> float:
         """A fifth, or as many as the rate needs where a fifth is too few and as many remain to learn from."""

@@ -206,7 +206,7 @@ class Detector(FittedDetector):
             self._use_runtime()
             changed._running = self._running
             changed.calibration, changed.held_out, changed.kept_, changed.skipped_ = "split", None, None, []
-            changed._calibrator.require(fresh.groups)
+            changed._calibrator.require(fresh.groups, may_be_off=False)
             changed._calibrate(fresh, progress)
             changed._keep_runtime()
         elif self.calibration_ is None:
@@ -241,7 +241,7 @@ class Detector(FittedDetector):
             else without_copies(self._grouped(normal_images(held_out, max_pixels=self.max_pixels)), of=source)
         )
         if fresh is not None:
-            self._calibrator.require(fresh.groups)
+            self._calibrator.require(fresh.groups, may_be_off=False)
         self._use_runtime()
         source, digests = with_digests(source)
         batches = self._batches(source, learn=True)
@@ -259,8 +259,8 @@ class Detector(FittedDetector):
         """Unlearn images, which must come again, as if they had never been there; the calibration is dropped.
 
         They are known by the digests of their pictures; of copies that were learned, one is forgotten for each that is
-        given. Raises `ArgumentError` for a method that cannot, for what was not learned, and where an exact result is
-        not possible; then nothing changes.
+        given. Held-out pictures among them go with the calibration. Raises `ArgumentError` for a method that cannot,
+        for pictures that the model has not seen, and where an exact result is not possible; then nothing changes.
         """
         self.check()
         method = self.method_
@@ -271,11 +271,14 @@ class Detector(FittedDetector):
         require_any(len(source))
         digests = [pixel_digest(source.load(index)) for index in range(len(source))]
         for name, digest in zip(source.names, digests, strict=True):
-            if digest not in self.learned_:
-                raise ArgumentError.about("images", expected="pictures that were learned", got=f"{name}, which was not")
+            if digest not in self.learned_ | self.calibrated_on_:
+                expected = "pictures that were learned, or that set the threshold"
+                raise ArgumentError.about("images", expected=expected, got=f"{name}, which is neither")
+        source = source.subset([index for index, digest in enumerate(digests) if digest in self.learned_])
         self._use_runtime()
         had_copies = len(self.learned_) != self.images_
-        method.forget(self._to_learn(self._batches(source, learn=True), "forget", progress))
+        if len(source):
+            method.forget(self._to_learn(self._batches(source, learn=True), "forget", progress))
         self.images_ -= len(source)
         if not had_copies:
             self.learned_ -= frozenset(digests)

@@ -71,11 +71,13 @@ def require_images(
     of: str = "normal images",
     total: int | None = None,
     fewest: int | None = None,
+    may_be_off: bool = True,
 ) -> None:
     """Raise `CalibrationError` where `held_out` images, or groups `of` images, cannot support the rate.
 
     `total` is how many there are to be learned from and held out; then the error names a share that would do. `fewest`
-    is how many would do without holding any out, where nobody named a calibration.
+    is how many would do without holding any out, where nobody named a calibration. `may_be_off` is false where
+    somebody asks for nothing but a threshold.
 
     >>> require_images(16, 0.05, total=80)
     Traceback (most recent call last):
@@ -100,7 +102,8 @@ def require_images(
     if certain is not None:
         ways.append("do without the certainty (certain=None, no --certain)")
     few = "" if fewest is None else "; --preset few does, and is made for it"
-    ways.append(f"switch the calibration off (calibration='none', --calibration none{few})")
+    if may_be_off:
+        ways.append(f"switch the calibration off (calibration='none', --calibration none{few})")
     listed = ", ".join(ways[:-1]) + f", or {ways[-1]}."
     raise CalibrationError(
         f"{wanted} needs at least {needed} held-out {of}, there are {there}. {listed[0].upper()}{listed[1:]}"

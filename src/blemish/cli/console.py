@@ -83,7 +83,8 @@ def print_fit(detector: Detector, out: Path, seconds: float, as_json: bool, *, e
     if as_json:
         typer.echo(json.dumps(row | dict(extra)))
         return
-    verdict = "no threshold (calibration off)"
+    dropped = "the old one belonged to the old model; `blemish recalibrate` makes a new one"
+    verdict = f"no threshold ({'calibration off' if detector.calibration == 'none' else dropped})"
     if calibration is not None:
         verdict = "verdicts by p-value" if row["threshold"] is None else f"threshold {row['threshold']:.4g}"
     in_groups = f" in {row['groups']} groups" if row["groups"] else ""

@@ -67,6 +67,8 @@ def evaluate_pair(
     pixels take `pixel_repetitions` times their own time, and are left out with 0; their p-values come from the
     bootstrap. The rest is that of `evaluate` and `paired_differences`. Raises `DatasetError` where a class is missing.
     """
+    source = dataset.test_images(max_pixels=a.max_pixels)
+    number = dict(zip(source.names, find_groups(source, source.paths(), group_by), strict=True))
     masks = Masks(max_pixels=a.max_pixels)
     left, right = (
         evaluate(one, dataset, pixels=pixels, masks=masks, allow_overlap=allow_overlap, progress=progress)
@@ -77,8 +79,6 @@ def evaluate_pair(
         raise DatasetError(f"{dataset.root}: one of the models could not read all images. Mend or remove these files.")
     if not (left.figures.n_normal and left.figures.n_anomalous):
         raise DatasetError(f"{dataset.root}: a comparison takes normal and anomalous test images, one kind is missing.")
-    source = dataset.test_images(max_pixels=a.max_pixels)
-    number = dict(zip(source.names, find_groups(source, source.paths(), group_by), strict=True))
     groups = np.array([number[name] for name in names[0]])
 
     def compare(rows: list[str], statistic: Statistic, repetitions: int, *, swaps: bool) -> dict[str, FigureDifference]:

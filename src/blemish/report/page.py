@@ -69,7 +69,11 @@ def percent_range(interval: tuple[float, float] | None, digits: int = 1) -> str:
     if interval is None:
         return ""
     low, high = interval
-    return NOTHING if math.isnan(low + high) else f"{100 * low:.{digits}f} {EN_DASH} {100 * high:.{digits}f} %"
+    return (
+        NOTHING
+        if math.isnan(low + high)
+        else f"{100 * low:.{digits}f} {EN_DASH if low >= 0 else 'to'} {100 * high:.{digits}f} %"
+    )
 
 
 def counted(count: int, noun: str) -> str:
