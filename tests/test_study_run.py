@@ -33,6 +33,7 @@ from blemish.images.preprocess import Preprocess
 from blemish.methods import SVDD, DeepSVDD, PaDiM
 from blemish.methods.registry import METHODS
 from blemish.study import run as study_run
+from blemish.study.estimate import estimate
 from blemish.study.messages import Finished, ImagesRead, Started
 from blemish.study.plan import groups
 from blemish.study.run import LocalExecutor, run_study
@@ -94,6 +95,19 @@ def test_a_row_holds_the_figures_of_a_plain_fit_and_all_that_was_promised(data, 
     assert '"torch": ' in row["versions"]
     assert len(row["dataset_digest"]) == len(row["weights_digest"]) == 64
     assert (row["status"], row["reason"], row["threads"], row["device"]) == ("finished", None, 1, "cpu")
+
+
+def test_a_threshold_gets_as_many_images_as_its_rate_takes_as_in_fit(data, tmp_path):
+    """Without this a study of 38 to 94 images failed in every cell, with its defaults, where `fit` went through."""
+    few = plan(data, methods=("knn",), held_out=0.1)  # 2 of 16, and a rate of 25 % takes 3
+    (row,) = run(tmp_path / "s", few)
+    assert (row["status"], row["n_fit"], row["n_held_out"], row["held_out"]) == ("finished", 13, 3, 0.1)
+
+
+def test_too_few_images_for_the_rate_are_told_before_anything_runs(data):
+    (group,) = groups(plan(data, methods=("knn",), false_alarm_rate=0.05).cells())
+    (cell,) = estimate(group, ONE_THREAD).cells
+    assert "needs at least 19 held-out normal images, there are 4 of 16" in cell.problem
 
 
 def test_a_method_that_trains_is_a_cell_beside_those_that_share_features(data, tmp_path):

@@ -13,7 +13,7 @@ from .images.look import looks_of
 from .localise import Localiser
 from .methods import LeavesOut, Method, ScoresBeside
 from .methods.registry import require_kind
-from .promises import images_needed, require_images
+from .promises import images_needed, require_images, share_to_hold_out
 from .types import CalibrationKind, ImageBatch, Look, Scores
 
 _log = logging.getLogger("blemish")
@@ -70,8 +70,7 @@ class Calibrator:
 
     def share_to_hold_out(self, groups: Sequence[int]) -> float:
         """A fifth, or as many as the rate needs where a fifth is too few and as many remain to learn from."""
-        share = self.needed / (max(groups) + 1)
-        return share if 0.2 < share <= 0.5 else 0.2
+        return share_to_hold_out(max(groups) + 1, self.needed)
 
     def judge(self, scored: Iterable[tuple[ImageBatch, Scores]]) -> list[FreshScore]:
         """Score and peak of each image."""

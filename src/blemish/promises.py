@@ -63,6 +63,16 @@ def images_needed(false_alarm_rate: float, *, certain: float | None = None) -> i
     return n
 
 
+def share_to_hold_out(images: int, needed: int, *, least: float = 0.2) -> float:
+    """`least`, or as many as are needed where that is too few and as many remain to learn from.
+
+    >>> [share_to_hold_out(images, 19) for images in (200, 38, 30)]
+    [0.2, 0.5, 0.2]
+    """
+    share = needed / images
+    return share if least < share <= 0.5 else least
+
+
 def require_images(
     held_out: int,
     false_alarm_rate: float,

@@ -59,7 +59,8 @@ class PlanOptions:
     resize: Annotated[str | None, typer.Option(help="Size of the network's input: SIDE, HEIGHTxWIDTH, or auto.")] = None
     white_level: WhiteLevelOption = None
     held_out: Annotated[
-        float | None, typer.Option(help="Share of the normal images that fix the threshold; 0: no threshold.")
+        float | None,
+        typer.Option(help="Share of the normal images that fix the threshold, or what it takes; 0: no threshold."),
     ] = None
     false_alarm_rate: Annotated[float | None, typer.Option(help="Share of normal images that may be flagged.")] = None
     intervals: Annotated[

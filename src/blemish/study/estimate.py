@@ -11,7 +11,7 @@ from ..errors import ArgumentError, BlemishError
 from ..features.backbones import find_backbone
 from ..methods import FeatureMethod
 from ..types import FeatureMaps
-from .group import decoded, forward_ms, make_method, prepared, shared_extractor
+from .group import decoded, forward_ms, make_method, prepared, share_held_out, shared_extractor
 from .messages import WorkerSettings
 from .plan import Cell, Group
 
@@ -59,6 +59,7 @@ def estimate(group: Group, settings: WorkerSettings) -> GroupEstimate:
     cells = []
     for cell in group.cells:
         try:
+            learned = round(len(dataset.train) * (1 - share_held_out(cell, len(dataset.train))))
             method = make_method(cell, backbone, settings)
             if not isinstance(method, FeatureMethod):
                 cells.append(CellEstimate(cell, None, None, ""))
@@ -67,7 +68,7 @@ def estimate(group: Group, settings: WorkerSettings) -> GroupEstimate:
             if missing and method.reads_features:
                 raise ArgumentError.about("taps", expected=f"layers of {backbone.name}", got=", ".join(missing))
             some = FeatureMaps(tuple(by_tap[tap] for tap in method.tapped() if tap in by_tap), preprocess.size)
-            needed = method.plan(some, round(len(dataset.train) * (1 - cell.held_out)))
+            needed = method.plan(some, learned)
         except (BlemishError, TypeError) as error:
             cells.append(CellEstimate(cell, None, None, str(error)))
             continue

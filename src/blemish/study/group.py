@@ -32,6 +32,7 @@ from ..methods import FeatureMethod, Method
 from ..methods.registry import METHODS
 from ..parameters import parameters_of
 from ..persist import digest
+from ..promises import images_needed, require_images, share_to_hold_out
 from .messages import Finished, ImagesRead, Message, Started, WorkerSettings
 from .plan import Cell, Group
 
@@ -118,6 +119,15 @@ def _read(group: Group, settings: WorkerSettings) -> Generator[Message, None, _S
     return _Shared(dataset, backbone, features, Masks(), pixels, {}, columns)
 
 
+def share_held_out(cell: Cell, images: int) -> float:
+    """Of the normal images: the cell's, or as many as its rate takes, as in a plain fit. Refuses too few images."""
+    if not cell.held_out:
+        return 0.0
+    share = share_to_hold_out(images, images_needed(cell.false_alarm_rate), least=cell.held_out)
+    require_images(round(images * share), cell.false_alarm_rate, total=images, may_be_off=False)
+    return share
+
+
 def _run(cell: Cell, shared: _Shared, settings: WorkerSettings) -> dict[str, Any]:
     start = time.perf_counter()
     forget_peak()
@@ -126,7 +136,7 @@ def _run(cell: Cell, shared: _Shared, settings: WorkerSettings) -> dict[str, Any
         method=method,
         preprocess=shared.features.preprocess,
         calibration="split" if cell.held_out else "none",
-        held_out=cell.held_out or Detector.held_out,
+        held_out=share_held_out(cell, len(shared.dataset.train)) or Detector.held_out,
         false_alarm_rate=cell.false_alarm_rate,
         seed=cell.seed,
         batch_size=_BATCH,

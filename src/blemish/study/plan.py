@@ -126,7 +126,8 @@ class StudyPlan:
         images held out) or `paper` (256, crop 224, none held out, each method's parameters of its paper).
     resize: another input size in pixels: a side, height and width, `auto`, or `auto:SIDE`.
     white_level: of 16-bit files: 1023 for a camera of 10 bits, 4095 for 12; `auto`; None: 65535.
-    held_out: share of the normal images that fix the threshold; 0: no threshold; None: the preset's.
+    held_out: share of the normal images that fix the threshold, or as many as the rate takes where that is more, and as
+        many remain; 0: no threshold; None: the preset's.
     false_alarm_rate: the share of normal images that may be called anomalous.
     intervals: 95 % bootstrap intervals of the image figures.
     repetitions: of the bootstrap for pixel figures, each as long as the figures themselves; 0: no such intervals.
