@@ -10,6 +10,7 @@ from typing import Annotated, Any, Literal
 from fastapi import APIRouter, Depends, Query, Request, Response
 from fastapi import Path as PathParameter
 from fastapi.responses import JSONResponse
+from python_multipart.exceptions import FormParserError
 from starlette.datastructures import Headers, UploadFile
 from starlette.formparsers import MultiPartException, MultiPartParser
 
@@ -353,7 +354,7 @@ async def _parts(headers: Headers, body: bytes, most: int) -> list[tuple[str, by
     parser = _InMemory(headers, stream(), max_files=most, max_fields=16)  # type: ignore[arg-type]
     try:
         form = await parser.parse()
-    except (MultiPartException, KeyError) as error:
+    except (MultiPartException, FormParserError, KeyError) as error:  # the second comes through older Starlettes
         status = 413 if "Too many" in str(error) else 400
         raise Refusal(status, f"No multipart form of at most {most} pictures: {error}") from None
     files = [value for _, value in form.multi_items() if isinstance(value, UploadFile)]
