@@ -268,7 +268,9 @@ def test_a_run_goes_on_where_the_lines_end_and_another_video_is_judged_anew(mode
     on_screen = [json.loads(line) for line in run("stream", model, video).stdout.splitlines()]
     run("stream", model, video, "--out", out)
     lines = out.read_text().splitlines()
-    assert [json.loads(line)["score"] for line in lines] == [row["score"] for row in on_screen]
+    # How many frames a batch has depends on how busy the machine is, and last digits on that.
+    scores = [row["score"] for row in on_screen]
+    assert [json.loads(line)["score"] for line in lines] == pytest.approx(scores, rel=1e-5)
     out.write_text("\n".join([*lines[:4], lines[4][:50]]))  # killed
     done = run("stream", model, video, "--out", out)
     rows = [json.loads(line) for line in out.read_text().splitlines()]
