@@ -244,6 +244,13 @@ def test_wrong_use_is_one_line_and_status_1(dataset, tmp_path, arguments, messag
     assert re.search(message, line)
 
 
+def test_images_for_a_threshold_are_not_said_to_be_learned(model, dataset, tmp_path):
+    good = dataset / "test" / "good"
+    said = run("recalibrate", model, good, "--out", tmp_path / "m").stderr
+    assert "6 images, normal, for the threshold" in said
+    assert "to learn from" not in said
+
+
 def test_missing_argument_is_status_2():
     run("fit", status=2)
     run("fit", "data", "--on-error", "huge", status=2)

@@ -10,13 +10,19 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import typer
 from typer.testing import CliRunner
 
+from blemish.choosing.choose import FAMILIES
 from blemish.cli import app
+from blemish.datasets.layouts import LAYOUTS
 from blemish.datasets.synthetic import write_dataset
+from blemish.detector import Detector
 from blemish.images.preprocess import Preprocess
 from blemish.methods import METHODS
+from blemish.model_file import ModelManifest
 from blemish.ood import DETECTORS
+from blemish.parameters import parameters_of
 from blemish.presets import PRESETS
 
 README = Path(__file__).parents[1] / "README.md"
@@ -118,6 +124,45 @@ def test_modules_and_scripts_that_are_named_exist():
             assert pydoc.locate(name), f"{page.name}: {name}"
         for path in re.findall(r"\b(?:src|tests|benchmarks|docs)/[\w/]+\.py", text):
             assert (README.parent / path).is_file(), f"{page.name}: {path}"
+
+
+def shown_commands():
+    """Page, command and options of each line that a page shows, indented, fenced or in backquotes."""
+    for page in PAGES:
+        text = page.read_text(encoding="utf-8").replace("\\\n", " ").replace("\\`", "`")
+        lines = re.findall(r"^    .*|^blemish .*", text, flags=re.MULTILINE) + re.findall(r"`([^`\n]+)`", text)
+        for line in lines:
+            for words in re.findall(r"\bblemish ([a-z][^|#;&]*)", line):
+                yield page.name, words.split()
+
+
+def test_commands_that_are_shown_have_the_options_that_are_shown():
+    groups = typer.main.get_command(app).commands
+    for page, words in shown_commands():
+        command, rest = groups.get(words[0]), words[1:]
+        assert command, f"{page}: blemish {words[0]}"
+        for name in (rest[0].split("|") if rest else ()) if hasattr(command, "commands") else (None,):
+            found = command if name is None else command.commands.get(name)
+            assert found, f"{page}: blemish {words[0]} {name}"
+            known = {"--help"}.union(*(option.opts + option.secondary_opts for option in found.params))
+            wrong = {word.partition("=")[0] for word in rest if re.match("--[a-z]", word)} - known
+            assert not wrong, f"{page}: blemish {' '.join(words)}: {wrong}"
+
+
+def test_every_key_of_a_model_file_is_on_its_page():
+    page = README.parent.joinpath("docs", "security.md").read_text(encoding="utf-8")
+    missing = [name for name in parameters_of(ModelManifest) if f"`{name}`" not in page]
+    missing += [
+        name for name, known in parameters_of(Detector).items() if known.role == "model" and f"`{name}`" not in page
+    ]
+    assert not missing
+
+
+def test_every_layout_preset_and_drawn_change_is_on_its_page():
+    rows = {"data": [layout.name for layout in LAYOUTS], "images": PRESETS, "choose": FAMILIES}
+    for name, words in rows.items():
+        page = README.parent.joinpath("docs", f"{name}.md").read_text(encoding="utf-8")
+        assert not [word for word in words if f"`{word}`" not in page], name
 
 
 def anchors(page):

@@ -38,8 +38,9 @@ def benchmark(
 ) -> None:
     """Time each stage of `predict`, on each runtime: decode, the network, the score, regions, writing.
 
-    Stages are timed one after the other, in ms an image, decoding with one thread. images/s is that of `predict`, whose
-    threads decode while the network works: the longest of both bounds it. A first batch is not counted.
+    Stages are timed one after the other, in ms an image, decoding with one thread. images_per_second is that of
+    `predict`, whose threads decode while the network works: the longest of both bounds it. A first batch is not
+    counted.
 
     Example: blemish benchmark bottle.blemish bottle/test
     """

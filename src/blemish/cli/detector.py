@@ -250,7 +250,9 @@ def update(
     say = Speaker()
     start = time.perf_counter()
     source, taken = normal_source(new_normals, say, max_pixels=MAX_PIXELS)
-    held_out_source = None if held_out is None else normal_source(held_out, say, max_pixels=MAX_PIXELS)[0]
+    held_out_source = (
+        None if held_out is None else normal_source(held_out, say, max_pixels=MAX_PIXELS, use="for the threshold")[0]
+    )
     detector = load_model(model, device, roi)
     detector.on_error = on_error
     if memory is not None:
@@ -296,7 +298,7 @@ def recalibrate(
     taken: dict[str, object] | None = None
     source = None
     if images is not None:
-        source, taken = normal_source(images, say, max_pixels=MAX_PIXELS)
+        source, taken = normal_source(images, say, max_pixels=MAX_PIXELS, use="for the threshold")
     detector = load_model(model, device, roi, runtime=runtime)
     detector.on_error, detector.group_by = on_error, group_by
     with say.progress() as progress:
@@ -309,7 +311,7 @@ def recalibrate(
 @changes_a_model
 def forget(
     model: ModelArgument,
-    images: Annotated[Path, typer.Argument(help="Image file or folder of images that were learned.")],
+    images: Annotated[Path, typer.Argument(help="Image file or folder of images of the fit.")],
     *,
     out: ChangedOption = None,
     roi: RoiOption = None,
@@ -318,7 +320,8 @@ def forget(
 ) -> None:
     """Unlearn images, as if they had never been there: exact, or refused. The threshold is dropped.
 
-    They are known by their pictures, so give the files that were learned. padim and gaussian need `fit --keep sums`.
+    They are known by their pictures, so give the files; those held out may be among them. padim and gaussian need
+    `fit --keep sums`.
 
     Example: blemish fit bottle --method padim --keep sums; blemish forget model.blemish bottle/train/good/007.png
     """

@@ -12,7 +12,7 @@ import typer
 from ..files import check_output
 from .console import Speaker
 from .models import image_paths, load_model
-from .options import DeviceOption, ImagesArgument, JsonOption, MaxPixelsOption, ModelArgument, ReportOption
+from .options import DeviceOption, ImagesArgument, MaxPixelsOption, ModelArgument, ReportOption
 
 if TYPE_CHECKING:
     from ..explain import Explanation
@@ -29,7 +29,7 @@ def explain_regions(
     report: ReportOption = None,
     device: DeviceOption = "auto",
     max_pixels: MaxPixelsOption = None,
-    as_json: JsonOption = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object a region.")] = False,
 ) -> None:
     """Say for each region which normal patch is most like it, and what differs: brightness, colour, lines, structure.
 

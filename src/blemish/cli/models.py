@@ -39,14 +39,14 @@ class Subfolders:
     anomalous: AnomalousOption = None
     masks: MasksOption = None
 
-    def open(self, data: Path, say: Speaker) -> tuple[Dataset, Taken]:
-        """The data set, and what was taken of it, which is also said on stderr."""
+    def open(self, data: Path, say: Speaker, *, use: str = "to learn from") -> tuple[Dataset, Taken]:
+        """The data set, and what was taken of it, which is also said on stderr, with the use of its normal images."""
         from ..datasets.layouts import open_dataset
         from ..datasets.taken import take
 
         dataset = open_dataset(data, normal=self.normal or (), anomalous=self.anomalous or (), masks=self.masks)
         taken = take(dataset)
-        say.lines(taken.lines())
+        say.lines(taken.lines(use=use))
         return dataset, taken
 
 
@@ -105,18 +105,18 @@ def changes_a_model(function: Callable[..., None]) -> Callable[..., None]:
 
 
 def normal_source(
-    data: Path, say: Speaker, *, max_pixels: int, folders: Subfolders | None = None
+    data: Path, say: Speaker, *, max_pixels: int, folders: Subfolders | None = None, use: str = "to learn from"
 ) -> tuple[Any, dict[str, object]]:
-    """Normal images to learn from, and what was taken as JSON; says the same on stderr."""
+    """Normal images for a use, and what was taken as JSON; says the same on stderr."""
     from ..datasets.layouts import OneClass
     from ..images.source import as_source
 
     folders = folders or Subfolders()
     if os.path.isdir(data) or OneClass.spelled(data) or folders != Subfolders():
-        dataset, taken = folders.open(data, say)
+        dataset, taken = folders.open(data, say, use=use)
         return dataset.train_images(max_pixels=max_pixels), taken.as_json()
     source = as_source(data, max_pixels=max_pixels)
-    say.line(f"{data}: {len(source)} images, normal, to learn from")
+    say.line(f"{data}: {len(source)} images, normal, {use}")
     return source, {"root": str(data), "images": len(source)}
 
 

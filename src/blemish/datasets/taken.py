@@ -52,10 +52,10 @@ class Taken:
     passed_over: tuple[PassedOver, ...]
     has_test_part: bool
 
-    def lines(self) -> Iterator[str]:
-        """For people: a line a folder."""
+    def lines(self, *, use: str = "to learn from") -> Iterator[str]:
+        """For people: a line a folder; `use` is that of the normal images that are no test images."""
         yield f"{self.root}: {_LAYOUT_WORDS.get(self.layout, f'layout {self.layout}')}"
-        said = [*map(_taken_line, self.folders), *map(_passed_over_line, self.passed_over)]
+        said = [*(_taken_line(folder, use) for folder in self.folders), *map(_passed_over_line, self.passed_over)]
         yield from said[:_MOST_LINES]
         if len(said) > _MOST_LINES:
             yield f"  ... and {len(said) - _MOST_LINES} more folders (--json names all)"
@@ -118,9 +118,9 @@ def _folder(path: Path, root: Path) -> str:
     return os.path.relpath(path.parent, root) if path.parent.parts else "."
 
 
-def _taken_line(row: TakenFolder) -> str:
+def _taken_line(row: TakenFolder, use: str) -> str:
     if row.use == "train":
-        what = "normal, to learn from"
+        what = f"normal, {use}"
     elif row.kind == "unknown":
         what = "to judge"
     else:
