@@ -251,6 +251,20 @@ def test_images_for_a_threshold_are_not_said_to_be_learned(model, dataset, tmp_p
     assert "to learn from" not in said
 
 
+def test_a_model_without_a_threshold_says_so_where_it_judges(dataset, tmp_path):
+    run("fit", dataset, "--backbone", "filters", "--calibration", "none", "--resize", 64, "--out", tmp_path / "m")
+    said = run("predict", tmp_path / "m", dataset / "test" / "good").stderr
+    assert f"No verdicts and no regions from {tmp_path / 'm'}: it has no threshold" in said
+    assert "`blemish recalibrate` makes one" in said
+
+
+def test_a_model_of_folds_is_not_explained_and_says_what_is(dataset, tmp_path):
+    small = ("--method", "padim", "--backbone", "filters", "--resize", 64, "--false-alarm-rate", 0.2, "--folds", 3)
+    run("fit", dataset, *small, "--calibration", "cross", "--out", tmp_path / "m")
+    said = run("explain", tmp_path / "m", dataset / "test", "--normal", dataset / "train", status=1).stderr
+    assert "got the 3 of cross. Fit again with calibration='split' (--calibration split)." in said
+
+
 def test_missing_argument_is_status_2():
     run("fit", status=2)
     run("fit", "data", "--on-error", "huge", status=2)

@@ -121,7 +121,10 @@ def explain(
     if detector.peaks_ is None:
         raise ArgumentError.about("detector", expected="one that reports regions", got="one without held-out maps")
     if detector.peaks_.threshold is None:
-        raise ArgumentError.about("detector", expected="one model", got=f"the {1 + len(detector.others_)} of cross")
+        raise ArgumentError.about(
+            "detector", expected="one model", got=f"the {1 + len(detector.others_)} of cross",
+            instead="Fit again with calibration='split' (--calibration split).",
+        )  # fmt: skip
     if not isinstance(method, FeatureMethod) or detector.tile is not None:
         got = f"tiles of {detector.tile}" if detector.tile is not None else method.name
         raise ArgumentError.about("detector", expected="a method on features, without tiles", got=got)

@@ -213,17 +213,19 @@ def evaluate_model(
 
 
 def _check_regions(detector: Detector, model: Path, say: Speaker, wanted: Mapping[str, bool]) -> None:
-    """Say where a calibrated model has no regions; refuse the options that want some."""
+    """Say where a model has no regions, and why; refuse the options that want some."""
     if detector.peaks_ is not None:
         return
     why = (
         "it keeps no peaks of held-out maps. Its method, or that of one of its folds, has no maps, its calibration is "
         "full, or it is older than regions, or with cross than those of folds (fit again)."
     )
+    what = "No regions"
+    if detector.calibration_ is None:
+        what, why = "No verdicts and no regions", "it has no threshold. `blemish recalibrate` makes one of new images."
     for option in (option for option, is_wanted in wanted.items() if is_wanted):
         raise ArgumentError.about(option, expected="a model with regions", got=f"{model}: {why}")
-    if detector.calibration_ is not None:
-        say.line(f"No regions from {model}: {why}")
+    say.line(f"{what} from {model}: {why}")
 
 
 def _root(images: list[Path]) -> Path | None:
