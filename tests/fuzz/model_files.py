@@ -367,14 +367,14 @@ def remember_structures() -> None:
     extract._read_structure = remembered
 
 
-def run(models: list[Sound], count: int, *, seed: int, limits: Limits, path: Path) -> int:
-    """Try so many mutants, say what came of them, and give the number of faults."""
+def run(models: list[Sound], count: int, *, seed: int, limits: Limits, path: Path, first: int = 0) -> int:
+    """Try the mutants up to `count`, say what came of them, and give the number of faults."""
     mutators = {"bytes": mutate_bytes, "manifest": mutate_manifest, "tensors": mutate_tensors}
     counts: Counter[tuple[str, str]] = Counter()
     slowest = 0.0
     weights = [min(1.0, 1e6 / len(sound.content)) for sound in models]  # large files take as long as several small ones
     try:
-        for number in range(count):
+        for number in range(first, count):
             draw = random.Random(f"{seed} {number}")
             kind, sound = KINDS[number % len(KINDS)], draw.choices(models, weights)[0]
             done = mutators[kind](sound, draw, path)
@@ -399,6 +399,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--count", type=int, default=1000)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--first", type=int, default=0, help="the mutant to begin with, where another run stopped")
     parser.add_argument("--seconds", type=float, default=2.0, help="processor time that a mutant may take")
     parser.add_argument("--megabytes", type=float, default=600.0, help="memory that a mutant may take")
     parser.add_argument("--quick", action="store_true", help="fewer methods")
@@ -411,7 +412,8 @@ def main() -> int:
         models = make_models(QUICK if given.quick else tuple(MODELS), Path(folder))
         limit_memory(8 << 30)
         limits = Limits(given.seconds, given.megabytes)
-        faults = run(models, given.count, seed=given.seed, limits=limits, path=Path(folder) / "mutant.blemish")
+        path = Path(folder) / "mutant.blemish"
+        faults = run(models, given.count, seed=given.seed, limits=limits, path=path, first=given.first)
     return min(1, faults)
 
 
