@@ -151,6 +151,7 @@ def test_models_figures_and_the_page_are_there(running):
     assert card["lowest_rate"] == 1 / (card["held_out"] + 1)
     assert ask("GET", "/health")[1]["status"] == "alive"
     assert ask("GET", "/ready") == (200, {"status": "ready"})
+    assert ask.predict(defect())[1]["results"][0]["anomalous"] is True
     text = ask("GET", "/metrics")[1].decode()
     assert 'blemish_verdicts_total{model="small",verdict="anomalous"}' in text
     example = ask("GET", "/openapi.json")[1]["paths"]["/v1/models/{name}/predict"]["post"]
