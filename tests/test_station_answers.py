@@ -63,8 +63,16 @@ def crop(url):
     return np.asarray(Image.open(io.BytesIO(base64.b64decode(data))))
 
 
-def test_a_region_has_its_reason_and_the_nearest_normal_places(running):
-    ask, _ = running
+@pytest.fixture
+def fresh(tmp_path):
+    """A station that nothing was asked of."""
+    fitted().save(tmp_path / "small.blemish")
+    with serving({"small": tmp_path / "small.blemish"}, tmp_path / "store") as found:
+        yield found
+
+
+def test_a_region_has_its_reason_and_the_nearest_normal_places(fresh):
+    ask, _ = fresh
     (line,) = ask.predict(defect())[1]["results"]
     status, answer = ask("GET", f"/v1/verdicts/{line['id']}/reasons")
     assert (status, answer["error"][:10]) == (409, "No picture")  # there is nothing to compare with
