@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import argparse
 import http.client
+import itertools
 import json
 import os
 import random
@@ -29,6 +30,10 @@ from blemish.datasets.synthetic import write_dataset
 from blemish.detector import Detector
 from blemish.station.logbook import read_lines
 
+LOOPED = 2000
+"""Pictures of the plain loop, at most."""
+MARKS = 10
+"""So many times the memory is read while one number of clients asks."""
 _LOOP = """
 import sys, time
 from blemish.detector import Detector
@@ -139,25 +144,33 @@ def kept(store: Path) -> set[int]:
 def measure(model: Path, paths: list[Path], given: argparse.Namespace, folder: Path) -> None:
     """The table of loads."""
     contents = [path.read_bytes() for path in paths]
-    before = loop(model, paths, given.requests, given.batch)
+    looped = min(given.requests, LOOPED)
+    before = loop(model, paths, looped, given.batch)
     station, answered = Served(model, folder / "store", given.batch), set[int]()
-    load(station.port, contents, 4, 32)
-    rows, first = [], station.held()
+    load(station.port, contents, max(given.clients), 32 * max(given.clients))
+    rows, first, memory = [], station.held(), []
     for clients in given.clients:
-        seconds, numbers, took = load(station.port, contents, clients, given.requests)
+        marks_at, at = itertools.count(1), max(1, given.requests // MARKS)
+
+        def answer(marks_at: Iterator[int] = marks_at, at: int = at) -> None:
+            if next(marks_at) % at == 0:
+                memory.append(station.held())
+
+        seconds, numbers, took = load(station.port, contents, clients, given.requests, answered=answer)
         answered |= set(numbers)
         seconds.sort()
         marks = [1000 * seconds[min(len(seconds) - 1, int(q * len(seconds)))] for q in (0.5, 0.95, 0.99)]
         rows.append((clients, len(seconds) / took, *marks, station.held()))
     station.end()
-    after = loop(model, paths, given.requests, given.batch)
+    after = loop(model, paths, looped, given.batch)
     plain = (before + after) / 2
     print(f"loop of predict, batches of {given.batch}: {before:.1f} and {after:.1f} pictures/s")
     print("clients  requests/s  of the loop  p50 ms  p95 ms  p99 ms   MB")
     for clients, rate, p50, p95, p99, held in rows:
         print(f"{clients:7} {rate:11.1f} {rate / plain:12.2f} {p50:7.0f} {p95:7.0f} {p99:7.0f} {held / 1e6:5.0f}")
     if first:
-        print(f"memory at the end: {rows[-1][-1] / first:.3f} of that after 32 requests")
+        print(f"memory, MB: {first / 1e6:.0f} when warm, then", *(f"{held / 1e6:.0f}" for held in memory))
+        print(f"of that when warm: {min(memory) / first:.3f} to {max(memory) / first:.3f}")
     asked = given.requests * len(given.clients)
     lost = len(answered - kept(folder / "store"))
     print(f"{len(answered)} answers to {asked} requests, {lost} of them not in the store")

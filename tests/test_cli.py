@@ -295,7 +295,7 @@ def test_fit_of_a_bank_in_tiles_with_an_index(dataset, tmp_path):
         "fit", dataset, "--method", "patchcore", "--backbone", "filters", "--resize", "96x128", "--tile", 64,
         "--index", "faiss:flat", "--set", "ratio=0.05", "--false-alarm-rate", 0.2, "--memory", 4, "--out", path,
     )  # fmt: skip
-    plan = r"patchcore: 144 images; model 0\.00 GB, peak 0\.0\d GB beside the backbone; about \d+ s"
+    plan = r"patchcore: 144 inputs of the network; model \d\.\d MB, peak \d+\.\d MB beside the backbone; about \d+ s"
     assert re.search(plan, result.stderr)
     row = json.loads(run("predict", path, next((dataset / "test" / "good").glob("*.png"))).stdout)
     assert row["anomalous"] in (True, False)
@@ -321,7 +321,7 @@ def test_an_update_says_what_it_needs_and_is_refused_where_that_is_not_there(dat
     result = run("update", path, more, "--memory", 0.01, status=1)
     assert "are left for it" in result.stderr
     assert path.read_bytes() == before
-    assert "knn: 6 images; model" in run("update", path, more, "--memory", 8).stderr
+    assert "knn: 6 inputs of the network; model" in run("update", path, more, "--memory", 8).stderr
 
 
 def test_a_fit_that_needs_too_much_memory_is_refused(dataset, tmp_path):
@@ -329,7 +329,7 @@ def test_a_fit_that_needs_too_much_memory_is_refused(dataset, tmp_path):
         *f"fit {dataset} --method spade --backbone filters --memory 0.1 --calibration none --out {tmp_path}/m".split(),
         status=1,
     )
-    assert "spade: 30 images" in result.stderr
+    assert "spade: 30 inputs of the network" in result.stderr
     assert "storage=float16" in result.stderr
     assert not (tmp_path / "m").exists()
 

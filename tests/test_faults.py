@@ -123,6 +123,7 @@ SHARED = {
     "predict": "r/results.jsonl", "watch-scores": "d.json", "watch": "w.jsonl", "stream": "s.jsonl",
     "serve": f"s/{FILE}", "study": "s/study.sqlite", "update": "model.blemish", "recalibrate": "model.blemish",
     "feedback": "model.blemish", "forget": "other.blemish", "upgrade": "old.blemish",
+    "distil backbone": "c.safetensors",
 }  # fmt: skip
 """What a command adds to, or reads and then replaces: two processes at a time would spoil it."""
 

@@ -198,7 +198,7 @@ def test_bad_parameters_are_refused(name, value):
 
 def test_more_than_the_memory_holds_is_refused_before_the_work(monkeypatch):
     monkeypatch.setattr(Pictures, "read", None)
-    with pytest.raises(NotEnoughMemoryError, match=r"gaussian_finetune: 15 images; model .* Give fewer images"):
+    with pytest.raises(NotEnoughMemoryError, match=r"gaussian_finetune: 15 inputs .*; model .* Give fewer images"):
         fitted(memory_gb=1e-9)
 
 

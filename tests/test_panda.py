@@ -191,7 +191,7 @@ def test_a_model_file_scores_identically(parameters, tmp_path, monkeypatch):
 
 
 def test_more_images_than_memory_are_refused():
-    with pytest.raises(NotEnoughMemoryError, match=r"panda: 11 images in memory take 0.00 GB; 0.00 GB are left"):
+    with pytest.raises(NotEnoughMemoryError, match=r"panda: 11 images in memory take 0\.\d MB; 0\.\d MB are left"):
         panda(memory_gb=1e-9).fit(Images(TRAIN))
 
 

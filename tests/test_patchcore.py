@@ -253,10 +253,10 @@ def test_batches_in_a_list_are_not_taken_for_images():
 def test_memory_is_planned(caplog):
     caplog.set_level("INFO", logger="blemish")
     PatchCore(backbone=BACKBONE, ratio=0.5).fit(Images(small_pixels(6, 1)))
-    line = r"patchcore: 6 images; model 0\.00 GB, peak 0\.00 GB beside the backbone; about \d+ (s|min)"
+    line = r"patchcore: 6 inputs of the network; model 0\.\d MB, peak 0\.\d MB beside the backbone; about \d+ (s|min)"
     assert re.search(line, caplog.text)
     with pytest.raises(
-        NotEnoughMemoryError, match=r"patchcore: 6 images.*0\.00 GB are left.*Keep fewer patches than 108"
+        NotEnoughMemoryError, match=r"patchcore: 6 inputs.*0\.\d MB are left.*Keep fewer patches than 108"
     ):
         PatchCore(backbone=BACKBONE, ratio=0.5, memory_gb=1e-3).fit(Images(small_pixels(6, 1)))
 

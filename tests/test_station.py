@@ -982,6 +982,26 @@ def test_a_first_model_is_learned_on_the_device_of_the_station(tmp_path, monkeyp
     assert fitted_on == ["cpu"]
 
 
+@pytest.mark.parametrize(("bound", "kept"), [({"MOST_NORMALS": 3}, 3), ({"MOST_BYTES": 250}, 2)])
+def test_the_tray_has_a_bound_and_takes_again_what_it_holds(tmp_path, monkeypatch, bound, kept):
+    for name, most in bound.items():
+        monkeypatch.setattr(f"blemish.station.learning.{name}", most)
+    models, work = Models({}, max_bytes=10**9), Work()
+    with Logbook(tmp_path) as book:
+        learning = Learning(tmp_path, models, Revising(tmp_path, models, book, work), work)
+        sent = [Sent(f"{n}.png", f"{n:064x}", bytes(100)) for n in range(4)]
+        with pytest.raises(Refusal, match=f"The tray is full, with {kept} pictures") as refused:
+            learning.add(sent)
+        assert refused.value.status == 413
+        assert [path.stem for path in sorted((tmp_path / "tray").iterdir())] == [one.digest for one in sent[:kept]]
+        learning.add(sent[:kept])
+        learning.remove(sent[0].digest)
+        learning.add(sent[3:])
+        assert learning.status()["count"] == kept
+    work.close()
+    models.close()
+
+
 @pytest.mark.parametrize(("count", "rate"), [(8, 0.2), (17, 0.2), (18, 0.1), (37, 0.1), (38, 0.05), (500, 0.05)])
 def test_the_rate_is_one_that_half_of_the_pictures_can_hold(count, rate):
     assert _rate_for(count) == rate

@@ -10,6 +10,11 @@ MOST_GB = 1e6
 """That somebody may give; far above what there is, and far below what no whole number of bytes can be."""
 
 
+def spell_bytes(count: float) -> str:
+    """So many bytes for a reader: `3.2 MB`, `4.10 GB`."""
+    return f"{count / 1e9:.2f} GB" if count >= 1e9 else f"{count / 1e6:.1f} MB"
+
+
 def resident_bytes() -> int | None:
     """Memory that this process holds now."""
     pages = _read("/proc/self/statm")

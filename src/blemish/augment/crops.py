@@ -18,7 +18,7 @@ from .. import persist
 from ..errors import ArgumentError, NotEnoughMemoryError
 from ..images.decode import as_image
 from ..images.source import ImageInput, as_source
-from ..memory import available_bytes
+from ..memory import available_bytes, spell_bytes
 
 _LUMINANCE = torch.tensor([0.299, 0.587, 0.114]).view(1, 3, 1, 1)
 
@@ -66,8 +66,8 @@ def read_cache(
             if free is not None and expected > 0.9 * free:
                 pool.shutdown(cancel_futures=True)
                 raise NotEnoughMemoryError(
-                    f"images: {len(source)} with a short side of {side} px take {expected / 1e9:.1f} GB, "
-                    f"{free / 1e9:.1f} GB are free. Take a smaller image_side, or fewer images."
+                    f"images: {len(source)} with a short side of {side} px take {spell_bytes(expected)}, "
+                    f"{spell_bytes(free)} are free. Take a smaller image_side, or fewer images."
                 )
             pixels.append(small)
             found.update(f"{Path(name).name} {_size(name, small)}\n".encode())

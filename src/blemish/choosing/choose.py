@@ -29,6 +29,7 @@ from ..features.weights import find_weights
 from ..images.groups import GroupBy, find_groups, hold_out
 from ..images.settle import settle
 from ..images.source import Batches, ImageInput, ImageSource, OnError, Skipped
+from ..memory import spell_bytes
 from ..methods import FeatureMethod
 from ..methods._base import FitPlan, memory_left
 from ..ops.separation import separation
@@ -302,9 +303,10 @@ class _Input:
         largest = max(self._plans, key=lambda name: self._plans[name].peak_bytes)
         models = sum(plan.model_bytes for plan in self._plans.values())
         _log.info(
-            "choosing among %d candidates on %d images: feature maps %.2f GB, models %.2f GB; the largest, %s: %.2f GB",
-            *(len(self._plans), images, maps / 1e9, models / 1e9, largest, self._plans[largest].peak_bytes / 1e9),
-        )
+            "choosing among %d candidates on %d images: feature maps %s, models %s; the largest, %s: %s",
+            len(self._plans), images, spell_bytes(maps), spell_bytes(models), largest,
+            spell_bytes(self._plans[largest].peak_bytes),
+        )  # fmt: skip
 
 
 class _Report:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import typer
 
-from ..memory import peak_bytes
+from ..memory import peak_bytes, spell_bytes
 from .progress import ProgressView
 
 if TYPE_CHECKING:
@@ -91,8 +91,8 @@ def print_fit(detector: Detector, out: Path, seconds: float, as_json: bool, *, e
     others = f"{row['left_out']} left out in turn" if row["left_out"] else f"{row['held_out']} held out"
     typer.echo(
         f"{out}: learned from {row['images']} normal images, {others}{in_groups}, {verdict}; "
-        f"{seconds:.1f} s, model {row['model_bytes'] / 1e6:.1f} MB"
-        + (f", peak memory {row['peak_bytes'] / 1e9:.2f} GB" if row["peak_bytes"] else "")
+        f"{seconds:.1f} s, model {spell_bytes(row['model_bytes'])}"
+        + (f", peak memory {spell_bytes(row['peak_bytes'])}" if row["peak_bytes"] else "")
     )
     if calibration is not None:
         typer.echo(spell_promise(calibration.promise))

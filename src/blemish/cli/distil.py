@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -11,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
 import typer
 
-from ..files import check_input, check_output, write_whole
+from ..files import check_input, check_output, sole_writer, write_whole
 from ..parameters import read_texts, split_settings
 from .console import Speaker, print_rows
 from .options import DeviceOption, SeedOption, SetOption, WorkersOption, spelled_out
@@ -84,9 +85,10 @@ def descriptor(
     recipe = _recipe(DescriptorRecipe, options, run.settings)
     check_weights(weights)
     train = partial(distil_descriptor, recipe=recipe, weights=weights)
-    made = _trained(train, data, out, run, side=recipe.image_side)
-    write_descriptor(made.network, out)
-    _finish(made.card, data, out, run)
+    with _sole_run(out, run):
+        made = _trained(train, data, out, run, side=recipe.image_side)
+        write_descriptor(made.network, out)
+        _finish(made.card, data, out, run)
 
 
 @distil_app.command()
@@ -117,18 +119,16 @@ def backbone(
     if start is not None:
         check_input(start, of="--start")
     train = partial(distil_backbone, recipe=recipe, weights=weights, start=start)
-    made = _trained(train, data, out, run, side=recipe.image_side)
-    write_backbone(made.network, out)
-    _finish(made.card, data, out, run)
+    with _sole_run(out, run):
+        made = _trained(train, data, out, run, side=recipe.image_side)
+        write_backbone(made.network, out)
+        _finish(made.card, data, out, run)
 
 
 def _trained(train: Callable[..., _Made], data: Path, out: Path, run: RunOptions, *, side: int) -> _Made:
-    """What the training makes of the images, after a look at what is to be written."""
+    """What the training makes of the images."""
     from ..augment.crops import read_cache
 
-    for path in (out, run.figure):
-        if path is not None:
-            check_output(path)
     with Speaker().progress() as reading:
         images = read_cache(data, side=side, workers=run.workers, progress=reading)
     with ProgressView("steps") as view:
@@ -140,6 +140,16 @@ def _trained(train: Callable[..., _Made], data: Path, out: Path, run: RunOptions
             time_limit=None if run.time_limit is None else 60 * run.time_limit,
             progress=lambda p: view("steps", p.step, p.steps, _news(p)),
         )
+
+
+@contextmanager
+def _sole_run(out: Path, run: RunOptions) -> Iterator[None]:
+    """Refuse what cannot be written, or is being written with its checkpoint by another process, before the work."""
+    for path in (out, run.figure):
+        if path is not None:
+            check_output(path)
+    with sole_writer(out):
+        yield
 
 
 def _checkpoint(out: Path) -> Path:

@@ -25,7 +25,7 @@ from ..files import read_text
 from ..images.decode import MAX_PIXELS, Picture, from_memory
 from ..images.listing import subfolders
 from ..images.source import ImageInput, ImageSource, as_source, from_arrays, from_folder, from_paths
-from ..memory import available_bytes
+from ..memory import available_bytes, spell_bytes
 
 
 class ImageDataset(Protocol):
@@ -291,7 +291,7 @@ def _check_memory(path: Path, claimed: int) -> None:
     free = available_bytes()
     if free is not None and claimed > 0.9 * free:
         raise NotEnoughMemoryError(
-            f"{path}: unpacks to {claimed / 1e9:.1f} GB, {free / 1e9:.1f} GB are free. Keep the images as files."
+            f"{path}: unpacks to {spell_bytes(claimed)}, {spell_bytes(free)} are free. Keep the images as files."
         )
 
 

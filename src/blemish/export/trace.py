@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from ..errors import ArgumentError, BlemishError, MissingPackageError
 from ..features.layout import main_output
 from ..features.onnx_graph import record, require_packages
+from ..memory import spell_bytes
 from ..types import ImageBatch
 
 if TYPE_CHECKING:
@@ -72,7 +73,7 @@ def named(model: Any, outputs: Sequence[str], *, of: str) -> Any:
     """A recorded graph with these names of its outputs, from `network.input`; refused where it is too large."""
     if model.ByteSize() > _MOST_BYTES:
         raise ArgumentError.about(
-            of, expected="a model below 2 GB, the format's limit", got=f"{model.ByteSize() / 1e9:.1f} GB",
+            of, expected="a model below 2 GB, the format's limit", got=spell_bytes(model.ByteSize()),
             instead="Keep fewer vectors or dimensions.",
         )  # fmt: skip
     made = [value.name for value in model.graph.output]

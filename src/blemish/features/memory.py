@@ -14,6 +14,7 @@ from ..errors import ArgumentError, NotEnoughMemoryError
 from ..files import sweep_folders
 from ..images.preprocess import Preprocess
 from ..images.source import Batches, Reporting
+from ..memory import spell_bytes
 from ..types import ImageBatch, Size
 
 _PREFIX = "blemish-features-"
@@ -108,8 +109,8 @@ class FeatureMemory:
         try:
             if 4 * numbers > 0.9 * free:
                 raise NotEnoughMemoryError(
-                    f"features of {self._images} images: {4 * numbers / 1e9:.1f} GB, more than the memory for them and "
-                    f"the {free / 1e9:.1f} GB left in {folder.parent}. Read fewer taps, or set TMPDIR to a larger disk."
+                    f"features of {self._images} images: {spell_bytes(4 * numbers)}, more than the memory for them and "
+                    f"the {spell_bytes(free)} left in {folder.parent}. Read fewer taps, or set TMPDIR to a larger disk."
                 )
             return torch.from_file(str(folder / "maps"), shared=True, size=numbers)
         finally:

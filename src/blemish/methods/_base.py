@@ -27,7 +27,7 @@ from ..errors import ArgumentError, NotEnoughMemoryError, NotFittedError
 from ..features.backbones import Backbone, find_backbone
 from ..features.extract import Extractor, OtherRuntime, RunPrecision, build_extractor
 from ..features.weights import StateDict, find_weights
-from ..memory import MOST_GB, available_bytes, resident_bytes
+from ..memory import MOST_GB, available_bytes, resident_bytes, spell_bytes
 from ..ops.maps import mean_of_highest
 from ..parameters import Parameterised, check_parameters, parameter
 from ..tensors import below
@@ -376,11 +376,11 @@ class FeatureMethod(Method):
         left = self._memory_left()
         seconds = images * seconds_an_image + plan.seconds()
         line = (
-            f"{self.name}: {images} images; model {plan.model_bytes / 1e9:.2f} GB, "
-            f"peak {plan.peak_bytes / 1e9:.2f} GB beside the backbone"
+            f"{self.name}: {images} inputs of the network; model {spell_bytes(plan.model_bytes)}, "
+            f"peak {spell_bytes(plan.peak_bytes)} beside the backbone"
         )
         if left is not None and plan.peak_bytes > left:
-            raise NotEnoughMemoryError(f"{line}; {max(0, left) / 1e9:.2f} GB are left for it. {plan.instead}".rstrip())
+            raise NotEnoughMemoryError(f"{line}; {spell_bytes(max(0, left))} are left for it. {plan.instead}".rstrip())
         if self.announces:
             _log.info("%s; about %s", line, f"{seconds:.0f} s" if seconds < 120 else f"{seconds / 60:.0f} min")
 

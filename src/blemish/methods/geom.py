@@ -21,6 +21,7 @@ from torch.nn import functional
 from ..errors import ArgumentError, NotEnoughMemoryError
 from ..features.backbones import Backbone
 from ..features.patches import pool
+from ..memory import spell_bytes
 from ..ops.dirichlet import DirichletSums
 from ..parameters import parameter
 from ..tensors import check_tensors
@@ -166,7 +167,7 @@ class Geom(EmbeddingMethod):
         if left is not None and needed > left:
             raise NotEnoughMemoryError(
                 f"{self.name}: features of {len(pictures)} images under {len(views)} transformations take "
-                f"{needed / 1e9:.2f} GB; {max(0, left) / 1e9:.2f} GB are left. Use fewer (shift=0, mirror=false)."
+                f"{spell_bytes(needed)}; {spell_bytes(max(0, left))} are left. Use fewer (shift=0, mirror=false)."
             )
         with torch.no_grad():
             parts = ([network(transformed(p, view, self.shift)) for view in views] for p in pictures.batches())

@@ -24,6 +24,10 @@ FIRST_RATES = (0.05, 0.1, 0.2)
 """False-alarm rates that a first model may have; the lowest that its pictures can hold."""
 FEWEST_NORMALS = 2 * images_needed(FIRST_RATES[-1])
 """So few pictures that half of them still support a threshold."""
+MOST_NORMALS = 2000
+"""Pictures in the tray: more are learned by `blemish fit`."""
+MOST_BYTES = 4_000_000_000
+"""Of them together, so that a page cannot fill the disk."""
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,39}")
 
 
@@ -49,9 +53,15 @@ class Learning:
         return found | {"learned": None, "rate": None} | self._work.status()
 
     def add(self, pictures: Iterable[Sent]) -> None:
-        """Put pictures into the tray. Raises `Refusal` (409) while one learns, `OutputError`."""
+        """Put pictures into the tray. Raises `Refusal` (409 while one learns, 413 where it is full), `OutputError`."""
         self._work.clear()
+        held = sum(path.stat().st_size for path in self._tray.glob("*.png"))
         for picture in pictures:
+            if picture.digest not in self._names:
+                held += len(picture.content)
+                if len(self._names) >= MOST_NORMALS or held > MOST_BYTES:
+                    full = f"The tray is full, with {len(self._names)} pictures. Learn from them, or remove some."
+                    raise Refusal(413, full)
             write_whole(self._tray / f"{picture.digest}.png", picture.content)  # the content says the format
             with self._lock:
                 self._names[picture.digest] = picture.name

@@ -15,6 +15,7 @@ from ..detector import Detector
 from ..errors import ArgumentError, BlemishError, NotEnoughMemoryError
 from ..features.runtime import RuntimeChoice
 from ..images.decode import MAX_PIXELS
+from ..memory import spell_bytes
 from ..ops.neighbours import IndexFactory
 from ..report.lines import model_digest
 
@@ -170,8 +171,8 @@ class Models:
         state = _state(path)
         if state is not None and HELD_PER_BYTE * state[0] > self._max_bytes:
             raise NotEnoughMemoryError(
-                f"{path}: counts {HELD_PER_BYTE * state[0] / 1e9:.2f} GB in memory, the bound is "
-                f"{self._max_bytes / 1e9:.2f} GB. Allow more with --memory."
+                f"{path}: counts {spell_bytes(HELD_PER_BYTE * state[0])} in memory, the bound is "
+                f"{spell_bytes(self._max_bytes)}. Allow more with --memory."
             )
         detector = Detector.load(path, device=self._device, make_index=self._make_index, runtime=self._runtime)
         if detector.region_ is not None and not detector.region_.is_one:

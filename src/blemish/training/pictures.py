@@ -9,6 +9,7 @@ from torch import Tensor
 
 from .. import persist
 from ..errors import ArgumentError, NotEnoughMemoryError
+from ..memory import spell_bytes
 from ..types import ImageBatch, Size
 from .loop import batch_of
 
@@ -37,8 +38,8 @@ class Pictures:
             needed = small[0].numel() * small.element_size() * max(expected or 0, len(kept) + len(small))
             if left is not None and needed > left:
                 raise NotEnoughMemoryError(
-                    f"{of}: {expected or len(kept)} images in memory take {needed / 1e9:.2f} GB; "
-                    f"{max(0, left) / 1e9:.2f} GB are left for it. Use smaller images (--resize), or fewer."
+                    f"{of}: {expected or len(kept)} images in memory take {spell_bytes(needed)}; "
+                    f"{spell_bytes(max(0, left))} are left for it. Use smaller images (--resize), or fewer."
                 )
             kept += small.unbind()
         if len(kept) < 2:
