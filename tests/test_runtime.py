@@ -283,6 +283,14 @@ def test_a_network_that_changes_is_recorded_anew(fitted):
     assert extractor.fingerprint() != before
 
 
+def test_a_damaged_graph_says_nothing_on_stdout(fitted, capfd):
+    """Lines of JSON go there."""
+    graph = next(iter(fitted["onnxruntime"]._running.runner.graphs.values()))
+    with pytest.raises((RuntimeError, ValueError)):
+        runtimes._OnnxRuntime(graph.replace(b"Conv", b"Co\xffv"), 1, "float32")
+    assert capfd.readouterr().out == ""
+
+
 def test_threads_of_onnxruntime_wait_without_turning(fitted):
     """Turning in a circle until the next picture, they took the cores from the score, which took twice as long."""
     graph = next(iter(fitted["onnxruntime"]._running.runner.graphs.values()))

@@ -61,7 +61,7 @@ def on_onnxruntime(path: str, threads: int) -> tuple[Any, list[str], str]:
     ort.disable_telemetry_events()
     options = ort.SessionOptions()
     options.intra_op_num_threads, options.log_severity_level = threads, 3
-    session = ort.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+    session = ort.InferenceSession(path, options, providers=["CPUExecutionProvider"], enable_fallback=0)
     card = session.get_modelmeta().custom_metadata_map["blemish"]
     return lambda pixels: session.run(None, {"pixels": pixels}), [out.name for out in session.get_outputs()], card
 

@@ -360,7 +360,10 @@ class _OnnxRuntime:
         options.log_severity_level = 3
         # Its threads would turn in a circle until the next picture, on the cores that torch's score needs meanwhile.
         options.add_session_config_entry("session.intra_op.allow_spinning", "0")
-        self._session = onnxruntime.InferenceSession(graph, options, providers=["CPUExecutionProvider"])
+        # Else a graph that is damaged is tried twice, and said on stdout, where lines of JSON go.
+        self._session = onnxruntime.InferenceSession(
+            graph, options, providers=["CPUExecutionProvider"], enable_fallback=0
+        )
         (given,) = self._session.get_inputs()
         self._input, self._one = given.name, given.shape[0] == 1
 
