@@ -16,6 +16,7 @@ import pytest
 import torch
 from onnx import TensorProto, helper, numpy_helper
 from PIL import Image
+from torch import nn
 from typer.testing import CliRunner
 
 from blemish.cli import app
@@ -23,10 +24,12 @@ from blemish.datasets.synthetic import write_dataset
 from blemish.detector import Detector
 from blemish.errors import ArgumentError, BlemishError, ExportError, MissingPackageError, NotFittedError, OutputError
 from blemish.export import parity, run
+from blemish.export.as_torch import record_program, saved
 from blemish.export.nodes import Made, Nodes
 from blemish.export.pixels import PictureFrame
-from blemish.export.whole import check_exportable
+from blemish.export.whole import Whole, check_exportable
 from blemish.export.write import export_model
+from blemish.features.onnx_graph import quiet
 from blemish.images.decode import SUFFIXES, decode
 from blemish.images.preprocess import Preprocess
 from blemish.images.source import from_paths
@@ -35,15 +38,16 @@ from small import needs_exporter
 
 pytestmark = needs_exporter
 
-# Runs a program as if torch and blemish were not installed.
+# Runs a program as if torch and blemish, or what else its first argument names, were not installed.
 BLOCKED = """
 import runpy, sys
+blocked = sys.argv[1].split(",")
 class Blocker:
     def find_spec(self, name, path=None, target=None):
-        if name.split(".")[0] in ("torch", "blemish", "scipy", "torchvision"):
+        if name.split(".")[0] in blocked:
             raise ModuleNotFoundError(f"{name} is not there", name=name)
 sys.meta_path.insert(0, Blocker())
-sys.argv = sys.argv[1:]
+sys.argv = sys.argv[2:]
 runpy.run_path(sys.argv[0], run_name="__main__")
 """
 
@@ -80,9 +84,9 @@ def device(detector, data, tmp_path_factory):
     return folder
 
 
-def on_device(folder, *arguments):
+def on_device(folder, *arguments, blocked="torch,blemish,scipy,torchvision"):
     """What run.py prints where there is no torch: the lines, and the exit status."""
-    command = [sys.executable, "-c", BLOCKED, str(folder / "run.py"), *map(str, arguments)]
+    command = [sys.executable, "-c", BLOCKED, blocked, str(folder / "run.py"), *map(str, arguments)]
     done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
     assert "Traceback" not in done.stderr, done.stderr
     return [json.loads(line) for line in done.stdout.splitlines()], done
@@ -150,7 +154,7 @@ def test_the_card_says_where_the_file_comes_from(device, detector):
     assert card["digests"]["learned"] == sorted(detector.learned_)
     assert card["parity"]["score"] < 1e-5
     assert set(card["made_of"]["versions"]) >= {"blemish", "torch", "onnx"}
-    assert len((device / "run.py").read_text(encoding="utf-8").splitlines()) < 130
+    assert len((device / "run.py").read_text(encoding="utf-8").splitlines()) < 140
 
 
 def frame(preprocess):
@@ -162,7 +166,8 @@ def frame(preprocess):
     shapes = {"pixels": (TensorProto.UINT8, [None, None, None, 3]), "maps": (TensorProto.FLOAT, [None, None, None])}
     inputs = [helper.make_tensor_value_info(name, *kind) for name, kind in shapes.items()]
     outputs = [helper.make_tensor_value_info(name, TensorProto.FLOAT, None) for name in ("input", "map")]
-    whole = helper.make_graph(graph.nodes, "frame", inputs, outputs, graph.constants)
+    nodes, constants = graph.as_onnx()
+    whole = helper.make_graph(nodes, "frame", inputs, outputs, constants)
     model = helper.make_model(whole, opset_imports=[helper.make_opsetid("", 18)], ir_version=9)
     return model.SerializeToString()
 
@@ -192,9 +197,94 @@ def test_the_resize_is_ours_on_openvino_too():
             assert np.abs(pixels - preprocess.pixels(Image.fromarray(picture)).numpy()).max() < 1e-6
 
 
-def test_a_file_says_nothing_of_the_machine_that_made_it(device):
-    content = (device / "m.onnx").read_bytes()
-    assert not [found for found in (b".py", b"site-packages", str(device).encode()) if found in content]
+@pytest.mark.parametrize(
+    "preprocess",
+    [Preprocess((48, 80)), pytest.param(Preprocess(57, 32), marks=pytest.mark.heavy), Preprocess(32, 32)],
+    ids=["stretched", "cropped", "its short side whole"],
+)
+def test_the_resize_is_ours_bit_for_bit_in_torch_too(preprocess):
+    """For pictures of any size: the exporter may not take for granted what is so of its example alone."""
+
+    class Core(nn.Module):
+        def forward(self, pixels):
+            return (pixels[:, 0],)
+
+    graph = Nodes("frame")
+    made = PictureFrame(graph, Made(graph, "pixels"), preprocess)
+    graph.rename(made.network_input(), "network.input")
+    before = len(graph.nodes)
+    graph.rename(made.to_original(Made(graph, "network.map")), "map")
+    kinds = {"network.input": (np.float32, []), "map": (np.float32, [])}
+    judge = parity.on_torch(saved(record_program(Core(), ["network.map"], Whole(graph, before, kinds)), ""))
+    random = np.random.default_rng(0)
+    for size in ((200, 300), (48, 80), (79, 101), (1, 1), (3, 170), (57, 57), (90, 233), (900, 40)):
+        picture = random.integers(0, 256, (*size, 3), dtype=np.uint8)
+        found, ours = judge(picture[None]), preprocess.pixels(Image.fromarray(picture))
+        assert (found["network.input"][0] == ours.numpy()).all()
+        np.testing.assert_allclose(found["map"][0], preprocess.to_original(ours[0], size), atol=1e-6)
+
+
+@pytest.fixture(scope="module")
+def for_torch(detector, data, tmp_path_factory):
+    """What `blemish export --format torch` made of the same detector, without ONNX's packages."""
+    folder = tmp_path_factory.mktemp("torch")
+    detector.save(folder / "m.blemish")
+    options = ("--format", "torch", "--images", data, "--out", folder / "m.pt2", "--json")
+    with pytest.MonkeyPatch.context() as without:
+        for name in ("onnx", "onnxruntime", "onnxscript"):
+            without.setitem(sys.modules, name, None)
+        done = CliRunner().invoke(app, [str(a) for a in ("export", folder / "m.blemish", *options)])
+    assert done.exit_code == 0, done.output
+    made = json.loads(done.stdout)
+    assert 0 <= made["parity"]["score"] < 1e-5 > made["parity"]["map"]
+    assert (made["format"], made["parity"]["images"]) == ("torch", 24)
+    return folder
+
+
+def test_a_program_of_torch_says_the_same(for_torch, detector, data, tmp_path):
+    assert sorted(path.name for path in for_torch.iterdir()) == ["m.blemish", "m.pt2", "run.py"]
+    pictures = sorted(data.glob("test/*/*.png"))
+    arguments = (for_torch / "m.pt2", data / "test", "--threads", 1, "--maps", tmp_path)
+    lines, done = on_device(for_torch, *arguments, blocked="blemish,scipy,torchvision")
+    assert [line["image"] for line in lines] == [str(path) for path in pictures], done.stderr
+    for line, decision in zip(lines, detector.predict(pictures), strict=True):
+        assert line["score"] == pytest.approx(decision.score, rel=1e-5)
+        assert (line["p_value"], line["anomalous"]) == (decision.p_value, decision.is_anomalous)
+        np.testing.assert_allclose(np.load(tmp_path / line["heatmap"]), decision.map, rtol=1e-4)
+    found = {"blemish": ""}
+    program = torch.export.load(for_torch / "m.pt2", extra_files=found)
+    outputs = program.module()(torch.zeros(1, 5, 7, 3, dtype=torch.uint8))
+    assert {name: (tuple(value.shape), value.dtype) for name, value in outputs.items()} == {
+        "score": ((1,), torch.float32), "map": ((1, 5, 7), torch.float32), "p_value": ((1,), torch.float64),
+        "threshold": ((), torch.float64), "anomalous": ((1,), torch.bool),
+    }  # fmt: skip
+    assert json.loads(found["blemish"])["made_of"]["method"] == "padim"
+
+
+def test_what_is_no_program_of_ours_is_refused(detector, for_torch, tmp_path, monkeypatch):
+    (tmp_path / "torn.pt2").write_bytes((for_torch / "m.pt2").read_bytes()[:5000])
+    program = torch.export.export(nn.ReLU(), (torch.zeros(2),))
+    with quiet():
+        torch.export.save(program, tmp_path / "foreign.pt2")
+    for name, why in (("torn", ""), ("foreign", "it has no card"), ("missing", "No such file")):
+        refused = rf"error: .*{name}\.pt2: not a file that `blemish export` wrote, or damaged \(.*{why}"
+        with pytest.raises(SystemExit, match=refused):
+            run.open_model(str(tmp_path / f"{name}.pt2"), "torch", 1)
+    with pytest.raises(ArgumentError, match=r"path: expected a file that ends in \.pt2, for torch, got m\.onnx"):
+        export_model(detector, tmp_path / "m.onnx", format="torch")
+    judge = parity.on_torch((for_torch / "m.pt2").read_bytes())
+    wrong = {"score": np.ones(1, np.float32)}
+    monkeypatch.setattr("blemish.export.write.on_torch", lambda _: lambda pixels: judge(pixels) | wrong)
+    with pytest.raises(ExportError, match=r"m\.pt2: not written, because .* not looked for in this format"):
+        export_model(detector, tmp_path / "m.pt2", format="torch")
+    assert not (tmp_path / "m.pt2").exists()
+
+
+@pytest.mark.parametrize("name", ["m.onnx", "m.pt2"])
+def test_a_file_says_nothing_of_the_machine_that_made_it(device, for_torch, name):
+    folder = device if name == "m.onnx" else for_torch
+    content = (folder / name).read_bytes()
+    assert not [found for found in (b".py", b"site-packages", str(folder).encode()) if found in content]
 
 
 @pytest.fixture(scope="module")
@@ -276,9 +366,10 @@ def test_all_p_values_are_those_of_the_calibration(detector):
         graph = Nodes("decide")
         _decide(graph, Made(graph, "score"), known)
         kinds = {"p_value": TensorProto.DOUBLE, "threshold": TensorProto.DOUBLE, "anomalous": TensorProto.BOOL}
+        nodes, constants = graph.as_onnx()
         whole = helper.make_graph(
-            graph.nodes, "decide", [helper.make_tensor_value_info("score", TensorProto.FLOAT, [1])],
-            [helper.make_tensor_value_info(name, kind, None) for name, kind in kinds.items()], graph.constants,
+            nodes, "decide", [helper.make_tensor_value_info("score", TensorProto.FLOAT, [1])],
+            [helper.make_tensor_value_info(name, kind, None) for name, kind in kinds.items()], constants,
         )  # fmt: skip
         model = helper.make_model(whole, opset_imports=[helper.make_opsetid("", 18)], ir_version=9)
         session = onnxruntime.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
@@ -375,7 +466,7 @@ def test_a_method_that_no_graph_can_hold_is_named(data, tmp_path):
             return super()._score(features) if float(features.maps[0].sum()) > 0 else None
 
     odd = Detector(method=Odd(backbone="filters"), preprocess=Preprocess(32), calibration="none").fit(data)
-    with pytest.raises(ArgumentError, match="method: expected operations that an ONNX graph can hold, got knn"):
+    with pytest.raises(ArgumentError, match="method: expected operations that a graph can hold, got knn"):
         export_model(odd, tmp_path / "m.onnx")
     assert list(tmp_path.iterdir()) == []
 
@@ -396,6 +487,10 @@ def test_a_region_of_interest_is_in_the_graph(data, tmp_path):
     score, map = session.run(None, {"pixels": picture[None]})
     assert session.run(None, {"pixels": other[None]})[0] == score
     assert (np.isnan(map[0]) == ~mask).mean() > 0.97  # its edge is one of the network's input
+    made = export_model(detector, tmp_path / "m.pt2", format="torch", images=data / "train")
+    found = parity.on_torch(made.path.read_bytes())(other[None])
+    assert found["score"] == pytest.approx(score, rel=1e-6)
+    np.testing.assert_array_equal(np.isnan(found["map"]), np.isnan(map))
 
 
 def test_the_program_lists_the_pictures_that_we_list():

@@ -64,7 +64,8 @@ def recorded_score(detector, one):
         for name, array in rows_of(one, 0).items()
     ]
     made = [helper.make_tensor_value_info("score", TensorProto.DOUBLE, [1])]
-    whole = helper.make_graph(graph.nodes, "x", inputs, made, graph.constants)
+    nodes, constants = graph.as_onnx()
+    whole = helper.make_graph(nodes, "x", inputs, made, constants)
     model = helper.make_model(whole, opset_imports=[helper.make_opsetid("", 18)], ir_version=9)
     return onnxruntime.InferenceSession(model.SerializeToString())
 

@@ -20,9 +20,12 @@ if TYPE_CHECKING:
 def export(
     model: ModelArgument,
     *,
-    format: Annotated[Literal["onnx", "openvino"], typer.Option(help="Of the file.")] = "onnx",
+    format: Annotated[
+        Literal["onnx", "openvino", "torch"], typer.Option(help="Of the file; torch: a program of torch.export.")
+    ] = "onnx",
     out: Annotated[
-        Path | None, typer.Option(help="File to write; run.py comes beside it. Default: model.onnx, or model.xml.")
+        Path | None,
+        typer.Option(help="File to write; run.py comes beside it. Default: model.onnx, model.xml or model.pt2."),
     ] = None,
     images: Annotated[
         Path | None,
@@ -30,20 +33,20 @@ def export(
     ] = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Write the whole decision as one file that needs neither torch nor blemish.
+    """Write the whole decision as one file that needs no blemish, and but for --format torch no torch.
 
     Pictures of 8 bits and any size go in; score, map, p-value, threshold and verdict come out. Both ways are compared
     on images first: a file that would say something else is not written. Beside it lies run.py, which prints the lines
-    of `blemish predict` and needs numpy, Pillow and onnxruntime, or openvino, alone.
+    of `blemish predict` and needs numpy, Pillow and onnxruntime, openvino or torch, alone.
 
     Example: blemish export bottle.blemish --images bottle --out device/bottle.onnx
     """
     from ..datasets.layouts import normal_images
     from ..detector import Detector
-    from ..export.write import export_model
+    from ..export.write import SUFFIXES, export_model
 
     say = Speaker()
-    out = out or Path("model.onnx" if format == "onnx" else "model.xml")
+    out = out or Path(f"model{SUFFIXES[format]}")
     check_output(out, beside=[model])
     source = None if images is None else normal_images(images)
     detector = Detector.load(model, device="cpu")

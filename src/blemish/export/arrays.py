@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from ..ood import Traced
-from .nodes import Made, Nodes
+from .nodes import Made, Node, Nodes
 
 
 class Recorded(Traced):
@@ -179,13 +179,11 @@ def _take_along_axis(array: Any, indices: Recorded, axis: int) -> Recorded:
 
 def _sorted(array: Recorded, axis: int) -> tuple[Made, Made]:
     """Values and indices in ascending order, which every partition allows."""
-    from onnx import helper
-
     graph, made = _made(array).graph, _made(array)
     name = f"{graph.prefix}.{len(graph.nodes)}"
-    inputs = [made.name, graph.value(np.array([array.shape[axis]])).name]
-    outputs = [f"{name}.values", f"{name}.indices"]
-    graph.nodes.append(helper.make_node("TopK", inputs, outputs, name=name, axis=axis % array.ndim, largest=0))
+    inputs = (made.name, graph.value(np.array([array.shape[axis]])).name)
+    outputs = (f"{name}.values", f"{name}.indices")
+    graph.nodes.append(Node("TopK", inputs, outputs, {"axis": axis % array.ndim, "largest": 0}))
     return Made(graph, outputs[0]), Made(graph, outputs[1])
 
 

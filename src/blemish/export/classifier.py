@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -30,8 +31,8 @@ from .nodes import Made, Nodes
 from .parity import check_first, check_parity, drawn
 from .pixels import PictureFrame
 from .trace import named, refusing, require_onnx
-from .whole import Kinds, add_decision, assemble, calibration_card
-from .write import Exported, check_places, finish
+from .whole import Kinds, Whole, add_decision, assemble, calibration_card
+from .write import Exported, check_places, finish, write_onnx
 
 
 @dataclass(frozen=True)
@@ -90,9 +91,9 @@ def export_classifier(
     source = None if images is None else as_source(images)
     if source is not None:
         check_first(source)
-    built = _build(judge)
+    built, card = _build(judge), _card(judge)
     parity = check_parity(judge, built, source, layers=judge.layers, path=str(path), progress=progress)
-    return finish(built, path, parity)
+    return finish(partial(write_onnx, built), path, parity, card=card)
 
 
 def check_detector(detector: OODDetector) -> None:
@@ -134,8 +135,6 @@ def _names(classifier: Classifier) -> list[str]:
 
 
 def _build(judge: ClassifierJudge) -> Any:
-    from onnx import TensorProto
-
     classifier, detector = judge.classifier, judge.detector
     with refusing("model", classifier.name):
         core = record(_Classified(classifier), torch.full((1, 3, *judge.preprocessing.size), 0.5))
@@ -160,10 +159,13 @@ def _build(judge: ClassifierJudge) -> Any:
     made = score.made.to(np.float32)
     graph.rename(made, "score")
     graph.rename(graph.make("ArgMax", Made(graph, "layer.logits"), axis=1, keepdims=0), "predicted")
-    kinds: Kinds = {"score": (TensorProto.FLOAT, [1]), "predicted": (TensorProto.INT64, [1])}
-    kinds |= add_decision(graph, made, judge.calibration_)
+    kinds: Kinds = {"score": (np.float32, [1]), "predicted": (np.int64, [1])}
+    return assemble(Whole(graph, before, kinds | add_decision(graph, made, judge.calibration_)), core)
+
+
+def _card(judge: ClassifierJudge) -> dict[str, Any]:
+    classifier, detector = judge.classifier, judge.detector
     line = judged(judge.decide("", 0.0)) | {"predicted": 0}
     made_of = {"classifier": classifier.name, "detector": detector.name, "parameters": plain_parameters(detector)}
-    card = {"line": line, "made_of": made_of, "input": list(judge.preprocessing.size)}
-    card |= {"calibration": calibration_card(judge.calibration_)}
-    return assemble(graph, before, core, kinds=kinds, size=("height", "width"), card=card)
+    known = {"line": line, "made_of": made_of, "input": list(judge.preprocessing.size)}
+    return known | {"calibration": calibration_card(judge.calibration_)}

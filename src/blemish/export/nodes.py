@@ -1,4 +1,4 @@
-"""ONNX graphs written as expressions: `a + b` is a node, and the name of what it makes."""
+"""Graphs of ONNX's operators written as expressions: `a + b` is a node, and the name of what it makes."""
 
 from __future__ import annotations
 
@@ -9,32 +9,39 @@ import numpy as np
 from numpy.typing import NDArray
 
 
+@dataclass(frozen=True)
+class Node:
+    """One operator of ONNX."""
+
+    kind: str
+    inputs: tuple[str, ...]
+    """Names of values; an empty one is left out."""
+    outputs: tuple[str, ...]
+    attributes: dict[str, Any] = field(default_factory=dict)
+
+
 @dataclass
 class Nodes:
     """Nodes and constants, in the order in which they are needed; `prefix` keeps their names apart from others."""
 
     prefix: str
-    nodes: list[Any] = field(default_factory=list)
-    constants: list[Any] = field(default_factory=list)
+    nodes: list[Node] = field(default_factory=list)
+    constants: dict[str, NDArray[Any]] = field(default_factory=dict)
 
     def make(self, kind: str, *terms: Made | int | float | NDArray[Any] | None, **attributes: Any) -> Made:
         """A node of one output; numbers become constants, whole ones int64, others float64, and None is left out."""
-        from onnx import helper
-
         name = f"{self.prefix}.{len(self.nodes)}"
-        inputs = ["" if term is None else self.value(term).name for term in terms]
-        self.nodes.append(helper.make_node(kind, inputs, [name], name=name, **attributes))
+        inputs = ("" if term is None else self.value(term).name for term in terms)
+        self.nodes.append(Node(kind, tuple(inputs), (name,), attributes))
         return Made(self, name)
 
     def value(self, term: Made | int | float | NDArray[Any]) -> Made:
         """A term as a value of this graph."""
-        from onnx import numpy_helper
-
         if isinstance(term, Made):
             return term
         name, array = f"{self.prefix}.constant.{len(self.constants)}", np.asarray(term)
         whole = array.dtype.kind == "i"  # of 32 bits on some systems
-        self.constants.append(numpy_helper.from_array(array.astype(np.int64) if whole else array, name))
+        self.constants[name] = array.astype(np.int64) if whole else array
         return Made(self, name)
 
     def stack(self, *terms: Made | int) -> Made:
@@ -44,9 +51,23 @@ class Nodes:
 
     def rename(self, value: Made, name: str) -> None:
         """Give a value the name of an output."""
-        from onnx import helper
+        self.nodes.append(Node("Identity", (value.name,), (name,)))
 
-        self.nodes.append(helper.make_node("Identity", [value.name], [name], name=name))
+    def as_onnx(self) -> tuple[list[Any], list[Any]]:
+        """The nodes and the constants in ONNX's own classes."""
+        from onnx import helper, numpy_helper
+
+        def plain(value: Any) -> Any:
+            return helper.np_dtype_to_tensor_dtype(value) if isinstance(value, np.dtype) else value
+
+        nodes = [
+            helper.make_node(
+                node.kind, node.inputs, node.outputs, name=node.outputs[0],
+                **{name: plain(value) for name, value in node.attributes.items()},
+            )
+            for node in self.nodes
+        ]  # fmt: skip
+        return nodes, [numpy_helper.from_array(array, name) for name, array in self.constants.items()]
 
 
 @dataclass(frozen=True)
@@ -105,9 +126,7 @@ class Made:
 
     def to(self, dtype: Any) -> Made:
         """Another type of numbers."""
-        from onnx import helper
-
-        return self.graph.make("Cast", self, to=helper.np_dtype_to_tensor_dtype(np.dtype(dtype)))
+        return self.graph.make("Cast", self, to=np.dtype(dtype))
 
     def shaped(self, *sides: Made | int) -> Made:
         """Another shape; -1 is what is left."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -15,6 +16,7 @@ from torch import Tensor
 from ..calibrate import Calibration
 from ..datasets.region import Region
 from ..errors import ArgumentError, ExportError
+from ..features.onnx_graph import quiet
 from ..features.runtime import TOLERANCE, import_onnxruntime, import_openvino
 from ..images.decode import Picture
 from ..images.drawn import clouds
@@ -84,6 +86,18 @@ def on_openvino(model: Any) -> Run:
     return lambda pixels: {name: compiled([pixels])[number] for name, number in names.items()}
 
 
+def on_torch(content: bytes) -> Run:
+    """What runs a file of ours with a program of `torch.export`."""
+    with quiet():
+        program = torch.export.load(io.BytesIO(content)).module()
+
+    def run(pixels: NDArray[np.uint8]) -> dict[str, NDArray[Any]]:
+        with torch.no_grad():
+            return {name: value.numpy() for name, value in program(torch.tensor(pixels)).items()}
+
+    return run
+
+
 def _on_onnxruntime(model: Any) -> Run:
     session = open_session(model)
     names = [output.name for output in session.get_outputs()]
@@ -102,14 +116,14 @@ def check_parity(
 ) -> Parity:
     """Judge images both ways. Raises `ExportError` where a verdict, a score or a map differs, and names the layer.
 
-    `layers` makes the values in which the first difference is looked for. `run` runs the model on OpenVINO; None: ONNX
-    Runtime does.
+    `layers` makes the values in which the first difference is looked for. `run` runs the file; None: ONNX Runtime
+    runs `model`, which alone can be looked into.
     """
     source = drawn(detector) if images is None else images
     judge, total = run or _on_onnxruntime(model), len(source)
 
     def first(picture: Picture) -> str:
-        return _first_difference(detector, layers, model, picture) if run is None else "not looked for on OpenVINO"
+        return _first_difference(detector, layers, model, picture) if run is None else "not looked for in this format"
 
     rows, has_map = [], False
     for i, decision in enumerate(detector.predict(source)):

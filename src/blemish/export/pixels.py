@@ -28,11 +28,9 @@ class PictureFrame:
         shape = graph.make("Shape", pictures)
         self._batch, self._height, self._width = shape[0], shape[1], shape[2]
         self._resized = self._find_resized()
-        crop = preprocess.crop
-        # The middle, and of two the even one, as Python rounds.
-        self._corner = tuple(
-            graph.make("Round", (side - (crop or 0)).to(np.float64) / 2.0).to(np.int64) for side in self._resized
-        )
+        # The middle, and of two the even one, as Python rounds: half of 0, 1, 2, 3, 4 is 0, 0, 1, 2, 2.
+        around = [side - kept for side, kept in zip(self._resized, preprocess.size, strict=True)]
+        self._corner = tuple((both + 1) / 4 + (both + 2) / 4 for both in around)
 
     def _find_resized(self) -> tuple[Made, Made]:
         """`(height, width)` of the whole picture once it is resized."""
@@ -44,32 +42,28 @@ class PictureFrame:
         return self._height * side / short, self._width * side / short
 
     def network_input(self) -> Made:
-        """`(batch, 3, height, width)` float32 in [0, 1]."""
-        batch, (height, width) = self._batch, self._resized
+        """`(batch, 3, height, width)` float32 in [0, 1]; of a picture that is cropped, only what is kept is resized."""
+        height, width = self._preprocess.size
         # One axis is moved at a time, which runtimes do ten times as fast as several at once.
         columns = self._pictures.turned(0, 3, 1, 2).shaped(-1, self._width).turned(1, 0).to(np.float32)
-        columns = self._shrunk(columns, self._width, width).turned(1, 0)
+        columns = self._shrunk(columns, 1).turned(1, 0)
         rows = columns.shaped(-1, self._height, width).turned(1, 0, 2).shaped(self._height, -1)
-        placed = self._shrunk(rows, self._height, height)
-        placed = placed.shaped(height, -1, width).turned(1, 0, 2).shaped(batch, 3, height, width)
-        crop = self._preprocess.crop
-        if crop is not None:
-            top, left = self._corner
-            graph, axes = self._graph, np.array([2, 3])
-            placed = graph.make("Slice", placed, graph.stack(top, left), graph.stack(top + crop, left + crop), axes)
+        placed = self._shrunk(rows, 0)
+        placed = placed.shaped(height, -1, width).turned(1, 0, 2).shaped(self._batch, 3, height, width)
         return placed / np.array(255, np.float32)
 
-    def _shrunk(self, rows: Made, length: Made, wanted: Made) -> Made:
-        """`(length, n)` to `(wanted, n)` rows of 8 bits, or the other way round; float32.
+    def _shrunk(self, rows: Made, axis: int) -> Made:
+        """`(length, n)` to `(kept, n)` rows of 8 bits, or the other way round; float32. `axis` 0: of the height.
 
         Block by block, `_BLOCK` outputs from the inputs around them: one matrix for all would be nearly empty.
         """
-        graph, wide = self._graph, length.at_least(wanted)
-        blocks = (wanted + (_BLOCK - 1)) / _BLOCK
-        outputs = graph.make("Range", 0, blocks * _BLOCK, 1).shaped(-1, _BLOCK, 1)
-        first = ((graph.make("Range", 0, blocks, 1) * (2 * _BLOCK) + 1) * length - wide * 2) / (wanted * 2)
+        graph, length, wanted = self._graph, (self._height, self._width)[axis], self._resized[axis]
+        kept, start, wide = self._preprocess.size[axis], self._corner[axis], length.at_least(wanted)
+        blocks = np.arange(-(-kept // _BLOCK) * _BLOCK).reshape(-1, _BLOCK, 1)
+        outputs = start + blocks
+        first = (((start + blocks[:, :1]) * 2 + 1) * length - wide * 2) / (wanted * 2)
         seen = (length * (2 * _BLOCK - 2) + wide * 4) / (wanted * 2) + 2
-        inputs = first.at_least(0).shaped(-1, 1, 1) + graph.make("Range", 0, seen, 1)
+        inputs = first.at_least(0) + graph.make("Range", 0, seen, 1)
         away = (inputs * 2 + 1) * wanted - (outputs * 2 + 1) * length
         weights = (wide * 2 - graph.make("Abs", away)).at_least(0) * inputs.is_below(length).to(np.int64)
         total = graph.make("ReduceSum", weights, np.array([2])).at_least(1)  # 0 behind the last output
@@ -79,11 +73,11 @@ class PictureFrame:
         rest = (weights * _HALF - high * total) * _HALF
         low = rest / total
         low = low + ((rest - low * total) * 2).is_at_least(total).to(np.int64)
-        there = graph.make("Gather", rows, inputs.at_most(length - 1).shaped(blocks, -1), axis=0)
+        there = graph.make("Gather", rows, inputs.at_most(length - 1).shaped(len(blocks), -1), axis=0)
         one, half = np.array(1 / _HALF, np.float32), np.array(_HALF / 2, np.float32)
         carried = (low.to(np.float32) @ there * one).floor()
-        made = ((high.to(np.float32) @ there + carried + half) * one).floor().shaped(blocks * _BLOCK, -1)
-        return graph.make("Slice", made, np.array([0]), graph.stack(wanted))
+        made = ((high.to(np.float32) @ there + carried + half) * one).floor().shaped(blocks.size, -1)
+        return graph.make("Slice", made, np.array([0]), np.array([kept]))
 
     def to_original(self, maps: Made) -> Made:
         """`(batch, height, width)` maps on the pictures: `(batch, H, W)`, NaN where the crop never looked."""

@@ -1,12 +1,13 @@
-"""Judges pictures with an exported blemish model. It needs numpy, Pillow and a runtime; neither torch nor blemish.
+"""Judges pictures with an exported blemish model. It needs numpy, Pillow and a runtime; no blemish.
 
-    python run.py MODEL.onnx PICTURE_OR_FOLDER ... [--runtime onnxruntime|openvino] [--maps FOLDER] [--threads N]
+    python run.py MODEL.onnx PICTURE_OR_FOLDER ... [--runtime onnxruntime|openvino|torch] [--maps FOLDER] [--threads N]
 
 One JSON line a picture, as `blemish predict` prints them. A file that cannot be judged has a line with "error".
 """
 
 import argparse
 import json
+import logging
 import os
 import sys
 from pathlib import Path
@@ -16,6 +17,7 @@ import numpy as np
 from PIL import Image, ImageOps
 
 OPENED = ("BMP", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP")
+DEFAULTS = {".xml": "openvino", ".pt2": "torch"}
 NUMBERS = ("score", "p_value", "anomalous", "predicted")
 ENDINGS = frozenset("apng bmp gif j2k jfif jp2 jpe jpeg jpg mpo pbm pgm png pnm ppm tif tiff webp".split())  # noqa: SIM905
 Image.MAX_IMAGE_PIXELS = 40_000_000  # Pillow refuses twice as many
@@ -45,9 +47,9 @@ def read_pixels(path: Path) -> Any:
 def open_model(path: str, runtime: str, threads: int) -> tuple[Any, Any]:
     """What makes all outputs by name of pixels, and the card."""
     try:
-        run, names, card = (on_openvino if runtime == "openvino" else on_onnxruntime)(path, threads)
+        run, card = {"onnxruntime": on_onnxruntime, "openvino": on_openvino, "torch": on_torch}[runtime](path, threads)
         line = (known := json.loads(card))["line"] | {"version": known["line"]["version"]}
-        return lambda pixels: dict(zip(names, run(pixels), strict=True)), known | {"line": line}
+        return run, known | {"line": line}
     except ImportError as error:
         raise SystemExit(f"error: {error.name} is not installed: pip install {error.name}") from None
     except Exception as error:
@@ -55,7 +57,7 @@ def open_model(path: str, runtime: str, threads: int) -> tuple[Any, Any]:
         raise SystemExit(f"error: {path}: not a file that `blemish export` wrote, or damaged ({reason}).") from None
 
 
-def on_onnxruntime(path: str, threads: int) -> tuple[Any, list[str], str]:
+def on_onnxruntime(path: str, threads: int) -> tuple[Any, str]:
     import onnxruntime as ort
 
     ort.disable_telemetry_events()
@@ -63,10 +65,11 @@ def on_onnxruntime(path: str, threads: int) -> tuple[Any, list[str], str]:
     options.intra_op_num_threads, options.log_severity_level = threads, 3
     session = ort.InferenceSession(path, options, providers=["CPUExecutionProvider"], enable_fallback=0)
     card = session.get_modelmeta().custom_metadata_map["blemish"]
-    return lambda pixels: session.run(None, {"pixels": pixels}), [out.name for out in session.get_outputs()], card
+    names = [out.name for out in session.get_outputs()]
+    return lambda pixels: dict(zip(names, session.run(None, {"pixels": pixels}), strict=True)), card
 
 
-def on_openvino(path: str, threads: int) -> tuple[Any, list[str], str]:
+def on_openvino(path: str, threads: int) -> tuple[Any, str]:
     sys.modules["openvino_telemetry"] = None  # type: ignore[assignment]  # it would tell its maker of each import
     import openvino
 
@@ -74,8 +77,17 @@ def on_openvino(path: str, threads: int) -> tuple[Any, list[str], str]:
     card = model.get_rt_info(["blemish"] if path.endswith(".xml") else ["framework", "blemish"]).value
     hints = {"INFERENCE_PRECISION_HINT": "f32"} | ({"INFERENCE_NUM_THREADS": threads} if threads else {})
     compiled = openvino.Core().compile_model(model, "CPU", hints)
-    named = [out.get_names() & {"map", "threshold", *NUMBERS} for out in compiled.outputs]
-    return lambda pixels: list(compiled([pixels]).values()), [names.pop() for names in named], card
+    names = [(out.get_names() & {"map", "threshold", *NUMBERS}).pop() for out in compiled.outputs]
+    return lambda pixels: dict(zip(names, compiled([pixels]).values(), strict=True)), card
+
+
+def on_torch(path: str, threads: int) -> tuple[Any, str]:
+    logging.getLogger("torch.export").setLevel(logging.CRITICAL)  # it tells of damaged files at length
+    import torch
+
+    torch.set_num_threads(threads or torch.get_num_threads())
+    program = torch.export.load(path, extra_files=(found := {"blemish": "{}"})).module().requires_grad_(False)
+    return lambda pixels: program(torch.tensor(pixels)), found["blemish"]
 
 
 def listed(place: Path) -> list[Path]:
@@ -105,11 +117,11 @@ def main() -> int:
     parser.add_argument("model")
     parser.add_argument("pictures", nargs="+", type=Path)
     parser.add_argument("--maps", type=Path, metavar="FOLDER", help="write each map there; a line names its own")
-    parser.add_argument("--runtime", choices=("onnxruntime", "openvino"), help="openvino for .xml, else onnxruntime")
+    parser.add_argument("--runtime", choices=("onnxruntime", *DEFAULTS.values()), help="default: by the ending")
     parser.add_argument("--threads", type=int, default=0, choices=range(257), metavar="N", help="0: all")
     parser.add_argument("--exit-code", action="store_true", help="3: one is anomalous; 4: one was not judged")
     given = parser.parse_args()
-    default, status = "openvino" if given.model.endswith(".xml") else "onnxruntime", 0
+    default, status = DEFAULTS.get(Path(given.model).suffix, "onnxruntime"), 0
     model, card = open_model(given.model, given.runtime or default, given.threads)
     for place in given.pictures:
         for path in listed(place):

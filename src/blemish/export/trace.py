@@ -1,4 +1,4 @@
-"""A detector's own arithmetic as an ONNX graph: from the network's input to score and map.
+"""A detector's own arithmetic as a graph: from the network's input to score and map.
 
 Nothing is written a second time: the detector runs once on a blank input while every operation is recorded.
 """
@@ -31,27 +31,34 @@ _LEAST_TORCH = (2, 7)
 
 
 def require_onnx() -> None:
-    """Refuse, before any work, to go on without the packages that write and run ONNX files."""
+    """Refuse, before any work, to go on without what writes and runs ONNX files."""
     require_packages(("onnx", "onnxruntime", "onnxscript"), of="export", extra="onnx")
+    require_torch()
+
+
+def require_torch() -> None:
+    """Refuse, before any work, a torch whose exporter cannot write a whole detector."""
     least = ".".join(map(str, _LEAST_TORCH))
     if tuple(int(part) for part in torch.__version__.split(".")[:2]) < _LEAST_TORCH:
         raise MissingPackageError(f"export: torch {torch.__version__} is too old. Run: pip install 'torch>={least}'.")
 
 
-def trace_detector(detector: Detector, inside: Tensor | None) -> Any:
-    """The graph, an `onnx.ModelProto`: input `network.input`, outputs `network.score` and perhaps `network.map`.
+def watch(detector: Detector) -> Watched:
+    """A detector's network and method, looked at once. Raises `ArgumentError` where it cannot be, and says why."""
+    watched = Watched(detector)
+    with watched.refusing(), torch.no_grad():
+        watched(watched.blank)
+    return watched
 
-    Behind them come the outputs of the tapped layers, named `layer.NAME`. `inside` is the region of interest at the
-    network's input, `(1, height, width)`. Raises `ArgumentError` where the method cannot be exported, and says why.
+
+def trace(watched: Watched) -> Any:
+    """The graph, an `onnx.ModelProto`: input `network.input`, outputs those of `watched.outputs`.
+
+    Raises `ArgumentError` where the method cannot be exported, and says why.
     """
-    require_onnx()
-    watched, pixels = _Watched(detector, inside), torch.full((1, 3, *detector.preprocessing.size), 0.5)
-    with refusing("method", f"{detector.method_.name} with its parameters"):
-        with torch.no_grad():
-            watched(pixels)  # says what there is; the exporter forgets what it sees
-        model = record(watched, pixels)
-    outputs = ["network.score", *["network.map"] * watched.has_map, *(f"layer.{name}" for name in watched.layers)]
-    return named(model, outputs, of="method")
+    with watched.refusing():
+        model = record(watched, watched.blank)
+    return named(model, watched.outputs, of="method")
 
 
 @contextlib.contextmanager
@@ -64,7 +71,7 @@ def refusing(what: str, got: str) -> Iterator[None]:
     except Exception as error:  # the exporters raise almost anything
         reason = next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
         raise ArgumentError.about(
-            what, expected="operations that an ONNX graph can hold", got=f"{got} ({reason.strip()[:200]})",
+            what, expected="operations that a graph can hold", got=f"{got} ({reason.strip()[:200]})",
             instead="docs/export.md says what can be exported.",
         ) from error  # fmt: skip
 
@@ -83,29 +90,40 @@ def named(model: Any, outputs: Sequence[str], *, of: str) -> Any:
 
 def layers_of(detector: Detector, pixels: Tensor) -> dict[str, Tensor]:
     """The outputs of the tapped layers for `(1, 3, height, width)` pixels, named as in its graph."""
-    watched = _Watched(detector, None)
+    watched = Watched(detector)
     with torch.inference_mode():
-        outputs = watched(pixels)
-    return dict(zip((f"layer.{name}" for name in watched.layers), outputs[-len(watched.layers) :], strict=False))
+        values = watched(pixels)
+    found = dict(zip(watched.outputs, values, strict=True))
+    return {name: value for name, value in found.items() if name.startswith("layer.")}
 
 
-class _Watched(nn.Module):
-    """A detector whose tapped layers can be looked at as well."""
+class Watched(nn.Module):
+    """A detector from the network's input to score and map, whose tapped layers can be looked at as well."""
 
-    def __init__(self, detector: Detector, inside: Tensor | None) -> None:
+    inside: Tensor | None = None
+    """The region of interest at the network's input, `(1, height, width)`."""
+
+    def __init__(self, detector: Detector) -> None:
         super().__init__()
-        self._detector, self._inside = detector, inside
-        self.has_map = False
-        self.layers: list[str] = []
+        self._detector, preprocess, region = detector, detector.preprocessing, detector.region_
+        if region is not None and region.mask is not None:
+            self.inside = torch.from_numpy(preprocess.mask(region.mask))[None]
+        self.blank = torch.full((1, 3, *preprocess.size), 0.5)
+        self.outputs: list[str] = []
+        """Of the last call: `network.score`, perhaps `network.map`, and those of the tapped layers, `layer.NAME`."""
 
     def forward(self, pixels: Tensor) -> tuple[Tensor, ...]:
         size = (pixels.shape[2], pixels.shape[3])
-        batch = ImageBatch(pixels, ("traced",), (size,), inside=self._inside)
+        batch = ImageBatch(pixels, ("traced",), (size,), inside=self.inside)
         with _taps_of(self._detector) as found:
             scores = self._detector.measure(batch)
-        self.has_map, self.layers = scores.maps is not None, list(found)
         maps = () if scores.maps is None else (scores.maps,)
+        self.outputs = ["network.score", *["network.map"] * len(maps), *(f"layer.{name}" for name in found)]
         return scores.images, *maps, *(tensor.float() for tensor in found.values())
+
+    def refusing(self) -> contextlib.AbstractContextManager[None]:
+        """Say of what cannot be recorded why the method cannot be exported."""
+        return refusing("method", f"{self._detector.method_.name} with its parameters")
 
 
 @contextlib.contextmanager

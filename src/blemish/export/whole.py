@@ -1,13 +1,13 @@
-"""The whole decision as one ONNX graph: picture, network, method, map, p-value, threshold, verdict, and the card."""
+"""The whole decision as one graph: picture, network, method, map, p-value, threshold, verdict; and the card."""
 
 from __future__ import annotations
 
-import json
+from dataclasses import dataclass
+from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import torch
 from PIL import Image
 
 from ..calibrate import Calibration
@@ -16,14 +16,14 @@ from ..features.onnx_graph import OPSET
 from ..report.lines import judged, model_digest
 from .nodes import Made, Nodes
 from .pixels import PictureFrame
-from .trace import trace_detector
+from .trace import Watched, trace, watch
 
 if TYPE_CHECKING:
     from ..detector import Detector
 
 CARD = "blemish"
-"""Under this key of the file's metadata."""
-Kinds = dict[str, tuple[int, list[int | str]]]
+"""Under this key of a file's metadata."""
+Kinds = dict[str, tuple[Any, list[int | str]]]
 """Type and shape of outputs, by name."""
 _IR = 9
 """Version of the file format that runtimes of the last years read."""
@@ -47,19 +47,27 @@ def check_exportable(detector: Detector) -> None:
             )
 
 
-def build(detector: Detector, model: str | Path | None) -> Any:
-    """An `onnx.ModelProto`, with the digest of the model file it was made of on its card.
+@dataclass(frozen=True)
+class Whole:
+    """Our nodes around a core, from `pixels` to `network.input` and from its outputs to ours."""
+
+    graph: Nodes
+    before: int
+    """So many of them come before the core."""
+    kinds: Kinds
+    """What comes out."""
+    size: tuple[int, int] | None = None
+    """`(height, width)` of the one size of pictures that is taken; None: any."""
+
+
+def surround(core: Watched, detector: Detector) -> Whole:
+    """What happens to a picture before the network, and to score and map behind the method.
 
     Input `pixels`, `(1, height, width, 3)` uint8; outputs `score` `(1,)` float32, `map` `(1, height, width)` float32
     where the method has one, and of a calibrated detector `p_value` `(1,)` float64, `threshold` float64, `anomalous`
     `(1,)` bool. A detector with a region of interest takes pictures of the region's size alone.
     """
-    from onnx import TensorProto
-
-    check_exportable(detector)
     preprocess, mask = detector.preprocessing, None if detector.region_ is None else detector.region_.mask
-    inside = None if mask is None else torch.from_numpy(preprocess.mask(mask))[None]
-    core = trace_detector(detector, inside)
     graph = Nodes("blemish")
     pictures = Made(graph, "pixels")
     if mask is not None:
@@ -70,47 +78,50 @@ def build(detector: Detector, model: str | Path | None) -> Any:
     before = len(graph.nodes)
     score = Made(graph, "network.score")
     graph.rename(score, "score")
-    kinds: Kinds = {"score": (TensorProto.FLOAT, [1])}
-    height, width = ("height", "width") if mask is None else mask.shape
-    if any(output.name == "network.map" for output in core.graph.output):
+    kinds: Kinds = {"score": (np.float32, [1])}
+    size = None if mask is None else (mask.shape[0], mask.shape[1])
+    if "network.map" in core.outputs:
         placed = frame.to_original(Made(graph, "network.map"))
-        if inside is not None and mask is not None:
-            seen = preprocess.inside(inside[0], (mask.shape[0], mask.shape[1]))
+        if core.inside is not None and size is not None:
+            seen = preprocess.inside(core.inside[0], size)
             placed = graph.make("Where", seen[None], placed, np.array(np.nan, np.float32))
         graph.rename(placed, "map")
-        kinds["map"] = (TensorProto.FLOAT, [1, height, width])
-    kinds |= add_decision(graph, score, detector.calibration_)
-    return assemble(graph, before, core, kinds=kinds, size=(height, width), card=card(detector, model))
+        kinds["map"] = (np.float32, [1, *(size or ("height", "width"))])
+    return Whole(graph, before, kinds | add_decision(graph, score, detector.calibration_), size)
 
 
-def assemble(
-    graph: Nodes, before: int, core: Any, *, kinds: Kinds, size: tuple[int | str, int | str], card: dict[str, Any]
-) -> Any:
-    """One model of our nodes, of which `before` come first, and of the recorded ones between."""
-    from onnx import TensorProto, helper
+def build(detector: Detector) -> Any:
+    """The whole decision as an `onnx.ModelProto`, with the outputs of `surround`."""
+    core = watch(detector)
+    return assemble(surround(core, detector), trace(core))
 
-    whole = helper.make_graph(
-        [*graph.nodes[:before], *core.graph.node, *graph.nodes[before:]],
+
+def assemble(whole: Whole, core: Any) -> Any:
+    """One ONNX model of our nodes, and of the recorded ones between."""
+    from onnx import helper
+
+    def value(name: str, dtype: Any, shape: list[int | str]) -> Any:
+        return helper.make_tensor_value_info(name, helper.np_dtype_to_tensor_dtype(np.dtype(dtype)), shape)
+
+    nodes, constants = whole.graph.as_onnx()
+    made = helper.make_graph(
+        [*nodes[: whole.before], *core.graph.node, *nodes[whole.before :]],
         "blemish",
-        [helper.make_tensor_value_info("pixels", TensorProto.UINT8, [1, *size, 3])],
-        [helper.make_tensor_value_info(name, kind, shape) for name, (kind, shape) in kinds.items()],
-        [*graph.constants, *core.graph.initializer],
+        [value("pixels", np.uint8, [1, *(whole.size or ("height", "width")), 3])],
+        [value(name, *kind) for name, kind in whole.kinds.items()],
+        [*constants, *core.graph.initializer],
     )
     opsets = [helper.make_opsetid("", OPSET), *(known for known in core.opset_import if known.domain)]
-    made = helper.make_model(whole, opset_imports=opsets, functions=core.functions, ir_version=_IR)
-    helper.set_model_props(made, {CARD: json.dumps(card)})
-    return made
+    return helper.make_model(made, opset_imports=opsets, functions=core.functions, ir_version=_IR)
 
 
 def add_decision(graph: Nodes, score: Made, calibration: Calibration | None) -> Kinds:
     """p-value, threshold and verdict, where something is known of held-out scores; gives what these outputs are."""
-    from onnx import TensorProto
-
     if calibration is None:
         return {}
     _decide(graph, score, calibration)
-    numbers: Kinds = {"p_value": (TensorProto.DOUBLE, [1]), "threshold": (TensorProto.DOUBLE, [])}
-    return numbers | {"anomalous": (TensorProto.BOOL, [1])}
+    numbers: Kinds = {"p_value": (np.float64, [1]), "threshold": (np.float64, [])}
+    return numbers | {"anomalous": (np.bool_, [1])}
 
 
 def _decide(graph: Nodes, score: Made, calibration: Calibration) -> None:
@@ -131,14 +142,16 @@ def _below(values: Any) -> Any:
     return np.where(found > values, np.nextafter(found, np.float32(-np.inf)), found).astype(np.float32)
 
 
-def card(detector: Detector, model: str | Path | None) -> dict[str, Any]:
-    """What the file says about itself, JSON types only."""
-    import onnx
+def card(detector: Detector, model: str | Path | None, *packages: str) -> dict[str, Any]:
+    """What the file says about itself, with the digest of the model file it was made of; JSON types only.
 
+    `packages` wrote it, beside those of a model file.
+    """
     manifest = detector.manifest()
+    manifest["versions"] |= {name: version(name) for name in packages}
     return {
         "line": judged(detector.decide("", 0.0)),
-        "made_of": manifest | {"versions": manifest["versions"] | {"onnx": onnx.__version__}},
+        "made_of": manifest,
         "model": None if model is None else model_digest(model),
         "input": list(detector.preprocessing.size),
         "calibration": calibration_card(detector.calibration_),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import tempfile
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
@@ -17,13 +18,19 @@ from ..features.runtime import import_openvino
 from ..files import check_output, write_whole
 from ..images.source import ImageInput
 from ..progress import Progress
-from .parity import Parity, check_first, check_parity, on_openvino
-from .trace import layers_of, require_onnx
-from .whole import CARD, build
+from .as_torch import build_program, saved
+from .parity import Parity, Run, check_first, check_parity, on_openvino, on_torch
+from .trace import layers_of, require_onnx, require_torch
+from .whole import CARD, build, card, check_exportable
 
 if TYPE_CHECKING:
     from ..detector import Detector
 
+Format = Literal["onnx", "openvino", "torch"]
+SUFFIXES: dict[Format, str] = {"onnx": ".onnx", "openvino": ".xml", "torch": ".pt2"}
+"""Of the files."""
+Write = Callable[[Path, str], object]
+"""Writes a file, with this card in it."""
 RUN = "run.py"
 """The name of the program beside the file."""
 _log = logging.getLogger("blemish")
@@ -43,14 +50,15 @@ def export_model(
     detector: Detector,
     path: str | Path,
     *,
-    format: Literal["onnx", "openvino"] = "onnx",
+    format: Format = "onnx",
     images: ImageInput | None = None,
     model: str | Path | None = None,
     progress: Progress | None = None,
 ) -> Exported:
     """Write a detector as an ONNX file, and beside it `run.py`, which judges pictures without torch and blemish.
 
-    With `format="openvino"` it is OpenVINO's own: `path`, which ends in `.xml`, and a `.bin` beside it.
+    With `format="openvino"` it is OpenVINO's own: `path`, which ends in `.xml`, and a `.bin` beside it. With
+    `format="torch"` it is a program of `torch.export`, `path` ends in `.pt2`, and `run.py` needs torch.
 
     Before that, `images` (of a data set its normal ones; None: eight drawn pictures) are judged both ways. `model` is
     the file that the detector was loaded from, whose digest the card will hold. Raises `ExportError` where the file
@@ -59,38 +67,48 @@ def export_model(
     """
     path = Path(path)
     check_places(path)
+    (require_torch if format == "torch" else require_onnx)()
+    if path.suffix != SUFFIXES[format] and format != "onnx":
+        raise ArgumentError.about(
+            "path", expected=f"a file that ends in {SUFFIXES[format]}, for {format}", got=path.name
+        )
     if format == "openvino":
         require_packages(("openvino",), of="export", extra="openvino")
-        if path.suffix != ".xml":
-            raise ArgumentError.about("path", expected="a file that ends in .xml, for openvino", got=path.name)
         check_output(path.with_suffix(".bin"))
     if not detector.images_:
         raise NotFittedError("export_model needs a fitted detector. Call fit(normal_images) first.")
+    check_exportable(detector)
     source = None if images is None else normal_images(images, max_pixels=detector.max_pixels)
     if source is not None:
         check_first(source)
-    built = build(detector, model)
-    model_of = _openvino_of(built) if format == "openvino" else None
-    run = None if model_of is None else on_openvino(model_of)
+    built, run, write = _build(detector, format)
     layers = partial(layers_of, detector)
     parity = check_parity(detector, built, source, layers=layers, path=str(path), run=run, progress=progress)
-    return finish(built, path, parity, model_of=model_of)
+    known = card(detector, model, *() if format == "torch" else ("onnx",))
+    return finish(write, path, parity, card=known)
+
+
+def _build(detector: Detector, format: Format) -> tuple[Any, Run | None, Write]:
+    """The `onnx.ModelProto`, if there is one, what runs the file on other runtimes, and what writes it."""
+    if format == "torch":
+        program = build_program(detector)
+        return None, on_torch(saved(program, "")), lambda path, card: write_whole(path, saved(program, card))
+    built = build(detector)
+    if format == "onnx":
+        return built, None, partial(write_onnx, built)
+    model = import_openvino().Core().read_model(built.SerializeToString())
+    return built, on_openvino(model), partial(_write_openvino, model)
 
 
 def check_places(path: Path) -> None:
-    """Refuse, before the work, what cannot be written, or not without other packages."""
+    """Refuse, before the work, what cannot be written."""
     check_output(path)
     _check_program(path.with_name(RUN))
-    require_onnx()
 
 
-def finish(built: Any, path: Path, parity: Parity, *, model_of: Any = None) -> Exported:
-    """Write what was compared, an `onnx.ModelProto`, or the `openvino.Model` of it, and the program beside it."""
-    card = _add_to_card(built, {"parity": asdict(parity)})
-    if model_of is None:
-        write_whole(path, built.SerializeToString())
-    else:
-        _write_openvino(model_of, card, path)
+def finish(write: Write, path: Path, parity: Parity, *, card: dict[str, Any]) -> Exported:
+    """Write what was compared, with its card, and the program beside it."""
+    write(path, json.dumps(card | {"parity": asdict(parity)}))
     program = path.with_name(RUN)
     write_whole(program, _program())
     if parity.drawn:
@@ -98,12 +116,15 @@ def finish(built: Any, path: Path, parity: Parity, *, model_of: Any = None) -> E
     return Exported(path, program, path.stat().st_size, parity)
 
 
-def _openvino_of(built: Any) -> Any:
-    """The same graph as an `openvino.Model`."""
-    return import_openvino().Core().read_model(built.SerializeToString())
+def write_onnx(built: Any, path: Path, card: str) -> None:
+    """One file of an `onnx.ModelProto`."""
+    from onnx import helper
+
+    helper.set_model_props(built, {CARD: card})
+    write_whole(path, built.SerializeToString())
 
 
-def _write_openvino(model: Any, card: str, path: Path) -> None:
+def _write_openvino(model: Any, path: Path, card: str) -> None:
     """Two files: the graph, with the card in it, and its numbers."""
     model.set_rt_info(card, [CARD])
     with tempfile.TemporaryDirectory() as folder:
@@ -111,13 +132,6 @@ def _write_openvino(model: Any, card: str, path: Path) -> None:
         import_openvino().save_model(model, made, compress_to_fp16=False)
         for part in (made.with_suffix(".bin"), made):  # the graph last: it names the other
             write_whole(path.with_name(part.name), part.read_bytes())
-
-
-def _add_to_card(built: Any, more: dict[str, object]) -> str:
-    """Extend the card in a model's metadata; gives it."""
-    (row,) = (row for row in built.metadata_props if row.key == CARD)
-    row.value = json.dumps(json.loads(row.value) | more)
-    return str(row.value)
 
 
 def _program() -> str:
