@@ -55,7 +55,7 @@ def ours() -> dict[str, float]:
     cflow._LOOKS = 1  # the looks at held-out images are no steps
     seconds = {}
     for steps in (SHORT, LONG):
-        method = cflow.CFlow(weights="random", steps=steps, positions=VECTORS).fit(Given())
+        method = cflow.CFlow(backbone="resnet18", weights="random", steps=steps, positions=VECTORS).fit(Given())
         seconds[steps] = method.course_.seconds
     batch = next(iter(Given()))
     plain = ImageBatch(batch.pixels, batch.names, batch.sizes)

@@ -17,7 +17,7 @@ from time import perf_counter, process_time
 from _measure import write
 
 from blemish import Batches, Detector, PaDiM, Preprocess, open_dataset
-from blemish.cli.console import ResultWriter
+from blemish.cli.results import ResultWriter
 
 
 def main() -> None:
@@ -35,27 +35,29 @@ def main() -> None:
     detector.fit(dataset.train_images())
     source = dataset.test_images().subset(range(min(options.images, len(dataset.test))))
     batches = list(Batches(source, Preprocess(256), options.batch_size))
-    extractor = detector.method.extractor_
+    extractor = detector.method_.extractor_
 
     def backbone() -> None:
         for batch in batches:
             extractor(batch.pixels)
 
-    def predict() -> None:
-        with tempfile.TemporaryDirectory() as folder, ResultWriter(Path(folder), "png") as writer:
+    def predict(folder: Path, model: Path) -> None:
+        with ResultWriter(folder, "png", model=model) as writer:
             for decision in detector.predict(source):
                 writer.write(decision)
 
     n, row = len(source), {}
     clocks = {"wall": perf_counter, "processor": process_time}
     times: dict[str, list[tuple[float, float]]] = {name: [] for name in clocks}
-    for _ in range(options.rounds + 1):
-        start = {name: clock() for name, clock in clocks.items()}
-        backbone()
-        middle = {name: clock() for name, clock in clocks.items()}
-        predict()
-        for name, clock in clocks.items():
-            times[name].append((middle[name] - start[name], clock() - middle[name]))
+    with tempfile.TemporaryDirectory() as folder:
+        detector.save(model := Path(folder, "padim.blemish"))
+        for number in range(options.rounds + 1):
+            start = {name: clock() for name, clock in clocks.items()}
+            backbone()
+            middle = {name: clock() for name, clock in clocks.items()}
+            predict(Path(folder, str(number)), model)
+            for name, clock in clocks.items():
+                times[name].append((middle[name] - start[name], clock() - middle[name]))
     for name, pairs in times.items():
         bare, whole = (statistics.median(pair[i] for pair in pairs[1:]) / n * 1e3 for i in (0, 1))
         ratio = statistics.median(pair[1] / pair[0] for pair in pairs[1:])
