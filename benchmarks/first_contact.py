@@ -43,6 +43,10 @@ def ours(data: Path, options: argparse.Namespace) -> None:
     if options.backbone or "," in (options.method or ""):
         method, _ = make_method(options.method or "patchcore", options.backbone or "compact", 0)
         detector = Detector(method=method)
+    if options.held_out is not None:
+        share = {"held_out": options.held_out} if options.held_out else {"calibration": "none"}
+        detector = replace(detector, **share)
+    detector = replace(detector, seed=options.seed)
     if options.resize:
         detector = replace(detector, preprocess=Preprocess(options.resize))
     start, busy = perf_counter(), process_time()
@@ -103,6 +107,10 @@ def main() -> None:
     parser.add_argument("--method", help="ours with this method, such as patchcore,count=2000, or auto")
     parser.add_argument("--backbone", help="ours on this backbone; compact_large, resnet18 from $BLEMISH_WEIGHTS, ...")
     parser.add_argument("--resize", help="ours with this input size, such as auto:320")
+    parser.add_argument(
+        "--held-out", type=float, help="ours with this share of the images held out; 0: none, no threshold"
+    )
+    parser.add_argument("--seed", type=int, default=0, help="of ours: what is held out, and the coreset")
     parser.add_argument("--fold", type=int, choices=range(5))
     parser.add_argument("--no-ours", action="store_true")
     parser.add_argument("--json", type=Path)
@@ -116,9 +124,9 @@ def main() -> None:
         found = {}
         if not options.no_ours:
             mine = [sys.executable, __file__, str(data), "--only-ours"]
-            for name in ("method", "backbone", "resize", "fold"):
+            for name in ("method", "backbone", "resize", "fold", "held_out", "seed"):
                 given = getattr(options, name)
-                mine += [] if given is None else [f"--{name}", str(given)]
+                mine += [] if given is None else [f"--{name.replace('_', '-')}", str(given)]
             found["blemish"] = run_json(mine)
         for method in options.methods if options.peer else ():
             with tempfile.TemporaryDirectory() as folder:

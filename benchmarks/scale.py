@@ -61,9 +61,9 @@ def students(dataset: Dataset, options: argparse.Namespace) -> list[dict[str, An
     errors = torch.cat(parts).clone()
     rows = []
     for name, normalisation in _NORMALISE.items():
-        mean, factor = normalisation([errors[::2]])
+        mean, factor = normalisation([(errors[::2], None)])
         density = ((errors[1::2] - mean) * factor).square() / 2 - factor.log()
-        scale.error_mean, scale.error_factor = normalisation([errors])
+        scale.error_mean, scale.error_factor = normalisation([(errors, None)])
         rows.append({"scale": name, "held out": float(density.mean())} | figures(detector, dataset))
     return rows
 
