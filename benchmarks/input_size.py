@@ -252,7 +252,8 @@ class Positions:
     """PaDiM in which each position learns from the pictures that reach it alone."""
 
     def __init__(self, method: PaDiM, d: int) -> None:
-        self.method, self.d = method, d
+        assert method.eps is not None
+        self.method, self.d, self.eps = method, d, method.eps
 
     def fit(self, features: list[FeatureMaps], parts: list[Part], placing: Placing) -> Positions:
         method = self.method
@@ -265,7 +266,7 @@ class Positions:
         self.factor = []
         for p in range(embedded.shape[1]):
             rows = (embedded[:, p] - self.mean[p])[weight[:, p] > 0].double()
-            covariance = rows.T @ rows / (count[p].double() - 1) + method.eps * torch.eye(self.d, dtype=torch.float64)
+            covariance = rows.T @ rows / (count[p].double() - 1) + self.eps * torch.eye(self.d, dtype=torch.float64)
             self.factor.append(torch.linalg.cholesky(covariance).float())
         self.factor = torch.stack(self.factor)
         return self
@@ -279,7 +280,8 @@ class Positions:
 def measure(job: str, found: Set, placing: Placing) -> Iterator[dict[str, Any]]:
     """Figures of all methods on one set with one way to place pictures; they read the same features."""
     row = find_backbone("compact")
-    methods: dict[str, Any] = {"padim": PaDiM(), "patchcore": PatchCore()}
+    eps = 0.001 if job == "shapes" else None  # `Positions` has no pooled covariance
+    methods: dict[str, Any] = {"padim": PaDiM(eps=eps), "patchcore": PatchCore()}
     if job == "areas":
         methods |= {"padim stage16": PaDiM(taps=("stage16",))}
     taps = {name: method.tapped() for name, method in methods.items()}

@@ -188,7 +188,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("what", choices=("network", "fit", "time", "folder"))
     parser.add_argument("data")
-    parser.add_argument("--models", type=Path, help="folder for the models, and of them")
+    parser.add_argument("--models", type=Path, default="models", help="folder for the models, and of them")
     parser.add_argument("--weights", help="of ResNet-18, for `fit`")
     parser.add_argument("--images", type=int, default=100, help="training images")
     parser.add_argument("--pictures", type=int, default=16, help="for `time` and `network`")
