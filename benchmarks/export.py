@@ -1,6 +1,6 @@
 """Exported files beside their detectors: do they say the same, how fast are they, how soon is the first verdict there?
 
-    python benchmarks/export.py parity DATA [DATA ...] --methods padim,patchcore --images 300
+    python benchmarks/export.py parity DATA [DATA ...] --methods padim,patchcore --images 300 [--format torch]
     python benchmarks/export.py speed DATA --weights resnet18.pth --side 900
     peer/bin/pip install anomalib==2.7.0 torch==2.13.0 torchvision==0.28.0 openvino onnx onnxscript
     python benchmarks/export.py speed DATA --weights resnet18.pth --side 900 --peer peer/bin/python
@@ -8,10 +8,10 @@
 `parity` fits each method on the training images, exports it, which compares the images of the fit, and then judges the
 test images both ways; of a data set with few normal images `--rate` is the false-alarm rate. `speed` prints ms an image
 from pixels in memory to score, map and verdict, one fresh process a row: ours with one and with eight images a batch,
-and the file, which takes one picture at a time, on ONNX Runtime and on OpenVINO (in float32). `--side` brings the
-pictures to that side first, as a camera has them. With `--peer` also what anomalib exports for OpenVINO (ResNet-18, 1 %
-of the patches), by its own inferencer, whose maps stay at the network's size. Then the time from the start of a process
-to the first verdict, and what is installed for it.
+and the file, which takes one picture at a time, on ONNX Runtime and on OpenVINO (in float32), and as a program of
+torch. `--side` brings the pictures to that side first, as a camera has them. With `--peer` also what anomalib exports
+for OpenVINO (ResNet-18, 1 % of the patches), by its own inferencer, whose maps stay at the network's size. Then the
+time from the start of a process to the first verdict, and what is installed for it.
 """
 
 from __future__ import annotations
@@ -39,10 +39,11 @@ DEVICE = ("numpy", "pillow", "onnxruntime", "protobuf", "flatbuffers", "packagin
 def parity(options: argparse.Namespace) -> list[dict[str, Any]]:
     """One row a data set and method."""
     from blemish import METHODS, Detector, open_dataset
-    from blemish.export.parity import open_session, pixels_of
-    from blemish.export.write import export_model
+    from blemish.export.parity import pixels_of
+    from blemish.export.run import DEFAULTS, open_model
+    from blemish.export.write import SUFFIXES, export_model
 
-    rows = []
+    rows, suffix = [], SUFFIXES[options.format]
     for data in options.data:
         dataset = open_dataset(data)
         train, test = dataset.train_images(), dataset.test_images()
@@ -51,16 +52,14 @@ def parity(options: argparse.Namespace) -> list[dict[str, Any]]:
         for name in options.methods.split(","):
             detector = Detector(method=METHODS[name](), false_alarm_rate=options.rate).fit(train)
             with tempfile.TemporaryDirectory() as folder:
-                made = export_model(detector, Path(folder, "m.onnx"), images=train)
-                import onnx
-
-                session = open_session(onnx.load(made.path))
-            outputs = [output.name for output in session.get_outputs()]
+                made = export_model(detector, Path(folder, f"m{suffix}"), format=options.format, images=train)
+                judge, _ = open_model(str(made.path), DEFAULTS.get(suffix, "onnxruntime"), 0)
             score = map = 0.0
             largest, verdicts = 1e-30, 0
             for i, decision in enumerate(detector.predict(test)):
-                ran = session.run(None, {"pixels": pixels_of(test.load(i), decision.name)})
-                found = dict(zip(outputs, ran, strict=True))
+                found = {
+                    name: np.asarray(value) for name, value in judge(pixels_of(test.load(i), decision.name)).items()
+                }
                 largest = max(largest, abs(decision.score))
                 score = max(score, abs(decision.score - float(found["score"][0])))
                 verdicts += decision.is_anomalous != bool(found["anomalous"][0])
@@ -97,7 +96,9 @@ def prepare(options: argparse.Namespace, folder: Path) -> None:
         detector = Detector(method=METHODS[method](backbone=backbone, weights=weights)).fit(train)
         detector.save(folder / f"{method}-{backbone}.blemish")
         (folder / f"{method}-{backbone}").mkdir()
-        export_model(detector, folder / f"{method}-{backbone}" / "m.onnx", images=train.subset(list(range(12))))
+        for format, suffix in (("onnx", ".onnx"), ("torch", ".pt2")):
+            place = folder / f"{method}-{backbone}" / f"m{suffix}"
+            export_model(detector, place, format=format, images=train.subset(list(range(12))))
 
 
 def _sized(picture: Any, side: int | None) -> Any:
@@ -115,19 +116,14 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
         detector = Detector.load(path)
         detector.batch_size, detector.workers = options.batch, 1
         seconds = median_seconds(lambda: list(detector.predict(shown)), 3)
-    elif options.runtime == "onnxruntime":
-        import onnxruntime
-
-        settings = onnxruntime.SessionOptions()
-        settings.intra_op_num_threads = options.threads
-        session = onnxruntime.InferenceSession(path, settings, providers=["CPUExecutionProvider"])
-        seconds = median_seconds(lambda: [session.run(None, {"pixels": picture[None]}) for picture in shown], 3)
     else:
-        import openvino
+        import runpy
 
-        settings = {"INFERENCE_NUM_THREADS": options.threads, "INFERENCE_PRECISION_HINT": "f32"}
-        model = openvino.Core().compile_model(str(path), "CPU", settings)
-        seconds = median_seconds(lambda: [model({"pixels": picture[None]}) for picture in shown], 3)
+        # The program beside the file, so that nothing of ours is loaded.
+        judge, _ = runpy.run_path(str(path.with_name("run.py")))["open_model"](
+            str(path), options.runtime, options.threads
+        )
+        seconds = median_seconds(lambda: [judge(picture[None]) for picture in shown], 3)
     return {"ms": 1e3 * seconds / len(shown), "peak_mb": peak_bytes() / 1e6}
 
 
@@ -147,9 +143,11 @@ def speed(options: argparse.Namespace) -> dict[str, Any]:
             subprocess.run([*side, "prepare", name, *given], check=True, stdout=quiet, stderr=quiet)
         for method, backbone, threads in (row for row in ROWS if row[0] in options.methods.split(",")):
             model, file = folder / f"{method}-{backbone}.blemish", folder / f"{method}-{backbone}" / "m.onnx"
+            program = file.with_suffix(".pt2")
             contenders = {
                 "torch, batch 1": [model, "--batch", 1], "torch, batch 8": [model, "--batch", 8],
                 "onnxruntime": [file, "--runtime", "onnxruntime"], "openvino": [file, "--runtime", "openvino"],
+                "torch program": [program, "--runtime", "torch"],
             }  # fmt: skip
             row: dict[str, Any] = {"method": method, "backbone": backbone, "threads": threads}
             for contender, (place, *more) in contenders.items():
@@ -169,6 +167,7 @@ def speed(options: argparse.Namespace) -> dict[str, Any]:
         file = folder / first / "m.onnx"
         starts = {
             "run.py": [file.with_name("run.py"), file, picture],
+            "run.py, torch": [file.with_name("run.py"), file.with_suffix(".pt2"), picture],
             "blemish predict": ["-m", "blemish", "predict", folder / f"{first}.blemish", picture],
         }
         cold = {what: round(first_verdict([str(part) for part in command]), 2) for what, command in starts.items()}
@@ -201,6 +200,7 @@ def main() -> None:
     parser.add_argument("data", nargs="+")
     parser.add_argument("--methods", default="padim,patchcore,subspace,knn,gaussian,ocsvm,svdd")
     parser.add_argument("--images", type=int, default=300)
+    parser.add_argument("--format", choices=("onnx", "openvino", "torch"), default="onnx", help="for `parity`")
     parser.add_argument("--rate", type=float, default=0.05)
     parser.add_argument("--weights", help="of ResNet-18, for `speed`")
     parser.add_argument("--side", type=int, help="for `speed`: of the pictures; None: as they are")
