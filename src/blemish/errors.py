@@ -91,11 +91,9 @@ def _describe(value: object) -> str:
     >>> import numpy
     >>> _describe(numpy.zeros((2, 3)))
     'an array of shape (2, 3) and dtype float64'
-    >>> _describe("what another message says.")
-    'what another message says'
     """
     if isinstance(value, str):
-        return value.removesuffix(".")  # of another message, which has its own
+        return value
     shape, dtype = getattr(value, "shape", None), getattr(value, "dtype", None)
     if shape is not None and dtype is not None:
         return f"an array of shape {tuple(shape)} and dtype {dtype}"

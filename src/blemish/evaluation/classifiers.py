@@ -287,7 +287,7 @@ def fit_detectors(
                 detector.fit(outputs, seen.labels if seen else None)
             detector.score(probe)
         except ArgumentError as error:
-            left_out[name] = f"cannot run: {error}"
+            left_out[name] = f"cannot run: {str(error).removesuffix('.')}"  # a part of other sentences
     return {name: d for name, d in detectors.items() if name not in left_out}, left_out, seen
 
 
