@@ -270,6 +270,8 @@ def test_what_is_no_program_of_ours_is_refused(detector, for_torch, tmp_path, mo
         refused = rf"error: .*{name}\.pt2: not a file that `blemish export` wrote, or damaged \(.*{why}"
         with pytest.raises(SystemExit, match=refused):
             run.open_model(str(tmp_path / f"{name}.pt2"), "torch", 1)
+    _, done = on_device(for_torch, tmp_path / "torn.pt2", tmp_path, blocked="blemish,scipy")  # torch is new there
+    assert (done.returncode, len(done.stderr.splitlines())) == (1, 1), done.stderr
     with pytest.raises(ArgumentError, match=r"path: expected a file that ends in \.pt2, for torch, got m\.onnx"):
         export_model(detector, tmp_path / "m.onnx", format="torch")
     judge = parity.on_torch((for_torch / "m.pt2").read_bytes())

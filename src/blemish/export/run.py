@@ -82,9 +82,9 @@ def on_openvino(path: str, threads: int) -> tuple[Any, str]:
 
 
 def on_torch(path: str, threads: int) -> tuple[Any, str]:
-    logging.getLogger("torch.export").setLevel(logging.CRITICAL)  # it tells of damaged files at length
     import torch
 
+    logging.getLogger("torch.export").setLevel(logging.CRITICAL)  # it tells of damaged files at length
     torch.set_num_threads(threads or torch.get_num_threads())
     program = torch.export.load(path, extra_files=(found := {"blemish": "{}"})).module().requires_grad_(False)
     return lambda pixels: program(torch.tensor(pixels)), found["blemish"]
