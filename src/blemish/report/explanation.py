@@ -48,14 +48,11 @@ def _card(explanation: Explanation) -> Card:
     return Card(
         name=Path(explanation.name).name + beside,
         kind="; ".join(explanation.differences) or "no simple difference",
-        badge="",
-        is_wrong=False,
         numbers=f"p {explanation.region.p_value:.2g}",
         photo=_picture(explanation.pixels),
         heat=None if nearest is None else _picture(nearest.pixels),
         heat_words="The most similar normal patch",
         is_wide=explanation.pixels.shape[1] > 1.5 * explanation.pixels.shape[0],
-        remark="",
     )
 
 

@@ -105,7 +105,8 @@ def tile(evaluation: Evaluation, index: int, *, scale: Scale | None, side: int =
         mask = Masks(max_pixels=limit).of(record.sample, record.size)
     except ImageError:
         remark = "The mask file can no longer be read."
-    map = _map(evaluation, index, size)
+    # Straight on the tile, without the detour over many millions of original pixels.
+    map = None if evaluation.maps is None else evaluation.place(index, size)
     if map is None and mask is None and evaluation.inside is None:
         return Tile(marked, None, remark)
     heat = photo if map is None or scale is None else overlay(photo, map, scale=scale)
@@ -201,13 +202,6 @@ def webp(image: Image.Image) -> bytes:
     buffer = io.BytesIO()
     image.save(buffer, "WEBP", quality=80, method=4)
     return buffer.getvalue()
-
-
-def _map(evaluation: Evaluation, index: int, size: Size) -> NDArray[np.float32] | None:
-    """Place the map of one record straight on a tile, without the detour over many millions of original pixels."""
-    if evaluation.maps is None:
-        return None
-    return evaluation.place(index, size)
 
 
 def _colours(values: NDArray[np.float64]) -> NDArray[np.float64]:

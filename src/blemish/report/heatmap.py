@@ -22,14 +22,8 @@ def write_heatmap(file: str | Path | IO[bytes], map: NDArray[np.float32], *, thr
     score = low + index / 254 (high - low), up to the rounding to 255 steps, with the ends of `ends_of`. The file holds
     them as the texts `low` and `high`.
     """
-    seen = np.isfinite(map)
     low, high = ends_of(map, threshold=threshold)
-    values = np.clip((map - low) / (high - low), 0, 1)
-    values *= 254
-    np.rint(values, out=values)
-    values[~seen] = UNSEEN
-    image = Image.fromarray(values.astype(np.uint8))
-    image.putpalette(_palette())
+    image = _drawn(map, low, high)
     ends = PngInfo()
     ends.add_text("low", repr(low))
     ends.add_text("high", repr(high))
@@ -45,12 +39,7 @@ def write_layer(
     """
     step = -(-max(map.shape) // side)
     small = map[::step, ::step]
-    low, high = ends_of(small, threshold=threshold)
-    values = np.clip((small - low) / (high - low), 0, 1)
-    values *= 254
-    values[~np.isfinite(small)] = UNSEEN
-    image = Image.fromarray(np.rint(values).astype(np.uint8))
-    image.putpalette(_palette())
+    image = _drawn(small, *ends_of(small, threshold=threshold))
     share = np.linspace(0, 1, 255)
     alpha = np.clip((share - 0.35) / 0.3, 0, 1) * 255
     image.save(file, "PNG", compress_level=1, transparency=bytes([*alpha.astype(np.uint8).tolist(), 0]))
@@ -69,6 +58,16 @@ def ends_of(map: NDArray[np.float32], *, threshold: float | None) -> tuple[float
     low = float(scores.min()) if scores.size else 0.0
     high = float(scores.max()) if scores.size else 0.0
     return low, high if high > low else low + 1.0
+
+
+def _drawn(map: NDArray[np.float32], low: float, high: float) -> Image.Image:
+    values = np.clip((map - low) / (high - low), 0, 1)
+    values *= 254
+    np.rint(values, out=values)
+    values[~np.isfinite(map)] = UNSEEN
+    image = Image.fromarray(values.astype(np.uint8))
+    image.putpalette(_palette())
+    return image
 
 
 @lru_cache(maxsize=1)

@@ -123,13 +123,8 @@ def _card(name: str, score: float, source: ImageSource, index: int) -> Card:
     return Card(
         name=name,
         kind=Path(name).parent.name,
-        badge="",
-        is_wrong=False,
         numbers=f"unlike {score:.2f} of 1",
         photo=photo,
-        heat=None,
-        heat_words="",
-        is_wide=False,
         remark=remark,
     )
 

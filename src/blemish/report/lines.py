@@ -129,15 +129,7 @@ def look_of(row: Any) -> Look | None:
 
 
 def _place(region: AnomalousRegion) -> RegionLine:
-    return {
-        "box": region.box,
-        "contour": region.contour,
-        "centre": region.centre,
-        "area": region.area,
-        "peak": region.peak,
-        "mean": region.mean,
-        "p_value": region.p_value,
-    }
+    return cast(RegionLine, {name: getattr(region, name) for name in RegionLine.__annotations__})
 
 
 def judged_part(decision: PartDecision) -> PartLine:

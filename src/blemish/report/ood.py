@@ -233,7 +233,7 @@ def _shown(ranked: Sequence[str]) -> list[str]:
 
 
 def _curve_sections(evaluation: OODEvaluation, shown: Sequence[str]) -> Iterator[Section]:
-    named = f"of {', '.join(shown)}"
+    named, sets = f"of {', '.join(shown)}", [outliers.name for outliers in evaluation.outliers]
     yield Section.of(
         "ROC curves",
         (
@@ -241,15 +241,10 @@ def _curve_sections(evaluation: OODEvaluation, shown: Sequence[str]) -> Iterator
             "curve meets the dotted line is its FPR95 (positive: outlier).",
         ),
         Plots(
-            [
-                plot_of(
-                    draw.roc_curves_plot(evaluation, outliers.name, shown), f"ROC curves {named} on {outliers.name}."
-                )
-                for outliers in evaluation.outliers
-            ]
+            [plot_of(draw.roc_curves_plot(evaluation, name, shown), f"ROC curves {named} on {name}.") for name in sets]
         ),
     )
-    against = f"in-distribution images against {', '.join(outliers.name for outliers in evaluation.outliers)}"
+    against = f"in-distribution images against {', '.join(sets)}"
     yield Section.of(
         "Scores",
         ("In shares of each set. The less the two colours overlap, the better.",),
@@ -347,15 +342,12 @@ def _without(tuning: Tuning, values: Mapping[tuple[float, float], float]) -> str
 def _edge(tuning: Tuning) -> str:
     """Say where a wider grid may hold better; ε = 0 is an end that nothing lies beyond."""
     temperatures, eps = tuning.grid.temperatures, tuning.grid.eps
+    is_end = tuning.temperature in (min(temperatures), max(temperatures))
     ends = [
-        *(["temperature"] if len(temperatures) > 1 and tuning.temperature in _ends(temperatures) else []),
+        *(["temperature"] if len(temperatures) > 1 and is_end else []),
         *(["step"] if len(eps) > 1 and tuning.chosen_eps == max(eps) else []),
     ]
     return f"The chosen {' and '.join(ends)} lies at the end of the grid: there may be better beyond." if ends else ""
-
-
-def _ends(values: Sequence[float]) -> tuple[float, float]:
-    return min(values), max(values)
 
 
 # Ablation
@@ -373,9 +365,7 @@ def _ablation_words(rows: Sequence[AblationRow]) -> Iterator[str]:
 
 
 def _ablation_section(rows: Sequence[AblationRow]) -> Section:
-    table = [
-        [Entry(row.variant), Entry(row.part), Entry(_share(row.auroc)), Entry(_range(row.interval))] for row in rows
-    ]
+    table = [[*map(Entry, (row.variant, row.part, _share(row.auroc), _range(row.interval)))] for row in rows]
     return Section.of(
         "What each part is worth",
         (

@@ -84,14 +84,14 @@ class Card:
 
     name: str
     kind: str
-    badge: str
-    is_wrong: bool
     numbers: str
     photo: str | None
-    heat: str | None
-    heat_words: str
-    is_wide: bool
-    remark: str
+    badge: str = ""
+    is_wrong: bool = False
+    heat: str | None = None
+    heat_words: str = ""
+    is_wide: bool = False
+    remark: str = ""
 
 
 @dataclass(frozen=True)

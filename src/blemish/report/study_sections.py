@@ -64,17 +64,9 @@ def words_column(name: str, *, filter: bool = False) -> Column:
     return Column(name, is_number=False, filter=filter)
 
 
-def _quality_name(comparison: Comparison) -> str:
-    return study.QUALITIES[comparison.figure]
-
-
 def _identity(choice: Configuration, names: Names) -> list[Entry]:
-    return [
-        Entry(choice.spec, names.settings(choice)),
-        Entry(choice.backbone),
-        Entry(words.weights_name(choice.weights)),
-        Entry(choice.taps),
-    ]
+    plain = (choice.backbone, words.weights_name(choice.weights), choice.taps)
+    return [Entry(choice.spec, names.settings(choice)), *map(Entry, plain)]
 
 
 IDENTITY = tuple(map(words_column, ("Method", "Backbone", "Weights", "Layers")))
@@ -88,7 +80,7 @@ def _ranking_section(comparisons: Sequence[Comparison], names: Names) -> Section
             "Best first; an interval that overlaps the best one's is marked ≈. The time of an image is decode + "
             f"forward + score; absolute times are those of the machine that ran the study, ratios are to {reference}.",
         ),
-        [Panel(_quality_name(c), _compared(c), [_ranking(c, names)]) for c in comparisons],
+        [Panel(c.label, _compared(c), [_ranking(c, names)]) for c in comparisons],
     )
 
 
@@ -101,21 +93,15 @@ def _ranking(comparison: Comparison, names: Names) -> Table:
     best = comparison.measured[0]
     _, reference = study.reference_ms(comparison.measured)
     columns = (
-        *IDENTITY, Column(_quality_name(comparison), "95 % interval"), Column("Seeds"), Column("ms an image"),
+        *IDENTITY, Column(comparison.label, "95 % interval"), Column("Seeds"), Column("ms an image"),
         Column("ratio"), Column("fit s"), Column("peak MB"), Column("model MB"),
     )  # fmt: skip
     rows = []
     for m in comparison.measured:
         near = m is not best and study.overlap(m.interval, best.interval)
-        note = words.between(m.interval) + (" ≈" if near else "")
-        rows.append(
-            [
-                *_identity(m.choice, names),
-                quality_entry(m.quality, best.quality, note),
-                number_entry(m.seeds, str(m.seeds)),
-                *_costs(m, reference),
-            ]
-        )
+        quality = quality_entry(m.quality, best.quality, words.between(m.interval) + (" ≈" if near else ""))
+        seeds = number_entry(m.seeds, str(m.seeds))
+        rows.append([*_identity(m.choice, names), quality, seeds, *_costs(m, reference)])
     return Table(columns, rows)
 
 
@@ -157,30 +143,27 @@ def _pareto_panel(comparison: Comparison, names: Names) -> Panel:
         plot_of(
             draw.pareto_plot(
                 comparison.measured, front, numbers=[numbers[m.choice] for m in front], cost=cost,
-                quality=_quality_name(comparison),
+                quality=comparison.label,
             ),
-            f"{_quality_name(comparison)} against {COST_NAMES[cost]}; on the front: "
+            f"{comparison.label} against {COST_NAMES[cost]}; on the front: "
             f"{', '.join(names(m.choice) for m in front)}.",
         )
         for cost, front in fronts.items() if front
     ]  # fmt: skip
     columns = (
-        words_column("No."), *IDENTITY, Column(_quality_name(comparison)),
+        words_column("No."), *IDENTITY, Column(comparison.label),
         Column("ms an image", COST_NAMES["total_ms"]), Column("ms an image", COST_NAMES["work_ms"]),
         Column("peak MB"), Column("model MB"),
     )  # fmt: skip
     rows = []
     for m in listed:
         costs = (m.total_ms, m.work_ms, m.peak_bytes / 1e6, m.model_bytes / 1e6)
+        number = number_entry(numbers[m.choice], str(numbers[m.choice]))
         rows.append(
-            [
-                number_entry(numbers[m.choice], str(numbers[m.choice])),
-                *_identity(m.choice, names),
-                quality_entry(m.quality),
-            ]
+            [number, *_identity(m.choice, names), quality_entry(m.quality)]
             + [number_entry(v, short(v), is_best=m in fronts[cost]) for v, cost in zip(costs, COST_NAMES, strict=True)]
         )
-    return Panel(_quality_name(comparison), ("Bold: on the front of that cost.",), [Plots(plots), Table(columns, rows)])
+    return Panel(comparison.label, ("Bold: on the front of that cost.",), [Plots(plots), Table(columns, rows)])
 
 
 def _layer_section(comparisons: Sequence[Comparison]) -> Section:
@@ -189,21 +172,16 @@ def _layer_section(comparisons: Sequence[Comparison]) -> Section:
         grids = study.by_layers(comparison.measured)
         specs = list(dict.fromkeys(spec for grid in grids for spec in grid.columns))
         if grids:
+            what = f"{comparison.label} of each set of layers of"
             plots = [
                 plot_of(
-                    draw.layer_plot(grid, specs, _quality_name(comparison)),
-                    f"{_quality_name(comparison)} of each set of layers of {grid.name.backbone}; best: "
-                    f"{_best_row(grid)}.",
+                    draw.layer_plot(grid, specs, comparison.label),
+                    f"{what} {grid.name.backbone}; best: {max(grid.values, key=grid.values.__getitem__)[0]}.",
                 )
                 for grid in grids[:DRAWN]
             ]
-            panels.append(
-                Panel(
-                    _quality_name(comparison),
-                    _drawn(len(grids), "backbone"),
-                    [Plots(plots), _layer_table(grids, specs)],
-                )
-            )
+            table = _layer_table(grids, specs)
+            panels.append(Panel(comparison.label, _drawn(len(grids), "backbone"), [Plots(plots), table]))
     return Section(
         "Layers",
         (
@@ -216,10 +194,6 @@ def _layer_section(comparisons: Sequence[Comparison]) -> Section:
 
 def _drawn(count: int, noun: str) -> tuple[str, ...]:
     return (f"Drawn: the best {DRAWN} of {counted(count, noun)}; the table holds all.",) if count > DRAWN else ()
-
-
-def _best_row(grid: study.LayerGrid) -> str:
-    return max(grid.values, key=grid.values.__getitem__)[0]
 
 
 def _layer_table(grids: Sequence[study.LayerGrid], specs: Sequence[str]) -> Table:
@@ -242,11 +216,10 @@ def _dimension_section(comparisons: Sequence[Comparison], names: Names) -> Secti
     for comparison in comparisons:
         curves = study.by_dimensions(comparison.measured)
         if curves:
-            plot = plot_of(
-                draw.dimension_plot(curves[:DRAWN], _quality_name(comparison)), "Quality over dimensions, a line a row."
-            )
+            drawn = draw.dimension_plot(curves[:DRAWN], comparison.label)
+            plots = Plots([plot_of(drawn, "Quality over dimensions, a line a row.")])
             table = _dimension_table(curves, names)
-            panels.append(Panel(_quality_name(comparison), _drawn(len(curves), "curve"), [Plots([plot]), table]))
+            panels.append(Panel(comparison.label, _drawn(len(curves), "curve"), [plots, table]))
     return Section(
         "Dimensions",
         (
@@ -277,16 +250,11 @@ def _dataset_section(comparisons: Sequence[Comparison], names: Names) -> Section
         found, merit = study.best_of_each(comparison.measured), TABLE[comparison.figure].merit
         shown = found[:SIDE_BY_SIDE]
         lead = f"The best configuration of each method, backbone and weights: {len(shown)} of {len(found)}."
-        rows = []
-        for path in comparison.datasets:
-            values = [m.by_dataset[path] for m in shown]
-            rows.append(
-                [Entry(names.datasets[path]), *(quality_entry(value, max(values, key=merit)) for value in values)]
-            )
-        means = [m.quality for m in shown]
-        rows.append([Entry("Mean"), *(quality_entry(value, max(means, key=merit)) for value in means)])
+        lines = [(names.datasets[path], [m.by_dataset[path] for m in shown]) for path in comparison.datasets]
+        lines.append(("Mean", [m.quality for m in shown]))
+        rows = [[Entry(name), *(quality_entry(v, max(values, key=merit)) for v in values)] for name, values in lines]
         columns = (words_column("Data set"), *(_column(m.choice) for m in shown))
-        panels.append(Panel(_quality_name(comparison), (lead,), [Table(columns, rows)]))
+        panels.append(Panel(comparison.label, (lead,), [Table(columns, rows)]))
     return Section("Data sets", ("Means over the seeds. Bold: the best of a row.",), panels)
 
 
@@ -307,32 +275,18 @@ def _kind_section(rows: Sequence[StudyRow], comparison: Comparison, names: Names
     folded = f"All {len(lines)} kinds" if len(lines) > UNFOLDED else ""
     lead = (
         "Image AUROC of each kind alone against the normal images, for the best configuration of each method, backbone "
-        f"and weights by {_quality_name(comparison)}: at most {SIDE_BY_SIDE}."
+        f"and weights by {comparison.label}: at most {SIDE_BY_SIDE}."
     )
     return Section("Kinds of defects", (lead,), [Panel("", (), [Table(columns, lines, folded)])] if lines else ())
 
 
 def _weights_section(rows: Sequence[StudyRow], comparisons: Sequence[Comparison], names: Names) -> Section:
-    panels = [
-        Panel(
-            _quality_name(comparison),
-            (_won(pairs),),
-            [
-                Plots(
-                    [
-                        plot_of(
-                            draw.pair_plot(pairs, _quality_name(comparison)),
-                            f"Pretrained over random weights: {_won(pairs)}",
-                        )
-                    ]
-                ),
-                _initialisation_table(pairs, comparison),
-                _pair_table(pairs, names),
-            ],
-        )
-        for comparison in comparisons
-        if (pairs := study.pair(rows, comparison.figure))
-    ]
+    panels = []
+    for comparison in comparisons:
+        if pairs := study.pair(rows, comparison.figure):
+            plot = plot_of(draw.pair_plot(pairs, comparison.label), f"Pretrained over random weights: {_won(pairs)}")
+            tables = (_initialisation_table(pairs, comparison), _pair_table(pairs, names))
+            panels.append(Panel(comparison.label, (_won(pairs),), [Plots([plot]), *tables]))
     lead = (
         "Pairs of cells that differ in the weights alone: same method, backbone, layers, data set. Random weights: "
         "mean ± standard deviation over seeds. Built-in: the same method on a backbone that needs no weights, mean "

@@ -96,11 +96,6 @@ def short(value: float | None) -> str:
     return f"{value:.0f}" if abs(value) >= 100 else f"{value:.3g}"
 
 
-def milliseconds(value: float) -> str:
-    """With its unit."""
-    return f"{short(value)} ms"
-
-
 def megabytes(value: float | None) -> str:
     """10^6 bytes, without the unit."""
     return short(None if value is None else value / 1e6)
@@ -145,7 +140,7 @@ def _by_goal(picks: Picks) -> dict[str, Measured]:
 
 
 def _figures(one: Measured) -> str:
-    return f"{figure(one.quality)} image AUROC, {milliseconds(one.total_ms)} an image"
+    return f"{figure(one.quality)} image AUROC, {short(one.total_ms)} ms an image"
 
 
 def _quality_reason(picks: Picks, names: Names) -> str:

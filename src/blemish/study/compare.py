@@ -135,6 +135,11 @@ class Comparison:
     left_out: int
     """Configurations of the study without this figure on all these data sets."""
 
+    @property
+    def label(self) -> str:
+        """What readers call the figure."""
+        return QUALITIES[self.figure]
+
 
 def compare_configurations(rows: Sequence[StudyRow], figure: str = "image_auroc") -> Comparison:
     """Average the configurations of a study that have a figure on every data set that has it at all."""
