@@ -10,7 +10,6 @@ import logging
 import os
 import threading
 from collections.abc import Iterator
-from types import TracebackType
 from typing import Any
 
 from ..errors import ArgumentError, MissingPackageError
@@ -59,9 +58,7 @@ class RayExecutor:
     def __enter__(self) -> RayExecutor:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_error: object) -> None:
         with self._lock:
             self._closed = True
             for stream in self._streams:

@@ -13,7 +13,6 @@ import threading
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from ssl import SSLCertVerificationError
-from types import TracebackType
 from typing import IO, Protocol
 
 from ..errors import ArgumentError, BlemishError
@@ -31,10 +30,9 @@ class NotTaken(BlemishError):
     @classmethod
     def because(cls, name: str, error: Exception) -> NotTaken:
         """Of an error of the connection to a place of this name."""
-        own = (
-            " SSL_CERT_FILE=FILE names an authority of your own." if isinstance(error, SSLCertVerificationError) else ""
-        )
-        return cls(f"{name}: {str(error) or type(error).__name__}.{own}")
+        own = " SSL_CERT_FILE=FILE names an authority of your own."
+        instead = own if isinstance(error, SSLCertVerificationError) else ""
+        return cls(f"{name}: {str(error) or type(error).__name__}.{instead}")
 
 
 class Unwanted(BlemishError):
@@ -98,9 +96,7 @@ class Delivery:
         self._thread.start()
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, _kind: object, error: BaseException | None, _trace: object) -> None:
         """Wait a while for what has not been sent, and say what is left. An error that came first is the one raised."""
         self._ends = True
         self._news.set()
@@ -180,7 +176,7 @@ class Delivery:
         except FileNotFoundError:  # asked first, it could still go before it is opened
             return
         with file:
-            if not _continues(file, self._at, self._last):
+            if _line_before(file, self._at) != self._last:
                 self._say(f"{self._lines}: is another file than before; it is sent from its beginning.")
                 self._at, self._last = 0, b""
             file.seek(at := self._at)
@@ -225,11 +221,6 @@ def _end_of(lines: Path) -> tuple[int, bytes]:
     with naming(lines), lines.open("rb") as file:
         size = file.seek(0, 2)
         return size, _line_before(file, size)
-
-
-def _continues(file: IO[bytes], at: int, last: bytes) -> bool:
-    """Whether a file still is the one of which so much was sent."""
-    return _line_before(file, at) == last
 
 
 def _line_before(file: IO[bytes], at: int) -> bytes:

@@ -71,8 +71,8 @@ class Learning:
         """Take one picture out, or all. Raises `Refusal` (404, 409)."""
         self._work.clear()
         with self._lock:
-            if digest is not None and digest not in self._names:
-                raise Refusal(404, "There is no such picture in the tray.")
+            if digest is not None:
+                self._require(digest)
             for name in list(self._names) if digest is None else [digest]:
                 (self._tray / f"{name}.png").unlink(missing_ok=True)
                 del self._names[name]
@@ -81,8 +81,7 @@ class Learning:
     def content(self, digest: str) -> bytes:
         """A picture of the tray. Raises `Refusal` (404)."""
         with self._lock:
-            if digest not in self._names:
-                raise Refusal(404, "There is no such picture in the tray.")
+            self._require(digest)
         return (self._tray / f"{digest}.png").read_bytes()
 
     def learned(self, name: str) -> dict[str, bytes]:
@@ -105,6 +104,10 @@ class Learning:
         if len(self._names) < FEWEST_NORMALS:
             raise Refusal(422, f"At least {FEWEST_NORMALS} pictures are needed, there are {len(self._names)}.")
         self._work.begin("fit", lambda: self._learn(name))
+
+    def _require(self, digest: str) -> None:
+        if digest not in self._names:
+            raise Refusal(404, "There is no such picture in the tray.")
 
     def _progress(self, stage: str, done: int, total: int) -> None:
         self._work.progress("inspect" if stage == "train" else stage, done, total)

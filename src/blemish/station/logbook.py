@@ -127,11 +127,7 @@ class Logbook:
 
     def add(self, verdicts: Sequence[Verdict]) -> Future[list[dict[str, Any]]]:
         """Keep verdicts; gives their lines, which are on the disk when the future is done."""
-
-        def change(file: sqlite3.Connection) -> list[dict[str, Any]]:
-            return [self._insert(file, verdict) for verdict in verdicts]
-
-        return self._change(change)
+        return self._change(lambda file: [self._insert(file, verdict) for verdict in verdicts])
 
     def say(self, verdict: int, said: Said | None) -> Future[bool]:
         """Keep what an operator says of a verdict, None to take it back; gives whether there is such a verdict."""
@@ -157,15 +153,8 @@ class Logbook:
 
     def undo_model(self, name: str) -> Future[bool]:
         """Take the latest model of a name back; gives whether there was one."""
-
-        def change(file: sqlite3.Connection) -> bool:
-            done = file.execute(
-                "UPDATE models SET undone = 1 WHERE id = (SELECT max(id) FROM models WHERE name = ? AND NOT undone)",
-                (name,),
-            )
-            return done.rowcount > 0
-
-        return self._change(change)
+        undo = "UPDATE models SET undone = 1 WHERE id = (SELECT max(id) FROM models WHERE name = ? AND NOT undone)"
+        return self._change(lambda file: file.execute(undo, (name,)).rowcount > 0)
 
     def models(self) -> list[dict[str, Any]]:
         """The models that the station made and nobody took back, the oldest first."""

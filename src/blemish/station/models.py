@@ -18,6 +18,7 @@ from ..images.decode import MAX_PIXELS
 from ..memory import spell_bytes
 from ..ops.neighbours import IndexFactory
 from ..report.lines import model_digest
+from .guard import Refusal
 
 _log = logging.getLogger("blemish")
 HELD_PER_BYTE = 2
@@ -98,6 +99,11 @@ class Models:
         """The file of a model. Raises `KeyError`."""
         with self._lock:
             return self._files[name]
+
+    def require(self, name: str) -> None:
+        """Raise `Refusal` (404) for a name that is not in the table."""
+        if name not in self.names():
+            raise Refusal(404, "There is no model of this name; GET /v1/models names them.")
 
     def put(self, name: str, path: Path) -> None:
         """Let a name stand for another file, from the next request on, or as a replaced one where it cannot be read."""

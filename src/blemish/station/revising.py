@@ -84,8 +84,7 @@ class Revising:
 
     def undo(self, name: str) -> None:
         """Go back to the version before. Raises `Refusal` (404, 409)."""
-        if name not in self._models.names():
-            raise Refusal(404, "There is no model of this name; GET /v1/models names them.")
+        self._models.require(name)
         versions = self._versions(name)
         if len(versions) + (name in self._given) < 2:
             raise Refusal(409, "There is no version before this one.")

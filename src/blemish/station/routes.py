@@ -211,15 +211,13 @@ def give_feedback(
 
 @router.get("/v1/models/{name}/p-values", summary="Of its verdicts lately, for what another rate would have flagged")
 def list_p_values(name: str, here: Here, days: Annotated[float, Query(gt=0, le=366)] = 7) -> dict[str, Any]:
-    if name not in here.models.names():
-        raise Refusal(404, "There is no model of this name; GET /v1/models names them.")
+    here.models.require(name)
     return {"days": days, "p_values": here.logbook.p_values(name, since=time.time() - 86_400 * days)}
 
 
 @router.get("/v1/models/{name}/sample", summary="The pictures of a period, as a sample that sets the threshold")
 def show_sample(name: str, here: Here, days: Annotated[float, Query(gt=0, le=366)] = 7) -> dict[str, Any]:
-    if name not in here.models.names():
-        raise Refusal(404, "There is no model of this name; GET /v1/models names them.")
+    here.models.require(name)
     found = here.logbook.sample(name, since=time.time() - 86_400 * days)
     return {"days": days, **found, "rates": {f"{rate:g}": images_needed(rate) for rate in FIRST_RATES}}
 

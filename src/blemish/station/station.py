@@ -92,8 +92,7 @@ class Station:
         known = self.models.known(name)
         if known is not None:
             return known
-        if name not in self.models.names():
-            raise Refusal(404, "There is no model of this name; GET /v1/models names them.")
+        self.models.require(name)
         try:
             return await asyncio.to_thread(self.models.get, name)
         except (BlemishError, OSError) as error:
