@@ -1,7 +1,5 @@
 """Judges pictures with an exported blemish model. It needs numpy, Pillow and a runtime; no blemish.
 
-    python run.py MODEL.onnx PICTURE_OR_FOLDER ... [--runtime onnxruntime|openvino|torch] [--maps FOLDER] [--threads N]
-
 One JSON line a picture, as `blemish predict` prints them. A file that cannot be judged has a line with "error".
 """
 
@@ -10,16 +8,15 @@ import json
 import logging
 import os
 import sys
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from PIL import Image, ImageOps
 
-OPENED = ("BMP", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP")
-DEFAULTS = {".xml": "openvino", ".pt2": "torch"}
 NUMBERS = ("score", "p_value", "anomalous", "predicted")
-ENDINGS = frozenset("apng bmp gif j2k jfif jp2 jpe jpeg jpg mpo pbm pgm png pnm ppm tif tiff webp".split())  # noqa: SIM905
+ENDINGS = "apng bmp gif j2k jfif jp2 jpe jpeg jpg mpo pbm pgm png pnm ppm tif tiff webp".split()  # noqa: SIM905
 Image.MAX_IMAGE_PIXELS = 40_000_000  # Pillow refuses twice as many
 
 
@@ -27,16 +24,13 @@ def read_pixels(path: Path) -> Any:
     """A picture as (1, height, width, 3) uint8, upright, over white; ValueError for more than 8 bits a channel."""
     if path.exists() and not path.is_file():
         raise ValueError("a folder, pipe, socket or device")
-    with Image.open(path, formats=OPENED) as image:
-        tiles: Any = [tile[3] for tile in getattr(image, "tile", ())]
-        levels = [part for tile in tiles if isinstance(tile, tuple) for part in tile if isinstance(part, int)]
-        bits = max(getattr(image, "tag_v2", {}).get(258, (8,))) if image.format == "TIFF" else 8
-        deep = image.format == "PPM" and max(levels, default=0) > 255
-        if image.mode[:1] in ("I", "F") or ";16" in str(tiles) or bits > 8 or deep:
+    with Image.open(path, formats=("BMP", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP")) as image:
+        bits = max(getattr(image, "tag_v2", {}).get(258, (8,)))
+        deep = image.format == "PPM" and any(isinstance(part, int) and part > 255 for part in image.tile[0][3] or ())
+        if image.mode[:1] in ("I", "F") or ";16" in str(image.tile) or bits > 8 or deep:
             raise ValueError("more than 8 bits a channel; save it as 8 bits, or use blemish itself")
-        image.load()
         upright: Any = ImageOps.exif_transpose(image)
-    if upright.mode in ("LA", "PA", "RGBA", "La", "RGBa") or "transparency" in upright.info:
+    if upright.has_transparency_data:
         upright = upright.convert("RGBA")
         if upright.getextrema()[3][1] == 0:
             raise ValueError("transparent everywhere")
@@ -47,9 +41,9 @@ def read_pixels(path: Path) -> Any:
 def open_model(path: str, runtime: str, threads: int) -> tuple[Any, Any]:
     """What makes all outputs by name of pixels, and the card."""
     try:
-        run, card = {"onnxruntime": on_onnxruntime, "openvino": on_openvino, "torch": on_torch}[runtime](path, threads)
-        line = (known := json.loads(card))["line"] | {"version": known["line"]["version"]}
-        return run, known | {"line": line}
+        model, text = start(path, runtime, threads)
+        card = json.loads(text)
+        return model, card | {"line": card["line"] | {"version": card["line"]["version"]}}
     except ImportError as error:
         raise SystemExit(f"error: {error.name} is not installed: pip install {error.name}") from None
     except Exception as error:
@@ -57,45 +51,28 @@ def open_model(path: str, runtime: str, threads: int) -> tuple[Any, Any]:
         raise SystemExit(f"error: {path}: not a file that `blemish export` wrote, or damaged ({reason}).") from None
 
 
-def on_onnxruntime(path: str, threads: int) -> tuple[Any, str]:
-    import onnxruntime as ort
-
-    ort.disable_telemetry_events()
-    options = ort.SessionOptions()
-    options.intra_op_num_threads, options.log_severity_level = threads, 3
-    session = ort.InferenceSession(path, options, providers=["CPUExecutionProvider"], enable_fallback=0)
-    card = session.get_modelmeta().custom_metadata_map["blemish"]
-    names = [out.name for out in session.get_outputs()]
-    return lambda pixels: dict(zip(names, session.run(None, {"pixels": pixels}), strict=True)), card
-
-
-def on_openvino(path: str, threads: int) -> tuple[Any, str]:
+def start(path: str, runtime: str, threads: int) -> tuple[Any, str]:
+    """The same, the card as text; raises whatever a runtime raises."""
     sys.modules["openvino_telemetry"] = None  # type: ignore[assignment]  # it would tell its maker of each import
-    import openvino
-
-    model = openvino.Core().read_model(path)
-    card = model.get_rt_info(["blemish"] if path.endswith(".xml") else ["framework", "blemish"]).value
-    hints = {"INFERENCE_PRECISION_HINT": "f32"} | ({"INFERENCE_NUM_THREADS": threads} if threads else {})
-    compiled = openvino.Core().compile_model(model, "CPU", hints)
-    names = [(out.get_names() & {"map", "threshold", *NUMBERS}).pop() for out in compiled.outputs]
-    return lambda pixels: dict(zip(names, compiled([pixels]).values(), strict=True)), card
-
-
-def on_torch(path: str, threads: int) -> tuple[Any, str]:
-    import torch
-
-    logging.getLogger("torch.export").setLevel(logging.CRITICAL)  # it tells of damaged files at length
-    torch.set_num_threads(threads or torch.get_num_threads())
-    program = torch.export.load(path, extra_files=(found := {"blemish": "{}"})).module().requires_grad_(False)
-    return lambda pixels: program(torch.tensor(pixels)), found["blemish"]
-
-
-def listed(place: Path) -> list[Path]:
-    """A file, or the pictures below a folder, sorted; hidden ones are passed over."""
-    if not place.is_dir():
-        return [place]
-    hidden = [path for path in place.rglob("*") if any(part[0] == "." for part in path.relative_to(place).parts)]
-    return sorted(p for p in set(place.rglob("*")) - set(hidden) if p.is_file() and p.suffix.lower()[1:] in ENDINGS)
+    package: Any = import_module(runtime)
+    if runtime == "torch":
+        logging.getLogger("torch.export").setLevel(logging.CRITICAL)  # it tells of damaged files at length
+        package.set_num_threads(threads or package.get_num_threads())
+        program = package.export.load(path, extra_files=(found := {"blemish": "{}"})).module().requires_grad_(False)
+        return lambda pixels: program(package.tensor(pixels)), found["blemish"]
+    if runtime == "openvino":
+        model = package.Core().read_model(path)
+        card = model.get_rt_info(["blemish"] if path.endswith(".xml") else ["framework", "blemish"]).value
+        hints = {"INFERENCE_PRECISION_HINT": "f32", "INFERENCE_NUM_THREADS": threads}
+        return package.compile_model(model, "CPU", hints), card
+    package.disable_telemetry_events()
+    options = package.SessionOptions()
+    options.intra_op_num_threads = threads
+    options.log_severity_level = 3
+    session = package.InferenceSession(path, options, providers=["CPUExecutionProvider"], enable_fallback=0)
+    names = [output.name for output in session.get_outputs()]
+    card = session.get_modelmeta().custom_metadata_map["blemish"]
+    return lambda pixels: dict(zip(names, session.run(None, {"pixels": pixels}), strict=True)), card
 
 
 def judge(model: Any, line: dict[str, Any], path: Path, maps: Path | None) -> dict[str, Any]:
@@ -113,18 +90,21 @@ def judge(model: Any, line: dict[str, Any], path: Path, maps: Path | None) -> di
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("model")
-    parser.add_argument("pictures", nargs="+", type=Path)
+    parser.add_argument("pictures", nargs="+", type=Path, help="files and folders")
     parser.add_argument("--maps", type=Path, metavar="FOLDER", help="write each map there; a line names its own")
-    parser.add_argument("--runtime", choices=("onnxruntime", *DEFAULTS.values()), help="default: by the ending")
+    parser.add_argument("--runtime", choices=("onnxruntime", "openvino", "torch"), help="default: by the ending")
     parser.add_argument("--threads", type=int, default=0, choices=range(257), metavar="N", help="0: all")
     parser.add_argument("--exit-code", action="store_true", help="3: one is anomalous; 4: one was not judged")
     given = parser.parse_args()
-    default, status = DEFAULTS.get(Path(given.model).suffix, "onnxruntime"), 0
-    model, card = open_model(given.model, given.runtime or default, given.threads)
-    for place in given.pictures:
-        for path in listed(place):
+    runtime = given.runtime or {".xml": "openvino", ".pt2": "torch"}.get(Path(given.model).suffix, "onnxruntime")
+    model, card = open_model(given.model, runtime, given.threads)
+    status = 0
+    for place in given.pictures:  # of a folder all pictures below it that are not hidden
+        shown = (path for path in place.rglob("*") if "/." not in f"/{path.relative_to(place).as_posix()}")
+        below = sorted(path for path in shown if path.suffix.lower()[1:] in ENDINGS and path.is_file())
+        for path in below if place.is_dir() else [place]:
             print(json.dumps(line := judge(model, card["line"], path, given.maps)), flush=True)
             status = 3 if line.get("anomalous") or status == 3 else 4 if "error" in line else status
     return status if given.exit_code else 0
