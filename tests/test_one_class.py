@@ -267,7 +267,7 @@ def test_fit_evaluate_and_study_from_the_command_line(animals, tmp_path):
 
 
 def test_packed_images_in_a_study(tmp_path, monkeypatch):
-    monkeypatch.setattr(cli_study, "_executor", lambda *_: Inline())
+    monkeypatch.setattr(cli_study.WorkOptions, "executor", lambda _: Inline())
     write_idx(tmp_path, "train", [0] * 8 + [2] * 8)
     write_idx(tmp_path, "t10k", [0, 2] * 4)
     study = [

@@ -40,7 +40,7 @@ def data(tmp_path_factory):
 def here(monkeypatch):
     """Runs groups in this process; what ran is in `runs`."""
     executor = Scripted()
-    monkeypatch.setattr(cli_study, "_executor", lambda *_: executor)
+    monkeypatch.setattr(cli_study.WorkOptions, "executor", lambda _: executor)
     return executor
 
 
@@ -106,7 +106,7 @@ def test_an_interrupted_command_still_writes_the_table_and_a_full_disk_hides_no_
             fault.at = 0 if disk == "full" else None
             raise KeyError("stop")
 
-    monkeypatch.setattr(cli_study, "_executor", lambda *_: Interrupted())
+    monkeypatch.setattr(cli_study.WorkOptions, "executor", lambda _: Interrupted())
     with watching(fault):
         command = ["study", str(data / "washer"), "--methods", "knn", *SMALL, "--out", str(tmp_path)]
         assert isinstance(CliRunner().invoke(app, command).exception, KeyError)

@@ -8,7 +8,6 @@ from typing import Annotated
 
 import typer
 
-from ..files import check_output
 from .console import Speaker, print_rows
 from .models import Subfolders, load_model
 from .options import (
@@ -22,6 +21,7 @@ from .options import (
     PixelsOption,
     ReportOption,
     WorkersOption,
+    check_report,
     spelled_out,
 )  # fmt: skip
 
@@ -57,8 +57,7 @@ def compare_models(
     from ..report.pair import say_difference, write_pair
 
     say = Speaker()
-    if report is not None:
-        check_output(report, beside=[a, b])
+    check_report(report, beside=[a, b])
     dataset, taken = folders.open(data, say)
     first, second = (load_model(model, device) for model in (a, b))
     for detector in (first, second):

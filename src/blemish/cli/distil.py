@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -23,7 +22,6 @@ if TYPE_CHECKING:
     from ..distil.descriptor import DescriptorRecipe
     from ..training.loop import TrainingProgress
 
-_Made = TypeVar("_Made")
 _Recipe = TypeVar("_Recipe", "DescriptorRecipe", "BackboneRecipe")
 
 distil_app = typer.Typer(
@@ -85,10 +83,7 @@ def descriptor(
     recipe = _recipe(DescriptorRecipe, options, run.settings)
     check_weights(weights)
     train = partial(distil_descriptor, recipe=recipe, weights=weights)
-    with _sole_run(out, run):
-        made = _trained(train, data, out, run, side=recipe.image_side)
-        write_descriptor(made.network, out)
-        _finish(made.card, data, out, run)
+    _teach(train, write_descriptor, data, out, run=run, side=recipe.image_side)
 
 
 @distil_app.command()
@@ -119,37 +114,32 @@ def backbone(
     if start is not None:
         check_input(start, of="--start")
     train = partial(distil_backbone, recipe=recipe, weights=weights, start=start)
-    with _sole_run(out, run):
-        made = _trained(train, data, out, run, side=recipe.image_side)
-        write_backbone(made.network, out)
-        _finish(made.card, data, out, run)
+    _teach(train, write_backbone, data, out, run=run, side=recipe.image_side)
 
 
-def _trained(train: Callable[..., _Made], data: Path, out: Path, run: RunOptions, *, side: int) -> _Made:
-    """What the training makes of the images."""
+def _teach(
+    train: Callable[..., Any], write: Callable[[Any, Path], None], data: Path, out: Path, *, run: RunOptions, side: int
+) -> None:
+    """Train on the images, and write what comes of it; nobody else writes it, or its checkpoint, meanwhile."""
     from ..augment.crops import read_cache
 
-    with Speaker().progress() as reading:
-        images = read_cache(data, side=side, workers=run.workers, progress=reading)
-    with ProgressView("steps") as view:
-        return train(
-            images,
-            device=run.device,
-            checkpoint=_checkpoint(out),
-            checkpoint_every=run.every,
-            time_limit=None if run.time_limit is None else 60 * run.time_limit,
-            progress=lambda p: view("steps", p.step, p.steps, _news(p)),
-        )
-
-
-@contextmanager
-def _sole_run(out: Path, run: RunOptions) -> Iterator[None]:
-    """Refuse what cannot be written, or is being written with its checkpoint by another process, before the work."""
     for path in (out, run.figure):
         if path is not None:
             check_output(path)
     with sole_writer(out):
-        yield
+        with Speaker().progress() as reading:
+            images = read_cache(data, side=side, workers=run.workers, progress=reading)
+        with ProgressView("steps") as view:
+            made = train(
+                images,
+                device=run.device,
+                checkpoint=_checkpoint(out),
+                checkpoint_every=run.every,
+                time_limit=None if run.time_limit is None else 60 * run.time_limit,
+                progress=lambda p: view("steps", p.step, p.steps, _news(p)),
+            )
+        write(made.network, out)
+        _finish(made.card, data, out, run)
 
 
 def _checkpoint(out: Path) -> Path:

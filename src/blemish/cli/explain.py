@@ -9,10 +9,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from ..files import check_output
 from .console import Speaker
 from .models import image_paths, load_model
-from .options import DeviceOption, ImagesArgument, MaxPixelsOption, ModelArgument, ReportOption
+from .options import DeviceOption, ImagesArgument, MaxPixelsOption, ModelArgument, ReportOption, check_report
 
 if TYPE_CHECKING:
     from ..explain import Explanation
@@ -42,8 +41,7 @@ def explain_regions(
     from ..images.source import from_folder, from_paths
 
     say = Speaker()
-    if report is not None:
-        check_output(report, beside=[model])
+    check_report(report, beside=[model])
     limit = max_pixels or MAX_PIXELS
     paths = image_paths(images, say)
     known = from_folder(normal, max_pixels=limit)

@@ -88,10 +88,7 @@ def _rows_of(model: Path, results: Path) -> dict[str, dict[str, Any]]:
     rows = {row["image"]: row for row in read_rows(results)}
     if not rows:
         raise ArgumentError.about("RESULTS", expected="a file of lines of `blemish predict`", got=f"{results}: no line")
-    try:
-        digest = model_digest(model)
-    except OSError as error:
-        raise ArgumentError(f"{model}: cannot be read ({error.strerror}). Give a model file.") from None
+    digest = model_digest(model)
     for name, row in rows.items():
         if row.get("model", digest) != digest:
             raise ArgumentError.about(

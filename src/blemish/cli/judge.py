@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 
 from ..errors import ArgumentError
-from ..files import check_output, sole_writer
+from ..files import sole_writer
 from .console import Speaker, print_evaluation
 from .models import JudgeOptions, Subfolders, image_paths
 from .options import (
@@ -24,6 +24,7 @@ from .options import (
     OverlapOption,
     PixelsOption,
     ReportOption,
+    check_report,
     check_share,
     spelled_out,
 )  # fmt: skip
@@ -191,8 +192,7 @@ def evaluate_model(
     from ..evaluation.detector import evaluate
 
     say = Speaker()
-    if report is not None:
-        check_output(report, beside=[model])
+    check_report(report, beside=[model])
     check_share("--fdr", fdr)
     dataset, taken = folders.open(data, say)
     detector = reading.load(model)

@@ -118,7 +118,9 @@ def watch(
     image_files(folder)  # what is no folder is refused before a model is loaded
     with _added_to(line, say) as write:
         detector, digest = line.load(model)
-        watched = Folder(detector, folder, done=_judged_before(line.out), settle=settle, patience=patience)
+        # A kill may have torn the last line: its picture is judged again.
+        done = {} if line.out is None else {row["image"]: row.get("file") for row in _rows(line.out)}
+        watched = Folder(detector, folder, done=done, settle=settle, patience=patience)
         count = 0
         try:
             while True:
@@ -192,11 +194,6 @@ def _spell_counts(counts: Counts) -> str:
     left = counts.came - counts.judged - counts.dropped - counts.passed_over
     words += [f"{left} at hand"] if left else []
     return ", ".join(words)
-
-
-def _judged_before(out: Path | None) -> dict[str, str | None]:
-    """Names and states of the pictures that have a line in a file; a kill may have torn the last one."""
-    return {} if out is None else {row["image"]: row.get("file") for row in _rows(out)}
 
 
 def _frames_before(out: Path | None, prefix: str, state: str | None) -> set[int]:

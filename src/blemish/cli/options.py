@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import MISSING, dataclass, fields, is_dataclass
 from functools import wraps
 from math import isfinite
@@ -14,7 +14,7 @@ from typing import Annotated, Any, Literal, get_type_hints
 import typer
 
 from ..errors import ArgumentError
-from ..files import read_text
+from ..files import check_output, read_text
 from ..memory import MOST_GB
 from ..parameters import Bounds, Parameter
 
@@ -169,6 +169,12 @@ def check_share(name: str, value: float | None) -> None:
     """Refuse, by the option's name, what is no share between 0 and 1."""
     if value is not None and not 0 < value < 1:
         raise ArgumentError.about(name, expected="a number between 0 and 1", got=value)
+
+
+def check_report(report: Path | None, *, beside: Sequence[Path] = ()) -> None:
+    """Refuse, before any work, a report that cannot be written, or that would replace what is read."""
+    if report is not None:
+        check_output(report, beside=beside)
 
 
 def read_names(file: Path) -> list[str]:

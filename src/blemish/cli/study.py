@@ -33,7 +33,7 @@ from .progress import ProgressView, duration
 
 if TYPE_CHECKING:
     from ..study.messages import Executor, StudyProgress, WorkerSettings
-    from ..study.plan import Cell, StudyPlan
+    from ..study.plan import StudyPlan
     from ..study.store import Store
 
 
@@ -99,6 +99,25 @@ class WorkOptions:
         str | None, typer.Option(metavar="ADDRESS", help="Run on a Ray cluster: its address, auto, or local.")
     ] = None
 
+    def settings(self) -> WorkerSettings:
+        """How each process works."""
+        from ..study.messages import WorkerSettings
+
+        wanted = os.environ.get("OMP_NUM_THREADS", "")
+        cpus = int(wanted) if wanted.isdigit() else os.cpu_count() or 1
+        shared = 1 if self.ray else max(1, cpus // (self.workers or 1))  # a cluster's nodes are not like this machine
+        return WorkerSettings(threads=self.threads or shared, device=self.device, memory_gb=self.memory)
+
+    def executor(self) -> Executor:
+        """Where the processes run."""
+        from ..study.run import LocalExecutor
+
+        if self.ray is None:
+            return LocalExecutor(self.workers or 1, self.settings())
+        from ..edges.ray import RayExecutor
+
+        return RayExecutor(self.ray, workers=self.workers, settings=self.settings())
+
 
 @spelled_out
 def study(
@@ -126,19 +145,17 @@ def study(
     Example: blemish study mvtec_ad/* --methods padim,spade,knn --backbones resnet18,mobilenet_v2 --out study
     """
     chosen = _plan(plan, data or [], options.given())
-    settings = _settings(work.ray, work.workers, work.threads, memory=work.memory, device=work.device)
     if dry_run:
-        _print_estimate(chosen, settings, out, as_json)
+        _print_estimate(chosen, work.settings(), out, as_json)
         return
-    executor = _executor(work.ray, work.workers, settings)
-    _run(chosen, out, executor, retry_failed=retry_failed, as_json=as_json)
+    _run(chosen, out, work.executor(), retry_failed=retry_failed, as_json=as_json)
 
 
 def _run(chosen: StudyPlan, out: Path, executor: Executor, *, retry_failed: bool, as_json: bool) -> None:
     from ..study.run import run_study
     from ..study.store import Store
 
-    cells = chosen.cells()
+    keys = {cell.key for cell in chosen.cells()}
     make_folder(out)
     with sole_writer(out / "study.sqlite"), Store(out / "study.sqlite") as store:
         write_whole(out / "plan.toml", chosen.text())
@@ -150,7 +167,7 @@ def _run(chosen: StudyPlan, out: Path, executor: Executor, *, retry_failed: bool
                 _write_tables(store, out)
             raise
         _write_tables(store, out)
-        rows = _rows_of(store, cells)
+        rows = [row for row in store.rows() if row["key"] in keys]
     _print_results(rows, out, as_json)
     if any(row["status"] == "failed" for row in rows):
         raise typer.Exit(1)
@@ -240,27 +257,6 @@ def _quick_methods() -> tuple[str, ...]:
     )
 
 
-def _settings(
-    ray: str | None, workers: int | None, threads: int | None, *, memory: float | None, device: str
-) -> WorkerSettings:
-    from ..study.messages import WorkerSettings
-
-    wanted = os.environ.get("OMP_NUM_THREADS", "")
-    cpus = int(wanted) if wanted.isdigit() else os.cpu_count() or 1
-    shared = 1 if ray else max(1, cpus // (workers or 1))  # a cluster's nodes are not like this machine
-    return WorkerSettings(threads=threads or shared, device=device, memory_gb=memory)
-
-
-def _executor(ray: str | None, workers: int | None, settings: WorkerSettings) -> Executor:
-    from ..study.run import LocalExecutor
-
-    if ray is None:
-        return LocalExecutor(workers or 1, settings)
-    from ..edges.ray import RayExecutor
-
-    return RayExecutor(ray, workers=workers, settings=settings)
-
-
 # What is shown
 
 
@@ -287,11 +283,6 @@ def _news(progress: StudyProgress) -> str:
     return "; ".join([*parts, text])
 
 
-def _rows_of(store: Store, cells: tuple[Cell, ...]) -> list[dict[str, Any]]:
-    wanted = {cell.key for cell in cells}
-    return [row for row in store.rows() if row["key"] in wanted]
-
-
 def _print_results(rows: list[dict[str, Any]], out: Path, as_json: bool) -> None:
     failed = sum(row["status"] == "failed" for row in rows)
     if as_json:
@@ -315,15 +306,10 @@ def _shown(row: dict[str, Any]) -> dict[str, object]:
         "backbone": row["backbone"],
         "taps": row["taps"] or "default",
         "seed": row["seed"],
-        **{
-            name: _figure(row[column])
-            for name, column in (
-                ("image AUROC", "image_auroc"),
-                ("pixel AUROC", "pixel_auroc"),
-                ("AU-PRO", "au_pro_30"),
-                ("F1", "f1"),
-            )
-        },
+        "image AUROC": _figure(row["image_auroc"]),
+        "pixel AUROC": _figure(row["pixel_auroc"]),
+        "AU-PRO": _figure(row["au_pro_30"]),
+        "F1": _figure(row["f1"]),
         "fit s": _figure(row["fit_seconds"], 2),
         "score ms": _figure(row["score_ms"], 2),
     }
@@ -344,7 +330,7 @@ def _print_estimate(chosen: StudyPlan, settings: WorkerSettings, out: Path, as_j
         with Store(out / "study.sqlite") as store:
             known = {row["key"]: row["status"] for row in store.rows()}
     start = time.perf_counter()
-    waiting = [group for group in groups(cells) if any(_is_open(cell, known) for cell in group.cells)]
+    waiting = [group for group in groups(cells) if any(known.get(cell.key) != "finished" for cell in group.cells)]
     found = []
     with ProgressView("groups") as view:  # each has its network built and tried: of many, minutes
         for done, some in enumerate(waiting):
@@ -374,10 +360,6 @@ def _print_estimate(chosen: StudyPlan, settings: WorkerSettings, out: Path, as_j
         f"{len(cells)} cells, {len(found)} groups to read; about {duration(seconds)} of reading and fitting in one "
         f"process, scoring and figures on top. (Estimated in {duration(time.perf_counter() - start)}.)"
     )
-
-
-def _is_open(cell: Cell, known: dict[str, str]) -> bool:
-    return known.get(cell.key) != "finished"
 
 
 def _billions(value: int | None) -> str:

@@ -142,10 +142,7 @@ def _begin(
     from ..drift import StreamMonitor
     from ..report.lines import model_digest
 
-    try:
-        digest = model_digest(model)
-    except OSError as error:
-        raise ArgumentError(f"{model}: cannot be read ({error.strerror}). Give a model file.") from None
+    digest = model_digest(model)
     known = _read(state) if state.exists() else None
     if known is not None and not restart:
         _require_same(known, state, digest, (delta, seed, alone, scores_only))

@@ -11,7 +11,7 @@ import typer
 
 from ...files import make_folder
 from ..console import Speaker, print_rows
-from ..options import JsonOption, ReportOption, SeedOption, spelled_out
+from ..options import JsonOption, ReportOption, SeedOption, check_report, spelled_out
 from .inputs import digests_of, make_detectors, named_sets, open_images, read_tunings, tunable
 from .options import (
     DetectorsOption,
@@ -23,7 +23,6 @@ from .options import (
     NetworkOptions,
     ReadingOptions,
     TunedOption,
-    check_report,
 )
 from .results import (
     accuracy_of,

@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 
 from ...errors import ArgumentError
-from ...files import check_output
 from ..options import BatchOption, DeviceOption, ErrorOption, WorkersOption
 
 if TYPE_CHECKING:
@@ -85,9 +84,3 @@ class StreamOptions(ReadingOptions):
     """The same for a command that judges whatever comes."""
 
     on_error: ErrorOption = "skip"
-
-
-def check_report(report: Path | None) -> None:
-    """Refuse, before any work, a report that cannot be written."""
-    if report is not None:
-        check_output(report)

@@ -11,9 +11,9 @@ import typer
 
 from ...files import check_output
 from ..console import Speaker, print_rows
-from ..options import JsonOption, ReportOption, SeedOption, read_option, spelled_out
+from ..options import JsonOption, ReportOption, SeedOption, check_report, read_option, spelled_out
 from .inputs import digests_of, make_detector, open_images, opened, read_tunings, tunable
-from .options import LimitOption, ModelOption, NetworkOptions, ReadingOptions, check_report
+from .options import LimitOption, ModelOption, NetworkOptions, ReadingOptions
 from .results import ablation_cells, print_tuning, write_findings
 
 
