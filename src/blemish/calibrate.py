@@ -21,7 +21,6 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -35,10 +34,7 @@ from .promises import (
     plus_bound,
     require_images,
 )
-from .types import CalibrationKind, Promise
-
-if TYPE_CHECKING:
-    from .types import Floats
+from .types import CalibrationKind, Floats, Promise
 
 MARGIN = 1e-5
 """By so much of the largest held-out score a score must be larger than another one to count as larger.

@@ -26,7 +26,7 @@ from bisect import bisect_left, bisect_right
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -34,10 +34,7 @@ from numpy.typing import ArrayLike, NDArray
 from .calibrate import Calibration
 from .errors import ArgumentError
 from .parameters import parameter, read_plain
-from .types import Look
-
-if TYPE_CHECKING:
-    from .types import Floats
+from .types import Floats, Look
 
 POWERS = (1 / 4, 1 / 2, 3 / 4, 4 / 3, 2.0, 4.0)
 """`a` of the bets: below 1 they win by a few p at one end, above 1 by many in the other half."""

@@ -13,7 +13,6 @@ import math
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -29,10 +28,7 @@ from .localise import components
 from .methods import FeatureMethod
 from .methods._turned import TurnedMethod
 from .progress import Progress
-from .types import AnomalousRegion, FeatureMaps, ImageBatch, Size
-
-if TYPE_CHECKING:
-    from .types import Floats
+from .types import AnomalousRegion, FeatureMaps, Floats, ImageBatch, Size
 
 NEAREST = 8
 """Normal images whose most similar patches say what is usual."""

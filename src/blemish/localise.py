@@ -20,7 +20,6 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
@@ -29,10 +28,7 @@ from torch import Tensor
 
 from .calibrate import Calibration
 from .images.preprocess import Preprocess
-from .types import AnomalousRegion, ImageBatch, Scores, Size
-
-if TYPE_CHECKING:
-    from .types import Floats
+from .types import AnomalousRegion, Floats, ImageBatch, Scores, Size
 
 _EIGHT_NEIGHBOURS = np.ones((3, 3), dtype=np.bool_)
 _TOLERANCE = 0.25

@@ -3,14 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import numpy as np
 
 from ..errors import ArgumentError
-
-if TYPE_CHECKING:
-    from ..types import Floats
+from ..types import Floats
 
 REPETITIONS = 1000
 

@@ -12,6 +12,7 @@ import typer
 
 from ..errors import ArgumentError
 from ..files import sole_writer
+from ..types import Decision, PartDecision
 from .console import Speaker, print_evaluation
 from .models import JudgeOptions, Subfolders, image_paths
 from .options import (
@@ -32,7 +33,6 @@ from .results import ResultWriter, lines_in
 
 if TYPE_CHECKING:
     from ..detector import Detector
-    from ..types import Decision, PartDecision
 
 
 @dataclass(frozen=True)

@@ -27,12 +27,12 @@ from ..report.lines import (
     not_judged,
     read_line,
 )
+from ..types import Decision, PartDecision
 from .coco import write_coco
 
 if TYPE_CHECKING:
     from ..discoveries import BatchAlarms
     from ..images.source import Skipped
-    from ..types import Decision, PartDecision
 
 
 class JudgedInFolder(Judged, total=False):
@@ -132,8 +132,6 @@ class ResultWriter:
 
     def earlier(self) -> list[Decision]:
         """What the lines of an earlier run say of their images, as far as a part needs it."""
-        from ..types import Decision
-
         rows = self._kept.values()
         return [Decision(row["image"], row["score"], None, row["p_value"], row["threshold"]) for row in rows]
 

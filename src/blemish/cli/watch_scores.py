@@ -14,11 +14,11 @@ import typer
 from ..errors import ArgumentError
 from ..files import check_input, check_output, parse_json, read_text, require_file, sole_writer, write_whole
 from ..report.lines import is_number, is_of_several, look_of, read_line
+from ..types import Look
 from .options import JsonOption, SeedOption
 
 if TYPE_CHECKING:
     from ..drift import StreamMonitor
-    from ..types import Look
 
 _FORMAT = 2
 """Of the state file."""

@@ -31,7 +31,6 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import TYPE_CHECKING
 from zlib import crc32
 
 import numpy as np
@@ -42,6 +41,7 @@ from scipy import ndimage
 
 from ..errors import ArgumentError
 from ..files import make_folder, naming
+from ..types import Floats
 from ._defects import (
     DEFECTS,
     SMALLEST,
@@ -60,9 +60,6 @@ from ._defects import (
     turned_axes,
     window,
 )
-
-if TYPE_CHECKING:
-    from ..types import Floats
 
 _VISIBLE = 4 / 255  # change of a pixel, before sensor noise, from which on the mask counts it
 _CLEAR = 9 / 255  # mean change inside the mask from which on a defect is plain to see on an even surface

@@ -13,7 +13,6 @@ from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from time import perf_counter
-from typing import TYPE_CHECKING
 from zipfile import BadZipFile
 
 import numpy as np
@@ -30,10 +29,7 @@ from ..images.source import Batches, OnError, Skipped
 from ..ood import Classifier, OODDetector, Outputs
 from ..persist import digest
 from ..progress import Progress
-from ..types import ImageBatch
-
-if TYPE_CHECKING:
-    from ..types import Floats
+from ..types import Floats, ImageBatch
 
 _log = logging.getLogger("blemish")
 

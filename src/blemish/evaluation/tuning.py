@@ -10,7 +10,7 @@ import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal, get_args
+from typing import Literal, get_args
 
 import numpy as np
 import torch
@@ -24,10 +24,8 @@ from ..ood import ODIN, Classifier, Gradient, Outputs
 from ..ood.perturbation import directions, step_length
 from ..ood.synthetic import synthetic_outliers
 from ..parameters import check_parameters, parameter
+from ..types import Floats
 from .classifiers import Reader, Score, ScoredImages, joined, require_disjoint, score_images
-
-if TYPE_CHECKING:
-    from ..types import Floats
 
 
 @dataclass(frozen=True)

@@ -8,17 +8,14 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field, fields
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 import numpy as np
+from numpy.typing import NDArray
 
+from ..types import Floats
 from .ranking import auroc, average_precision, average_precision_normal, f1_at, f1_max_oracle, fpr_at_tpr
 from .regions import FoundRegions, PixelCurve, au_pro, defects_hit, pixel_auroc, seg_f1
-
-if TYPE_CHECKING:
-    from numpy.typing import NDArray
-
-    from ..types import Floats
 
 Requirement = Literal["normal", "anomalous", "threshold", "verdicts", "masks", "regions", "marked regions"]
 """Test images of a class, a threshold in score units, a calibrated detector, masks of the defects with maps to compare

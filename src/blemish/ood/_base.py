@@ -13,7 +13,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping
 from importlib.metadata import version
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, Literal, TypeVar
+from typing import Any, ClassVar, Literal, TypeVar
 
 import numpy as np
 import torch
@@ -23,10 +23,8 @@ from torch import Tensor
 from .. import persist
 from ..errors import ArgumentError, NotFittedError
 from ..parameters import Parameterised, check_parameters, plain_parameters
+from ..types import Floats
 from .classifier import Classifier, Outputs
-
-if TYPE_CHECKING:
-    from ..types import Floats
 
 Need = Literal["features", "head", "members", "network"]
 """What a detector reads beside the logits: features, the linear last layer, an ensemble, or the network itself."""

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -18,12 +18,10 @@ from torch import Tensor
 from ..errors import ArgumentError
 from ..ops.neighbours import Exact
 from ..parameters import parameter
+from ..types import Floats
 from ._base import Need, OODDetector, by_rows, read_features, read_head, read_logits, row_blocks
 from .classifier import Outputs
 from .logits import logsumexp
-
-if TYPE_CHECKING:
-    from ..types import Floats
 
 _BY_CLASS = {
     "classes": "int64 classes",

@@ -15,18 +15,16 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar, Literal
+from typing import ClassVar, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import ArgumentError
+from ..types import Floats
 from ._base import Need, OODDetector, by_rows, check_floats, read_logits
 from .classifier import Outputs
 from .logits import log_rest, log_softmax
-
-if TYPE_CHECKING:
-    from ..types import Floats
 
 Measure = Literal["confidence", "entropy_of_expected", "expected_entropy", "mutual_information", "epkl", "mkl"]
 

@@ -7,19 +7,17 @@ moved a small step towards its class as in ODIN. Exact for each image, in batche
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar, Literal
+from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor
 
 from ..ops.gradnorm import Norm, cross_entropy
 from ..parameters import parameter
+from ..types import Floats
 from ._base import Need, OODDetector
 from .classifier import Classifier, Outputs
 from .perturbation import Unit, directions, step_length
-
-if TYPE_CHECKING:
-    from ..types import Floats
 
 Label = Literal["perturbed", "original"]
 

@@ -11,7 +11,7 @@ All scores are logarithms. A norm of exactly 0 counts as the smallest normal flo
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar
+from typing import ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,12 +19,10 @@ from numpy.typing import NDArray
 from ..errors import ArgumentError
 from ..ops.gradnorm import Norm
 from ..parameters import check_parameters, parameter
+from ..types import Floats
 from ._base import Need, OODDetector, by_rows, check_floats, read_features, read_logits
 from .classifier import Outputs
 from .logits import log_complement, log_rest, log_softmax, logsumexp, without_top
-
-if TYPE_CHECKING:
-    from ..types import Floats
 
 
 def grad_norm(logits: NDArray[np.floating], features: NDArray[np.floating], *, temperature: float = 1.0) -> Floats:

@@ -6,17 +6,15 @@ Everything starts from log p: a softmax in floating point rounds to 1 for confid
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar
+from typing import ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ..parameters import check_parameters, parameter
+from ..types import Floats
 from ._base import OODDetector, by_rows, read_logits
 from .classifier import Outputs
-
-if TYPE_CHECKING:
-    from ..types import Floats
 
 
 def msp(logits: NDArray[np.floating], *, temperature: float = 1.0) -> Floats:

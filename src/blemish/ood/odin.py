@@ -6,19 +6,17 @@ Liang, Li, Srikant, "Enhancing the reliability of out-of-distribution image dete
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar
+from typing import ClassVar
 
 import torch
 from torch import Tensor
 
 from ..parameters import parameter
+from ..types import Floats
 from ._base import Need, OODDetector
 from .classifier import Classifier, Outputs
 from .logits import msp
 from .perturbation import Unit, directions, step_length
-
-if TYPE_CHECKING:
-    from ..types import Floats
 
 
 @dataclass(kw_only=True)

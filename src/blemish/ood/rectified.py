@@ -7,19 +7,17 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import ArgumentError
 from ..parameters import parameter
+from ..types import Floats
 from ._base import Need, OODDetector, by_rows, read_features, read_head
 from .classifier import Outputs
 from .logits import logsumexp
-
-if TYPE_CHECKING:
-    from ..types import Floats
 
 Variant = Literal["s", "b", "p"]
 _PERCENTILES: dict[Variant, float] = {"s": 90.0, "b": 65.0, "p": 60.0}

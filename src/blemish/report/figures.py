@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import io
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 import matplotlib as mpl
 import numpy as np
 import torch
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 from numpy.typing import NDArray
@@ -26,9 +27,6 @@ from ..evaluation.masks import Masks
 from ..images.decode import MAX_PIXELS, as_image, decode
 from ..types import Size
 from .overlay import draw_regions, photograph
-
-if TYPE_CHECKING:
-    from matplotlib.axes import Axes
 
 NORMAL, ANOMALOUS, INK, FAINT = "#2f6fab", "#d4572a", "#22272e", "#8b949e"
 OUTLINE = (0, 229, 255)

@@ -11,10 +11,10 @@ from typing import TYPE_CHECKING, Any, TypedDict, cast
 
 from ..errors import ModelFileError
 from ..files import parse_json
+from ..types import AnomalousRegion, Decision, Look, PartDecision
 
 if TYPE_CHECKING:
     from ..discoveries import BatchAlarms
-    from ..types import AnomalousRegion, Decision, Look, PartDecision
 
 VERSION = 1
 """Of the lines: another one where a field goes, or changes its type or meaning; a new field changes nothing."""
@@ -115,8 +115,6 @@ def judged(decision: Decision) -> Judged:
 
 def look_of(row: Any) -> Look | None:
     """The look that a line holds; None in a line without pixels, or of an older version. Raises `ValueError`."""
-    from ..types import Look
-
     if row is None:
         return None
     try:

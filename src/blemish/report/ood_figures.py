@@ -6,9 +6,9 @@ Made to be read from 560 px of width on; line styles and places say what the col
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
 
 import numpy as np
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 from matplotlib.ticker import MaxNLocator
@@ -17,13 +17,9 @@ from .. import metrics
 from ..errors import ArgumentError
 from ..evaluation.classifiers import OODEvaluation, ScoredImages, joined
 from ..evaluation.tuning import AblationRow, SelectiveFigures, Tuning
+from ..types import Floats
 from .figures import ANOMALOUS, FAINT, INK, NORMAL, drawable, png, tidy
 from .page import percent
-
-if TYPE_CHECKING:
-    from matplotlib.axes import Axes
-
-    from ..types import Floats
 
 WIDTH = 5.6
 """Inches; the letters are 9 points."""

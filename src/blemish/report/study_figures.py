@@ -7,8 +7,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from statistics import fmean
-from typing import TYPE_CHECKING
 
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter
 
@@ -16,9 +16,6 @@ from ..methods.registry import METHODS
 from ..study.compare import CostName, DimensionCurve, LayerGrid, Measured, WeightsPair, deviation, grouped
 from .figures import FAINT, INK, drawable, png, tidy
 from .ood_figures import LINES, WIDTH
-
-if TYPE_CHECKING:
-    from matplotlib.axes import Axes
 
 MARKERS = "os^DvP"
 AXES: dict[CostName, tuple[str, float]] = {
