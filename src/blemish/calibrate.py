@@ -187,8 +187,7 @@ class Calibration:
             own = self.folds == fold
             groups = None if self.groups is None else self.groups[own]
             total += (size + 1) * conformal_p_values(self.scores[own], column, groups=groups) - 1
-        p_values: Floats = total / (self.n_groups + 1)
-        return p_values
+        return total / (self.n_groups + 1)
 
     def _fold_sizes(self, models: int = 0) -> list[int]:
         """Images of each fold, or groups; of so many models at least."""

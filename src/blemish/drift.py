@@ -356,8 +356,7 @@ def _drawn(calibration: Calibration, seed: int) -> slice | NDArray[np.intp]:
     if calibration.groups is None:
         return slice(None)
     drawn = np.random.default_rng(seed).permutation(len(calibration.scores))
-    rows: NDArray[np.intp] = drawn[np.unique(calibration.groups[drawn], return_index=True)[1]]
-    return rows
+    return drawn[np.unique(calibration.groups[drawn], return_index=True)[1]]
 
 
 @dataclass(kw_only=True)

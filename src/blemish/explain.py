@@ -209,8 +209,7 @@ def _lines(pixels: NDArray[np.uint8]) -> tuple[float, float]:
 def _weights(pixels: NDArray[np.uint8]) -> Floats:
     """The middle, where the peak is, counts most: a Gaussian of a fifth of each side, of sum 1."""
     down, across = (np.exp(-0.5 * ((np.arange(n) + 0.5 - n / 2) / (n / 5)) ** 2) for n in pixels.shape[:2])
-    weights: Floats = np.outer(down / down.sum(), across / across.sum())
-    return weights
+    return np.outer(down / down.sum(), across / across.sum())
 
 
 def _line_words(own: tuple[float, float], usual: Sequence[tuple[float, float]]) -> tuple[float, PatchDifference] | None:

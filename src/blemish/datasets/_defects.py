@@ -93,15 +93,13 @@ def _spline(side: int, cells: int) -> tuple[Integers, Floats]:
 def mix(first: Floats, second: Floats, weight: Floats) -> Floats:
     """Go from `first` (weight 0) to `second` (weight 1); `weight` is `(side, side)`."""
     share = weight[:, :, None] if first.ndim == 3 or second.ndim == 3 else weight
-    blended: Floats = first + (second - first) * share
-    return blended
+    return first + (second - first) * share
 
 
 def smoothstep(value: Floats, *, low: float, high: float) -> Floats:
     """Smooth step: 0 up to `low`, 1 from `high` on."""
     t = np.clip((value - low) / (high - low), 0, 1)
-    smooth: Floats = t * t * (3 - 2 * t)
-    return smooth
+    return t * t * (3 - 2 * t)
 
 
 def turned_axes(frame: Frame, *, angle: float, centre: Sequence[float] | Floats) -> tuple[Floats, Floats]:
@@ -118,8 +116,7 @@ def rectangle(v: Floats, u: Floats, *, half: tuple[float, float], soft: float) -
 def mat(rng: Generator, frame: Frame, *, colour: tuple[float, float, float]) -> Floats:
     """The worn mat `(side, side, 3)` on which an object lies."""
     worn = 0.03 * noise(rng, frame.side, rows=110, columns=110) + 0.05 * noise(rng, frame.side, rows=4, columns=4)
-    ground: Floats = np.array(colour) * (1 + rng.normal(0, 0.03)) * (1 + worn)[:, :, None]
-    return ground
+    return np.array(colour) * (1 + rng.normal(0, 0.03)) * (1 + worn)[:, :, None]
 
 
 def cells(rng: Generator, y: Floats, x: Floats, *, pitch: float) -> tuple[Floats, Floats, Integers]:
@@ -300,8 +297,7 @@ def _tint(rng: Generator, contrast: float, *, hue: float) -> Floats:
 
 def _soaked(surface: Surface, amount: Floats, tint: Floats) -> Floats:
     """Colour of the surface under a dried liquid: it filters the light, and scatters some by itself."""
-    colour: Floats = surface.colour + amount[:, :, None] * tint * (0.5 * surface.colour + 0.18)
-    return colour
+    return surface.colour + amount[:, :, None] * tint * (0.5 * surface.colour + 0.18)
 
 
 def _place(rng: Generator, surface: Surface, frame: Frame, *, among: MaskArray | None = None) -> tuple[float, float]:

@@ -263,8 +263,7 @@ class _Camera:
 
     def shrink(self, body: MaskArray) -> MaskArray:
         """The product in pixels of the finished picture."""
-        inside: MaskArray = self._bin(body[:, :, None].astype(np.float64))[:, :, 0] > 0.5
-        return inside
+        return self._bin(body[:, :, None].astype(np.float64))[:, :, 0] > 0.5
 
     def expose(self, image: Floats) -> NDArray[np.uint8]:
         """Add the noise of the sensor and round to 8 bits."""

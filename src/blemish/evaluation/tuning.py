@@ -191,8 +191,7 @@ class _Passes:
         if self._confidence:
             with torch.inference_mode():
                 logits = self.classifier.logits(pixels + step_length(self.classifier, eps, detector.unit) * signs)
-            confidence: Floats = torch.log_softmax(logits.double() / temperature, 1).amax(1).cpu().numpy()
-            return confidence
+            return torch.log_softmax(logits.double() / temperature, 1).amax(1).cpu().numpy()
         if isinstance(detector, ODIN):
             return detector.of_step(self.classifier, pixels, signs)
         labels = torch.from_numpy(outputs.logits.argmax(1)) if detector.label == "original" else None

@@ -260,8 +260,7 @@ def _first(batches: Iterable[Tensor], count: int) -> Iterator[Tensor]:
 
 
 def _plain(pixels: Tensor) -> NDArray[np.float32]:
-    found: NDArray[np.float32] = pixels.contiguous().numpy()
-    return found
+    return pixels.contiguous().numpy()
 
 
 def _times(runs: Mapping[RuntimeName, Callable[[], object]]) -> dict[RuntimeName, float]:

@@ -81,8 +81,7 @@ def extent(picture: Picture) -> Size:
 
 def levels_of(picture: Picture) -> int | None:
     """The level that is full white in the file of a deep picture; None for 8 bit, and for floats in [0, 1]."""
-    levels: int | None = _FULL if isinstance(picture, np.ndarray) else picture.info.get("levels")
-    return levels
+    return _FULL if isinstance(picture, np.ndarray) else picture.info.get("levels")
 
 
 def brightest(picture: Picture) -> float:
@@ -394,8 +393,7 @@ def _recognise(path: str | Path, file: BinaryIO, max_pixels: int) -> ImageFile.I
         try:
             if accept is None or accept(start[:16]) is True:
                 file.seek(0)
-                opened: Any = factory(file, str(path))
-                return opened  # type: ignore[no-any-return]
+                return factory(file, str(path))
         except (SyntaxError, IndexError, TypeError, struct.error):  # how Pillow's readers say: not mine
             continue
     raise ImageError(f"{path}: not an image, or of a format that is not read. Read are {', '.join(FORMATS)}.")

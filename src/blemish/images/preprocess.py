@@ -209,8 +209,7 @@ class Preprocess:
 
     def inside(self, region: Tensor, size: Size) -> NDArray[np.bool_]:
         """A region `(height, width)` bool of the network's input on an image of original `size`."""
-        found: NDArray[np.bool_] = self._to_original(region.float(), size) > 0.5  # False where that is NaN
-        return found
+        return self._to_original(region.float(), size) > 0.5  # False where that is NaN
 
     def visible(self, size: Size) -> NDArray[np.bool_]:
         """Say for each pixel of an image of original `size` whether its centre lies inside the crop."""
@@ -281,8 +280,7 @@ def _resize_region(image: Image.Image, width: int, height: int, box: tuple[int, 
 
 def _centres(first: int, last: int, scale: float) -> NDArray[np.float64]:
     """Centres of these pixels in the pixels of another scale."""
-    centres: NDArray[np.float64] = (np.arange(first, last, dtype=np.float64) + 0.5) * scale
-    return centres
+    return (np.arange(first, last, dtype=np.float64) + 0.5) * scale
 
 
 def _inside(length: int, resized: int, low: float, high: float) -> slice:
@@ -297,8 +295,7 @@ def _inside(length: int, resized: int, low: float, high: float) -> slice:
 
 def _enlarged(map: Tensor, size: Size) -> NDArray[np.float32]:
     placed = torch.nn.functional.interpolate(map[None, None], size, mode="bilinear", align_corners=False)[0, 0]
-    result: NDArray[np.float32] = placed.cpu().numpy()
-    return result
+    return placed.cpu().numpy()
 
 
 def _read_between(map: Tensor, places: NDArray[np.float64]) -> Tensor:

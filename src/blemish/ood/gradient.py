@@ -64,8 +64,7 @@ class Gradient(OODDetector):
         """The score with the direction of the step known; for grids."""
         engine = classifier.grad_norms(self.parameters, self.norm)
         loss = cross_entropy(labels, temperature=self.temperature)
-        norms: Floats = engine.norms(self._input(classifier, pixels, signs), loss).cpu().numpy()
-        return norms
+        return engine.norms(self._input(classifier, pixels, signs), loss).cpu().numpy()
 
     def _stepped(self, outputs: Outputs) -> tuple[Classifier, Tensor, Tensor | None, Tensor | None]:
         classifier, pixels = self._network(outputs)

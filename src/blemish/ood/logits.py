@@ -163,8 +163,7 @@ def log_softmax(z: Floats) -> Floats:
 def log_rest(z: Floats) -> Floats:
     """log(1 - max p) = -log(1 + exp(max z - log sum exp of the others)), along the last axis."""
     gap: Floats = z.max(axis=-1) - logsumexp(without_top(z))
-    rest: Floats = -np.logaddexp(0, gap)
-    return rest
+    return -np.logaddexp(0, gap)
 
 
 def log_complement(log_p: Floats) -> Floats:

@@ -204,8 +204,7 @@ def webp(image: Image.Image) -> bytes:
 
 def _colours(values: NDArray[np.float64]) -> NDArray[np.float64]:
     """Colour values in [0, 1]: any shape in, that shape and 3 channels in [0, 255] out."""
-    coloured: NDArray[np.float64] = np.asarray(mpl.colormaps[COLOURS](values))[..., :3] * 255
-    return coloured
+    return np.asarray(mpl.colormaps[COLOURS](values))[..., :3] * 255
 
 
 def _opacity(values: NDArray[np.float64]) -> NDArray[np.float64]:
