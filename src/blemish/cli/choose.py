@@ -10,22 +10,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from . import options
 from .console import Speaker, print_rows
-from .options import (
-    DataArgument,
-    DeviceOption,
-    ExcludeOption,
-    JsonOption,
-    MemoryOption,
-    SeedOption,
-    SplitOptions,
-    WeightsOption,
-    WhiteLevelOption,
-    read_names,
-    read_resize,
-    read_white_level,
-    spelled_out,
-)  # fmt: skip
+from .options import read_names, read_resize, read_white_level, spelled_out
 
 if TYPE_CHECKING:
     from ..choosing.choose import Choice, Ranked
@@ -33,20 +20,20 @@ if TYPE_CHECKING:
 
 @spelled_out
 def choose(
-    data: DataArgument,
+    data: options.DataArgument,
     *,
     backbone: Annotated[str, typer.Option(help="See `blemish list backbones`; or timm:NAME.")] = "compact",
-    weights: WeightsOption = None,
+    weights: options.WeightsOption = None,
     resize: Annotated[
         list[str] | None, typer.Option(help="Size of the network's input, as in `blemish fit`; repeatable.")
     ] = None,
-    white_level: WhiteLevelOption = None,
-    split: SplitOptions,
-    exclude: ExcludeOption = None,
-    memory: MemoryOption = None,
-    seed: SeedOption = 0,
-    device: DeviceOption = "auto",
-    as_json: JsonOption = False,
+    white_level: options.WhiteLevelOption = None,
+    split: options.SplitOptions,
+    exclude: options.ExcludeOption = None,
+    memory: options.MemoryOption = None,
+    seed: options.SeedOption = 0,
+    device: options.DeviceOption = "auto",
+    as_json: options.JsonOption = False,
 ) -> None:
     """Rank methods and layers for these parts from normal images alone, and say what to fit.
 
@@ -100,7 +87,7 @@ def _fit_command(data: Path, choice: Choice, given: Mapping[str, object]) -> str
     """What to fit: the pick, and the options that were given, where they are not what they are by default."""
     # Images that chose cannot calibrate: those that were set aside do.
     command = f"blemish fit {shlex.quote(str(data))} {choice.picked.options} --calibration split"
-    usual = vars(SplitOptions()) | {"seed": 0, "device": "auto"}
+    usual = vars(options.SplitOptions()) | {"seed": 0, "device": "auto"}
     for name, value in given.items():
         if value != usual.get(name):
             command += f" --{name.replace('_', '-')} {shlex.quote(str(value))}"

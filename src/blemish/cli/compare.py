@@ -8,43 +8,31 @@ from typing import Annotated
 
 import typer
 
+from . import options
 from .console import Speaker, print_rows
 from .models import Subfolders, load_model
-from .options import (
-    BatchOption,
-    DeviceOption,
-    GroupByOption,
-    JsonOption,
-    LabelledArgument,
-    ModelArgument,
-    OverlapOption,
-    PixelsOption,
-    ReportOption,
-    WorkersOption,
-    check_report,
-    spelled_out,
-)  # fmt: skip
+from .options import check_report, spelled_out
 
 
 @spelled_out
 def compare_models(
-    a: ModelArgument,
+    a: options.ModelArgument,
     b: Annotated[Path, typer.Argument(help="Another one.")],
-    data: LabelledArgument,
+    data: options.LabelledArgument,
     *,
     folders: Subfolders,
-    group_by: GroupByOption = None,
-    report: ReportOption = None,
-    pixels: PixelsOption = None,
+    group_by: options.GroupByOption = None,
+    report: options.ReportOption = None,
+    pixels: options.PixelsOption = None,
     repetitions: Annotated[int, typer.Option(min=1, help="Of the bootstrap and of the swaps.")] = 1000,
     pixel_repetitions: Annotated[
         int, typer.Option(min=0, help="The same of pixel figures, which take longer; 0 leaves them out.")
     ] = 100,
-    allow_overlap: OverlapOption = False,
-    device: DeviceOption = "auto",
-    batch_size: BatchOption = 16,
-    workers: WorkersOption = 2,
-    as_json: JsonOption = False,
+    allow_overlap: options.OverlapOption = False,
+    device: options.DeviceOption = "auto",
+    batch_size: options.BatchOption = 16,
+    workers: options.WorkersOption = 2,
+    as_json: options.JsonOption = False,
 ) -> None:
     """Say which of two models is better on the same images, by how much, and whether chance explains it.
 

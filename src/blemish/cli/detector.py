@@ -14,35 +14,10 @@ import typer
 from ..errors import ArgumentError
 from ..files import check_output, make_folder, naming
 from ..parameters import parameters_of, read_texts, split_settings
+from . import options
 from .console import Speaker, print_evaluation, print_fit
 from .models import Subfolders, changes_a_model, load_model, normal_source
-from .options import (
-    BatchOption,
-    CertainOption,
-    ChangedOption,
-    DataArgument,
-    DeviceOption,
-    ErrorOption,
-    ExcludeOption,
-    GroupByOption,
-    JsonOption,
-    MaxPixelsOption,
-    MemoryOption,
-    ModelArgument,
-    RoiOption,
-    RuntimeOption,
-    SeedOption,
-    SetOption,
-    SplitOptions,
-    WeightsOption,
-    WhiteLevelOption,
-    read_names,
-    read_option,
-    read_resize,
-    read_size,
-    read_white_level,
-    spelled_out,
-)  # fmt: skip
+from .options import read_names, read_option, read_resize, read_size, read_white_level, spelled_out
 
 if TYPE_CHECKING:
     from ..presets import Preset
@@ -56,7 +31,7 @@ def demo(
     ] = "board",
     images: Annotated[int, typer.Option(min=95, help="Normal images to draw for learning.")] = 120,
     seed: Annotated[int, typer.Option(help="Another seed draws other parts.")] = 0,
-    as_json: JsonOption = False,
+    as_json: options.JsonOption = False,
 ) -> None:
     """Draw a product with defects, learn its normal look, evaluate, and write a report. Needs no data, no network."""
     from ..datasets.layouts import open_dataset
@@ -101,13 +76,13 @@ class MethodOptions:
         str | None,
         typer.Option(help="See `blemish list backbones`; or timm:NAME. Default: compact, which ships with us."),
     ] = None
-    weights: WeightsOption = None
+    weights: options.WeightsOption = None
     taps: Annotated[str | None, typer.Option(help="Layers to read, comma-separated, such as layer2,layer3.")] = None
-    set_: SetOption = None
+    set_: options.SetOption = None
     index: Annotated[
         str | None, typer.Option(help="What searches the bank: exact, or faiss:ivf256, faiss:hnsw32, faiss:pq16 ...")
     ] = None
-    memory: MemoryOption = None
+    memory: options.MemoryOption = None
     keep: Annotated[
         Literal["factor", "sums"] | None,
         typer.Option(help="padim, gaussian: sums keeps what `blemish forget` needs; a larger file."),
@@ -116,8 +91,8 @@ class MethodOptions:
         Literal["float32", "bfloat16", "int8"] | None,
         typer.Option(help="Of the network. int8 takes another runtime than torch; see docs/runtimes.md."),
     ] = None
-    seed: SeedOption = 0
-    device: DeviceOption = "auto"
+    seed: options.SeedOption = 0
+    device: options.DeviceOption = "auto"
 
     def make(self, preset: Preset) -> Any:
         """The method with the parameters of the preset, of --set, and of the options that were given."""
@@ -149,12 +124,12 @@ class InputOptions:
             "aspect ratio at the area of 256 x 256; auto:512: of 512 x 512."
         ),
     ] = None
-    white_level: WhiteLevelOption = None
-    max_pixels: MaxPixelsOption = None
+    white_level: options.WhiteLevelOption = None
+    max_pixels: options.MaxPixelsOption = None
 
 
 @dataclass(frozen=True)
-class LearnOptions(SplitOptions):
+class LearnOptions(options.SplitOptions):
     """What a detector takes beside its method and its input, as `Detector` names it."""
 
     tile: Annotated[str | None, typer.Option(help="Learn and score large inputs in tiles of SIDE or HEIGHTxWIDTH.")] = (
@@ -187,7 +162,7 @@ class LearnOptions(SplitOptions):
         Literal["auto", "torch", "onnxruntime", "openvino"],
         typer.Option(help="What runs the network: auto measures those at hand. Kept in the model file."),
     ] = "torch"
-    batch_size: BatchOption = 8
+    batch_size: options.BatchOption = 8
 
     def settings(self, preset: Preset) -> dict[str, Any]:
         """For `Detector`."""
@@ -197,15 +172,15 @@ class LearnOptions(SplitOptions):
 
 @spelled_out
 def fit(
-    data: DataArgument,
+    data: options.DataArgument,
     *,
     folders: Subfolders,
     out: Annotated[Path, typer.Option(help="Model file to write.")] = Path("model.blemish"),
-    options: MethodOptions,
+    learner: MethodOptions,
     image: InputOptions,
     learning: LearnOptions,
-    exclude: ExcludeOption = None,
-    as_json: JsonOption = False,
+    exclude: options.ExcludeOption = None,
+    as_json: options.JsonOption = False,
 ) -> None:
     """Learn what normal looks like, and write one model file.
 
@@ -218,8 +193,8 @@ def fit(
     check_output(out)
     preset = find_preset(image.preset)
     preprocess = replace(preset.resized(read_resize(image.resize)), white_level=read_white_level(image.white_level))
-    method, settings = options.make(preset), learning.settings(preset)
-    detector = Detector(method=method, preprocess=preprocess, seed=options.seed, **settings)
+    method, settings = learner.make(preset), learning.settings(preset)
+    detector = Detector(method=method, preprocess=preprocess, seed=learner.seed, **settings)
     detector.max_pixels = image.max_pixels or detector.max_pixels
     source, taken = normal_source(data, say, max_pixels=detector.max_pixels, folders=folders)
     left_out = () if exclude is None else read_names(exclude)
@@ -233,16 +208,16 @@ def fit(
 
 @changes_a_model
 def update(
-    model: ModelArgument,
+    model: options.ModelArgument,
     new_normals: Annotated[Path, typer.Argument(help="Folder of further normal images.")],
     *,
     held_out: Annotated[Path | None, typer.Option(help="Folder of normal images for a new threshold.")] = None,
-    out: ChangedOption = None,
-    memory: MemoryOption = None,
-    roi: RoiOption = None,
-    device: DeviceOption = "auto",
-    on_error: ErrorOption = "raise",
-    as_json: JsonOption = False,
+    out: options.ChangedOption = None,
+    memory: options.MemoryOption = None,
+    roi: options.RoiOption = None,
+    device: options.DeviceOption = "auto",
+    on_error: options.ErrorOption = "raise",
+    as_json: options.JsonOption = False,
 ) -> None:
     """Add normal images to a model without a refit. The old threshold is dropped unless new --held-out images come."""
     from ..images.decode import MAX_PIXELS
@@ -267,20 +242,20 @@ def update(
 
 @changes_a_model
 def recalibrate(
-    model: ModelArgument,
+    model: options.ModelArgument,
     images: Annotated[
         Path | None, typer.Argument(help="Folder of normal images that were not learned; none: only another rate.")
     ] = None,
     *,
     false_alarm_rate: Annotated[float | None, typer.Option(help="Another one; default: the model's.")] = None,
-    certain: CertainOption = None,
-    group_by: GroupByOption = None,
-    out: ChangedOption = None,
-    roi: RoiOption = None,
-    device: DeviceOption = "auto",
-    runtime: RuntimeOption = None,
-    on_error: ErrorOption = "raise",
-    as_json: JsonOption = False,
+    certain: options.CertainOption = None,
+    group_by: options.GroupByOption = None,
+    out: options.ChangedOption = None,
+    roi: options.RoiOption = None,
+    device: options.DeviceOption = "auto",
+    runtime: options.RuntimeOption = None,
+    on_error: options.ErrorOption = "raise",
+    as_json: options.JsonOption = False,
 ) -> None:
     """Make a new threshold from new normal images, or for another rate; nothing is learned.
 
@@ -310,13 +285,13 @@ def recalibrate(
 
 @changes_a_model
 def forget(
-    model: ModelArgument,
+    model: options.ModelArgument,
     images: Annotated[Path, typer.Argument(help="Image file or folder of images of the fit.")],
     *,
-    out: ChangedOption = None,
-    roi: RoiOption = None,
-    device: DeviceOption = "auto",
-    as_json: JsonOption = False,
+    out: options.ChangedOption = None,
+    roi: options.RoiOption = None,
+    device: options.DeviceOption = "auto",
+    as_json: options.JsonOption = False,
 ) -> None:
     """Unlearn images, as if they had never been there: exact, or refused. The threshold is dropped.
 

@@ -13,22 +13,10 @@ import typer
 from ..errors import ArgumentError
 from ..files import sole_writer
 from ..types import Decision, PartDecision
+from . import options
 from .console import Speaker, print_evaluation
 from .models import JudgeOptions, Subfolders, image_paths
-from .options import (
-    ErrorOption,
-    FdrOption,
-    ImagesArgument,
-    JsonOption,
-    LabelledArgument,
-    ModelArgument,
-    OverlapOption,
-    PixelsOption,
-    ReportOption,
-    check_report,
-    check_share,
-    spelled_out,
-)  # fmt: skip
+from .options import check_report, check_share, spelled_out
 from .results import ResultWriter, lines_in
 
 if TYPE_CHECKING:
@@ -49,7 +37,7 @@ class WantedOutputs:
     coco: Annotated[
         Path | None, typer.Option(metavar="FILE", help="Also write the regions of all images as COCO JSON here.")
     ] = None
-    fdr: FdrOption = None
+    fdr: options.FdrOption = None
     exit_code: Annotated[
         bool,
         typer.Option("--exit-code", help="Exit with 3 where an image is anomalous, with 4 where one has no verdict."),
@@ -80,7 +68,9 @@ class WantedOutputs:
 
 
 @spelled_out
-def predict(model: ModelArgument, images: ImagesArgument, *, wanted: WantedOutputs, reading: JudgeOptions) -> None:
+def predict(
+    model: options.ModelArgument, images: options.ImagesArgument, *, wanted: WantedOutputs, reading: JudgeOptions
+) -> None:
     """Judge images: one JSON line each, written as soon as it is known.
 
     Of a data set's folder the test images are judged; of any other folder all images, and no masks.
@@ -169,24 +159,24 @@ def _judge_together(
 class MeasureOptions(JudgeOptions):
     """As `predict`, but a file that cannot be read is an error: figures are of all images."""
 
-    on_error: ErrorOption = "raise"
+    on_error: options.ErrorOption = "raise"
 
 
 @spelled_out
 def evaluate_model(
-    model: ModelArgument,
-    data: LabelledArgument,
+    model: options.ModelArgument,
+    data: options.LabelledArgument,
     *,
     folders: Subfolders,
-    report: ReportOption = None,
-    pixels: PixelsOption = None,
+    report: options.ReportOption = None,
+    pixels: options.PixelsOption = None,
     intervals: Annotated[
         bool, typer.Option("--intervals", help="Add 95 % intervals of every figure (slower).")
     ] = False,
-    allow_overlap: OverlapOption = False,
-    fdr: FdrOption = None,
+    allow_overlap: options.OverlapOption = False,
+    fdr: options.FdrOption = None,
     reading: MeasureOptions,
-    as_json: JsonOption = False,
+    as_json: options.JsonOption = False,
 ) -> None:
     """Measure a model on labelled images: AUROC, AU-PRO, F1 at the threshold that was fixed before, and more."""
     from ..evaluation.detector import evaluate

@@ -11,19 +11,8 @@ from typing import TYPE_CHECKING, Any
 
 from ..errors import ArgumentError, ImageError
 from ..files import check_input, check_output, sole_writer
+from . import options
 from .console import Speaker
-from .options import (
-    AnomalousOption,
-    BatchOption,
-    DeviceOption,
-    ErrorOption,
-    MasksOption,
-    MaxPixelsOption,
-    NormalOption,
-    RoiOption,
-    RuntimeOption,
-    WorkersOption,
-)  # fmt: skip
 
 if TYPE_CHECKING:
     from ..datasets.dataset import Dataset
@@ -35,9 +24,9 @@ if TYPE_CHECKING:
 class Subfolders:
     """Which folders of a data set hold what, where its layout does not say so."""
 
-    normal: NormalOption = None
-    anomalous: AnomalousOption = None
-    masks: MasksOption = None
+    normal: options.NormalOption = None
+    anomalous: options.AnomalousOption = None
+    masks: options.MasksOption = None
 
     def open(self, data: Path, say: Speaker, *, use: str = "to learn from") -> tuple[Dataset, Taken]:
         """The data set, and what was taken of it, which is also said on stderr, with the use of its normal images."""
@@ -54,13 +43,13 @@ class Subfolders:
 class JudgeOptions:
     """How a model runs, and how the pictures that it judges are read."""
 
-    roi: RoiOption = None
-    device: DeviceOption = "auto"
-    runtime: RuntimeOption = None
-    batch_size: BatchOption = 16
-    workers: WorkersOption = 2
-    max_pixels: MaxPixelsOption = None
-    on_error: ErrorOption = "skip"
+    roi: options.RoiOption = None
+    device: options.DeviceOption = "auto"
+    runtime: options.RuntimeOption = None
+    batch_size: options.BatchOption = 16
+    workers: options.WorkersOption = 2
+    max_pixels: options.MaxPixelsOption = None
+    on_error: options.ErrorOption = "skip"
 
     @property
     def most_pixels(self) -> int:

@@ -17,18 +17,9 @@ import typer
 from ..errors import ArgumentError
 from ..files import make_folder, sole_writer, write_whole
 from ..memory import MOST_GB
+from . import options
 from .console import Speaker, print_rows
-from .options import (
-    LEAST_GB,
-    MOST_THREADS,
-    DeviceOption,
-    JsonOption,
-    WhiteLevelOption,
-    read_option,
-    read_resize,
-    read_white_level,
-    spelled_out,
-)
+from .options import read_option, read_resize, read_white_level, spelled_out
 from .progress import ProgressView, duration
 
 if TYPE_CHECKING:
@@ -57,7 +48,7 @@ class PlanOptions:
     ] = None
     preset: Annotated[Literal["default", "paper"] | None, typer.Option(help="As in `blemish fit`.")] = None
     resize: Annotated[str | None, typer.Option(help="Size of the network's input: SIDE, HEIGHTxWIDTH, or auto.")] = None
-    white_level: WhiteLevelOption = None
+    white_level: options.WhiteLevelOption = None
     held_out: Annotated[
         float | None,
         typer.Option(help="Share of the normal images that fix the threshold, or what it takes; 0: no threshold."),
@@ -87,14 +78,14 @@ class WorkOptions:
         int | None,
         typer.Option(
             min=1,
-            max=MOST_THREADS,
+            max=options.MOST_THREADS,
             help="Threads a process; default: the cores, shared out (--ray: 1). As many give the same last digits.",
         ),
     ] = None
     memory: Annotated[
-        float | None, typer.Option(min=LEAST_GB, max=MOST_GB, metavar="GB", help="What each process may hold.")
+        float | None, typer.Option(min=options.LEAST_GB, max=MOST_GB, metavar="GB", help="What each process may hold.")
     ] = None
-    device: DeviceOption = "auto"
+    device: options.DeviceOption = "auto"
     ray: Annotated[
         str | None, typer.Option(metavar="ADDRESS", help="Run on a Ray cluster: its address, auto, or local.")
     ] = None
@@ -126,7 +117,7 @@ def study(
     plan: Annotated[
         Path | None, typer.Option(help="TOML file that says all this; see docs/study.md. Instead of the options below.")
     ] = None,
-    options: PlanOptions,
+    asked: PlanOptions,
     out: Annotated[Path, typer.Option(help="Folder for study.sqlite, study.csv, tables.md and plan.toml.")] = Path(
         "study"
     ),
@@ -135,7 +126,7 @@ def study(
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="List the cells and what they will need; run none.")
     ] = False,
-    as_json: JsonOption = False,
+    as_json: options.JsonOption = False,
 ) -> None:
     """Measure every combination of data sets, methods, backbones, layers and seeds, each a row of one SQLite file.
 
@@ -144,7 +135,7 @@ def study(
 
     Example: blemish study mvtec_ad/* --methods padim,spade,knn --backbones resnet18,mobilenet_v2 --out study
     """
-    chosen = _plan(plan, data or [], options.given())
+    chosen = _plan(plan, data or [], asked.given())
     if dry_run:
         _print_estimate(chosen, work.settings(), out, as_json)
         return

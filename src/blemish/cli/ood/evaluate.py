@@ -12,18 +12,8 @@ import typer
 from ...files import make_folder
 from ..console import Speaker, print_rows
 from ..options import JsonOption, ReportOption, SeedOption, check_report, spelled_out
+from . import options
 from .inputs import digests_of, make_detectors, named_sets, open_images, read_tunings, tunable
-from .options import (
-    DetectorsOption,
-    LabelsOption,
-    LearnOption,
-    LimitOption,
-    MemberOption,
-    ModelOption,
-    NetworkOptions,
-    ReadingOptions,
-    TunedOption,
-)
 from .results import (
     accuracy_of,
     outliers_json,
@@ -46,26 +36,26 @@ if TYPE_CHECKING:
 def evaluate_outliers(
     inliers: Annotated[Path, typer.Argument(help="In-distribution test images.")],
     *,
-    model: ModelOption,
+    model: options.ModelOption,
     outliers: Annotated[list[str], typer.Option(metavar="[NAME=]PATH", help="A set of outliers; repeatable.")],
-    detectors: DetectorsOption = None,
-    tuned: TunedOption = None,
+    detectors: options.DetectorsOption = None,
+    tuned: options.TunedOption = None,
     exclude_tuned: Annotated[
         bool, typer.Option("--exclude-tuned", help="Test without the images that were tuned on, instead of stopping.")
     ] = False,
-    learn_from: LearnOption = None,
-    labels: LabelsOption = "none",
+    learn_from: options.LearnOption = None,
+    labels: options.LabelsOption = "none",
     ablate: Annotated[bool, typer.Option("--ablate", help="Also take the gradient method apart, on each set.")] = False,
     repetitions: Annotated[int, typer.Option(min=2, help="Of the bootstrap over images.")] = 100,
-    limit: LimitOption = None,
+    limit: options.LimitOption = None,
     scores: Annotated[
         Path | None, typer.Option(help="Folder that keeps finished sets, so that a stopped run goes on from there.")
     ] = None,
     report: ReportOption = None,
-    member: MemberOption = None,
-    network: NetworkOptions,
+    member: options.MemberOption = None,
+    network: options.NetworkOptions,
     seed: SeedOption = 0,
-    reading: ReadingOptions,
+    reading: options.ReadingOptions,
     as_json: JsonOption = False,
 ) -> None:
     """Compare detectors on labelled sets, all on one forward pass: AUROC, FPR95 and average precision both ways.
@@ -146,17 +136,17 @@ def _ablated(
 def measure_reliability(
     inliers: Annotated[Path, typer.Argument(help="Labelled in-distribution images.")],
     *,
-    model: ModelOption,
-    labels: LabelsOption = "folders",
-    detectors: DetectorsOption = None,
+    model: options.ModelOption,
+    labels: options.LabelsOption = "folders",
+    detectors: options.DetectorsOption = None,
     bin_size: Annotated[int, typer.Option(min=1, help="Images between two points of the curve.")] = 500,
-    limit: LimitOption = None,
-    learn_from: LearnOption = None,
+    limit: options.LimitOption = None,
+    learn_from: options.LearnOption = None,
     report: ReportOption = None,
-    member: MemberOption = None,
-    network: NetworkOptions,
+    member: options.MemberOption = None,
+    network: options.NetworkOptions,
     seed: SeedOption = 0,
-    reading: ReadingOptions,
+    reading: options.ReadingOptions,
     as_json: JsonOption = False,
 ) -> None:
     """Measure how well scores tell right predictions from wrong ones: risk, coverage, and accuracy of the uncertain.
