@@ -435,6 +435,8 @@ def refits(path: str, n: int, side: int) -> None:
 def coreset(path: str, side: int) -> None:
     """Realised rates of PatchCore on maps made once: `loo` without a guarantee, and `cross`, by the kept share."""
     source, random = open_dataset(path).train_images(), np.random.default_rng(0)
+    if len(source) < 100 + NEW:
+        raise SystemExit(f"{path}: {100 + NEW} normal training images are drawn from, {len(source)} are there")
     source = source.subset(sorted(random.permutation(len(source))[:240]))
     first = PatchCore()
     first.extractor_ = first._extractor(first._initial_weights())

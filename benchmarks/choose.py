@@ -306,6 +306,9 @@ def table(options: argparse.Namespace) -> None:
 def families(options: argparse.Namespace) -> None:
     """How each family alone follows the truth, and at which level; and groups of families."""
     sets = [Measured(path) for path in options.files]
+    some = [str(one.name) for one in sets if not set(CHANGES) <= set(one.trial.families)]
+    if some:
+        raise SystemExit(f"families compares all of them; of {', '.join(some)} some were not measured: no --only-auto")
     groups = {name: (name,) for name in CHANGES} | {
         "all": tuple(CHANGES), "of the package": FAMILIES, "of the prototype": ("augmix", "cutout", "cutpaste", "scar"),
     }  # fmt: skip

@@ -176,6 +176,8 @@ REAL: dict[str, Callable] = {
 def real(folder, method="patchcore", *, orders=50, before=100, learned=200, judged=452):
     dataset, random = open_dataset(folder), np.random.default_rng(0)
     good = [*dataset.train, *(s.path for s in dataset.test if not s.anomalous)]
+    if len(good) < learned + judged:
+        raise SystemExit(f"{folder}: {learned + judged} normal images are drawn from, {len(good)} are there")
     good = [good[i] for i in random.permutation(len(good))[: learned + judged]]
     photos = [Image.open(path).convert("RGB") for path in good]
     detector = Detector(method=method, preprocess=Preprocess(128), calibration="none")

@@ -17,6 +17,7 @@ from PIL import Image
 from blemish import METHODS, Detector, evaluate, open_dataset
 from blemish.evaluation.detector import Evaluation
 from blemish.images.decode import decode_mask
+from blemish.parameters import parameters_of
 from blemish.report.figures import scale_of, score_plot, tile
 
 WIDTH, INNER, OUTER = 900, 2, 16
@@ -46,7 +47,9 @@ def main() -> None:
     if arguments.model:
         detector = Detector.load(arguments.model)
     else:
-        detector = Detector(method=METHODS[arguments.method](backbone="resnet18", **parameters))
+        method = METHODS[arguments.method]
+        parameters |= {"backbone": "resnet18"} if "backbone" in parameters_of(method) else {}
+        detector = Detector(method=method(**parameters))
         detector.fit(dataset.train[::2] if len(dataset.train) > 500 else dataset.train)
     normal = [sample for sample in dataset.test if not sample.anomalous]
     wanted = [sample for sample in dataset.test if sample.kind in arguments.kinds]
@@ -57,6 +60,8 @@ def main() -> None:
         return
     evaluation = evaluate(detector, replace(dataset, test=(*normal[::5], *wanted)))
     chosen = [i for kind in arguments.kinds for i in best(evaluation, kind)]
+    if not chosen:
+        parser.error(f"none of {arguments.kinds} is in {dataset.root}: {sorted({s.kind for s in dataset.test})}")
     save(strip(evaluation, chosen), arguments.out)
 
 
