@@ -14,7 +14,7 @@ from PIL import Image, ImageDraw
 from ..errors import ArgumentError, DatasetError
 from ..files import parse_json, read_text
 from ..images.decode import MAX_PIXELS, read_mask
-from ..images.upright import have_one_shape
+from ..images.upright import at_size, have_one_shape
 from ..tensors import check_tensors
 from ..types import Size
 from .masks import MaskFolder, key_of
@@ -82,10 +82,7 @@ class Region:
             raise DatasetError.about(
                 name, expected=f"a region of the shape of {path}, {size} (as EXIF turns it)", got=f"{shape}"
             )
-        if shape == size:
-            return mask
-        resized = Image.fromarray(mask.astype(np.uint8)).resize((size[1], size[0]), Image.Resampling.NEAREST)
-        return np.asarray(resized).astype(bool)
+        return at_size(mask, size)
 
     def state(self) -> dict[str, torch.Tensor]:
         """For a model file: the bits of a mask; of a folder only that there was one."""

@@ -16,7 +16,6 @@ from time import perf_counter
 from zipfile import BadZipFile
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
@@ -268,7 +267,7 @@ def fit_detectors(
     reading: Reader,
 ) -> tuple[dict[str, OODDetector], dict[str, str], ScoredImages | None]:
     """Fit the detectors that learn; returns the usable ones, the others with the reason, and the images seen."""
-    probe = classifier.outputs(_probe(classifier))
+    probe = classifier.outputs(classifier.probe())
     left_out = {name: f"needs {reason}" for name, d in detectors.items() if (reason := d.missing(probe))}
     learning = [name for name, detector in detectors.items() if detector.learns and name not in left_out]
     outputs, seen = None, None
@@ -483,8 +482,3 @@ def _warnings(trivial: Mapping[str, Mapping[str, float]], sets: Sequence[ScoredI
 def _digests(pixels: Tensor) -> list[str]:
     levels = (pixels * 255).round().byte().cpu().numpy()
     return [hashlib.sha256(image.tobytes()).hexdigest()[:32] for image in levels]
-
-
-def _probe(classifier: Classifier) -> Tensor:
-    """An image to try detectors on: seeded noise."""
-    return torch.rand(1, 3, *classifier.preprocess.size, generator=torch.Generator().manual_seed(0))

@@ -17,7 +17,6 @@ from typing import Literal
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from PIL import Image
 
 from .. import metrics
 from ..calibrate import Calibration
@@ -27,6 +26,7 @@ from ..errors import ArgumentError, DatasetError
 from ..images.digest import with_digests
 from ..images.preprocess import Preprocess
 from ..images.source import Skipped
+from ..images.upright import at_size
 from ..localise import Localiser
 from ..metrics.table import TABLE, Figures, Metric, Outcome
 from ..progress import Progress
@@ -277,33 +277,29 @@ def _score(
     return tuple(records), np.concatenate(maps) if maps else None, looked_at, tuple(overlap)
 
 
+@dataclass(frozen=True)
 class _Pairs:
     """Re-iterable (map, mask) pairs; original-size maps are made anew on each pass, so memory stays small."""
 
-    def __init__(  # noqa: PLR0917
-        self,
-        records: Sequence[Record],
-        maps: NDArray[np.float32],
-        inside: NDArray[np.bool_] | None,
-        preprocess: Preprocess,
-        where: PixelSpace,
-        masks: Masks,
-    ) -> None:
-        self._records, self._maps, self._inside = records, maps, inside
-        self._preprocess, self._where, self._masks = preprocess, where, masks
+    records: Sequence[Record]
+    maps: NDArray[np.float32]
+    inside: NDArray[np.bool_] | None
+    preprocess: Preprocess
+    where: PixelSpace
+    masks: Masks
 
     def __iter__(self) -> Iterator[metrics.Pair]:
-        for index, (record, map) in enumerate(zip(self._records, self._maps, strict=True)):
+        for index, (record, map) in enumerate(zip(self.records, self.maps, strict=True)):
             placed = map
-            if self._where == "original":
-                placed = self._preprocess.to_original(torch.from_numpy(map), record.size)[self._seen(record.size)]
+            if self.where == "original":
+                placed = self.preprocess.to_original(torch.from_numpy(map), record.size)[self._seen(record.size)]
             outside = self._outside(index)
             yield placed if outside is None else np.ma.MaskedArray(placed, outside), self._mask(record)
 
     def have_both_kinds(self) -> bool:
         """Whether crop and region left normal and marked pixels; no figure of pixels can be computed without."""
         normal = marked = False
-        for index, record in enumerate(self._records):
+        for index, record in enumerate(self.records):
             mask, outside = self._mask(record), self._outside(index)
             kept = mask if mask is None or outside is None else mask[~outside]
             normal |= kept is None or not kept.all()
@@ -316,47 +312,38 @@ class _Pairs:
         """The same, with what is above the threshold, but too small to be reported, cut down to it."""
         if localiser.min_area == 1:
             return self
-        inside = repeat(None) if self._inside is None else self._inside
-        parts = zip(self._maps, inside, self._records)  # noqa: B905
+        inside = repeat(None) if self.inside is None else self.inside
+        parts = zip(self.maps, inside, self.records)  # noqa: B905
         maps = [localiser.reported(map, seen, threshold, record.size) for map, seen, record in parts]
-        return _Pairs(self._records, np.array(maps), self._inside, self._preprocess, self._where, self._masks)
+        return replace(self, maps=np.array(maps))
 
     def subset(self, indices: NDArray[np.intp]) -> _Pairs:
-        records = [self._records[i] for i in indices]
-        inside = None if self._inside is None else self._inside[indices]
-        return _Pairs(records, self._maps[indices], inside, self._preprocess, self._where, self._masks)
+        inside = None if self.inside is None else self.inside[indices]
+        return replace(self, records=[self.records[i] for i in indices], maps=self.maps[indices], inside=inside)
 
     def _mask(self, record: Record) -> NDArray[np.bool_] | None:
-        mask = self._masks.of(record.sample, record.size)
+        mask = self.masks.of(record.sample, record.size)
         if mask is None:
             return None
-        if self._where == "network":
-            return self._preprocess.mask(mask)
-        return _at_size(mask, record.size)[self._seen(record.size)]
+        if self.where == "network":
+            return self.preprocess.mask(mask)
+        return at_size(mask, record.size)[self._seen(record.size)]
 
     def _outside(self, index: int) -> NDArray[np.bool_] | None:
         """What is not in the region of interest, where the pairs meet."""
-        if self._inside is None:
+        if self.inside is None:
             return None
-        inside: NDArray[np.bool_] = self._inside[index]
-        if self._where == "original":
-            size = self._records[index].size
-            inside = self._preprocess.inside(torch.from_numpy(inside), size)[self._seen(size)]
+        inside: NDArray[np.bool_] = self.inside[index]
+        if self.where == "original":
+            size = self.records[index].size
+            inside = self.preprocess.inside(torch.from_numpy(inside), size)[self._seen(size)]
         return ~inside
 
     def _seen(self, size: Size) -> tuple[slice, slice]:
         """The rectangle of original pixels that the crop looked at."""
-        visible = self._preprocess.visible(size)
+        visible = self.preprocess.visible(size)
         rows, columns = np.flatnonzero(visible.any(axis=1)), np.flatnonzero(visible.any(axis=0))
         return slice(rows[0], rows[-1] + 1), slice(columns[0], columns[-1] + 1)
-
-
-def _at_size(mask: NDArray[np.bool_], size: Size) -> NDArray[np.bool_]:
-    """Bring a mask to its image's size, nearest neighbour: each image counts with its own pixels."""
-    if mask.shape == size:
-        return mask
-    resized = Image.fromarray(mask.astype(np.uint8)).resize((size[1], size[0]), Image.Resampling.NEAREST)
-    return np.asarray(resized).astype(bool)
 
 
 def _kinds(records: Sequence[Record], outcome: Outcome) -> Iterator[KindFigures]:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Literal, get_args
 
@@ -176,9 +177,9 @@ class _Passes:
         self._outputs: Outputs | None = None
         self._signs: list[torch.Tensor] = []
 
-    def scores(self) -> dict[str, _Cell]:
+    def scores(self) -> dict[str, Score]:
         """One score function a combination, for `score_images`."""
-        return {_name(*cell): _Cell(self, *cell) for cell in self._grid.cells()}
+        return {_name(t, eps): partial(self.score, temperature=t, eps=eps) for t, eps in self._grid.cells()}
 
     def score(self, outputs: Outputs, temperature: float, eps: float) -> Floats:
         assert outputs.pixels is not None
@@ -196,16 +197,6 @@ class _Passes:
             return detector.of_step(self.classifier, pixels, signs)
         labels = torch.from_numpy(outputs.logits.argmax(1)) if detector.label == "original" else None
         return detector.of_step(self.classifier, pixels, signs, labels)
-
-
-@dataclass(frozen=True)
-class _Cell:
-    passes: _Passes
-    temperature: float
-    eps: float
-
-    def __call__(self, outputs: Outputs) -> Floats:
-        return self.passes.score(outputs, self.temperature, self.eps)
 
 
 def _name(temperature: float, eps: float) -> str:

@@ -7,6 +7,7 @@ from typing import TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
+from PIL import Image
 
 from ..types import Size
 from .decode import orientation
@@ -15,6 +16,14 @@ _A = TypeVar("_A", bound=np.generic)
 
 _QUARTERS = {6: 3, 7: 2, 8: 1}
 """Turns to the left by 90 degrees; 5 and 7 are mirrored before, at the diagonal."""
+
+
+def at_size(mask: NDArray[np.bool_], size: Size) -> NDArray[np.bool_]:
+    """Bring a `(height, width)` mask to another size, nearest neighbour."""
+    if mask.shape == size:
+        return mask
+    resized = Image.fromarray(mask.astype(np.uint8)).resize((size[1], size[0]), Image.Resampling.NEAREST)
+    return np.asarray(resized).astype(bool)
 
 
 def have_one_shape(first: Size, second: Size) -> bool:

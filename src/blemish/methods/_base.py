@@ -31,7 +31,7 @@ from ..memory import MOST_GB, available_bytes, resident_bytes, spell_bytes
 from ..ops.maps import mean_of_highest
 from ..parameters import Parameterised, check_parameters, parameter
 from ..tensors import below
-from ..types import FeatureMaps, ImageBatch, ImageBatches, Scores
+from ..types import FeatureMaps, ImageBatch, ImageBatches, Scores, Size
 
 _M = TypeVar("_M", bound="Method")
 _F = TypeVar("_F", bound="FeatureMethod")
@@ -599,6 +599,15 @@ def cannot_take_groups(groups: Sequence[int]) -> str:
     """Why a method that knows the maps of one image at a time cannot leave these groups out; empty where it can."""
     images, largest = counts_of(groups)
     return f"groups of up to {largest} of the {images} images, such as copies of a picture" if largest > 1 else ""
+
+
+def require_size(features: FeatureMaps, size: Size, why: str) -> None:
+    """Refuse images of another size than those of the fit."""
+    if features.image_size != size:
+        raise ArgumentError.about(
+            "images", expected=f"preprocessed images of size {size}, as in the fit", got=f"size {features.image_size}",
+            instead=f"{why}; use one Preprocess for all images.",
+        )  # fmt: skip
 
 
 def counts_of(groups: Sequence[int]) -> tuple[int, int]:

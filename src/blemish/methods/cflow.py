@@ -30,7 +30,7 @@ from ..training.loop import Adam, Cosine, Recipe, Watch, generator
 from ..training.pictures import split_off
 from ..training.run import Training
 from ..types import FeatureMaps, Scores, Size
-from ._base import FitPlan, FrozenMethod, MapMethod
+from ._base import FitPlan, FrozenMethod, MapMethod, require_size
 
 _LOOKS = 20
 """How often the held-out images are looked at in a run."""
@@ -141,13 +141,7 @@ class CFlow(MapMethod, FrozenMethod):
         self.normal_ = torch.stack([self._figures(i, layer, held_out) for i, layer in enumerate(layers)])
 
     def _score(self, features: FeatureMaps) -> Scores:
-        if features.image_size != self.image_size_:
-            raise ArgumentError.about(
-                "images",
-                expected=f"preprocessed images of size {self.image_size_}, as in the fit",
-                got=f"size {features.image_size}",
-                instead="CFlow knows the positions of one size; use one Preprocess for all images.",
-            )
+        require_size(features, self.image_size_, "CFlow knows the positions of one size")
         total = torch.zeros((), device=features.maps[0].device)
         for i, m in enumerate(features.maps):
             grid = self._density_map(i, m)

@@ -22,7 +22,7 @@ from ..errors import ArgumentError, ModelFileError
 from ..features.backbones import Backbone
 from ..features.patches import pool
 from ..ops.forget import without_rows
-from ..ops.shrinkage import ShrinkageSums
+from ..ops.shrinkage import ShrinkageSums, of_full_rank
 from ..parameters import parameter
 from ..tensors import check_tensors
 from ..types import FeatureMaps, ImageBatch, ImageBatches, Scores
@@ -189,14 +189,7 @@ class GaussianAD(LeavingMethod):
         means, factors = [], []
         for level, of_level in enumerate(sums):
             mean, covariance, _ = of_level.estimate()
-            values, vectors = torch.linalg.eigh(covariance)
-            if not float(values[-1]) > 0 or float(values[0]) < 1e-12 * float(values[-1]):
-                raise ArgumentError.about(
-                    "images",
-                    expected="normal images that differ from each other",
-                    got=f"a covariance without full rank at level {level}",
-                    instead="Give more, or different, images.",
-                )
+            values, vectors = of_full_rank(covariance, where=f" at level {level}")
             kept = self._kept(values)
             means.append(mean.float())
             factors.append((vectors[:, kept] * values[kept].rsqrt()).float())

@@ -26,7 +26,7 @@ from ..features.backbones import Backbone
 from ..features.patches import cells_inside, pool
 from ..ops.maps import enlarge_and_smooth
 from ..ops.separation import separation
-from ..ops.shrinkage import ShrinkageSums
+from ..ops.shrinkage import ShrinkageSums, of_full_rank
 from ..parameters import parameter
 from ..training.loop import SGD, Adam, Recipe, Watch, generator
 from ..training.pictures import Pictures
@@ -212,14 +212,7 @@ class GaussianFinetune(FeatureMethod):
             return mean.float(), torch.eye(len(mean), device=mean.device)
         if self.covariance == "diagonal":
             covariance = covariance.diagonal().diag()
-        values, vectors = torch.linalg.eigh(covariance)
-        if not float(values[-1]) > 0 or float(values[0]) < 1e-12 * float(values[-1]):
-            raise ArgumentError.about(
-                "images",
-                expected="normal images that differ from each other",
-                got="a covariance without full rank",
-                instead="Give more, or different, images.",
-            )
+        values, vectors = of_full_rank(covariance)
         return mean.float(), (vectors * values.rsqrt()).float().contiguous()  # as it comes from a file
 
     def _squared(self, pooled: list[Tensor]) -> list[Tensor]:

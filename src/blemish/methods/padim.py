@@ -31,7 +31,7 @@ from ..ops.maps import enlarge_and_smooth
 from ..parameters import parameter
 from ..tensors import below, check_tensors
 from ..types import FeatureMaps, ImageBatches, Scores
-from ._base import FitPlan, Keep, LeavingMethod, MapMethod, cannot_take_groups, require_kept
+from ._base import FitPlan, Keep, LeavingMethod, MapMethod, cannot_take_groups, require_kept, require_size
 
 _SHARE = 0.3
 """Of the pooled covariance, added to every position's: chosen without defects (docs/experiments/padim.md)."""
@@ -312,13 +312,7 @@ class PaDiM(MapMethod, LeavingMethod):
             self.gaussian_, self.storage_error_ = self.gaussian_.stored_as(torch.float16)
 
     def _check_size(self, features: FeatureMaps) -> None:
-        if features.image_size != self.image_size_:
-            raise ArgumentError.about(
-                "images",
-                expected=f"preprocessed images of size {self.image_size_}, as in the fit",
-                got=f"size {features.image_size}",
-                instead="PaDiM has one Gaussian a position; use one Preprocess for all images.",
-            )
+        require_size(features, self.image_size_, "PaDiM has one Gaussian a position")
 
 
 def _target(moments: Moments) -> Tensor:

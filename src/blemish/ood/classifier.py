@@ -86,6 +86,10 @@ class Classifier:
         """Path of the last layer; None where the network does not show one, as an exported file."""
         return self._head_path
 
+    def probe(self) -> Tensor:
+        """An image to try things on, `(1, 3, height, width)`: seeded noise."""
+        return torch.rand(1, 3, *self.preprocess.size, generator=torch.Generator().manual_seed(0))
+
     def normalised(self, pixels: Tensor) -> Tensor:
         """`(batch, 3, height, width)` in [0, 1] -> what the network takes."""
         return (pixels.to(self.device) - self._mean) / self._std
@@ -149,9 +153,7 @@ class Classifier:
         ]
         try:
             with torch.inference_mode():
-                logits = self.logits(
-                    torch.rand(1, 3, *self.preprocess.size, generator=torch.Generator().manual_seed(0))
-                )
+                logits = self.logits(self.probe())
         finally:
             for handle in handles:
                 handle.remove()

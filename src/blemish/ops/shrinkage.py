@@ -12,6 +12,8 @@ from dataclasses import dataclass, fields
 import torch
 from torch import Tensor
 
+from ..errors import ArgumentError
+
 
 @dataclass
 class ShrinkageSums:
@@ -104,3 +106,14 @@ def _shrinkage(spread: Tensor, mu: Tensor, fourth: Tensor, n: float) -> Tensor:
     a = (spread - mu**2).clamp_min(0)
     b = ((fourth - spread) / n).clamp_min(0)
     return torch.where(a > 0, torch.minimum(a, b) / a, 0.0)
+
+
+def of_full_rank(covariance: Tensor, *, where: str = "") -> tuple[Tensor, Tensor]:
+    """Eigenvalues, ascending, and eigenvectors of a covariance; raises `ArgumentError` where some variance is 0."""
+    values, vectors = torch.linalg.eigh(covariance)
+    if not float(values[-1]) > 0 or float(values[0]) < 1e-12 * float(values[-1]):
+        raise ArgumentError.about(
+            "images", expected="normal images that differ from each other",
+            got=f"a covariance without full rank{where}", instead="Give more, or different, images.",
+        )  # fmt: skip
+    return values, vectors

@@ -190,17 +190,13 @@ def _measured(choice: Configuration, rows: Sequence[StudyRow], figure: str) -> M
         interval=_interval(quality, by_dataset.values(), figure),
         by_dataset=means,
         seeds=min(len(found) for found in by_dataset.values()),
-        decode_ms=_mean(by_dataset.values(), "decode_ms"),
-        forward_ms=_mean(by_dataset.values(), "forward_ms"),
-        score_ms=_mean(by_dataset.values(), "score_ms"),
-        fit_seconds=_mean(by_dataset.values(), "fit_seconds"),
+        **{
+            column: fmean(fmean(row[column] for row in found) for found in by_dataset.values())
+            for column in ("decode_ms", "forward_ms", "score_ms", "fit_seconds")
+        },
         peak_bytes=_largest(rows, "peak_bytes"),
         model_bytes=_largest(rows, "model_bytes"),
     )
-
-
-def _mean(groups: Iterable[Sequence[StudyRow]], column: str) -> float:
-    return fmean(fmean(row[column] for row in rows) for rows in groups)
 
 
 def _largest(rows: Sequence[StudyRow], column: str) -> float:
