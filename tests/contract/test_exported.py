@@ -11,7 +11,7 @@ import pytest
 
 from blemish.detector import Detector
 from blemish.errors import ArgumentError
-from blemish.export import parity
+from blemish.export.runs import OnTorch
 from blemish.export.write import SUFFIXES, export_model
 from blemish.images.preprocess import Preprocess
 from blemish.methods import METHODS, PatchCore
@@ -47,7 +47,7 @@ def detectors():
 def judge_of(path):
     """What makes all outputs by name of a picture."""
     if path.suffix == ".pt2":
-        on_torch = parity.on_torch(path.read_bytes())
+        on_torch = OnTorch(path.read_bytes())
         return lambda image: on_torch(image[None])
     session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
     names = [output.name for output in session.get_outputs()]

@@ -30,6 +30,7 @@ from .arrays import Recorded
 from .nodes import Made, Nodes
 from .parity import check_first, check_parity, drawn
 from .pixels import PictureFrame
+from .runs import OnOnnxruntime
 from .trace import named, refusing, require_onnx
 from .whole import Kinds, Whole, add_decision, assemble, calibration_card
 from .write import Exported, check_places, finish, write_onnx
@@ -92,7 +93,8 @@ def export_classifier(
     if source is not None:
         check_first(source)
     built, card = _build(judge), _card(judge)
-    parity = check_parity(judge, built, source, layers=judge.layers, path=str(path), progress=progress)
+    run = OnOnnxruntime(built)
+    parity = check_parity(judge, run, source, layers=judge.layers, path=str(path), progress=progress)
     return finish(partial(write_onnx, built), path, parity, card=card)
 
 

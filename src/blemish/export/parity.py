@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import io
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Any, Protocol
+from functools import partial
+from typing import Protocol
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
@@ -16,14 +15,14 @@ from torch import Tensor
 from ..calibrate import Calibration
 from ..datasets.region import Region
 from ..errors import ArgumentError, ExportError
-from ..features.onnx_graph import quiet
-from ..features.runtime import TOLERANCE, import_onnxruntime, import_openvino
+from ..features.runtime import TOLERANCE
 from ..images.decode import Picture
 from ..images.drawn import clouds
 from ..images.preprocess import Preprocess
 from ..images.source import ImageSource, from_arrays
 from ..progress import Progress
 from ..types import Decision
+from .runs import Run
 
 _TINY = 1e-30
 
@@ -66,68 +65,24 @@ class Parity:
     """Whether the images were drawn, for want of real ones."""
 
 
-def open_session(model: Any, *, threads: int = 0) -> Any:
-    """What runs a graph, an `onnx.ModelProto`, with ONNX Runtime; 0 threads: as many as there are."""
-    onnxruntime = import_onnxruntime()
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = threads
-    options.log_severity_level = 3
-    return onnxruntime.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
-
-
-Run = Callable[[NDArray[np.uint8]], dict[str, NDArray[Any]]]
-"""From `(1, height, width, 3)` pixels to the outputs by name."""
-
-
-def on_openvino(model: Any) -> Run:
-    """What runs an `openvino.Model`."""
-    compiled = import_openvino().Core().compile_model(model, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
-    names = {name: number for number, output in enumerate(compiled.outputs) for name in output.get_names()}
-    return lambda pixels: {name: compiled([pixels])[number] for name, number in names.items()}
-
-
-def on_torch(content: bytes) -> Run:
-    """What runs a file of ours with a program of `torch.export`."""
-    with quiet():
-        program = torch.export.load(io.BytesIO(content)).module()
-
-    def run(pixels: NDArray[np.uint8]) -> dict[str, NDArray[Any]]:
-        with torch.no_grad():
-            return {name: value.numpy() for name, value in program(torch.tensor(pixels)).items()}
-
-    return run
-
-
-def _on_onnxruntime(model: Any) -> Run:
-    session = open_session(model)
-    names = [output.name for output in session.get_outputs()]
-    return lambda pixels: dict(zip(names, session.run(None, {"pixels": pixels}), strict=True))
-
-
 def check_parity(
     detector: Judge,
-    model: Any,
+    run: Run,
     images: ImageSource | None,
     *,
     layers: Layers,
     path: str,
-    run: Run | None = None,
     progress: Progress | None = None,
 ) -> Parity:
     """Judge images both ways. Raises `ExportError` where a verdict, a score or a map differs, and names the layer.
 
-    `layers` makes the values in which the first difference is looked for. `run` runs the file; None: ONNX Runtime
-    runs `model`, which alone can be looked into.
+    `run` runs the file; `layers` makes the values in which the first difference is looked for.
     """
     source = drawn(detector) if images is None else images
-    judge, total = run or _on_onnxruntime(model), len(source)
-
-    def first(picture: Picture) -> str:
-        return _first_difference(detector, layers, model, picture) if run is None else "not looked for in this format"
-
-    rows, has_map = [], False
+    first = partial(_first_difference, detector, layers, run)
+    rows, total, has_map = [], len(source), False
     for i, decision in enumerate(detector.predict(source)):
-        found = judge(pixels_of(source.load(i), source.names[i]))
+        found = run(pixels_of(source.load(i), source.names[i]))
         has_map = "map" in found
         score = float(found["score"][0])
         if decision.is_anomalous is not None and decision.is_anomalous != bool(found["anomalous"][0]):
@@ -198,23 +153,17 @@ def _map_difference(ours: NDArray[np.float32], theirs: NDArray[np.float32]) -> t
 def _refusal(path: str, difference: str, *, first: str) -> ExportError:
     return ExportError(
         f"{path}: not written, because {difference}. The first that differs: {first}. "
-        "Report it with the versions of torch and onnxruntime; until then, predict with blemish itself."
+        "Report it with the versions of torch and of the runtime; until then, predict with blemish itself."
     )
 
 
-def _first_difference(detector: Judge, layers: Layers, model: Any, picture: Picture) -> str:
+def _first_difference(detector: Judge, layers: Layers, run: Run, picture: Picture) -> str:
     """The first layer, from the picture on, at which both ways part."""
-    import onnx
-
     pixels = detector.preprocessing.pixels(picture)[None]
-    ours = {"network.input": pixels} | layers(pixels)
-    opened = onnx.ModelProto()
-    opened.CopyFrom(model)
-    del opened.graph.output[:]
-    opened.graph.output.extend(onnx.helper.make_empty_tensor_value_info(name) for name in ours)
-    theirs = open_session(opened).run(list(ours), {"pixels": pixels_of(picture, "image")})
-    for (name, mine), their in zip(ours.items(), theirs, strict=True):
-        largest = float(mine.abs().max()) or 1.0
-        if not float((mine - torch.from_numpy(their)).abs().max()) <= TOLERANCE * largest:
+    ours = {name: value.numpy() for name, value in ({"network.input": pixels} | layers(pixels)).items()}
+    theirs = run.inside(pixels_of(picture, "image"), ours)
+    for name, mine in ours.items():
+        largest = float(np.abs(mine).max()) or 1.0
+        if name not in theirs or not np.abs(mine - theirs[name]).max() <= TOLERANCE * largest:
             return name
     return "what is made of the layers"

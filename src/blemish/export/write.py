@@ -19,7 +19,8 @@ from ..files import check_output, write_whole
 from ..images.source import ImageInput
 from ..progress import Progress
 from .as_torch import build_program, saved
-from .parity import Parity, Run, check_first, check_parity, on_openvino, on_torch
+from .parity import Parity, check_first, check_parity
+from .runs import OnOnnxruntime, OnOpenvino, OnTorch, Run
 from .trace import layers_of, require_onnx, require_torch
 from .whole import CARD, build, card, check_exportable
 
@@ -81,23 +82,23 @@ def export_model(
     source = None if images is None else normal_images(images, max_pixels=detector.max_pixels)
     if source is not None:
         check_first(source)
-    built, run, write = _build(detector, format)
+    run, write = _build(detector, format)
     layers = partial(layers_of, detector)
-    parity = check_parity(detector, built, source, layers=layers, path=str(path), run=run, progress=progress)
+    parity = check_parity(detector, run, source, layers=layers, path=str(path), progress=progress)
     known = card(detector, model, *() if format == "torch" else ("onnx",))
     return finish(write, path, parity, card=known)
 
 
-def _build(detector: Detector, format: Format) -> tuple[Any, Run | None, Write]:
-    """The `onnx.ModelProto`, if there is one, what runs the file on other runtimes, and what writes it."""
+def _build(detector: Detector, format: Format) -> tuple[Run, Write]:
+    """What runs the file, and what writes it."""
     if format == "torch":
         program = build_program(detector)
-        return None, on_torch(saved(program, "")), lambda path, card: write_whole(path, saved(program, card))
+        return OnTorch(saved(program, "")), lambda path, card: write_whole(path, saved(program, card))
     built = build(detector)
     if format == "onnx":
-        return built, None, partial(write_onnx, built)
+        return OnOnnxruntime(built), partial(write_onnx, built)
     model = import_openvino().Core().read_model(built.SerializeToString())
-    return built, on_openvino(model), partial(_write_openvino, model)
+    return OnOpenvino(model), partial(_write_openvino, model)
 
 
 def check_places(path: Path) -> None:
