@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import NamedTuple
@@ -13,10 +12,9 @@ from .images.look import looks_of
 from .localise import Localiser
 from .methods import LeavesOut, Method, ScoresBeside
 from .methods.registry import require_kind
+from .progress import log
 from .promises import images_needed, require_images, share_to_hold_out
 from .types import CalibrationKind, ImageBatch, Look, Scores
-
-_log = logging.getLogger("blemish")
 
 
 class FreshScore(NamedTuple):
@@ -123,7 +121,7 @@ class Calibrator:
         """
         flat = sum(1 for of_fold in by_fold if of_fold and of_fold[0].peak is None)
         if 0 < flat < len(by_fold):
-            _log.info("No regions: what was chosen in %d of %d folds has no maps.", flat, len(by_fold))
+            log.info("No regions: what was chosen in %d of %d folds has no maps.", flat, len(by_fold))
         folds_of: dict[int, set[int]] = {}
         for name, group in group_of.items():
             folds_of.setdefault(group, set()).add(fold_of[name])
@@ -134,7 +132,7 @@ class Calibrator:
         ]
         alone = [judged for judged in found if len(folds_of[group_of[judged.name]]) == 1]
         if len(alone) < len(found):
-            _log.warning("%d pictures are in several folds, as files of other kinds: they do not count.",
+            log.warning("%d pictures are in several folds, as files of other kinds: they do not count.",
                          len(found) - len(alone))  # fmt: skip
         return self.calibrate(
             alone, [group_of[judged.name] for judged in alone], "cross",

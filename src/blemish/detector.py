@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import logging
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
@@ -37,15 +36,13 @@ from .methods._base import memory_left
 from .methods.registry import require_kind
 from .parts import Parts, Views, learned_views, views_of
 from .presets import find_preset
-from .progress import Progress
+from .progress import Progress, log
 from .promises import images_needed
 from .running import Running, precision_loss, run_on
 from .types import CalibrationKind, ImageBatches
 
 _MOST_OF_A_VIEW = 50
 """Learned images that say what a view scores, some more where there are nearly twice as many."""
-
-_log = logging.getLogger("blemish")
 
 
 @dataclass(kw_only=True)
@@ -314,10 +311,10 @@ class Detector(FittedDetector):
                 return "split"
             why = f"{count} images are too few to choose by and to calibrate with; from {2 * needed} on they do both"
             self._named, self.chosen_ = self._auto.fixed(why, seed=self._seed)
-            _log.info("chosen: %s", self.chosen_)
+            log.info("chosen: %s", self.chosen_)
         kind, reason = pick_calibration(self.method_, grouped.groups, self.false_alarm_rate)
         if reason:
-            _log.info("calibration %s: %s", kind, reason)
+            log.info("calibration %s: %s", kind, reason)
         return kind
 
     def _split(self, grouped: Grouped) -> tuple[ImageSource, Grouped]:
@@ -346,7 +343,7 @@ class Detector(FittedDetector):
         found = auto.choose(
             self._whole(train), self._grouped(train).groups, comparable=comparable, seed=self._seed, progress=progress
         )
-        _log.info("chosen: %s", found[1])
+        log.info("chosen: %s", found[1])
         return found
 
     def _settle(self, train: ImageSource) -> None:
@@ -382,7 +379,7 @@ class Detector(FittedDetector):
         self._running = replace(self._running, loss=loss)
         fresh = [judged for judged in found if digests.get(judged.name) not in self.learned_]
         if len(fresh) < len(found):
-            _log.warning(
+            log.warning(
                 "%d held-out pictures were learned as well, from files of another kind: they do not count. "
                 "`blemish inspect` names them.", len(found) - len(fresh),
             )  # fmt: skip

@@ -16,8 +16,7 @@ from dataclasses import dataclass, replace
 from statistics import fmean, pstdev
 
 from .calibrate import Calibration, calibrate, with_margin
-from .errors import ArgumentError
-from .images.groups import read_pattern
+from .images.groups import find_key, read_pattern
 from .types import PartDecision, Promise
 
 Views = Mapping[str, tuple[float, float]]
@@ -133,9 +132,5 @@ def _by_part(images: Sequence[View]) -> dict[str, list[int]]:
 
 
 def _view(pattern: re.Pattern[str], name: str, path: str) -> View:
-    found = pattern.search(path)
-    if found is None or found[1] is None:
-        raise ArgumentError.about(
-            "part_by", expected=f"a pattern that is found in every path, such as {path!r}", got=repr(pattern.pattern)
-        )
+    found = find_key(pattern, path, of="part_by")
     return View(name, found[1], (found[2] or "") if pattern.groups > 1 else "")

@@ -1,12 +1,15 @@
-"""How long work tells how far it has come."""
+"""How long work tells how far it has come, and what else is worth a line."""
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable
 from time import monotonic
 
 Progress = Callable[[str, int, int], None]
 """Called with (stage, done, total) as often as something is done; whoever shows it says less often, by `Throttle`."""
+log = logging.getLogger("blemish")
+"""What whoever runs the work should know of it; the command line writes it beside the progress."""
 
 
 class Throttle:

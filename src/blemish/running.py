@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import math
 import re
 from collections.abc import Iterable, Mapping, Sequence
@@ -22,6 +21,7 @@ from .features.runtime import TOLERANCE, Runner, RuntimeChoice, RuntimeName, req
 from .images.drawn import clouds
 from .methods import FeatureMethod, FrozenMethod, Method
 from .parameters import parameter, read_plain
+from .progress import log
 from .scorer import Scorer
 from .tensors import check_tensors
 from .types import ImageBatch, Size
@@ -30,7 +30,6 @@ MOST_LOSS = 0.5
 """Of the spread of held-out scores: by no more may a precision move them at random. The spread then grows by 12 %."""
 _CHECKS = 8
 _GRAPH = re.compile(r"runtime\.[0-9a-f]{16}\.\d{1,5}x\d{1,5}(\.int8|\.vnni)?")
-_log = logging.getLogger("blemish")
 
 
 @dataclass(frozen=True)
@@ -215,7 +214,7 @@ def precision_loss(scorer: Scorer, batches: Iterable[ImageBatch], judged: Sequen
     theirs = np.array([exact[one.name] for one in judged])
     spread = float(theirs.std())
     loss = float((ours - theirs).std()) / spread if spread > 0 else math.inf
-    _log.info("precision %s: held-out scores differ by %.2g of their spread", method.precision, loss)
+    log.info("precision %s: held-out scores differ by %.2g of their spread", method.precision, loss)
     if not loss <= MOST_LOSS:
         raise ArgumentError.about(
             "precision", expected=f"one that moves held-out scores by at most {MOST_LOSS:g} of their spread",
@@ -246,11 +245,11 @@ def report_change(name: str, before: Sequence[float], after: Sequence[float], ca
         )  # fmt: skip
     line = f"runtime {name}: drawn images score within {change:.1e} of the runtime that calibrated"
     if calibration is None or calibration.threshold is None:
-        _log.info("%s", line)
+        log.info("%s", line)
         return
     near = may_move(calibration.scores, calibration.threshold, change)
     which = "" if not near else f": those that score {', '.join(f'{score:.6g}' for score in near[:5])}"
-    _log.info("%s; of %d held-out verdicts, %d may move%s", line, len(calibration.scores), len(near), which)
+    log.info("%s; of %d held-out verdicts, %d may move%s", line, len(calibration.scores), len(near), which)
 
 
 def may_move(held_out: Sequence[float] | np.ndarray[Any, Any], threshold: float, change: float) -> list[float]:

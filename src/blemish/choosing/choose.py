@@ -8,8 +8,7 @@ must not set a threshold afterwards: it would be too low.
 from __future__ import annotations
 
 import copy
-import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from time import perf_counter
 
@@ -33,7 +32,7 @@ from ..memory import spell_bytes
 from ..methods import FeatureMethod
 from ..methods._base import FitPlan, memory_left
 from ..ops.separation import separation
-from ..progress import Progress
+from ..progress import Progress, log
 from ..training.loop import generator
 from ..types import FeatureMaps, ImageBatch
 from .candidates import Candidate
@@ -55,8 +54,6 @@ _WITHOUT = {"reserve": 0}
 """What takes time in a fit and changes no score: the candidates are fitted without it."""
 _COARSE = 4
 """Pixels a side of the blocks in which maps are compared with what was changed."""
-
-_log = logging.getLogger("blemish")
 
 
 @dataclass(frozen=True)
@@ -147,7 +144,14 @@ def compare(
     _check(source, candidates, changes)
     learn, held_out = hold_out(range(len(source)) if groups is None else groups, HELD_OUT, seed=seed)
     inputs = _inputs(candidates, batches)
-    report = _Report(progress, len(inputs) * (len(source) + changes * len(held_out)))
+    done, total = 0, len(inputs) * (len(source) + changes * len(held_out))
+
+    def report(count: int) -> None:
+        nonlocal done
+        done += count
+        if progress is not None:
+            progress("choose", done, total)
+
     left_out: list[Skipped] = []
     for shared in inputs:
         shared.read(report)
@@ -227,7 +231,7 @@ class _Input:
             budget=None if left is None else left // 2,
         )
 
-    def read(self, report: _Report) -> None:
+    def read(self, report: Callable[[int], None]) -> None:
         """Push every image through the network; say first what memory it will take."""
         for batch in self.batches:
             seen = self._seen(batch)
@@ -235,7 +239,7 @@ class _Input:
             if not len(self.memory):
                 self._plan(seen)
             self.memory.add(batch, seen.features)
-            report.add(len(batch))
+            report(len(batch))
 
     def fit(self, learn: ImageSource, left_out: list[Skipped]) -> None:
         """Fit each candidate; those that differ in how a map becomes a score are fitted once."""
@@ -258,7 +262,7 @@ class _Input:
             model_bytes = self._plans[candidate.name].model_bytes
             self.results.append(_Result(candidate, method, perf_counter() - start, model_bytes))
 
-    def score(self, held_out: ImageSource, changes: int, seed: int, report: _Report) -> None:
+    def score(self, held_out: ImageSource, changes: int, seed: int, report: Callable[[int], None]) -> None:
         """Score every held-out image as it is, and changed copies of it, each of the next family."""
         names = list[str]()
         of, drawn = list[int](), list[str]()
@@ -281,7 +285,7 @@ class _Input:
                 changed = replace(batch, pixels=torch.stack([image for image, _ in pairs]))
                 self._score(self._seen(changed), torch.stack([mask for _, mask in pairs]))
                 of, drawn = [*of, *numbers], [*drawn, *own]
-                report.add(len(batch))
+                report(len(batch))
         self.trial = Trial(tuple(names), tuple(of), tuple(drawn))
 
     def _score(self, batch: ImageBatch, masks: Tensor | None = None) -> None:
@@ -302,23 +306,11 @@ class _Input:
             self._plans[candidate.name] = candidate.method.plan(own, images)
         largest = max(self._plans, key=lambda name: self._plans[name].peak_bytes)
         models = sum(plan.model_bytes for plan in self._plans.values())
-        _log.info(
+        log.info(
             "choosing among %d candidates on %d images: feature maps %s, models %s; the largest, %s: %s",
             len(self._plans), images, spell_bytes(maps), spell_bytes(models), largest,
             spell_bytes(self._plans[largest].peak_bytes),
         )  # fmt: skip
-
-
-class _Report:
-    """How many images were read or changed so far."""
-
-    def __init__(self, progress: Progress | None, total: int) -> None:
-        self._progress, self._done, self._total = progress, 0, total
-
-    def add(self, count: int) -> None:
-        self._done += count
-        if self._progress is not None:
-            self._progress("choose", self._done, self._total)
 
 
 def _check(source: ImageSource, candidates: Sequence[Candidate], changes: int) -> None:

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Literal, NamedTuple
 
 from ..errors import ArgumentError, DatasetError
-from ..images.decode import MAX_PIXELS, Picture
+from ..images.decode import MAX_PIXELS
 from ..images.listing import list_folder
 from ..images.source import ImageInput, ImageSource, as_source
 from . import readers
@@ -198,7 +198,7 @@ def one_class(
             Sample(Path(name), own, anomalous=(own == label) != (kind == "one-class"))
             for name, own in zip(check.source.names, check.class_names(), strict=True)
         ),
-        None if Path(images[0][0]).is_file() else _joined(learn.source, check.source),
+        None if Path(images[0][0]).is_file() else learn.source.joined(check.source),
         has_test_part,
     )
 
@@ -208,13 +208,6 @@ def _read_one_class(root: Path) -> Dataset:
     assert spelled is not None  # or the row would not match
     train, test = open_parts(spelled.folder)
     return one_class(train, test, label=spelled.label, kind=spelled.kind, root=root)
-
-
-def _joined(first: ImageSource, second: ImageSource) -> ImageSource:
-    def load(index: int) -> Picture:
-        return first.load(index) if index < len(first) else second.load(index - len(first))
-
-    return ImageSource(first.names + second.names, load)
 
 
 _3D = FolderPatterns("mvtec-3d", "train/{normal}/rgb", "test/{kind}/rgb", "test/{kind}/gt")

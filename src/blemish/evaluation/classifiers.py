@@ -7,7 +7,6 @@ memory does not grow with the images but for a few numbers each.
 from __future__ import annotations
 
 import hashlib
-import logging
 import os
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -27,10 +26,8 @@ from ..images.settle import warn_of_dark
 from ..images.source import Batches, OnError, Skipped
 from ..ood import Classifier, OODDetector, Outputs
 from ..persist import digest
-from ..progress import Progress
+from ..progress import Progress, log
 from ..types import Floats, ImageBatch
-
-_log = logging.getLogger("blemish")
 
 TRIVIAL = ("brightness", "contrast", "sharpness", "file size")
 """Detectors that know nothing: where one of them separates two sets of images, the comparison measures the pipeline."""
@@ -65,9 +62,9 @@ class Reader:
 
 def _report(skipped: Sequence[Skipped]) -> None:
     for name, reason in skipped:
-        _log.warning("skipped: %s", reason if name in reason else f"{name}: {reason}")
+        log.warning("skipped: %s", reason if name in reason else f"{name}: {reason}")
     if skipped:
-        _log.warning("%d files skipped.", len(skipped))
+        log.warning("%d files skipped.", len(skipped))
 
 
 @dataclass(frozen=True)
@@ -183,7 +180,7 @@ class ScoreStore:
         name = "".join(letter if letter.isalnum() else "-" for letter in images.name)
         path = self.folder / f"{name}-{hashlib.sha256(text.encode('utf-8', 'surrogateescape')).hexdigest()[:16]}.npz"
         if os.path.isfile(path):
-            _log.info("%s: scores from %s", images.name, path)
+            log.info("%s: scores from %s", images.name, path)
             try:
                 return _read_scored(path, images)
             except (OSError, EOFError, ValueError, KeyError, BadZipFile) as error:

@@ -19,6 +19,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils.flop_counter import FlopCounterMode
 
 from .backbones import BACKBONES
+from .hooks import Reached, watching
 from .layout import main_output
 
 _FILE = Path(__file__).with_name("costs.csv")
@@ -69,10 +70,6 @@ class _EmptyOnMeta(TorchFunctionMode):
         return function(*args, **(kwargs or {}) | where)
 
 
-class _AllTapsReached(Exception):
-    """Ends a forward pass early; never leaves this file."""
-
-
 def trace(module: nn.Module, taps: Collection[str], *, side: int) -> tuple[list[nn.Module], dict[str, Tensor]]:
     """Run an empty image of this side until all taps are reached: the modules that ran, and the taps' outputs."""
     started: list[nn.Module] = []
@@ -82,20 +79,14 @@ def trace(module: nn.Module, taps: Collection[str], *, side: int) -> tuple[list[
         def hook(_module: nn.Module, _inputs: Any, output: Any) -> None:
             outputs[tap] = main_output(output)
             if len(outputs) == len(taps):
-                raise _AllTapsReached
+                raise Reached
 
         return hook
 
     handles: list[Any] = [module.get_submodule(tap).register_forward_hook(catch(tap)) for tap in taps]
     handles += [part.register_forward_pre_hook(lambda part, _: started.append(part)) for part in module.modules()]
-    try:
-        with torch.no_grad():
-            module(torch.empty(1, 3, side, side, device="meta"))
-    except _AllTapsReached:
-        pass
-    finally:
-        for handle in handles:
-            handle.remove()
+    with watching(handles), torch.no_grad():
+        module(torch.empty(1, 3, side, side, device="meta"))
     return started, outputs
 
 

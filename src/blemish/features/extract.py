@@ -26,6 +26,7 @@ from torch.nn.utils.fusion import fuse_conv_bn_eval
 from ..errors import ArgumentError, WeightsError
 from ..types import FeatureMaps
 from .backbones import Backbone
+from .hooks import Reached, watching
 from .layout import MapLayout, as_map, main_output, read_layout
 from .weights import StateDict
 
@@ -231,25 +232,10 @@ class _Structure:
     """One a tap. Read here once, not from each output: at some size, 32 channels of 32 x 32 can be read two ways."""
 
 
-class _DeepestTapReached(Exception):
-    """Ends a forward pass early; never leaves this file."""
-
-
-@contextmanager
-def _hooks(handles: list[Any]) -> Iterator[None]:
-    try:
-        yield
-    except _DeepestTapReached:
-        pass
-    finally:
-        for handle in handles:
-            handle.remove()
-
-
 def _tapped(module: nn.Module, pixels: Tensor, taps: Sequence[str], cloned: frozenset[str]) -> dict[str, Tensor]:
     outputs: dict[str, Tensor] = {}
     hooks = {tap: _Catch(tap, outputs, wanted=len(taps), cloned=tap in cloned) for tap in taps}
-    with _hooks([module.get_submodule(tap).register_forward_hook(hook) for tap, hook in hooks.items()]):
+    with watching([module.get_submodule(tap).register_forward_hook(hook) for tap, hook in hooks.items()]):
         module(pixels)
     return outputs
 
@@ -264,7 +250,7 @@ class _Catch:
         found = main_output(output)
         self._outputs[self._tap] = found.clone() if self._cloned else found
         if len(self._outputs) == self._wanted:
-            raise _DeepestTapReached
+            raise Reached
 
 
 def _check_taps(module: nn.Module, taps: Sequence[str], backbone: Backbone) -> None:
@@ -354,7 +340,7 @@ def _watch(
             if name in taps and isinstance(found, Tensor):
                 versions[name], copies[name] = (found, found._version), found.clone()
             if len(versions) == len(taps):
-                raise _DeepestTapReached
+                raise Reached
 
         return hook
 
@@ -365,7 +351,7 @@ def _watch(
 
     handles = [layer.register_forward_hook(watch(name)) for name, layer in module.named_modules()]
     handles += [layer.register_forward_pre_hook(start(name)) for name, layer in module.named_modules()]
-    with _hooks(handles):
+    with watching(handles):
         module(pixels)
     if len(versions) < len(taps):
         idle = ", ".join(tap for tap in taps if tap not in versions)

@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from ..errors import ArgumentError
+from .hooks import watching
 from .layout import as_map, main_output
 
 
@@ -75,10 +76,8 @@ def _find_levels(network: nn.Module, side: int) -> list[Level]:
     handles = [module.register_forward_hook(note(name)) for name, module in network.named_modules() if name]
     training = network.training
     try:
-        with torch.no_grad():
+        with watching(handles), torch.no_grad():
             network.eval()(pixels)
     finally:
         network.train(training)
-        for handle in handles:
-            handle.remove()
     return list(found.values())

@@ -6,7 +6,6 @@ Each is compared with torch on the first image that it sees, so the graph of ano
 
 from __future__ import annotations
 
-import logging
 import sys
 import tempfile
 import threading
@@ -23,6 +22,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from ..errors import ArgumentError
+from ..progress import log
 from .extract import Extractor, RunPrecision
 from .onnx_graph import quiet, record, require_packages
 
@@ -44,7 +44,6 @@ _UNSIGNED, _SIGNED = ".int8", ".vnni"
 _FASTER = 0.95
 """Of torch's time: a runtime that takes more is not worth other last digits."""
 
-_log = logging.getLogger("blemish")
 
 Engine = Callable[[NDArray[np.float32]], list[NDArray[np.float32]]]
 """From `(batch, 3, height, width)` pixels in [0, 1] to the outputs of the taps."""
@@ -189,7 +188,7 @@ class Runner:
             try:
                 engine = self._engine(network, pixels, name)
             except ArgumentError as error:
-                _log.info("runtime %s: passed over. %s", name, error)
+                log.info("runtime %s: passed over. %s", name, error)
                 continue
             runs[name] = lambda engine=engine: engine(_plain(pixels))  # type: ignore[misc]
         if not runs:
@@ -198,7 +197,7 @@ class Runner:
         best = min(times, key=lambda name: times[name] * (_FASTER if name == "torch" else 1))
         self.name = best
         told = ", ".join(f"{name} {1e3 * seconds / len(pixels):.1f}" for name, seconds in times.items())
-        _log.info("runtime %s: ms an image of the network were %s", best, told)
+        log.info("runtime %s: ms an image of the network were %s", best, told)
         return best
 
     def _engine(self, network: Extractor, pixels: Tensor, name: RuntimeName) -> Engine:
@@ -226,7 +225,7 @@ class Runner:
         return self._engines[known]
 
     def _recorded(self, network: Extractor, pixels: Tensor) -> bytes:
-        _log.info("recording the network for runtime %s, once", self.choice)
+        log.info("recording the network for runtime %s, once", self.choice)
         return _record(network, (pixels.shape[2], pixels.shape[3]))
 
     def _key(self, network: Extractor, pixels: Tensor) -> str:
@@ -243,7 +242,7 @@ class Runner:
         start, seen = perf_counter(), list(_first(batches, _QUANTISED_ON))
         if seen:
             with self._lock:
-                _log.info("quantising the network to int8 on %d learned images", sum(map(len, seen)))
+                log.info("quantising the network to int8 on %d learned images", sum(map(len, seen)))
                 key = self._key(network, seen[0])
                 graph = self._recorded(network, seen[0])
                 self.graphs[key] = _quantised(graph, seen, signed=key.endswith(_SIGNED))

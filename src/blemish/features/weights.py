@@ -6,7 +6,6 @@ package; the hub of torchvision or timm or the address of the row, which downloa
 
 from __future__ import annotations
 
-import logging
 import os
 from pathlib import Path
 
@@ -15,12 +14,12 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from ..errors import ArgumentError, WeightsError
+from ..progress import log
 from .backbones import Backbone
 
 StateDict = dict[str, Tensor]
 _BUILTIN = Path(__file__).with_name("builtin")
 _SUFFIXES = (".safetensors", ".pth", ".pt", ".th")
-_log = logging.getLogger("blemish")
 
 
 def find_weights(backbone: Backbone, weights: str | Path | None = None, *, seed: int = 0) -> StateDict | None:
@@ -95,7 +94,7 @@ def read_weights(path: str | Path) -> StateDict:
 
 
 def _from_hub(backbone: Backbone) -> StateDict:
-    _log.warning("Getting the weights of %s (%s) from the hub, once ...", backbone.name, backbone.source)
+    log.warning("Getting the weights of %s (%s) from the hub, once ...", backbone.name, backbone.source)
     try:
         return _download(backbone)
     except Exception as error:  # network, proxy, disk and hub errors share no base class

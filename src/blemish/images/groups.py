@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import logging
 import random
 import re
 from collections.abc import Callable, Hashable, Iterable, Sequence
 from dataclasses import dataclass
 
 from ..errors import ArgumentError
+from ..progress import log
 from .digest import contents
 from .source import ImageSource
-
-_log = logging.getLogger("blemish")
 
 GroupBy = str | Callable[[str], Hashable]
 """A regular expression on the path whose first group is the key; or a function from the path to the key."""
@@ -51,7 +49,7 @@ def without_copies(held_out: Grouped, *, of: ImageSource) -> Grouped:
     known = {group for group, key in zip(held_out.groups, own, strict=True) if key in learned}
     kept = [i for i, group in enumerate(held_out.groups) if group not in known]
     if known:
-        _log.warning("%d held-out pictures are learned as well: they do not count.", len(own) - len(kept))
+        log.warning("%d held-out pictures are learned as well: they do not count.", len(own) - len(kept))
     return held_out.subset(kept)
 
 
@@ -109,13 +107,14 @@ def _keys(paths: Sequence[str], group_by: GroupBy) -> list[Hashable]:
     if not isinstance(group_by, str):
         return [group_by(path) for path in paths]
     pattern = read_pattern(group_by)
-    return [_key(pattern, path) for path in paths]
+    return [find_key(pattern, path)[1] for path in paths]
 
 
-def _key(pattern: re.Pattern[str], path: str) -> str:
+def find_key(pattern: re.Pattern[str], path: str, *, of: str = "group_by") -> re.Match[str]:
+    """Where a parameter's expression is in a path, its first group at least. Raises `ArgumentError`."""
     found = pattern.search(path)
     if found is None or found[1] is None:
         raise ArgumentError.about(
-            "group_by", expected=f"a pattern that is found in every path, such as {path!r}", got=repr(pattern.pattern)
+            of, expected=f"a pattern that is found in every path, such as {path!r}", got=repr(pattern.pattern)
         )
-    return found[1]
+    return found

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import logging
 import math
 from collections.abc import Sequence
 from dataclasses import replace
 from statistics import median
 
 from ..errors import ImageError
+from ..progress import log
 from ..types import Size
 from .decode import brightest, levels_of
 from .preprocess import MOST_ASPECT, Preprocess
@@ -20,8 +20,6 @@ _LARGE = 512 * 512
 """Pixels of the median image from which on a larger input was seen to pay: docs/experiments/size.md."""
 _LEVELS = 8
 """Images whose levels are looked at, the first ones."""
-
-_log = logging.getLogger("blemish")
 
 
 def settle(
@@ -38,9 +36,9 @@ def settle(
         sizes = _sizes(images)
         aspect = _median_aspect(sizes)
         found = found.with_aspect(aspect, multiple=multiple)
-        _log.info("The network's input is %d x %d: the images' aspect ratio is %.2f.", *found.size, aspect)
+        log.info("The network's input is %d x %d: the images' aspect ratio is %.2f.", *found.size, aspect)
         if larger_pays and preprocess.resize == "auto" and sizes and median(h * w for h, w in sizes) >= _LARGE:
-            _log.info("The images are large: --preset accurate shows more of them, in 1.5 times the time.")
+            log.info("The images are large: --preset accurate shows more of them, in 1.5 times the time.")
     if levels and found.white_level == "auto":
         return replace(found, white_level=_find_white_level(images))
     if levels and found.white_level is None:
@@ -68,7 +66,7 @@ def _median_aspect(sizes: Sequence[Size]) -> float:
     # In logarithms, so that the same images on their sides give the same input on its side.
     aspect = math.exp(median(math.log(width / height) for height, width in sizes))
     if not 1 / MOST_ASPECT <= aspect <= MOST_ASPECT:
-        _log.warning(
+        log.warning(
             "The images' aspect ratio is 1 : %.1f; the network's input gets 1 : %g. Tiles keep the shape of long "
             "strips (tile=, --tile).", max(aspect, 1 / aspect), MOST_ASPECT,
         )  # fmt: skip
@@ -82,7 +80,7 @@ def _find_white_level(images: ImageSource) -> int | None:
         return None
     highest, full = found
     white = min(full, _of_bits(highest))
-    _log.warning("White level %d: the first images have levels up to %d.", white, highest)
+    log.warning("White level %d: the first images have levels up to %d.", white, highest)
     return white
 
 
@@ -91,7 +89,7 @@ def warn_of_dark(images: ImageSource) -> None:
     found = _highest_level(images)
     if found is not None and found[0] < found[1] / 4:
         white = _of_bits(found[0])
-        _log.warning(
+        log.warning(
             "The first images have levels up to %d of %d, so all look dark. If the camera has %d bits, say "
             "white_level=%d (--white-level %d).",
             *(*found, white.bit_length(), white, white),

@@ -8,7 +8,6 @@
 
 from __future__ import annotations
 
-import logging
 from abc import ABC, abstractmethod
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence, Sized
@@ -30,6 +29,7 @@ from ..features.weights import StateDict, find_weights
 from ..memory import MOST_GB, available_bytes, resident_bytes, spell_bytes
 from ..ops.maps import mean_of_highest
 from ..parameters import Parameterised, check_parameters, parameter
+from ..progress import log
 from ..tensors import below
 from ..types import FeatureMaps, ImageBatch, ImageBatches, Scores, Size
 
@@ -37,7 +37,6 @@ _M = TypeVar("_M", bound="Method")
 _F = TypeVar("_F", bound="FeatureMethod")
 _G = TypeVar("_G", bound="GrowingMethod")
 _L = TypeVar("_L", bound="LeavingMethod")
-_log = logging.getLogger("blemish")
 
 
 class Method(ABC, Parameterised):
@@ -382,7 +381,7 @@ class FeatureMethod(Method):
         if left is not None and plan.peak_bytes > left:
             raise NotEnoughMemoryError(f"{line}; {spell_bytes(max(0, left))} are left for it. {plan.instead}".rstrip())
         if self.announces:
-            _log.info("%s; about %s", line, f"{seconds:.0f} s" if seconds < 120 else f"{seconds / 60:.0f} min")
+            log.info("%s; about %s", line, f"{seconds:.0f} s" if seconds < 120 else f"{seconds / 60:.0f} min")
 
     def _checked(self, images: ImageBatches) -> Iterator[ImageBatch]:
         for batch in images:

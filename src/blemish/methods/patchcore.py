@@ -9,7 +9,6 @@ score is the largest distance, re-weighted by equation 7 where wanted.
 from __future__ import annotations
 
 import copy
-import logging
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import chain
@@ -35,12 +34,12 @@ from ..ops.forget import without_rows
 from ..ops.maps import enlarge_and_smooth
 from ..ops.neighbours import Exact, ExactIndex, Index, IndexFactory, Storage, recall
 from ..parameters import count_of, parameter
+from ..progress import log
 from ..tensors import check_tensors
 from ..types import FeatureMaps, ImageBatches, Scores
 from ._base import FitPlan, LeavingMethod, MapMethod, one_by_one
 from ._turned import TurnedMethod
 
-_log = logging.getLogger("blemish")
 _ERROR_PATCHES = 2048
 _MOVED_PATCHES = 4096
 _UNKNOWN_CAPACITY = 1_000_000
@@ -420,7 +419,7 @@ class _Report:
     def __call__(self, chosen: int, wanted: int) -> None:
         if monotonic() - self._last > 10:
             self._last = monotonic()
-            _log.info("coreset: %d/%d patches", chosen, wanted)
+            log.info("coreset: %d/%d patches", chosen, wanted)
 
 
 def _compare(bank: Index, exact: Index, queries: Tensor) -> tuple[float, float]:

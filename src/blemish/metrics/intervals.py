@@ -64,7 +64,7 @@ class RankingBootstrap:
 
     def intervals(self, confidence: float = 0.95) -> dict[str, Interval]:
         """Percentile intervals, by metric; for the tails of 95 % give it 1000 repetitions rather than 100."""
-        _check(self.auroc.size, confidence)
+        check_draws(self.auroc.size, confidence)
         return {name: _percentiles(values, confidence) for name, values in self._arrays()}
 
     def _arrays(self) -> Iterator[tuple[str, NDArray[np.float64]]]:
@@ -83,7 +83,7 @@ def binomial_interval(successes: int, trials: int, *, confidence: float = 0.95) 
     """
     if not 0 <= successes <= trials:
         raise ArgumentError.about("successes", expected=f"0 to {trials}, the number of trials", got=successes)
-    _check(1, confidence)
+    check_draws(1, confidence)
     tail, failures = (1 - confidence) / 2, trials - successes
     low = float(betaincinv(successes, failures + 1, tail)) if successes else 0.0
     high = 1 - float(betaincinv(failures, successes + 1, tail)) if failures else 1.0
@@ -112,7 +112,7 @@ def bootstrap_interval(
     1.0
     """
     labels = checked_labels(anomalous)
-    _check(repetitions, confidence)
+    check_draws(repetitions, confidence)
     classes = np.flatnonzero(~labels), np.flatnonzero(labels)
     random = np.random.default_rng(seed)
     values = np.empty(repetitions)
@@ -170,7 +170,7 @@ def delong_interval(scores: ArrayLike, anomalous: ArrayLike, *, confidence: floa
     >>> round(interval.low, 4), interval.high
     (0.5809, 1.0)
     """
-    _check(1, confidence)
+    check_draws(1, confidence)
     placements = _placements(scores, anomalous)
     area = placements.auroc()
     margin = NormalDist().inv_cdf((1 + confidence) / 2) * placements.standard_error()
@@ -246,7 +246,8 @@ def _percentiles(values: NDArray[np.float64], confidence: float) -> Interval:
     return Interval(float(low), float(high), confidence, values.size)
 
 
-def _check(repetitions: int, confidence: float) -> None:
+def check_draws(repetitions: int, confidence: float) -> None:
+    """Raise `ArgumentError` for what no interval can be made of."""
     if repetitions < 1:
         raise ArgumentError.about("repetitions", expected="at least 1", got=repetitions, instead="Write 1000.")
     if not 0 < confidence < 1:

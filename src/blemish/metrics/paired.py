@@ -11,7 +11,7 @@ from numpy.typing import ArrayLike, NDArray
 from scipy.stats import norm, rankdata, t
 
 from ..errors import ArgumentError
-from .intervals import Interval
+from .intervals import Interval, check_draws
 from .ranking import checked_labels
 
 Statistic = Callable[[NDArray[np.intp], NDArray[np.bool_]], NDArray[np.float64]]
@@ -58,10 +58,7 @@ def paired_differences(
     Biometrika 1996.
     """
     labels = checked_labels(anomalous)
-    if repetitions < 1:
-        raise ArgumentError.about("repetitions", expected="at least 1", got=repetitions, instead="Write 1000.")
-    if not 0 < confidence < 1:
-        raise ArgumentError.about("confidence", expected="a share in (0, 1)", got=confidence, instead="Write 0.95.")
+    check_draws(repetitions, confidence)
     given = np.arange(labels.size) if groups is None else np.asarray(groups)
     if given.shape != labels.shape:
         raise ArgumentError.about("groups", expected=f"{labels.size} whole numbers, one an image", got=given)

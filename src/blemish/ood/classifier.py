@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from ..errors import ArgumentError
 from ..features.backbones import IMAGENET_MEAN, IMAGENET_STD
+from ..features.hooks import watching
 from ..images.preprocess import Preprocess
 from ..ops.gradnorm import GradNorms, Norm
 
@@ -137,10 +138,8 @@ class Classifier:
             return self.logits(pixels), None
         seen: list[Tensor] = []
         hook = self.model.get_submodule(self._head_path).register_forward_hook(lambda _, a, __: seen.append(a[0]))
-        try:
+        with watching([hook]):
             logits = self.logits(pixels)
-        finally:
-            hook.remove()
         return logits, seen[-1].flatten(2).mean(2) if seen[-1].ndim > 2 else seen[-1]
 
     def _find_head(self) -> tuple[str | None, Head | None]:
@@ -151,12 +150,8 @@ class Classifier:
             for path, module in self.model.named_modules()
             if isinstance(module, nn.Linear | nn.Conv2d)
         ]
-        try:
-            with torch.inference_mode():
-                logits = self.logits(self.probe())
-        finally:
-            for handle in handles:
-                handle.remove()
+        with watching(handles), torch.inference_mode():
+            logits = self.logits(self.probe())
         if not called:
             return None, None
         path, layer, out = called[-1]

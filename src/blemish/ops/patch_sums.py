@@ -11,7 +11,6 @@ and E_l^T E_m is separable: one small matrix an axis, that brings the finer map 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, fields
 from functools import lru_cache
 
 import torch
@@ -19,24 +18,11 @@ from torch import Tensor
 from torch.nn import functional
 
 from ..types import Size
+from .shrinkage import Sums
 
 
-@dataclass
-class PatchSums:
-    """Sums over n patches x of d channels, float64, that add up: images in any order, parts, other models."""
-
-    count: Tensor
-    """n, `()`."""
-    linear: Tensor
-    """Sum of x, `(d,)`."""
-    outer: Tensor
-    """Sum of x x^T, `(d, d)`."""
-
-    @classmethod
-    def empty(cls, dimension: int, device: torch.device) -> PatchSums:
-        """Sums over nothing."""
-        shapes: tuple[tuple[int, ...], ...] = ((), (dimension,), (dimension, dimension))
-        return cls(*(torch.zeros(shape, dtype=torch.float64, device=device) for shape in shapes))
+class PatchSums(Sums):
+    """Sums over n patches of d channels."""
 
     def update(self, maps: Sequence[Tensor], size: Size) -> None:
         """Take `(batch, channels, h, w)` layers, enlarged to `size`."""
@@ -57,21 +43,6 @@ class PatchSums:
                 self.outer[rows, columns] += block
                 if i != j:
                     self.outer[columns, rows] += block.T
-
-    def merge(self, other: PatchSums) -> None:
-        """Take everything that `other` has seen."""
-        for field in fields(self):
-            getattr(self, field.name).add_(getattr(other, field.name))
-
-    def subtract(self, other: PatchSums) -> None:
-        """Forget what `other` has seen, which was seen here."""
-        for field in fields(self):
-            getattr(self, field.name).sub_(getattr(other, field.name))
-
-    def moments(self) -> tuple[Tensor, Tensor]:
-        """Mean `(d,)` and covariance `(d, d)`."""
-        mean = self.linear / self.count
-        return mean, self.outer / self.count - torch.outer(mean, mean)
 
 
 def _moved(maps: Tensor, fine: Sequence[int], coarse: Sequence[int], size: Size) -> Tensor:

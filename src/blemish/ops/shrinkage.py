@@ -8,16 +8,20 @@ s = min(b, a) / a,  a = |S - mu I|^2 / d,  b = sum |y y^T - S|^2 / (n^2 d) = (su
 from __future__ import annotations
 
 from dataclasses import dataclass, fields
+from typing import TypeVar
 
 import torch
 from torch import Tensor
 
 from ..errors import ArgumentError
 
+_S = TypeVar("_S", bound="Sums")
+_AXES = {"count": 0, "linear": 1, "outer": 2, "cubic": 1, "quartic": 0}
+
 
 @dataclass
-class ShrinkageSums:
-    """Sums over n vectors x of dimension d, float64: all that the mean and the estimate need."""
+class Sums:
+    """Sums over n vectors x of dimension d, float64, that add up: images in any order, parts, other models."""
 
     count: Tensor
     """n, `()`."""
@@ -25,16 +29,37 @@ class ShrinkageSums:
     """Sum of x, `(d,)`."""
     outer: Tensor
     """Sum of x x^T, `(d, d)`."""
+
+    @classmethod
+    def empty(cls: type[_S], dimension: int, device: torch.device) -> _S:
+        """Sums over nothing."""
+        shapes = ((dimension,) * _AXES[field.name] for field in fields(cls))
+        return cls(*(torch.zeros(shape, dtype=torch.float64, device=device) for shape in shapes))
+
+    def merge(self, other: Sums) -> None:
+        """Take everything that `other` has seen."""
+        for field in fields(self):
+            getattr(self, field.name).add_(getattr(other, field.name))
+
+    def subtract(self, other: Sums) -> None:
+        """Forget what `other` has seen, which was seen here."""
+        for field in fields(self):
+            getattr(self, field.name).sub_(getattr(other, field.name))
+
+    def moments(self) -> tuple[Tensor, Tensor]:
+        """Mean `(d,)` and covariance `(d, d)`, not shrunk."""
+        mean = self.linear / self.count
+        return mean, self.outer / self.count - torch.outer(mean, mean)
+
+
+@dataclass
+class ShrinkageSums(Sums):
+    """All that the mean and the estimate need."""
+
     cubic: Tensor
     """Sum of |x|^2 x, `(d,)`."""
     quartic: Tensor
     """Sum of |x|^4, `()`."""
-
-    @classmethod
-    def empty(cls, dimension: int, device: torch.device) -> ShrinkageSums:
-        """Sums over nothing."""
-        shapes: tuple[tuple[int, ...], ...] = ((), (dimension,), (dimension, dimension), (dimension,), ())
-        return cls(*(torch.zeros(shape, dtype=torch.float64, device=device) for shape in shapes))
 
     def update(self, rows: Tensor) -> None:
         """Take `(n, d)` vectors."""
@@ -46,20 +71,10 @@ class ShrinkageSums:
         self.cubic += norms @ rows
         self.quartic += norms.square().sum()
 
-    def merge(self, other: ShrinkageSums) -> None:
-        """Take everything that `other` has seen."""
-        for field in fields(self):
-            getattr(self, field.name).add_(getattr(other, field.name))
-
-    def subtract(self, other: ShrinkageSums) -> None:
-        """Forget what `other` has seen, which was seen here."""
-        for field in fields(self):
-            getattr(self, field.name).sub_(getattr(other, field.name))
-
     def estimate(self) -> tuple[Tensor, Tensor, float]:
         """Mean `(d,)`, shrunk covariance `(d, d)`, and the shrinkage s in [0, 1]."""
         n, d = float(self.count), len(self.linear)
-        mean, covariance = self._moments()
+        mean, covariance = self.moments()
         mu = covariance.trace() / d
         m2 = mean @ mean
         # |x - m|^4 = (|x|^2 - 2 m.x + |m|^2)^2, multiplied out and summed.
@@ -77,7 +92,7 @@ class ShrinkageSums:
         the eigenvectors of S, the shrunk covariance is diagonal plus rank one (Sherman and Morrison).
         """
         rows, n, d = rows.double(), float(self.count), len(self.linear)
-        mean, covariance = self._moments()
+        mean, covariance = self.moments()
         values, vectors = torch.linalg.eigh(covariance)
         y = rows - mean
         norms, own = y.square().sum(dim=1), rows.square().sum(dim=1)
@@ -94,11 +109,6 @@ class ShrinkageSums:
         squared = ((y @ vectors).square() / diagonal).sum(dim=1)
         found: Tensor = a**2 * squared / (1 - (1 - s) * c * squared)
         return found
-
-    def _moments(self) -> tuple[Tensor, Tensor]:
-        """Mean and covariance, not shrunk."""
-        mean = self.linear / self.count
-        return mean, self.outer / self.count - torch.outer(mean, mean)
 
 
 def _shrinkage(spread: Tensor, mu: Tensor, fourth: Tensor, n: float) -> Tensor:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import os
 import threading
 from collections import OrderedDict
@@ -17,10 +16,10 @@ from ..features.runtime import RuntimeChoice
 from ..images.decode import MAX_PIXELS
 from ..memory import spell_bytes
 from ..ops.neighbours import IndexFactory
+from ..progress import log
 from ..report.lines import model_digest
 from .guard import Refusal
 
-_log = logging.getLogger("blemish")
 HELD_PER_BYTE = 2
 """Memory that a loaded model is counted with, as a multiple of its file: tensors, and what scoring makes of them."""
 
@@ -163,7 +162,7 @@ class Models:
                 known = self._loaded.get(name)
                 if known is not None:  # not again, until the file changes once more
                     self._loaded[name] = Loaded(name, known.detector, known.digest, state)
-            _log.warning("%s: the model in memory answers on. %s", name, error)
+            log.warning("%s: the model in memory answers on. %s", name, error)
 
     def _load(self, name: str, path: Path) -> Loaded:
         try:
@@ -196,7 +195,7 @@ class Models:
             self._faults.pop(loaded.name, None)
             while sum(other.held for other in self._loaded.values()) > self._max_bytes and len(self._loaded) > 1:
                 name, _ = self._loaded.popitem(last=False)
-                _log.info("%s: dropped from memory until it is asked for again", name)
+                log.info("%s: dropped from memory until it is asked for again", name)
         return loaded
 
 

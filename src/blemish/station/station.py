@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import io
-import logging
 import threading
 import time
 from collections import OrderedDict
@@ -20,6 +19,7 @@ from numpy.typing import NDArray
 from ..errors import BlemishError, ImageError
 from ..files import sweep
 from ..images.decode import as_image, decode_bytes, upright_size
+from ..progress import log
 from ..report.heatmap import write_heatmap, write_layer
 from ..report.lines import judged, not_judged
 from ..report.overlay import photograph
@@ -37,7 +37,6 @@ from .together import judge_together
 from .watching import Watching
 from .work import Work
 
-_log = logging.getLogger("blemish")
 _LONGEST_SAVE = 3600.0
 """Seconds that a model may be written, and wait for its entry in the store."""
 _DRAWN_BYTES = 64_000_000
@@ -96,7 +95,7 @@ class Station:
         try:
             return await asyncio.to_thread(self.models.get, name)
         except (BlemishError, OSError) as error:
-            _log.warning("%s: %s", name, error)
+            log.warning("%s: %s", name, error)
             raise Refusal(503, "The file of this model cannot be read; the station's log says why.") from error
 
     async def predict(

@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import logging
 import threading
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
 
 from ..errors import BlemishError
+from ..progress import log
 from .guard import Refusal
-
-_log = logging.getLogger("blemish")
 
 
 class Work:
@@ -68,7 +66,7 @@ class Work:
         except (BlemishError, OSError, MemoryError) as error:
             done = {"state": "failed", "error": str(error) or "not enough memory"}
         except Exception:
-            _log.exception("the work of the station failed")
+            log.exception("the work of the station failed")
             done = {"state": "failed", "error": "A fault of the station; its log says more."}
         with self._lock:
             self._said |= done

@@ -21,6 +21,7 @@ from torch import Tensor, nn
 
 from .. import persist
 from ..errors import ArgumentError, ModelFileError, TrainingError
+from ..features.hooks import watching
 from ..tensors import below, check_tensors
 
 Objective = Callable[[int], "Tensor | Mapping[str, Tensor]"]
@@ -442,11 +443,8 @@ class _Run:
 
         layers = [(name, part) for name, part in self.module.named_modules() if not list(part.children())]
         handles = [part.register_forward_hook(watch(name or "the module")) for name, part in layers]
-        try:
+        with watching(handles):
             self._terms()
-        finally:
-            for handle in handles:
-                handle.remove()
         return found[-1]
 
     def _broken_gradients(self) -> TrainingError:

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from ..errors import ArgumentError, WeightsError
 from ..features.backbones import Backbone
 from ..features.extract import build_extractor, of_this_version
+from ..features.hooks import Reached, watching
 from ..features.layout import as_map, main_output, read_layout
 from ..features.patches import pool
 from ..features.weights import StateDict
@@ -64,15 +65,11 @@ class Network(nn.Module):
             reached: Tensor = main_output(output)
             found.append(reached.clone() if to_the_end else reached)  # the next layer may write to it
             if not to_the_end:
-                raise _Reached
+                raise Reached
 
         handle, end = self.body.get_submodule(self._tap).register_forward_hook(catch), None
-        try:
+        with watching([handle]):
             end = self.body(given)
-        except _Reached:
-            pass
-        finally:
-            handle.remove()
         layout = read_layout(found[0], image_size=(given.shape[2], given.shape[3]), channels=self.channels)
         return pool(as_map(found[0], tap=self._tap, pixels=given, layout=layout)), end
 
@@ -94,10 +91,6 @@ def settle_norms(network: Network, parts: Iterable[Tensor]) -> None:
     network.body.eval()
     for layer, momentum in zip(norms, momenta, strict=True):
         layer.momentum = momentum
-
-
-class _Reached(Exception):
-    """Ends a forward pass at the tap; never leaves this file."""
 
 
 def build_network(

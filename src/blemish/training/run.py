@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from time import monotonic
@@ -11,10 +10,8 @@ from typing import Any
 from torch import nn
 
 from ..parameters import as_plain, parameters_of
-from ..progress import Throttle
+from ..progress import Throttle, log
 from .loop import Checkpoint, Course, Objective, Recipe, TrainingProgress, Watch, optimise
-
-_log = logging.getLogger("blemish")
 
 
 class Training:
@@ -91,7 +88,7 @@ def log_progress(name: str) -> Callable[[TrainingProgress], None]:
 
     def report(progress: TrainingProgress) -> None:
         if throttle.is_due(in_any_case=progress.step >= progress.steps):
-            _log.info(
+            log.info(
                 "%s: step %d of %d, loss %.4g, about %.0f s left",
                 name, progress.step, progress.steps, progress.loss, progress.seconds_left,
             )  # fmt: skip
