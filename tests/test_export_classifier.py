@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import re
+from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import onnx
@@ -22,7 +25,7 @@ from blemish.export.nodes import Made, Nodes
 from blemish.images.drawn import clouds
 from blemish.images.preprocess import Preprocess
 from blemish.images.source import from_arrays, from_paths
-from blemish.ood import DETECTORS, Classifier, Energy, Head, Outputs
+from blemish.ood import DETECTORS, ODIN, Classifier, Energy, Gradient, Head, NearestNeighbours, Outputs
 from small import needs_exporter
 from trained import Classifier as TinyClassifier
 
@@ -31,10 +34,19 @@ pytestmark = needs_exporter
 CLASSES, CHANNELS = 7, 12
 VARIANTS = {
     "gen": {"gamma": 0.5, "top": 2}, "last_layer": {"temperature": 3.0, "bias": False}, "ex_grad": {"norm": "l2"},
-    "ash": {"variant": "b"}, "ensemble": {"measure": "epkl"},
+    "ash": {"variant": "b"}, "ensemble": {"measure": "epkl"}, "knn": {"k": 1},
 }  # fmt: skip
-ONE_PASS = [name for name, kind in DETECTORS.items() if "network" not in kind.needs and name != "knn"]
+ONE_PASS = [name for name, kind in DETECTORS.items() if "network" not in kind.needs]
 """Those that are exported."""
+
+
+def test_the_page_names_every_detector():
+    page = (Path(__file__).parents[1] / "docs" / "export.md").read_text(encoding="utf-8")
+    rows = [
+        set(re.findall(r"`(\w+)`", row)) for row in re.findall(r"^\| (`.*`) \| (?:yes|no)", page, flags=re.MULTILINE)
+    ]
+    assert set(ONE_PASS) in rows
+    assert set(DETECTORS) - set(ONE_PASS) in rows
 
 
 def outputs(count, seed=0):
@@ -146,16 +158,41 @@ def test_without_held_out_images_there_is_no_verdict(classifier, tmp_path):
     assert {value.name for value in onnx.load(made.path).graph.output} == {"score", "predicted"}
 
 
+@pytest.mark.parametrize("count", [40, pytest.param(9000, marks=pytest.mark.heavy)])  # a search in three parts
+def test_a_search_among_neighbours_is_in_the_file(classifier, pictures, tmp_path, count):
+    pixels = torch.rand(count, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+    detector = NearestNeighbours(k=3).fit(classifier.outputs(pixels))
+    made = export_classifier(classifier, detector, tmp_path / "m.onnx", images=from_paths(pictures))
+    assert made.parity.score < 1e-6
+    model, _ = run.open_model(str(made.path), "onnxruntime", 1)
+    decisions = ClassifierJudge(classifier, detector).predict(from_paths(pictures))
+    found = [model(run.read_pixels(path))["score"].item() for path in pictures]
+    np.testing.assert_allclose(found, [decision.score for decision in decisions], rtol=1e-5)
+
+
+class Elsewhere(Energy):
+    """Leaves the arrays that it was given."""
+
+    def _score(self, outputs):
+        return super()._score(replace(outputs, logits=np.array(outputs.logits)))
+
+
 @pytest.mark.parametrize(
-    ("name", "why"),
-    [("odin", "takes gradients"), ("gradient", "takes gradients"), ("knn", "search among neighbours")],
+    ("detector", "why"),
+    [(ODIN(), "takes gradients"), (Gradient(), "takes gradients"), (Elsewhere(), "does not come from its arrays")],
+    ids=["odin", "gradient", "elsewhere"],
 )
-def test_what_cannot_be_exported_is_refused(classifier, tmp_path, name, why):
-    detector = DETECTORS[name](**({"k": 3} if name == "knn" else {}))
-    if detector.learns:
-        detector.fit(classifier.outputs(torch.rand(8, 3, 32, 32, generator=torch.Generator().manual_seed(0))))
+def test_what_cannot_be_exported_is_refused(classifier, tmp_path, detector, why):
     with pytest.raises(ArgumentError, match=why):
         export_classifier(classifier, detector, tmp_path / "m.onnx")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_what_no_file_can_hold_is_refused(classifier, tmp_path, monkeypatch):
+    monkeypatch.setattr("blemish.export.trace._MOST_BYTES", 100_000)
+    large = NearestNeighbours(k=1).fit(classifier.outputs(torch.zeros(9000, 3, 1, 1)))
+    with pytest.raises(ArgumentError, match="detector: expected a model below 2 GB"):
+        export_classifier(classifier, large, tmp_path / "m.onnx")
     assert list(tmp_path.iterdir()) == []
 
 

@@ -10,7 +10,10 @@ from collections.abc import Callable
 from typing import Any
 
 import numpy as np
+import torch
+from torch import Tensor, nn
 
+from ..features.onnx_graph import record
 from ..ood import Traced
 from .nodes import Made, Node, Nodes
 
@@ -80,6 +83,11 @@ class Recorded(Traced):
         """Another array, from the same node."""
         return Recorded.of(np.asarray(self).copy(order), _made(self))
 
+    def through(self, function: Callable[[Tensor], Tensor]) -> Recorded:
+        """What a function of tensors makes of it, recorded as a network is."""
+        given, made = torch.from_numpy(np.asarray(self)), _made(self)
+        return Recorded.of(function(given).numpy(), made.graph.include(record(_Function(function), given), made))
+
     def mean(self, axis: Any = None, keepdims: bool = False, **_: Any) -> Any:  # type: ignore[override]
         """Along one axis."""
         return self.sum(axis=axis, keepdims=keepdims) / self.shape[axis]
@@ -96,6 +104,15 @@ class Recorded(Traced):
         value = function(np.asarray(self), axis=axis, keepdims=keepdims)
         made = _made(self)
         return Recorded.of(value, made.graph.make(kind, made, axis=axis % self.ndim, keepdims=int(keepdims)))
+
+
+class _Function(nn.Module):
+    def __init__(self, function: Callable[[Tensor], Tensor]) -> None:
+        super().__init__()
+        self._function = function
+
+    def forward(self, given: Tensor) -> Tensor:
+        return self._function(given)
 
 
 def _made(array: Any) -> Made:

@@ -31,7 +31,7 @@ from .nodes import Made, Nodes
 from .parity import check_first, check_parity, drawn
 from .pixels import PictureFrame
 from .runs import OnOnnxruntime
-from .trace import named, refusing, require_onnx
+from .trace import check_size, named, refusing, require_onnx
 from .whole import Kinds, Whole, add_decision, assemble, calibration_card
 from .write import Exported, check_places, finish, write_onnx
 
@@ -157,7 +157,8 @@ def _build(judge: ClassifierJudge) -> Any:
     with refusing("detector", detector.name):
         score: Any = detector.score(outputs)
         if not isinstance(score, Recorded) or score.made is None:
-            raise TypeError("a search among neighbours, which no graph is made of")
+            raise TypeError("a score that does not come from its arrays")
+    check_size(core.ByteSize() + sum(array.nbytes for array in graph.constants.values()), of="detector")
     made = score.made.to(np.float32)
     graph.rename(made, "score")
     graph.rename(graph.make("ArgMax", Made(graph, "layer.logits"), axis=1, keepdims=0), "predicted")

@@ -53,20 +53,34 @@ class Nodes:
         """Give a value the name of an output."""
         self.nodes.append(Node("Identity", (value.name,), (name,)))
 
+    def include(self, model: Any, given: Made) -> Made:
+        """What an `onnx.ModelProto` of one input and one output makes of a value: its nodes become ours."""
+        from onnx import numpy_helper
+
+        prefix = f"{self.prefix}.{len(self.nodes)}"
+        names = {"": "", model.graph.input[0].name: given.name}
+        for tensor in model.graph.initializer:
+            names[tensor.name] = f"{prefix}.{tensor.name}"
+            self.constants[names[tensor.name]] = numpy_helper.to_array(tensor)
+        for node in model.graph.node:
+            names |= {name: f"{prefix}.{name}" for name in node.output if name}
+            inputs, outputs = (tuple(names[name] for name in values) for values in (node.input, node.output))
+            self.nodes.append(Node(node.op_type, inputs, outputs, {one.name: one for one in node.attribute}))
+        return Made(self, names[model.graph.output[0].name])
+
     def as_onnx(self) -> tuple[list[Any], list[Any]]:
         """The nodes and the constants in ONNX's own classes."""
-        from onnx import helper, numpy_helper
+        from onnx import AttributeProto, helper, numpy_helper
 
-        def plain(value: Any) -> Any:
-            return helper.np_dtype_to_tensor_dtype(value) if isinstance(value, np.dtype) else value
+        def attribute(name: str, value: Any) -> Any:
+            if isinstance(value, AttributeProto):
+                return value
+            plain = helper.np_dtype_to_tensor_dtype(value) if isinstance(value, np.dtype) else value
+            return helper.make_attribute(name, plain)
 
-        nodes = [
-            helper.make_node(
-                node.kind, node.inputs, node.outputs, name=node.outputs[0],
-                **{name: plain(value) for name, value in node.attributes.items()},
-            )
-            for node in self.nodes
-        ]  # fmt: skip
+        nodes = [helper.make_node(node.kind, node.inputs, node.outputs, name=node.outputs[0]) for node in self.nodes]
+        for node, made in zip(self.nodes, nodes, strict=True):
+            made.attribute.extend(attribute(*one) for one in node.attributes.items())
         return nodes, [numpy_helper.from_array(array, name) for name, array in self.constants.items()]
 
 

@@ -78,14 +78,19 @@ def refusing(what: str, got: str) -> Iterator[None]:
 
 def named(model: Any, outputs: Sequence[str], *, of: str) -> Any:
     """A recorded graph with these names of its outputs, from `network.input`; refused where it is too large."""
-    if model.ByteSize() > _MOST_BYTES:
-        raise ArgumentError.about(
-            of, expected="a model below 2 GB, the format's limit", got=spell_bytes(model.ByteSize()),
-            instead="Keep fewer vectors or dimensions.",
-        )  # fmt: skip
+    check_size(model.ByteSize(), of=of)
     made = [value.name for value in model.graph.output]
     _rename(model.graph, dict(zip(made, outputs, strict=True)) | {model.graph.input[0].name: "network.input"})
     return model
+
+
+def check_size(found: int, *, of: str) -> None:
+    """Refuse a graph of more bytes than a file can have. Raises `ArgumentError`."""
+    if found > _MOST_BYTES:
+        raise ArgumentError.about(
+            of, expected="a model below 2 GB, the format's limit", got=spell_bytes(found),
+            instead="Keep fewer vectors or dimensions.",
+        )  # fmt: skip
 
 
 def layers_of(detector: Detector, pixels: Tensor) -> dict[str, Tensor]:

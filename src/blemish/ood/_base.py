@@ -149,6 +149,17 @@ class OODDetector(ABC, Parameterised):
 class Traced(np.ndarray[Any, Any]):
     """An array that remembers how it came about, as an export needs it (`export/arrays.py`): checks leave it so."""
 
+    def through(self, function: Callable[[Tensor], Tensor]) -> Traced:
+        """What a function of tensors makes of it."""
+        raise NotImplementedError
+
+
+def through_torch(function: Callable[[Tensor], Tensor], array: NDArray[np.floating]) -> Floats:
+    """What a function of tensors makes of an array, as an array."""
+    if isinstance(array, Traced):
+        return array.through(function)
+    return function(torch.from_numpy(array)).numpy()
+
 
 def check_floats(name: str, values: object, *, axes: tuple[str, ...]) -> NDArray[np.floating]:
     """Check that `values` is a finite float array with such axes, none of them empty; it keeps its dtype."""

@@ -19,7 +19,7 @@ from ..errors import ArgumentError
 from ..ops.neighbours import Exact
 from ..parameters import parameter
 from ..types import Floats
-from ._base import Need, OODDetector, by_rows, read_features, read_head, read_logits, row_blocks
+from ._base import Need, OODDetector, by_rows, read_features, read_head, read_logits, row_blocks, through_torch
 from .classifier import Outputs
 from .logits import logsumexp
 
@@ -127,21 +127,21 @@ class NearestNeighbours(OODDetector):
                 instead=f"Fit on more, or write k={len(features)}.",
             )
         directions = [_directions(features[rows]) for rows in row_blocks(*features.shape)]
-        index = Exact().build(torch.cat(directions))
+        index = Exact().build(torch.from_numpy(np.concatenate(directions)))
         return {name: tensor.numpy() for name, tensor in index.state().items()}
 
     def _score(self, outputs: Outputs) -> Floats:
         """`(n,)`, a Euclidean distance from 0 to 2."""
         index = Exact().restore(self.state())
 
-        def distances(features: Floats) -> Floats:
-            queries = _directions(features)
+        def distances(queries: Tensor) -> Tensor:
             _, indices = index.search(queries, self.k)
             difference = queries.double() - index.vectors(indices[:, -1]).double()
-            found: Floats = torch.linalg.vector_norm(difference, dim=1).numpy()
+            found: Tensor = torch.linalg.vector_norm(difference, dim=1)
             return found
 
-        return by_rows(distances, read_features(outputs, channels=len(self.learned_["centre"])))
+        features = read_features(outputs, channels=len(self.learned_["centre"]))
+        return by_rows(lambda rows: through_torch(distances, _directions(rows)), features)
 
 
 @dataclass(kw_only=True)
@@ -284,8 +284,8 @@ def _principal(channels: int) -> int:
     return 512 if channels >= 768 else channels // 2
 
 
-def _directions(features: NDArray[np.floating]) -> Tensor:
-    """Scaled to length 1, float32, `(n, channels)`."""
+def _directions(features: NDArray[np.floating]) -> NDArray[np.float32]:
+    """Scaled to length 1, `(n, channels)`."""
     x = features.astype(np.float64)
     length = np.linalg.norm(x, axis=1, keepdims=True)
-    return torch.from_numpy((x / np.where(length > 0, length, 1)).astype(np.float32))
+    return (x / np.where(length > 0, length, 1)).astype(np.float32)
