@@ -92,13 +92,16 @@ def test_an_image_is_compared_with_the_others_near_each_place():
 
 
 def test_the_score_combines_what_is_odd_as_a_whole_and_at_a_place():
-    maps = [torch.rand(12, c, 6, 6, generator=torch.Generator().manual_seed(c)) for c in (4, 8, 16)]
+    shapes = [(4, 24, 24), (8, 12, 12), (16, 6, 6)]
+    maps = [torch.rand(12, *shape, generator=torch.Generator().manual_seed(shape[0])) for shape in shapes]
     maps[0][3] *= 3
+    maps[0][9, :, :2], maps[0][9, :, :, 22:] = 99, -99  # the rim, which is no part of the whole
     maps[1][7, :, 2:4, 2] += 4
     seen = Seen()
     seen.add([m[:5] for m in maps])
     seen.add([m[5:] for m in maps])
-    wholes = torch.cat([part for m in maps for part in (m.mean(dim=(2, 3)), m.std(dim=(2, 3)))], dim=1)
+    inside = [maps[0][:, :, 2:-2, 2:-2], maps[1][:, :, 1:-1, 1:-1], maps[2]]
+    wholes = torch.cat([part for m in inside for part in (m.mean(dim=(2, 3)), m.std(dim=(2, 3)))], dim=1)
     found = leave_one_out(wholes.double().numpy()), near_its_place(torch.cat(seen._places))
     fisher = [0.0] * 12
     for of in (values.tolist() for values in found):

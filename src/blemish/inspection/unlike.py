@@ -26,12 +26,14 @@ _CHANNELS = 32
 """Random projections that are kept of a place: all channels of 10 000 images would take more than a gigabyte."""
 _REFERENCES = 500
 """Images of which the nearest is looked for: seconds, also for 10 000 images."""
+_RIM = 12
+"""A twelfth of a map at each side is no part of its mean: the network pads with zeros, which tell of no picture."""
 _HIGHEST = 3
 """Places whose mean is an image's: one alone is noise, many hide a small defect."""
 
 
 class Seen:
-    """What is kept of images that went through the network: mean and deviation of each channel, and places."""
+    """What is kept of images that went through the network: mean and deviation of each channel, inside, and places."""
 
     def __init__(self) -> None:
         self._wholes: list[Tensor] = []
@@ -39,7 +41,8 @@ class Seen:
 
     def add(self, maps: Sequence[Tensor]) -> None:
         """Feature maps of a batch, shallow to deep, each `(batch, channels, h, w)`."""
-        self._wholes.append(torch.cat([part for m in maps for part in (pool(m), m.std(dim=(2, 3)))], dim=1).cpu())
+        inside = [_without_rim(m) for m in maps]
+        self._wholes.append(torch.cat([part for m in inside for part in (pool(m), m.std(dim=(2, 3)))], dim=1).cpu())
         middle = maps[len(maps) // 2].cpu()
         draw = torch.randn(middle.shape[1], _CHANNELS, generator=torch.Generator().manual_seed(0))
         self._places.append(torch.einsum("nchw,cd->nhwd", middle, draw).half())
@@ -56,6 +59,12 @@ class Seen:
         unlike = sum(-np.log(1 - rankdata(one) / (n + 1)) for one in both)
         shares: Floats = rankdata(np.round(unlike, 9)) / n  # the same two ranks the other way round are a tie
         return shares
+
+
+def _without_rim(maps: Tensor) -> Tensor:
+    height, width = maps.shape[2:]
+    rows, columns = height // _RIM, width // _RIM
+    return maps[:, :, rows : height - rows, columns : width - columns]
 
 
 def near_its_place(places: Tensor, *, references: int = _REFERENCES) -> Floats:
