@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from scipy.stats import rankdata
 from sklearn.covariance import ledoit_wolf
 from typer.testing import CliRunner
 
@@ -109,8 +110,12 @@ def test_the_score_combines_what_is_odd_as_a_whole_and_at_a_place():
             fisher[i] -= math.log(1 - (1 + sum(other < value for other in of)) / 13)
     fisher = np.round(fisher, 9).tolist()  # two ranks the other way round are as unlike, and share a rank
     expected = [(1 + sum(x < value for x in fisher) + sum(x <= value for x in fisher)) / 24 for value in fisher]
-    assert seen.scores().tolist() == expected
-    assert seen.scores().argmax() == 7
+    assert seen.scores([(90, 100)] * 12).tolist() == expected
+    assert seen.scores([(90, 100)] * 7 + [(100, 80)] * 5).tolist() == expected  # five of twelve are not most
+    assert np.argmax(expected) == 7
+    of_many_shapes = seen.scores([(100, 40 + 20 * i) for i in range(12)])
+    np.testing.assert_allclose(of_many_shapes, rankdata(found[0]) / 12)
+    assert of_many_shapes.tolist() != expected
 
 
 def pictures_of(images):

@@ -97,7 +97,8 @@ def inspect_dataset(
     pictures = [*sides[0], *sides[1]]
     identical = find_identical(pictures)
     of_train, of_test = ({picture.name for picture in side} for side in sides)
-    unlike = sorted(zip((p.name for p in sides[0]), seen.scores().tolist(), strict=False), key=lambda row: -row[1])
+    scores = seen.scores([picture.size for picture in train])
+    unlike = sorted(zip((p.name for p in sides[0]), scores.tolist(), strict=False), key=lambda row: -row[1])
     return Inspection(
         root=dataset.root,
         layout=dataset.layout,

@@ -17,7 +17,7 @@ from torch import Tensor
 from ..features.patches import pool
 
 if TYPE_CHECKING:
-    from ..types import Floats
+    from ..types import Floats, Size
 
 _FEWEST = 8
 """Below so many images, no score says anything."""
@@ -28,6 +28,8 @@ _REFERENCES = 500
 """Images of which the nearest is looked for: seconds, also for 10 000 images."""
 _RIM = 12
 """A twelfth of a map at each side is no part of its mean: the network pads with zeros, which tell of no picture."""
+_OTHER_SHAPE = 0.1
+"""An aspect that differs by more from the median is another shape."""
 _HIGHEST = 3
 """Places whose mean is an image's: one alone is noise, many hide a small defect."""
 
@@ -47,18 +49,28 @@ class Seen:
         draw = torch.randn(middle.shape[1], _CHANNELS, generator=torch.Generator().manual_seed(0))
         self._places.append(torch.einsum("nchw,cd->nhwd", middle, draw).half())
 
-    def scores(self) -> Floats:
+    def scores(self, sizes: Sequence[Size]) -> Floats:
         """How unlike each image is, as a whole and at its oddest places: `(n,)`, shares of rank, 1 is the most unlike.
 
-        Fisher's way to combine two tests: the sum of -log(1 - rank / (n + 1)) by `leave_one_out` and `near_its_place`.
+        Fisher's way to combine two tests: the sum of -log(1 - rank / (n + 1)) by `leave_one_out` and `near_its_place`;
+        by the first alone where pictures, of `sizes`, have many shapes, stretched to one here: no place of one is that
+        of another.
         """
         n = sum(map(len, self._wholes))
         if n < _FEWEST:
             return np.empty(0)
-        both = leave_one_out(torch.cat(self._wholes).double().numpy()), near_its_place(torch.cat(self._places))
-        unlike = sum(-np.log(1 - rankdata(one) / (n + 1)) for one in both)
+        tests = [leave_one_out(torch.cat(self._wholes).double().numpy())]
+        if not _are_of_many_shapes(sizes):
+            tests.append(near_its_place(torch.cat(self._places)))
+        unlike = sum(-np.log(1 - rankdata(one) / (n + 1)) for one in tests)
         shares: Floats = rankdata(np.round(unlike, 9)) / n  # the same two ranks the other way round are a tie
         return shares
+
+
+def _are_of_many_shapes(sizes: Sequence[Size]) -> bool:
+    """Whether the aspect of most pictures is more than a tenth from the median."""
+    aspects = np.array([width / height for height, width in sizes])
+    return bool(np.mean(np.abs(aspects / np.median(aspects) - 1) > _OTHER_SHAPE) > 0.5)
 
 
 def _without_rim(maps: Tensor) -> Tensor:
