@@ -97,7 +97,14 @@ def predict(
         if len(left) < len(paths):
             judged = f"{len(paths) - len(left)} of {len(paths)} images"
             say.line(f"{judged} were judged by an earlier run; their lines stay.")
-        _judge(detector, left, writer, say, wanted=wanted, root=_root(images))
+        _judge(
+            detector,
+            left,
+            writer,
+            say,
+            wanted=wanted,
+            root=images[0] if len(images) == 1 and images[0].is_dir() else None,
+        )
     say.skipped(detector.skipped_)
     if out is not None:
         say.line(f"{len(paths) - len(detector.skipped_)} images: {out / 'results.jsonl'}")
@@ -216,8 +223,3 @@ def _check_regions(detector: Detector, model: Path, say: Speaker, wanted: Mappin
     for option in (option for option, is_wanted in wanted.items() if is_wanted):
         raise ArgumentError.about(option, expected="a model with regions", got=f"{model}: {why}")
     say.line(f"{what} from {model}: {why}")
-
-
-def _root(images: list[Path]) -> Path | None:
-    """The folder below which images have their paths."""
-    return images[0] if len(images) == 1 and images[0].is_dir() else None

@@ -107,11 +107,8 @@ _SIDE_BY_SIDE = FolderPatterns("side-by-side", "{normal}", "{kind}", "{masks}/{k
 
 def are_side_by_side(root: Path) -> bool:
     kinds = {kind for kind, _ in find_folders(root, _SIDE_BY_SIDE.test)}
-    return any(map(is_normal, kinds)) and not all(map(is_normal, kinds)) and not _has_parts(root)
-
-
-def _has_parts(root: Path) -> bool:
-    return any(is_part(folder.name, part) for folder in subfolders(root) for part in ("train", "test"))
+    has_parts = any(is_part(folder.name, part) for folder in subfolders(root) for part in ("train", "test"))
+    return any(map(is_normal, kinds)) and not all(map(is_normal, kinds)) and not has_parts
 
 
 def read_side_by_side(root: Path) -> Dataset:

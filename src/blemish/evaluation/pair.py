@@ -87,7 +87,8 @@ def evaluate_pair(
         )
         return dict(zip(rows, found, strict=True))
 
-    rows = [name for name, row in TABLE.items() if row.better and _both_have(left, right, name)]
+    both = left.figures, right.figures
+    rows = [name for name, row in TABLE.items() if row.better and None not in [getattr(f, name) for f in both]]
     of_pixels = [name for name in rows if "masks" in TABLE[name].needs]
     of_images = [name for name in rows if name not in of_pixels]
     differences = compare(of_images, _of_images(left.outcome, right.outcome, of_images), repetitions, swaps=True)
@@ -101,10 +102,6 @@ def evaluate_pair(
         left, right, {name: differences[name] for name in rows if name in differences},
         len(set(number.values())), repetitions, pixel_repetitions,
     )  # fmt: skip
-
-
-def _both_have(a: Evaluation, b: Evaluation, name: str) -> bool:
-    return all(getattr(one.figures, name) is not None for one in (a, b))
 
 
 def _of_images(a: Outcome, b: Outcome, names: list[str]) -> Statistic:

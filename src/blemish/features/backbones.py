@@ -16,6 +16,9 @@ from typing import Any
 from torch import nn
 
 from ..errors import ArgumentError
+from .builtin.compact import CompactNetwork
+from .filters import FilterBank, Pixels
+from .ibn import build_ibn
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 _IMAGENET = "trained on ImageNet (research terms)"
@@ -82,7 +85,7 @@ def _ibn(files: str, **fields: Any) -> list[Backbone]:
     """A row for each of these published checkpoints of IBN-Net, which comes in no package."""
     address = "https://github.com/XingangPan/IBN-Net/releases/download/v1.0"
     return [
-        Backbone(name=name, build=partial(_ibn_network, name), source=f"{address}/{file}.pth", **fields)
+        Backbone(name=name, build=partial(build_ibn, name), source=f"{address}/{file}.pth", **fields)
         for name, file in ((file.rpartition("-")[0], file) for file in files.split())
     ]
 
@@ -97,30 +100,6 @@ def _timm_network(name: str) -> Any:
     from .packages import timm_network
 
     return timm_network(name)
-
-
-def _ibn_network(name: str) -> nn.Module:
-    from .ibn import build_ibn
-
-    return build_ibn(name)
-
-
-def _filter_bank() -> nn.Module:
-    from .filters import FilterBank
-
-    return FilterBank()
-
-
-def _pixels() -> nn.Module:
-    from .filters import Pixels
-
-    return Pixels()
-
-
-def _compact_network(**shape: Any) -> nn.Module:
-    from .builtin.compact import CompactNetwork
-
-    return CompactNetwork(**shape)
 
 
 # fmt: off
@@ -158,13 +137,13 @@ _DINOV3 = dict(licence="DINOv3-license; trained on LVD-1689M")
 _NON_COMMERCIAL = dict(licence=f"CC-BY-NC-4.0; {_IMAGENET}")
 
 _FILTERS = Backbone(
-    name="filters", build=_filter_bank, taps=("level1", "level2", "level3"), channels=(27, 27, 27),
+    name="filters", build=FilterBank, taps=("level1", "level2", "level3"), channels=(27, 27, 27),
     strides=_PYRAMID, mean=(0.0, 0.0, 0.0), std=(1.0, 1.0, 1.0), licence="Apache-2.0; part of blemish", source="",
     trace_size=64,
 )
 
 _PIXELS = Backbone(
-    name="pixels", build=_pixels, taps=("thumbnail",), channels=(3072,), strides=(0,), d=100,
+    name="pixels", build=Pixels, taps=("thumbnail",), channels=(3072,), strides=(0,), d=100,
     mean=(0.0, 0.0, 0.0), std=(1.0, 1.0, 1.0), licence="Apache-2.0; part of blemish", source="",
 )
 
@@ -172,9 +151,9 @@ _TAUGHT: dict[str, Any] = dict(
     taps=("stride4", "stride8", "stride16"), channels=(64, 128, 256), strides=_PYRAMID, d=100, source="built in",
     trace_size=64, licence=f"Apache-2.0; part of blemish, taught by resnet18, which was {_IMAGENET}",
 )
-_COMPACT = Backbone(name="compact", build=_compact_network, narrow=("stage4", "stage8", "stage16"), **_TAUGHT)
+_COMPACT = Backbone(name="compact", build=CompactNetwork, narrow=("stage4", "stage8", "stage16"), **_TAUGHT)
 _COMPACT_LARGE = Backbone(
-    name="compact_large", build=partial(_compact_network, stem=32, widths=(64, 128, 256)), **_TAUGHT
+    name="compact_large", build=partial(CompactNetwork, stem=32, widths=(64, 128, 256)), **_TAUGHT
 )
 
 # The 71 networks of the thesis on backbone layers (2022) with its taps and its d; where it leaves d open, about 0.3 of

@@ -41,7 +41,7 @@ def list_folder(folder: str | Path) -> Listing:
     waiting, links = [root], list[Path]()
     while waiting or links:
         # Links come last: what has two names is listed by its own.
-        here = waiting.pop() if waiting else _take_first(links)
+        here = waiting.pop() if waiting else links.pop(links.index(min(links)))
         real = os.path.realpath(here)
         if real in seen:
             passed_over.append((str(here), "a link to a folder that is listed already"))
@@ -103,12 +103,6 @@ def _reason_against(entry: os.DirEntry[str]) -> str | None:
 
 def _is_hidden(name: str) -> bool:
     return name.startswith(".") or name == "__MACOSX"
-
-
-def _take_first(paths: list[Path]) -> Path:
-    first = min(paths)
-    paths.remove(first)
-    return first
 
 
 def _unreadable(folder: str | Path, error: OSError) -> DatasetError:

@@ -104,18 +104,6 @@ def row(metric: Metric) -> Any:
     return field(default=None, metadata={"row": metric})
 
 
-def _false_alarms(_scores: Floats, anomalous: NDArray[np.bool_], flagged: NDArray[np.bool_]) -> float:
-    return float(np.mean(flagged[~anomalous]))
-
-
-def _misses(_scores: Floats, anomalous: NDArray[np.bool_], flagged: NDArray[np.bool_]) -> float:
-    return float(np.mean(~flagged[anomalous]))
-
-
-def _false_regions(_scores: Floats, anomalous: NDArray[np.bool_], found: FoundRegions) -> float:
-    return float(np.mean(found.reported[~anomalous] > 0))
-
-
 _BOTH: tuple[Requirement, ...] = ("normal", "anomalous")
 
 
@@ -180,17 +168,20 @@ class Figures:
         lambda _scores, _anomalous, threshold: threshold, ("threshold",), label="Threshold",
     ))
     false_alarms: float | None = row(Metric(
-        _false_alarms, ("verdicts", "normal"), "verdicts", "smaller", share_of="normal",
+        lambda _scores, anomalous, flagged: float(np.mean(flagged[~anomalous])),
+        ("verdicts", "normal"), "verdicts", "smaller", share_of="normal",
         label="False alarms", explanation="Share of normal images that are flagged", place=1,
     ))
     """Share of the normal test images that are flagged."""
     misses: float | None = row(Metric(
-        _misses, ("verdicts", "anomalous"), "verdicts", "smaller", share_of="anomalous",
+        lambda _scores, anomalous, flagged: float(np.mean(~flagged[anomalous])),
+        ("verdicts", "anomalous"), "verdicts", "smaller", share_of="anomalous",
         label="Misses", explanation="Share of anomalous images that pass as normal",
     ))
     """Share of the anomalous test images that are not flagged."""
     false_regions: float | None = row(Metric(
-        _false_regions, ("regions", "normal"), "verdicts", "smaller", share_of="normal",
+        lambda _scores, anomalous, found: float(np.mean(found.reported[~anomalous] > 0)),
+        ("regions", "normal"), "verdicts", "smaller", share_of="normal",
         label="Normal images with a region", explanation="Share of normal images in which any region is reported",
         place=3,
     ))

@@ -98,31 +98,15 @@ def _log_mean(log_p: Floats) -> Floats:
     return log_softmax(mean)  # P sums to 1 already; this gives the top class its digits where P rounds to 1
 
 
-def _confidence(_: Floats, log_mean: Floats) -> Floats:
-    return log_rest(log_mean)
-
-
-def _entropy_of_expected(_: Floats, log_mean: Floats) -> Floats:
-    return -_sum(np.exp(log_mean) * log_mean)
-
-
-def _expected_entropy(log_p: Floats, _: Floats) -> Floats:
-    return -_sum((np.exp(log_p) * log_p).mean(axis=0))
-
-
-def _mutual_information(log_p: Floats, log_mean: Floats) -> Floats:
-    # As a divergence: the difference of two entropies would lose the digits of a small disagreement.
-    return np.maximum(_sum((np.exp(log_p) * (log_p - log_mean)).mean(axis=0)), 0)
-
-
 def _epkl(log_p: Floats, _: Floats) -> Floats:
     # The double sum over pairs is, class by class, the covariance over the members of P_m and log P_m.
     p = np.exp(log_p)
     return np.maximum(_sum(((p - p.mean(axis=0)) * (log_p - log_p.mean(axis=0))).mean(axis=0)), 0)
 
 
-def _mkl(log_p: Floats, log_mean: Floats) -> Floats:
-    return np.maximum(_sum((np.exp(log_mean) * (log_mean - log_p)).mean(axis=0)), 0)
+def _divergence(log_p: Floats, log_ratio: Floats) -> Floats:
+    """Mean over the members of the sum of p times the logarithm of a ratio; rounding makes it no less than 0."""
+    return np.maximum(_sum((np.exp(log_p) * log_ratio).mean(axis=0)), 0)
 
 
 def _sum(terms: Floats) -> Floats:
@@ -131,10 +115,11 @@ def _sum(terms: Floats) -> Floats:
 
 
 MEASURES: dict[Measure, Callable[[Floats, Floats], Floats]] = {
-    "confidence": _confidence,
-    "entropy_of_expected": _entropy_of_expected,
-    "expected_entropy": _expected_entropy,
-    "mutual_information": _mutual_information,
+    "confidence": lambda _, log_mean: log_rest(log_mean),
+    "entropy_of_expected": lambda _, log_mean: -_sum(np.exp(log_mean) * log_mean),
+    "expected_entropy": lambda log_p, _: -_sum((np.exp(log_p) * log_p).mean(axis=0)),
+    # As a divergence: the difference of two entropies would lose the digits of a small disagreement.
+    "mutual_information": lambda log_p, log_mean: _divergence(log_p, log_p - log_mean),
     "epkl": _epkl,
-    "mkl": _mkl,
+    "mkl": lambda log_p, log_mean: _divergence(log_mean, log_mean - log_p),
 }

@@ -143,7 +143,7 @@ class Moments:
             return
         self._fold()
         assert self._scatter is not None
-        before = _traces(self._scatter)
+        before = self._scatter.diagonal(dim1=1, dim2=2).sum(dim=1)
         difference = row.double() - self._mean
         share = self.count / (self.count - 1)
         for part in _chunks(len(row), self.dimension**2 * 8):
@@ -500,10 +500,6 @@ def _inverse_cholesky(covariance: Tensor) -> Tensor:
     eye = torch.eye(lower.shape[-1], dtype=lower.dtype, device=lower.device)
     inverse: Tensor = torch.linalg.solve_triangular(lower, eye.expand_as(lower), upper=False)
     return inverse
-
-
-def _traces(squares: Tensor) -> Tensor:
-    return squares.diagonal(dim1=1, dim2=2).sum(dim=1)
 
 
 def _chunks(positions: int, bytes_each: int) -> Iterator[slice]:

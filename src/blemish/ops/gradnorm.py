@@ -392,7 +392,13 @@ class _Run:
         if gradient is not None and not gradient.isfinite().all():
             raise ArgumentError.about("loss", expected="finite gradients", got="NaN or infinity")
         if gradient is not None and fold is None and gradient.any():
-            raise _inseparable(tensor)
+            raise ArgumentError.about(
+                "model",
+                expected="outputs that hold the samples along one axis, one behind the other, without influence on "
+                "each other",
+                got=tensor.detach(),
+                instead="Leave that output out of the loss, or score one sample at a time.",
+            )
         if gradient is None or fold is None:
             return tensor.new_zeros(self._batch, *place.one)
         return fold.split(gradient, self._batch)
@@ -512,15 +518,6 @@ def _check_losses(losses: Any, seen: Sequence[Tensor], batch: int) -> None:
             got="one that takes parameters or tensors from inside the network, too",
             instead="Let the network return what the loss needs, and detach everything else.",
         )
-
-
-def _inseparable(tensor: Tensor) -> ArgumentError:
-    return ArgumentError.about(
-        "model",
-        expected="outputs that hold the samples along one axis, one behind the other, without influence on each other",
-        got=tensor.detach(),
-        instead="Leave that output out of the loss, or score one sample at a time.",
-    )
 
 
 @contextmanager

@@ -49,13 +49,10 @@ def say_difference(pair: PairEvaluation, names: tuple[str, str], figure: str) ->
     if found is None:
         return f"{TABLE[figure].label}: not both models have it."
     better = names[TABLE[figure].merit(found.a) < TABLE[figure].merit(found.b)]
-    said = f"{TABLE[figure].label}: {percent(found.a)} and {percent(found.b)}, a difference of {_points(found)}"
+    points = f"{percent(found.difference)} ({percent_range((found.interval.low, found.interval.high))})"
+    said = f"{TABLE[figure].label}: {percent(found.a)} and {percent(found.b)}, a difference of {points}"
     chance = "chance alone explains it" if found.p_value > 0.05 else f"{better} is better, and not by chance alone"
     return f"{said}; p = {found.p_value:.3g}: {chance}."
-
-
-def _points(found: FigureDifference) -> str:
-    return f"{percent(found.difference)} ({percent_range((found.interval.low, found.interval.high))})"
 
 
 def _units(pair: PairEvaluation) -> str:

@@ -140,7 +140,7 @@ def _run(cell: Cell, shared: _Shared, settings: WorkerSettings) -> dict[str, Any
         false_alarm_rate=cell.false_alarm_rate,
         seed=cell.seed,
         batch_size=_BATCH,
-        features=shared.features if _reads_features(method) else None,
+        features=shared.features if isinstance(method, FeatureMethod) and method.reads_features else None,
     )
     detector.fit(shared.dataset.train_images())
     fit_seconds = time.perf_counter() - start
@@ -183,10 +183,6 @@ def make_method(cell: Cell, backbone: Backbone, settings: WorkerSettings) -> Met
         given |= {"backbone": backbone, "weights": cell.weights, "taps": cell.taps}
     known = parameters_of(kind)
     return kind(**{name: value for name, value in given.items() if name in known}, **dict(cell.parameters))
-
-
-def _reads_features(method: Method) -> bool:
-    return isinstance(method, FeatureMethod) and method.reads_features
 
 
 def _backbone(cell: Cell) -> tuple[Backbone, StateDict]:
