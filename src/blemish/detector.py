@@ -232,12 +232,9 @@ class Detector(FittedDetector):
         self._require_one_model("to be updated")
         source = normal_images(images, max_pixels=self.max_pixels)
         require_any(len(source))
-        fresh = (
-            None
-            if held_out is None
-            else without_copies(self._grouped(normal_images(held_out, max_pixels=self.max_pixels)), of=source)
-        )
-        if fresh is not None:
+        fresh = None
+        if held_out is not None:
+            fresh = without_copies(self._grouped(normal_images(held_out, max_pixels=self.max_pixels)), of=source)
             self._calibrator.require(fresh.groups, may_be_off=False)
         self._use_runtime()
         source, digests = with_digests(source)

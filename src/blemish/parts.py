@@ -16,7 +16,7 @@ from dataclasses import dataclass, replace
 from statistics import fmean, pstdev
 
 from .calibrate import Calibration, calibrate, with_margin
-from .images.groups import find_key, read_pattern
+from .images.groups import find_key, grouped, read_pattern
 from .types import PartDecision, Promise
 
 Views = Mapping[str, tuple[float, float]]
@@ -55,7 +55,7 @@ class Parts:
         certain: float | None,
     ) -> Parts:
         """Those of held-out images; `groups` says of each in which group of exchangeable parts it is."""
-        by_part = _by_part(images)
+        by_part = grouped(range(len(images)), lambda i: images[i].part)
         found = [max(_scaled(images[i].view, scores[i], views) for i in members) for members in by_part.values()]
         counts = [Counter(images[i].view for i in members) for members in by_part.values()]
         most = {view: max(count[view] for count in counts) for view in {one.view for one in images}}
@@ -73,7 +73,7 @@ class Parts:
         self, images: Sequence[View], scores: Sequence[float], p_values: Sequence[float]
     ) -> Iterator[PartDecision]:
         """One decision a part, in the order of their first images; scores and p-values are those of the images."""
-        for part, members in _by_part(images).items():
+        for part, members in grouped(range(len(images)), lambda i: images[i].part).items():
             scaled = [_scaled(images[i].view, scores[i], self.views) for i in members]
             counts = Counter(images[i].view for i in members)
             is_known = all(count <= self.most.get(view, 0) for view, count in counts.items())
@@ -122,13 +122,6 @@ def _scaled(view: str, score: float, views: Views) -> float:
         return score
     mean, spread = views.get(view) or tuple(map(fmean, zip(*views.values(), strict=True)))
     return (score - mean) / spread
-
-
-def _by_part(images: Sequence[View]) -> dict[str, list[int]]:
-    found: dict[str, list[int]] = {}
-    for i, one in enumerate(images):
-        found.setdefault(one.part, []).append(i)
-    return found
 
 
 def _view(pattern: re.Pattern[str], name: str, path: str) -> View:

@@ -30,27 +30,27 @@ def scratch(image: Tensor, _other: Tensor, generator: torch.Generator) -> Tensor
     """A thin curve, lighter or darker."""
     side = _side(image)
     y, x = _axes(image)
-    angle, length = _uniform(generator, 0, 2 * math.pi), side * _drawn(generator, 0.04, 0.3)
-    bend = _uniform(generator, -0.3, 0.3) * length
+    angle, length = uniform(generator, 0, 2 * math.pi), side * drawn(generator, 0.04, 0.3)
+    bend = uniform(generator, -0.3, 0.3) * length
     at = torch.linspace(-0.5, 0.5, 48)[:, None, None]
     (cy, cx), bow = _place(image, generator), bend * (1 - 4 * at**2)
     curve_y = cy + at * length * math.sin(angle) + bow * math.cos(angle)
     curve_x = cx + at * length * math.cos(angle) - bow * math.sin(angle)
     distance = ((y - curve_y) ** 2 + (x - curve_x) ** 2).amin(dim=0).sqrt()
-    half = side * _drawn(generator, 0.001, 0.008)
-    return _shaded(image, (half + 1 - distance).clamp(0, 1), _drawn(generator, 0.08, 0.6), generator)
+    half = side * drawn(generator, 0.001, 0.008)
+    return _shaded(image, (half + 1 - distance).clamp(0, 1), drawn(generator, 0.08, 0.6), generator)
 
 
 def spot(image: Tensor, _other: Tensor, generator: torch.Generator) -> Tensor:
     """A stain with a sharp edge."""
-    inside = _disc(image, _drawn(generator, 0.008, 0.05), 0.2, generator)
-    return _shaded(image, inside, _drawn(generator, 0.08, 0.6), generator)
+    inside = _disc(image, drawn(generator, 0.008, 0.05), 0.2, generator)
+    return _shaded(image, inside, drawn(generator, 0.08, 0.6), generator)
 
 
 def tint(image: Tensor, _other: Tensor, generator: torch.Generator) -> Tensor:
     """A larger place of another brightness or colour, with a soft edge."""
-    inside = _disc(image, _drawn(generator, 0.03, 0.15), 0.8, generator)
-    return _shaded(image, inside, _drawn(generator, 0.04, 0.25), generator)
+    inside = _disc(image, drawn(generator, 0.03, 0.15), 0.8, generator)
+    return _shaded(image, inside, drawn(generator, 0.04, 0.25), generator)
 
 
 def blend(image: Tensor, other: Tensor, generator: torch.Generator) -> Tensor:
@@ -67,10 +67,10 @@ def turned(image: Tensor, _other: Tensor, generator: torch.Generator) -> Tensor:
     """A round piece is turned where it is: the same colours, another arrangement."""
     _, height, width = image.shape
     cy, cx = _place(image, generator)
-    radius = _side(image) * _drawn(generator, 0.02, 0.1)
+    radius = _side(image) * drawn(generator, 0.02, 0.1)
     y, x = _axes(image)
     inside = ((radius + 1 - ((y - cy) ** 2 + (x - cx) ** 2).sqrt()) / 2).clamp(0, 1)
-    angle = _uniform(generator, math.pi / 9, 2 * math.pi - math.pi / 9)
+    angle = uniform(generator, math.pi / 9, 2 * math.pi - math.pi / 9)
     from_y = cy + (y - cy) * math.cos(angle) + (x - cx) * math.sin(angle)
     from_x = cx - (y - cy) * math.sin(angle) + (x - cx) * math.cos(angle)
     points = torch.stack([from_x * 2 / width - 1, from_y * 2 / height - 1], dim=2)
@@ -80,13 +80,13 @@ def turned(image: Tensor, _other: Tensor, generator: torch.Generator) -> Tensor:
 
 def blur(image: Tensor, _other: Tensor, generator: torch.Generator) -> Tensor:
     """A place without its fine structure."""
-    inside = _disc(image, _drawn(generator, 0.02, 0.1), 0.4, generator)
-    return image.lerp(_smoothed(image, _side(image) * _drawn(generator, 0.006, 0.03)), inside)
+    inside = _disc(image, drawn(generator, 0.02, 0.1), 0.4, generator)
+    return image.lerp(_smoothed(image, _side(image) * drawn(generator, 0.006, 0.03)), inside)
 
 
 def missing(image: Tensor, _other: Tensor, generator: torch.Generator) -> Tensor:
     """A piece is gone: what is around it fills its place."""
-    radius = _drawn(generator, 0.012, 0.07)
+    radius = drawn(generator, 0.012, 0.07)
     inside = _disc(image, radius, 0.2, generator)
     outside, sigma = 1 - inside, 0.7 * radius * _side(image)
     around = _smoothed(image * outside, sigma) / _smoothed(outside[None], sigma).clamp_min(1e-6)
@@ -96,11 +96,11 @@ def missing(image: Tensor, _other: Tensor, generator: torch.Generator) -> Tensor
 def grain(image: Tensor, _other: Tensor, generator: torch.Generator) -> Tensor:
     """A rough place."""
     _, height, width = image.shape
-    cell = max(1.0, _side(image) * _drawn(generator, 0.004, 0.02))
+    cell = max(1.0, _side(image) * drawn(generator, 0.004, 0.02))
     noise = torch.randn(1, 1, math.ceil(height / cell), math.ceil(width / cell), generator=generator)
     rough = functional.interpolate(noise, (height, width), mode="bilinear", align_corners=False)[0]
-    inside = _disc(image, _drawn(generator, 0.015, 0.08), 0.4, generator)
-    return (image + _drawn(generator, 0.05, 0.3) * inside * rough).clamp(0, 1)
+    inside = _disc(image, drawn(generator, 0.015, 0.08), 0.4, generator)
+    return (image + drawn(generator, 0.05, 0.3) * inside * rough).clamp(0, 1)
 
 
 def _of(family: Family) -> Change:
@@ -136,23 +136,23 @@ def draw_change(
 
 def _shaded(image: Tensor, inside: Tensor, strength: float, generator: torch.Generator) -> Tensor:
     """Lighter or darker by so much, each colour a little differently."""
-    sign = 1.0 if _uniform(generator, 0, 1) < 0.5 else -1.0
+    sign = 1.0 if uniform(generator, 0, 1) < 0.5 else -1.0
     colour = sign + 0.5 * (torch.rand(3, 1, 1, generator=generator) - 0.5)
     return (image + strength * colour * inside).clamp(0, 1)
 
 
 def _pasted(image: Tensor, source: Tensor, generator: torch.Generator) -> Tensor:
-    inside = _disc(image, _drawn(generator, 0.015, 0.08), 0.2, generator)
+    inside = _disc(image, drawn(generator, 0.015, 0.08), 0.2, generator)
     _, height, width = image.shape
-    shift = int(_uniform(generator, 0.1, 0.9) * height), int(_uniform(generator, 0.1, 0.9) * width)
-    return image.lerp(source.roll(shift, dims=(1, 2)), inside * _uniform(generator, 0.5, 1.0))
+    shift = int(uniform(generator, 0.1, 0.9) * height), int(uniform(generator, 0.1, 0.9) * width)
+    return image.lerp(source.roll(shift, dims=(1, 2)), inside * uniform(generator, 0.5, 1.0))
 
 
 def _disc(image: Tensor, radius: float, soft: float, generator: torch.Generator) -> Tensor:
     """1 inside a turned ellipse around a random place, falling to 0 over the share `soft` of its radius."""
     y, x = _axes(image)
     cy, cx = _place(image, generator)
-    angle, stretch = _uniform(generator, 0, math.pi), _drawn(generator, 0.6, 1 / 0.6)
+    angle, stretch = uniform(generator, 0, math.pi), drawn(generator, 0.6, 1 / 0.6)
     v = ((y - cy) * math.cos(angle) - (x - cx) * math.sin(angle)) * stretch
     u = ((y - cy) * math.sin(angle) + (x - cx) * math.cos(angle)) / stretch
     pixels = max(1.5, radius * _side(image))
@@ -174,17 +174,18 @@ def _axes(image: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _place(image: Tensor, generator: torch.Generator) -> tuple[float, float]:
-    return _uniform(generator, 0.1, 0.9) * image.shape[1], _uniform(generator, 0.1, 0.9) * image.shape[2]
+    return uniform(generator, 0.1, 0.9) * image.shape[1], uniform(generator, 0.1, 0.9) * image.shape[2]
 
 
 def _side(image: Tensor) -> int:
     return min(image.shape[1], image.shape[2])
 
 
-def _uniform(generator: torch.Generator, low: float, high: float) -> float:
+def uniform(generator: torch.Generator, low: float, high: float) -> float:
+    """A number between the two."""
     return low + (high - low) * float(torch.rand((), generator=generator))
 
 
-def _drawn(generator: torch.Generator, low: float, high: float) -> float:
+def drawn(generator: torch.Generator, low: float, high: float) -> float:
     """Between the two, on a logarithmic scale."""
-    return math.exp(_uniform(generator, math.log(low), math.log(high)))
+    return math.exp(uniform(generator, math.log(low), math.log(high)))

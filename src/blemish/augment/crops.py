@@ -19,8 +19,7 @@ from ..errors import ArgumentError, NotEnoughMemoryError
 from ..images.decode import as_image
 from ..images.source import ImageInput, as_source
 from ..memory import available_bytes, spell_bytes
-
-_LUMINANCE = torch.tensor([0.299, 0.587, 0.114]).view(1, 3, 1, 1)
+from .views import grey
 
 
 @dataclass(frozen=True)
@@ -115,7 +114,7 @@ def cut(cache: ImageCache, boxes: Boxes, side: int) -> Tensor:
 
 def greyed(pixels: Tensor, which: Tensor) -> Tensor:
     """Make those of `(crop, 3, height, width)` grey for which `which`, `(crop, 1, 1, 1)` bool, holds."""
-    return torch.where(which, (pixels * _LUMINANCE).sum(dim=1, keepdim=True), pixels)
+    return torch.where(which, grey(pixels), pixels)
 
 
 def _place(chance: Tensor, room: Tensor) -> Tensor:

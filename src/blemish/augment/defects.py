@@ -14,6 +14,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from .changes import drawn, uniform
+
 _CHAINS, _DEPTH = 3, 3
 
 
@@ -39,8 +41,8 @@ def scar(pixels: Tensor, generator: torch.Generator) -> Tensor:
     """A thin strip of the image lies somewhere else, turned by up to 45 degrees (the same paper)."""
     changed = pixels.clone()
     for image in changed:
-        strip = _uniform(generator, 10 / 256, 25 / 256), _uniform(generator, 2 / 256, 16 / 256)
-        _paste(image, strip, _uniform(generator, -math.pi / 4, math.pi / 4), generator)
+        strip = uniform(generator, 10 / 256, 25 / 256), uniform(generator, 2 / 256, 16 / 256)
+        _paste(image, strip, uniform(generator, -math.pi / 4, math.pi / 4), generator)
     return changed
 
 
@@ -59,7 +61,7 @@ def augmix(pixels: Tensor, generator: torch.Generator) -> Tensor:
                 change = _CHANGES[int(torch.randint(len(_CHANGES), (), generator=generator))]
                 chain = change(chain, generator)
             total += weight * chain
-        share = _uniform(generator, 0.0, 1.0)
+        share = uniform(generator, 0.0, 1.0)
         mixed.append(share * image + (1 - share) * total)
     return torch.stack(mixed).clamp(0, 1)
 
@@ -76,10 +78,10 @@ def _paste(image: Tensor, sides: tuple[float, float], angle: float, generator: t
     _, height, width = image.shape
     inside, (y, x) = _rectangle(image, sides, angle, generator)
     half = sides[0] * height / 2, sides[1] * width / 2
-    top, left = (_uniform(generator, h, size - h) for h, size in zip(half, (height, width), strict=True))
+    top, left = (uniform(generator, h, size - h) for h, size in zip(half, (height, width), strict=True))
     points = torch.stack([(x + left) / width, (y + top) / height], dim=2) * 2 - 1
     moved = functional.grid_sample(image[None], points[None], padding_mode="border", align_corners=False)[0]
-    image.copy_(torch.where(inside, (moved * _uniform(generator, 0.9, 1.1)).clamp(0, 1), image))
+    image.copy_(torch.where(inside, (moved * uniform(generator, 0.9, 1.1)).clamp(0, 1), image))
 
 
 def _rectangle(
@@ -87,8 +89,8 @@ def _rectangle(
 ) -> tuple[Tensor, tuple[Tensor, Tensor]]:
     """Which pixels lie in a turned rectangle around a random place, and where in it: `(height, width)`, pixels."""
     _, height, width = image.shape
-    v = torch.arange(height)[:, None] + 0.5 - _uniform(generator, 0.1, 0.9) * height
-    u = torch.arange(width) + 0.5 - _uniform(generator, 0.1, 0.9) * width
+    v = torch.arange(height)[:, None] + 0.5 - uniform(generator, 0.1, 0.9) * height
+    u = torch.arange(width) + 0.5 - uniform(generator, 0.1, 0.9) * width
     y = v * math.cos(angle) - u * math.sin(angle)
     x = v * math.sin(angle) + u * math.cos(angle)
     # No part of an image is too small to hold a pixel.
@@ -97,8 +99,8 @@ def _rectangle(
 
 
 def _sides(generator: torch.Generator, *, area: tuple[float, float], ratio: tuple[float, float]) -> tuple[float, float]:
-    share = _uniform(generator, *area)
-    shape = math.exp(_uniform(generator, math.log(ratio[0]), math.log(ratio[1])))
+    share = uniform(generator, *area)
+    shape = drawn(generator, *ratio)
     return math.sqrt(share * shape), math.sqrt(share / shape)
 
 
@@ -112,17 +114,17 @@ def _warped(image: Tensor, matrix: list[list[float]]) -> Tensor:
 
 
 def _turn(image: Tensor, generator: torch.Generator) -> Tensor:
-    angle = _uniform(generator, -math.pi / 12, math.pi / 12)
+    angle = uniform(generator, -math.pi / 12, math.pi / 12)
     return _warped(image, [[math.cos(angle), -math.sin(angle), 0], [math.sin(angle), math.cos(angle), 0]])
 
 
 def _shear(image: Tensor, generator: torch.Generator) -> Tensor:
-    x, y = _uniform(generator, -0.1, 0.1), _uniform(generator, -0.1, 0.1)
+    x, y = uniform(generator, -0.1, 0.1), uniform(generator, -0.1, 0.1)
     return _warped(image, [[1, x, 0], [y, 1, 0]])
 
 
 def _shift(image: Tensor, generator: torch.Generator) -> Tensor:
-    return _warped(image, [[1, 0, _uniform(generator, -0.1, 0.1)], [0, 1, _uniform(generator, -0.1, 0.1)]])
+    return _warped(image, [[1, 0, uniform(generator, -0.1, 0.1)], [0, 1, uniform(generator, -0.1, 0.1)]])
 
 
 def _posterise(image: Tensor, generator: torch.Generator) -> Tensor:
@@ -132,7 +134,7 @@ def _posterise(image: Tensor, generator: torch.Generator) -> Tensor:
 
 
 def _solarise(image: Tensor, generator: torch.Generator) -> Tensor:
-    return torch.where(image > _uniform(generator, 0.7, 1.0), 1 - image, image)
+    return torch.where(image > uniform(generator, 0.7, 1.0), 1 - image, image)
 
 
 def _stretch(image: Tensor, _generator: torch.Generator) -> Tensor:
@@ -141,7 +143,3 @@ def _stretch(image: Tensor, _generator: torch.Generator) -> Tensor:
 
 
 _CHANGES = (_turn, _shear, _shift, _posterise, _solarise, _stretch)
-
-
-def _uniform(generator: torch.Generator, low: float, high: float) -> float:
-    return low + (high - low) * float(torch.rand((), generator=generator))

@@ -25,7 +25,7 @@ from ..features.backbones import find_backbone
 from ..features.extract import build_extractor
 from ..features.memory import FeatureMemory
 from ..features.weights import find_weights
-from ..images.groups import GroupBy, find_groups, hold_out
+from ..images.groups import GroupBy, find_groups, grouped, hold_out
 from ..images.settle import settle
 from ..images.source import Batches, ImageInput, ImageSource, OnError, Skipped
 from ..memory import spell_bytes
@@ -333,12 +333,13 @@ def _check(source: ImageSource, candidates: Sequence[Candidate], changes: int) -
 
 def _inputs(candidates: Sequence[Candidate], batches: Batches) -> list[_Input]:
     """The candidates by network and input size."""
-    found: dict[str, list[Candidate]] = {}
-    for candidate in candidates:
+
+    def read(candidate: Candidate) -> tuple[object, ...]:
         method = candidate.method
         network = find_backbone(method.backbone).name, str(method.weights), method.precision, method.device, method.seed
-        found.setdefault(f"{network} {candidate.preprocess}", []).append(candidate)
-    return [_Input(own, batches) for own in found.values()]
+        return *network, str(candidate.preprocess)
+
+    return [_Input(own, batches) for own in grouped(candidates, read).values()]
 
 
 def _known(source: ImageSource, memory: FeatureMemory) -> ImageSource:

@@ -23,6 +23,7 @@ from PIL import Image
 from ..errors import ArgumentError, DatasetError, NotEnoughMemoryError
 from ..files import read_text
 from ..images.decode import MAX_PIXELS, Picture, from_memory
+from ..images.groups import grouped
 from ..images.listing import subfolders
 from ..images.source import ImageInput, ImageSource, as_source, from_arrays, from_folder, from_paths
 from ..memory import available_bytes, spell_bytes
@@ -78,9 +79,7 @@ class LabelledImages:
 
     def split(self, fraction: float, *, seed: int) -> tuple[LabelledImages, LabelledImages]:
         """Hold out a seeded random `fraction` of each class: returns (rest, held out), both in the old order."""
-        members: dict[str, list[int]] = {}
-        for i, name in enumerate(self.class_names()):
-            members.setdefault(name, []).append(i)
+        members = grouped(range(len(self)), self.class_names().__getitem__)
         draw = random.Random(seed)
         held_out = {
             i for name in sorted(members) for i in draw.sample(members[name], round(len(members[name]) * fraction))

@@ -10,6 +10,7 @@ import logging
 import os
 import threading
 from collections.abc import Iterator
+from contextlib import AbstractContextManager
 from typing import Any
 
 from ..errors import ArgumentError, MissingPackageError
@@ -17,7 +18,7 @@ from ..study.messages import Message, WorkerDied, WorkerSettings
 from ..study.plan import Group
 
 
-class RayExecutor:
+class RayExecutor(AbstractContextManager["RayExecutor"]):
     """Runs groups on a cluster, each in a fresh process with `settings.threads` CPUs.
 
     Parameters
@@ -54,9 +55,6 @@ class RayExecutor:
             raise ArgumentError.about(
                 "--ray", expected="the address of a running cluster, auto or local", got=f"{address} ({reason})"
             ) from None
-
-    def __enter__(self) -> RayExecutor:
-        return self
 
     def __exit__(self, *_error: object) -> None:
         with self._lock:

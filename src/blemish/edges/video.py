@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 import os
 import re
+from contextlib import AbstractContextManager
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -36,7 +37,7 @@ def import_cv2() -> Any:
     return cv2
 
 
-class Video:
+class Video(AbstractContextManager["Video"]):
     """The frames of one source, in their order. Use it in a `with` statement.
 
     Parameters
@@ -76,9 +77,6 @@ class Video:
                 f"{self.name}: {width} x {height} pixels a frame are above the limit of {max_pixels:,}. "
                 "Allow more with --max-pixels."
             )
-
-    def __enter__(self) -> Video:
-        return self
 
     def __exit__(self, *_error: object) -> None:
         self.close()

@@ -6,11 +6,14 @@ import random
 import re
 from collections.abc import Callable, Hashable, Iterable, Sequence
 from dataclasses import dataclass
+from typing import Any, TypeVar
 
 from ..errors import ArgumentError
 from ..progress import log
 from .digest import contents
 from .source import ImageSource
+
+_T = TypeVar("_T")
 
 GroupBy = str | Callable[[str], Hashable]
 """A regular expression on the path whose first group is the key; or a function from the path to the key."""
@@ -31,6 +34,14 @@ class Grouped:
         """The groups of images by name."""
         group_of = dict(zip(self.source.names, self.groups, strict=True))
         return [group_of[name] for name in names]
+
+
+def grouped(items: Iterable[_T], key: Callable[[_T], Any]) -> dict[Any, list[_T]]:
+    """Bundle items with an equal key, keys in the order of their first item."""
+    bundles: dict[Any, list[_T]] = {}
+    for item in items:
+        bundles.setdefault(key(item), []).append(item)
+    return bundles
 
 
 def find_groups(source: ImageSource, paths: Sequence[str], group_by: GroupBy | None = None) -> list[int]:

@@ -12,6 +12,7 @@ from ..errors import ArgumentError
 from ..evaluation.classifiers import SUSPICIOUS, Figure, OODComparison, OODEvaluation, ScoredImages
 from ..evaluation.tuning import AblationRow, SelectiveFigures, Tuning
 from ..files import check_output
+from ..images.groups import grouped
 from . import ood_figures as draw
 from .page import NOTHING, counted, percent, percent_range, plot_of, write_page
 from .parts import Column, Entry, Page, Plots, Section, Table, facts_table
@@ -108,10 +109,8 @@ def _by_set(evaluation: OODEvaluation) -> dict[str, list[OODComparison]]:
 
 def _means(evaluation: OODEvaluation) -> dict[str, float]:
     """Mean AUROC over the sets of outliers, best first; NaN where one has none."""
-    values: dict[str, list[float]] = {}
-    for comparison in evaluation.comparisons:
-        values.setdefault(comparison.detector, []).append(comparison.auroc.value)
-    means = {name: float(np.mean(found)) for name, found in values.items()}
+    by_detector = grouped(evaluation.comparisons, lambda c: c.detector)
+    means = {name: float(np.mean([c.auroc.value for c in found])) for name, found in by_detector.items()}
     return dict(sorted(means.items(), key=lambda item: _descending(item[1])))
 
 

@@ -12,8 +12,9 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter
 
+from ..images.groups import grouped
 from ..methods.registry import METHODS
-from ..study.compare import CostName, DimensionCurve, LayerGrid, Measured, WeightsPair, deviation, grouped
+from ..study.compare import CostName, DimensionCurve, LayerGrid, Measured, WeightsPair, deviation
 from .figures import FAINT, INK, drawable, png, tidy
 from .ood_figures import LINES, WIDTH
 

@@ -7,9 +7,10 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 from statistics import fmean
 
+from ..images.groups import grouped
 from ..metrics.table import TABLE
 from ..study import compare as study
-from ..study.compare import Comparison, Configuration, CostName, Measured, StudyRow, WeightsPair, grouped
+from ..study.compare import Comparison, Configuration, CostName, Measured, StudyRow, WeightsPair
 from . import study_figures as draw
 from . import study_words as words
 from .page import NOTHING, counted, plot_of

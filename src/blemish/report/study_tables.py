@@ -9,7 +9,8 @@ from statistics import fmean
 
 from ..features.backbones import BACKBONES
 from ..files import write_whole
-from ..study.compare import QUALITIES, Configuration, StudyRow, grouped
+from ..images.groups import grouped
+from ..study.compare import QUALITIES, Configuration, StudyRow
 from .page import NOTHING
 from .study_markdown import escaped
 from .study_words import Names, figure, megabytes, short, weights_name

@@ -8,6 +8,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import PurePath
 from typing import Any
 
+from ..images.groups import grouped
 from ..study.compare import (
     GUESSING,
     KEPT,
@@ -18,7 +19,6 @@ from ..study.compare import (
     Picks,
     StudyRow,
     decoding,
-    grouped,
     overlap,
     pareto_front,
     pick,

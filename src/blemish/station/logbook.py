@@ -16,7 +16,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
-from contextlib import ExitStack, closing, contextmanager, suppress
+from contextlib import AbstractContextManager, ExitStack, closing, contextmanager, suppress
 from dataclasses import dataclass
 from datetime import datetime, timezone
 from pathlib import Path
@@ -83,7 +83,7 @@ class Verdict:
     """The file itself; None: the picture is not kept."""
 
 
-class Logbook:
+class Logbook(AbstractContextManager["Logbook"]):
     """The store of a station; one process has it open for writing. Use it in a `with` statement.
 
     Raises `ArgumentError` for a file of another kind or version, `OutputError` where it cannot be written.
@@ -107,9 +107,6 @@ class Logbook:
         """How many there were, for the metrics."""
         self._thread = threading.Thread(target=self._run, name="blemish-logbook")
         self._thread.start()
-
-    def __enter__(self) -> Logbook:
-        return self
 
     def __exit__(self, *_error: object) -> None:
         self.close()

@@ -10,12 +10,13 @@ import json
 import math
 import re
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from statistics import fmean, median, stdev
 from typing import Any, Literal, TypeVar
 
 from ..features.backbones import BACKBONES
+from ..images.groups import grouped
 from ..metrics.table import TABLE
 
 StudyRow = Mapping[str, Any]
@@ -219,14 +220,6 @@ def _interval(quality: float, groups: Iterable[Sequence[StudyRow]], figure: str)
         below.append(middle - fmean(low for low, _ in found))
         above.append(fmean(high for _, high in found) - middle)
     return quality - math.hypot(*below) / len(below), quality + math.hypot(*above) / len(above)
-
-
-def grouped(items: Iterable[_T], key: Callable[[_T], Any]) -> dict[Any, list[_T]]:
-    """Bundle items with an equal key, keys in the order of their first item."""
-    bundles: dict[Any, list[_T]] = {}
-    for item in items:
-        bundles.setdefault(key(item), []).append(item)
-    return bundles
 
 
 # Pareto fronts and picks

@@ -18,6 +18,7 @@ from typing import Any, Literal
 
 from ..errors import ArgumentError, DatasetError
 from ..files import read_text
+from ..images.groups import grouped
 from ..images.preprocess import Preprocess
 from ..parameters import (
     Parameter,
@@ -94,14 +95,14 @@ class Group:
 
 def groups(cells: Iterable[Cell]) -> tuple[Group, ...]:
     """Bundle cells by what their features depend on, in the order of each bundle's first cell."""
-    bundles: dict[tuple[object, ...], list[Cell]] = {}
-    for cell in cells:
+
+    def same(cell: Cell) -> tuple[object, ...]:
         initialisation = cell.seed if cell.weights == "random" else None
         precision = dict(cell.parameters).get("precision")
         pixels = (cell.resize, cell.crop, cell.white_level)
-        same = (cell.dataset, cell.backbone, cell.weights, initialisation, pixels, precision)
-        bundles.setdefault(same, []).append(cell)
-    return tuple(Group(tuple(bundle)) for bundle in bundles.values())
+        return cell.dataset, cell.backbone, cell.weights, initialisation, pixels, precision
+
+    return tuple(Group(tuple(bundle)) for bundle in grouped(cells, same).values())
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -15,6 +15,7 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from multiprocessing.connection import Connection, wait
 from typing import Any
@@ -64,7 +65,7 @@ class _Ended:
     reason: str
 
 
-class _Crew:
+class _Crew(AbstractContextManager["_Crew"]):
     """Threads that feed the executor and pass on what its processes say."""
 
     def __init__(self, executor: Executor) -> None:
@@ -74,9 +75,6 @@ class _Crew:
         self._news: queue.SimpleQueue[tuple[Group, Message | _Ended | Exception]] = queue.SimpleQueue()
         for _ in range(executor.workers):
             threading.Thread(target=self._serve, daemon=True, name="blemish-study").start()
-
-    def __enter__(self) -> _Crew:
-        return self
 
     def __exit__(self, *_error: object) -> None:
         for _ in range(self._executor.workers):
@@ -185,7 +183,7 @@ class _Course:
         return sum(found == status for found in self._status.values())
 
 
-class LocalExecutor:
+class LocalExecutor(AbstractContextManager["LocalExecutor"]):
     """Runs groups on this machine, `workers` at a time; they share its memory evenly where `settings` do not say."""
 
     def __init__(self, workers: int = 1, settings: WorkerSettings | None = None) -> None:
@@ -198,9 +196,6 @@ class LocalExecutor:
         self._processes: set[multiprocessing.process.BaseProcess] = set()
         self._lock = threading.Lock()
         self._closed = False
-
-    def __enter__(self) -> LocalExecutor:
-        return self
 
     def __exit__(self, *_error: object) -> None:
         with self._lock:

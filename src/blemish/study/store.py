@@ -10,7 +10,7 @@ import csv
 import json
 import sqlite3
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import closing, contextmanager
+from contextlib import AbstractContextManager, closing, contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -67,7 +67,7 @@ COSTS = {
 COLUMNS = _CELL | FIGURES | COSTS
 
 
-class Store:
+class Store(AbstractContextManager["Store"]):
     """The file; use it in a `with` statement. One process writes."""
 
     def __init__(self, path: str | Path) -> None:
@@ -104,9 +104,6 @@ class Store:
             self._file.execute(f"ALTER TABLE cells ADD COLUMN {name} {COLUMNS[name]}")
         self._file.execute(f"PRAGMA user_version = {_VERSION}")
         self._file.execute("COMMIT")
-
-    def __enter__(self) -> Store:
-        return self
 
     def __exit__(self, *_error: object) -> None:
         self._file.close()
