@@ -7,12 +7,11 @@ from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 from .calibrate import Calibration, calibrate, require_differences, with_margin
-from .errors import ArgumentError
+from .errors import ArgumentError, log
 from .images.look import looks_of
 from .localise import Localiser
 from .methods import LeavesOut, Method, ScoresBeside
 from .methods.registry import require_kind
-from .progress import log
 from .promises import images_needed, require_images, share_to_hold_out
 from .types import CalibrationKind, ImageBatch, Look, Scores
 

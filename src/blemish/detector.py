@@ -12,7 +12,7 @@ from .choosing.candidates import Candidate
 from .choosing.choose import Choice, compare
 from .datasets.layouts import normal_images
 from .device import find_device
-from .errors import ArgumentError, DatasetError, NotFittedError
+from .errors import ArgumentError, DatasetError, NotFittedError, log
 from .features.backbones import find_backbone
 from .features.memory import FeatureMemory, Remembering
 from .fitted import FittedDetector, require_any
@@ -36,7 +36,7 @@ from .methods._base import memory_left
 from .methods.registry import require_kind
 from .parts import Parts, Views, learned_views, views_of
 from .presets import find_preset
-from .progress import Progress, log
+from .progress import Progress
 from .promises import images_needed
 from .running import Running, precision_loss, run_on
 from .types import CalibrationKind, ImageBatches

@@ -14,13 +14,17 @@
     ├── ModelFileError       a model file or checkpoint is damaged, foreign or from another version
     └── MissingPackageError  an optional package is not installed          (also an ImportError)
 
-A message says which argument or file, what was expected, what came, and what to do instead.
+A message says which argument or file, what was expected, what came, and what to do instead. What is no error, and yet
+worth a line, goes to `log`.
 """
 
 from __future__ import annotations
 
+import logging
 from typing import TypeVar
 
+log = logging.getLogger("blemish")
+"""The command line writes it to stderr."""
 _E = TypeVar("_E", bound="BlemishError")
 
 

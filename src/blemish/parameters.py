@@ -9,7 +9,6 @@ tables of the docs show the same.
 from __future__ import annotations
 
 import json
-import logging
 import math
 import re
 from collections.abc import Callable, Collection, Iterable, Mapping
@@ -21,12 +20,11 @@ from pathlib import Path
 from types import NoneType, UnionType
 from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
-from .errors import ArgumentError
+from .errors import ArgumentError, log
 
 Role = Literal["model", "place"]
 """`model`: a part of what a fitted object is, so of its file; `place`: where, how long and with what it is fitted."""
 _P = TypeVar("_P", bound="Parameterised")
-_log = logging.getLogger("blemish")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -254,7 +252,7 @@ def count_of(made: Any, name: str, there: int, of: str) -> int:
         return int(wanted)
     if wanted != known.default:
         raise ArgumentError.about(name, expected=f"at most {there}, {of}", got=wanted)
-    _log.warning("%s: all %d, %s; its default %s is more.", name, there, of, wanted)
+    log.warning("%s: all %d, %s; its default %s is more.", name, there, of, wanted)
     return there
 
 

@@ -15,13 +15,12 @@ from torch import Tensor
 from .calibrate import MARGIN, Calibration
 from .calibrator import FreshScore
 from .device import find_device
-from .errors import ArgumentError, ModelFileError
+from .errors import ArgumentError, ModelFileError, log
 from .features.extract import RunPrecision
 from .features.runtime import TOLERANCE, Runner, RuntimeChoice, RuntimeName, require_precision, runtime_version
 from .images.drawn import clouds
 from .methods import FeatureMethod, FrozenMethod, Method
 from .parameters import parameter, read_plain
-from .progress import log
 from .scorer import Scorer
 from .tensors import check_tensors
 from .types import ImageBatch, Size

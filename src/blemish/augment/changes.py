@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from .defects import Family, augmix, cut_out, cut_paste, scar
+from .defects import Family, augmix, cut_out, cut_paste, drawn, scar, uniform
 
 VISIBLE = 4 / 255
 """Change of a pixel's value from which on it counts as changed."""
@@ -179,13 +179,3 @@ def _place(image: Tensor, generator: torch.Generator) -> tuple[float, float]:
 
 def _side(image: Tensor) -> int:
     return min(image.shape[1], image.shape[2])
-
-
-def uniform(generator: torch.Generator, low: float, high: float) -> float:
-    """A number between the two."""
-    return low + (high - low) * float(torch.rand((), generator=generator))
-
-
-def drawn(generator: torch.Generator, low: float, high: float) -> float:
-    """Between the two, on a logarithmic scale."""
-    return math.exp(uniform(generator, math.log(low), math.log(high)))

@@ -14,8 +14,6 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from .changes import drawn, uniform
-
 _CHAINS, _DEPTH = 3, 3
 
 
@@ -143,3 +141,13 @@ def _stretch(image: Tensor, _generator: torch.Generator) -> Tensor:
 
 
 _CHANGES = (_turn, _shear, _shift, _posterise, _solarise, _stretch)
+
+
+def uniform(generator: torch.Generator, low: float, high: float) -> float:
+    """A number between the two."""
+    return low + (high - low) * float(torch.rand((), generator=generator))
+
+
+def drawn(generator: torch.Generator, low: float, high: float) -> float:
+    """Between the two, on a logarithmic scale."""
+    return math.exp(uniform(generator, math.log(low), math.log(high)))

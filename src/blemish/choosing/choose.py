@@ -20,7 +20,7 @@ from torch.nn import functional
 from ..augment.changes import draw_change
 from ..datasets.layouts import normal_images
 from ..device import find_device
-from ..errors import ArgumentError, BlemishError, NotEnoughMemoryError
+from ..errors import ArgumentError, BlemishError, NotEnoughMemoryError, log
 from ..features.backbones import find_backbone
 from ..features.extract import build_extractor
 from ..features.memory import FeatureMemory
@@ -32,7 +32,7 @@ from ..memory import spell_bytes
 from ..methods import FeatureMethod
 from ..methods._base import FitPlan, memory_left
 from ..ops.separation import separation
-from ..progress import Progress, log
+from ..progress import Progress
 from ..training.loop import generator
 from ..types import FeatureMaps, ImageBatch
 from .candidates import Candidate

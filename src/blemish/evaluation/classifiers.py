@@ -20,13 +20,13 @@ from torch import Tensor
 
 from .. import metrics
 from ..datasets.labelled import LabelledImages, LabelledInput, open_labelled
-from ..errors import ArgumentError, DatasetError
+from ..errors import ArgumentError, DatasetError, log
 from ..files import make_folder, whole_file
 from ..images.settle import warn_of_dark
 from ..images.source import Batches, OnError, Skipped
 from ..ood import Classifier, OODDetector, Outputs
 from ..persist import digest
-from ..progress import Progress, log
+from ..progress import Progress
 from ..types import Floats, ImageBatch
 
 TRIVIAL = ("brightness", "contrast", "sharpness", "file size")

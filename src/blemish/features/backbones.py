@@ -11,14 +11,12 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
 from functools import cache, partial
+from importlib import import_module
 from typing import Any
 
 from torch import nn
 
 from ..errors import ArgumentError
-from .builtin.compact import CompactNetwork
-from .filters import FilterBank, Pixels
-from .ibn import build_ibn
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 _IMAGENET = "trained on ImageNet (research terms)"
@@ -66,7 +64,10 @@ class Backbone:
 
 def _torchvision(names: str, **fields: Any) -> list[Backbone]:
     """A row for each of these networks of torchvision."""
-    return [Backbone(name=name, build=partial(_torchvision_network, name), **fields) for name in names.split()]
+    return [
+        Backbone(name=name, build=partial(_built, "packages", "torchvision_network", name), **fields)
+        for name in names.split()
+    ]
 
 
 def _timm(names: str, tag: str, **fields: Any) -> list[Backbone]:
@@ -76,7 +77,12 @@ def _timm(names: str, tag: str, **fields: Any) -> list[Backbone]:
     """
     fields = {"licence": f"Apache-2.0; {_IMAGENET}"} | fields
     return [
-        Backbone(name=f"timm:{name}", build=partial(_timm_network, full), source=f"timm {full}", **fields)
+        Backbone(
+            name=f"timm:{name}",
+            build=partial(_built, "packages", "timm_network", full),
+            source=f"timm {full}",
+            **fields,
+        )
         for name, full in ((name, f"{name}.{tag}" if tag else name) for name in names.split())
     ]
 
@@ -85,22 +91,18 @@ def _ibn(files: str, **fields: Any) -> list[Backbone]:
     """A row for each of these published checkpoints of IBN-Net, which comes in no package."""
     address = "https://github.com/XingangPan/IBN-Net/releases/download/v1.0"
     return [
-        Backbone(name=name, build=partial(build_ibn, name), source=f"{address}/{file}.pth", **fields)
+        Backbone(name=name, build=partial(_built, "ibn", "build_ibn", name), source=f"{address}/{file}.pth", **fields)
         for name, file in ((file.rpartition("-")[0], file) for file in files.split())
     ]
 
 
-def _torchvision_network(name: str) -> nn.Module:
-    from .packages import torchvision_network
+def _built(home: str, builder: str, *names: str, **shape: Any) -> nn.Module:
+    """What a class or function of a module beside this one makes; no other row has to load that."""
+    network: nn.Module = getattr(import_module(f"{__package__}.{home}"), builder)(*names, **shape)
+    return network
 
-    return torchvision_network(name)
 
-
-def _timm_network(name: str) -> Any:
-    from .packages import timm_network
-
-    return timm_network(name)
-
+_compact = partial(_built, "builtin.compact", "CompactNetwork")
 
 # fmt: off
 # What is the same in a family:
@@ -137,23 +139,23 @@ _DINOV3 = dict(licence="DINOv3-license; trained on LVD-1689M")
 _NON_COMMERCIAL = dict(licence=f"CC-BY-NC-4.0; {_IMAGENET}")
 
 _FILTERS = Backbone(
-    name="filters", build=FilterBank, taps=("level1", "level2", "level3"), channels=(27, 27, 27),
-    strides=_PYRAMID, mean=(0.0, 0.0, 0.0), std=(1.0, 1.0, 1.0), licence="Apache-2.0; part of blemish", source="",
-    trace_size=64,
+    name="filters", build=partial(_built, "filters", "FilterBank"), taps=("level1", "level2", "level3"),
+    channels=(27, 27, 27), strides=_PYRAMID, mean=(0.0, 0.0, 0.0), std=(1.0, 1.0, 1.0),
+    licence="Apache-2.0; part of blemish", source="", trace_size=64,
 )
 
 _PIXELS = Backbone(
-    name="pixels", build=Pixels, taps=("thumbnail",), channels=(3072,), strides=(0,), d=100,
-    mean=(0.0, 0.0, 0.0), std=(1.0, 1.0, 1.0), licence="Apache-2.0; part of blemish", source="",
+    name="pixels", build=partial(_built, "filters", "Pixels"), taps=("thumbnail",), channels=(3072,), strides=(0,),
+    d=100, mean=(0.0, 0.0, 0.0), std=(1.0, 1.0, 1.0), licence="Apache-2.0; part of blemish", source="",
 )
 
 _TAUGHT: dict[str, Any] = dict(
     taps=("stride4", "stride8", "stride16"), channels=(64, 128, 256), strides=_PYRAMID, d=100, source="built in",
     trace_size=64, licence=f"Apache-2.0; part of blemish, taught by resnet18, which was {_IMAGENET}",
 )
-_COMPACT = Backbone(name="compact", build=CompactNetwork, narrow=("stage4", "stage8", "stage16"), **_TAUGHT)
+_COMPACT = Backbone(name="compact", build=_compact, narrow=("stage4", "stage8", "stage16"), **_TAUGHT)
 _COMPACT_LARGE = Backbone(
-    name="compact_large", build=partial(CompactNetwork, stem=32, widths=(64, 128, 256)), **_TAUGHT
+    name="compact_large", build=partial(_compact, stem=32, widths=(64, 128, 256)), **_TAUGHT
 )
 
 # The 71 networks of the thesis on backbone layers (2022) with its taps and its d; where it leaves d open, about 0.3 of
@@ -365,7 +367,7 @@ def _timm_row(name: str) -> Backbone:
     channels = tuple(level.channels for level in levels)
     return Backbone(
         name=name,
-        build=partial(_timm_network, name),
+        build=partial(_built, "packages", "timm_network", name),
         taps=tuple(level.module for level in levels),
         channels=channels,
         strides=tuple(level.stride for level in levels),

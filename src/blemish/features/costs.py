@@ -19,8 +19,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils.flop_counter import FlopCounterMode
 
 from .backbones import BACKBONES
-from .hooks import Reached, watching
-from .layout import main_output
+from .layout import Reached, main_output, watching
 
 _FILE = Path(__file__).with_name("costs.csv")
 

@@ -26,8 +26,7 @@ from torch.nn.utils.fusion import fuse_conv_bn_eval
 from ..errors import ArgumentError, WeightsError
 from ..types import FeatureMaps
 from .backbones import Backbone
-from .hooks import Reached, watching
-from .layout import MapLayout, as_map, main_output, read_layout
+from .layout import MapLayout, Reached, as_map, main_output, read_layout, watching
 from .weights import StateDict
 
 Precision = Literal["float32", "bfloat16"]

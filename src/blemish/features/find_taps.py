@@ -10,8 +10,7 @@ import torch
 from torch import nn
 
 from ..errors import ArgumentError
-from .hooks import watching
-from .layout import as_map, main_output
+from .layout import as_map, main_output, watching
 
 
 @dataclass(frozen=True)

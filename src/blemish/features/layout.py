@@ -7,6 +7,8 @@ tokens `(batch, tokens, channels)` (plain transformers and mixers), often with c
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -22,6 +24,22 @@ _MAX_PREFIX = 16
 def main_output(output: Any) -> Any:
     """Of a module that returns several things, the first: the others are sizes, class tokens, side branches."""
     return output[0] if isinstance(output, (tuple, list)) and output else output
+
+
+class Reached(Exception):
+    """Ends a forward pass early, from within a hook; never leaves `watching`."""
+
+
+@contextmanager
+def watching(handles: Iterable[Any]) -> Iterator[None]:
+    """Take hooks, by their handles, off again after a pass, which may end with `Reached`."""
+    try:
+        yield
+    except Reached:
+        pass
+    finally:
+        for handle in handles:
+            handle.remove()
 
 
 @dataclass(frozen=True)

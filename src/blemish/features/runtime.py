@@ -21,8 +21,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from ..errors import ArgumentError
-from ..progress import log
+from ..errors import ArgumentError, log
 from .extract import Extractor, RunPrecision
 from .onnx_graph import quiet, record, require_packages
 

@@ -13,8 +13,7 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
-from ..errors import ArgumentError, WeightsError
-from ..progress import log
+from ..errors import ArgumentError, WeightsError, log
 from .backbones import Backbone
 
 StateDict = dict[str, Tensor]

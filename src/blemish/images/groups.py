@@ -8,8 +8,7 @@ from collections.abc import Callable, Hashable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
-from ..errors import ArgumentError
-from ..progress import log
+from ..errors import ArgumentError, log
 from .digest import contents
 from .source import ImageSource
 

@@ -7,8 +7,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from statistics import median
 
-from ..errors import ImageError
-from ..progress import log
+from ..errors import ImageError, log
 from ..types import Size
 from .decode import brightest, levels_of
 from .preprocess import MOST_ASPECT, Preprocess

@@ -22,14 +22,13 @@ import torch
 from torch import Tensor
 
 from ..device import find_device
-from ..errors import ArgumentError, NotEnoughMemoryError, NotFittedError
+from ..errors import ArgumentError, NotEnoughMemoryError, NotFittedError, log
 from ..features.backbones import Backbone, find_backbone
 from ..features.extract import Extractor, OtherRuntime, RunPrecision, build_extractor
 from ..features.weights import StateDict, find_weights
 from ..memory import MOST_GB, available_bytes, resident_bytes, spell_bytes
 from ..ops.maps import mean_of_highest
 from ..parameters import Parameterised, check_parameters, parameter
-from ..progress import log
 from ..tensors import below
 from ..types import FeatureMaps, ImageBatch, ImageBatches, Scores, Size
 

@@ -12,14 +12,13 @@ import copy
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import chain
-from time import monotonic
 from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor
 from torch.nn.functional import normalize
 
-from ..errors import ArgumentError, ModelFileError
+from ..errors import ArgumentError, ModelFileError, log
 from ..features.backbones import Backbone
 from ..features.patches import (
     average_patches,
@@ -34,7 +33,7 @@ from ..ops.forget import without_rows
 from ..ops.maps import enlarge_and_smooth
 from ..ops.neighbours import Exact, ExactIndex, Index, IndexFactory, Storage, recall
 from ..parameters import count_of, parameter
-from ..progress import log
+from ..progress import Throttle
 from ..tensors import check_tensors
 from ..types import FeatureMaps, ImageBatches, Scores
 from ._base import FitPlan, LeavingMethod, MapMethod, one_by_one
@@ -231,8 +230,14 @@ class PatchCore(MapMethod, TurnedMethod, LeavingMethod):
         """Choose the bank; `counts` says how many patches each image has brought, where none came from elsewhere."""
         self._check_counts(seen)
         typical = stream.midpoints(_ERROR_PATCHES, seed=self.seed) if self._is_approximate() else None
+        throttle = Throttle()
+
+        def report(chosen: int, wanted: int) -> None:
+            if throttle.is_due():
+                log.info("coreset: %d/%d patches", chosen, wanted)
+
         vectors, radius = stream.finish(
-            self._wanted(seen), radius=self.radius, starts=self.starts, seed=self.seed, progress=_Report()
+            self._wanted(seen), radius=self.radius, starts=self.starts, seed=self.seed, progress=report
         )
         reserve, reserve_radius = None, 0.0
         if self.reserve and len(vectors) < seen:
@@ -408,18 +413,6 @@ class PatchCore(MapMethod, TurnedMethod, LeavingMethod):
     def _bytes_a_patch(self, d: int) -> int:
         """The patch, its projection, and some float64 numbers of the selection."""
         return d * 4 + self.projection * 4 + 48
-
-
-class _Report:
-    """Says now and then how far the choice of a coreset has come."""
-
-    def __init__(self) -> None:
-        self._last = monotonic()
-
-    def __call__(self, chosen: int, wanted: int) -> None:
-        if monotonic() - self._last > 10:
-            self._last = monotonic()
-            log.info("coreset: %d/%d patches", chosen, wanted)
 
 
 def _compare(bank: Index, exact: Index, queries: Tensor) -> tuple[float, float]:

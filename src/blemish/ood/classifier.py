@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from ..errors import ArgumentError
 from ..features.backbones import IMAGENET_MEAN, IMAGENET_STD
-from ..features.hooks import watching
+from ..features.layout import watching
 from ..images.preprocess import Preprocess
 from ..ops.gradnorm import GradNorms, Norm
 

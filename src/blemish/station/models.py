@@ -11,12 +11,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ..detector import Detector
-from ..errors import ArgumentError, BlemishError, NotEnoughMemoryError
+from ..errors import ArgumentError, BlemishError, NotEnoughMemoryError, log
 from ..features.runtime import RuntimeChoice
 from ..images.decode import MAX_PIXELS
 from ..memory import spell_bytes
 from ..ops.neighbours import IndexFactory
-from ..progress import log
 from ..report.lines import model_digest
 from .guard import Refusal
 

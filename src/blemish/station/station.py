@@ -16,10 +16,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ..errors import BlemishError, ImageError
+from ..errors import BlemishError, ImageError, log
 from ..files import sweep
 from ..images.decode import as_image, decode_bytes, upright_size
-from ..progress import log
 from ..report.heatmap import write_heatmap, write_layer
 from ..report.lines import judged, not_judged
 from ..report.overlay import photograph

@@ -7,8 +7,7 @@ from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
 
-from ..errors import BlemishError
-from ..progress import log
+from ..errors import BlemishError, log
 from .guard import Refusal
 
 

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from .. import persist
 from ..errors import ArgumentError, ModelFileError, TrainingError
-from ..features.hooks import watching
+from ..features.layout import watching
 from ..tensors import below, check_tensors
 
 Objective = Callable[[int], "Tensor | Mapping[str, Tensor]"]

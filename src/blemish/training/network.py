@@ -11,8 +11,7 @@ from torch import Tensor, nn
 from ..errors import ArgumentError, WeightsError
 from ..features.backbones import Backbone
 from ..features.extract import build_extractor, of_this_version
-from ..features.hooks import Reached, watching
-from ..features.layout import as_map, main_output, read_layout
+from ..features.layout import Reached, as_map, main_output, read_layout, watching
 from ..features.patches import pool
 from ..features.weights import StateDict
 

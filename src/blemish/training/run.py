@@ -9,8 +9,9 @@ from typing import Any
 
 from torch import nn
 
+from ..errors import log
 from ..parameters import as_plain, parameters_of
-from ..progress import Throttle, log
+from ..progress import Throttle
 from .loop import Checkpoint, Course, Objective, Recipe, TrainingProgress, Watch, optimise
 
 
