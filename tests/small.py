@@ -8,9 +8,9 @@ import torch
 from blemish.features.backbones import custom_backbone
 from blemish.features.extract import build_extractor
 
-needs_exporter = pytest.mark.skipif(
-    tuple(map(int, torch.__version__.split(".")[:2])) < (2, 7), reason="whole detectors are exported from torch 2.7 on"
-)
+TORCH = tuple(map(int, torch.__version__.split(".")[:2]))
+needs_programs = pytest.mark.skipif(TORCH < (2, 9), reason="programs of torch are made from torch 2.9 on")
+needs_exporter = pytest.mark.skipif(TORCH < (2, 7), reason="whole detectors are exported from torch 2.7 on")
 
 
 class Net(torch.nn.Module):

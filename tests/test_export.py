@@ -37,7 +37,7 @@ from blemish.images.decode import SUFFIXES, decode
 from blemish.images.preprocess import Preprocess
 from blemish.images.source import from_paths
 from blemish.methods import KNN, PaDiM
-from small import needs_exporter
+from small import TORCH, needs_exporter, needs_programs
 
 pytestmark = needs_exporter
 
@@ -200,6 +200,7 @@ def test_the_resize_is_ours_on_openvino_too():
             assert np.abs(pixels - preprocess.pixels(Image.fromarray(picture)).numpy()).max() < 1e-6
 
 
+@needs_programs
 @pytest.mark.parametrize(
     "preprocess",
     [Preprocess((48, 80)), pytest.param(Preprocess(57, 32), marks=pytest.mark.heavy), Preprocess(32, 32)],
@@ -230,6 +231,8 @@ def test_the_resize_is_ours_bit_for_bit_in_torch_too(preprocess):
 @pytest.fixture(scope="module")
 def for_torch(detector, data, tmp_path_factory):
     """What `blemish export --format torch` made of the same detector, without ONNX's packages."""
+    if TORCH < (2, 9):
+        pytest.skip("programs of torch are made from torch 2.9 on")
     folder = tmp_path_factory.mktemp("torch")
     detector.save(folder / "m.blemish")
     options = ("--format", "torch", "--images", data, "--out", folder / "m.pt2", "--json")
@@ -403,7 +406,7 @@ def damaged_program(detector, axes):
     return program
 
 
-@pytest.mark.parametrize("format", OF_FORMATS)
+@pytest.mark.parametrize("format", ["onnx", "openvino", pytest.param("torch", marks=needs_programs)])
 @pytest.mark.parametrize(
     ("axes", "first"),
     [(0, r"network\.input"), (4, r"layer\.\w+\."), (3, "what is made of the layers")],
@@ -452,6 +455,9 @@ def test_what_cannot_be_exported_is_refused_before_the_work(detector, data, tmp_
         old.setattr(torch, "__version__", "2.6.0+debian")
         with pytest.raises(MissingPackageError, match=r"export: torch 2\.6\.0\+debian is too old"):
             export_model(detector, data / "other.onnx")
+        old.setattr(torch, "__version__", "2.8.0+cpu")
+        with pytest.raises(MissingPackageError, match=r"--format torch: torch 2\.8\.0\+cpu is too old.*torch>=2\.9'"):
+            export_model(detector, data / "other.pt2", format="torch")
     monkeypatch.setitem(sys.modules, "onnxscript", None)
     with pytest.raises(MissingPackageError, match=r"onnxscript is not installed. Install blemish\[onnx\]"):
         export_model(detector, data / "other.onnx")
@@ -484,6 +490,7 @@ def test_a_method_that_no_graph_can_hold_is_named(data, tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
+@needs_programs
 @pytest.mark.heavy  # a second export: seconds
 def test_a_region_of_interest_is_in_the_graph(data, tmp_path):
     mask = np.zeros((64, 64), bool)

@@ -15,7 +15,7 @@ from blemish.export.runs import OnTorch
 from blemish.export.write import SUFFIXES, export_model
 from blemish.images.preprocess import Preprocess
 from blemish.methods import METHODS, PatchCore
-from small import needs_exporter
+from small import TORCH, needs_exporter
 from test_tiling import PRETRAINED
 from trained import quick
 
@@ -59,7 +59,7 @@ def judge_of(path):
 def test_an_exported_file_keeps_the_laws(make, tmp_path):
     images = pictures(16)
     detector = Detector(method=make(), preprocess=Preprocess((64, 80)), false_alarm_rate=0.3).fit(images)
-    for format in ("onnx", "torch"):
+    for format in ("onnx", "torch") if TORCH >= (2, 9) else ("onnx",):
         made = export_model(detector, tmp_path / f"m{SUFFIXES[format]}", format=format, images=images)
         assert max(made.parity.score, made.parity.map or 0) < 1e-4
         judge = judge_of(made.path)

@@ -97,7 +97,7 @@ def _cast(term: Any, to: np.dtype[Any]) -> Any:
 
 
 def _dtype(dtype: np.dtype[Any]) -> torch.dtype:
-    return torch.from_numpy(np.empty(0, dtype)).dtype
+    return getattr(torch, dtype.name)  # type: ignore[no-any-return]  # no tensor, which would be recorded
 
 
 def _div(a: Any, b: Any) -> Any:

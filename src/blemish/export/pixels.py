@@ -73,7 +73,9 @@ class PictureFrame:
         rest = (weights * _HALF - high * total) * _HALF
         low = rest / total
         low = low + ((rest - low * total) * 2).is_at_least(total).to(np.int64)
-        there = graph.make("Gather", rows, inputs.at_most(length - 1).shaped(len(blocks), -1), axis=0)
+        # No reshape, for which torch 2.9 would take something for granted of the pictures' size.
+        wanted_of_block = graph.make("Squeeze", inputs.at_most(length - 1), np.array([1]))
+        there = graph.make("Gather", rows, wanted_of_block, axis=0)
         one, half = np.array(1 / _HALF, np.float32), np.array(_HALF / 2, np.float32)
         carried = (low.to(np.float32) @ there * one).floor()
         made = ((high.to(np.float32) @ there + carried + half) * one).floor().shaped(blocks.size, -1)

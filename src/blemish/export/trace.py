@@ -28,19 +28,25 @@ _MOST_BYTES = (1 << 31) - (1 << 24)
 
 _LEAST_TORCH = (2, 7)
 """Whose exporter can write a whole detector; that of 2.6 cannot."""
+_LEAST_FOR_PROGRAMS = (2, 9)
+"""Whose exporter can write a program for pictures of any size; those of 2.7 and 2.8 want one size."""
 
 
 def require_onnx() -> None:
     """Refuse, before any work, to go on without what writes and runs ONNX files."""
     require_packages(("onnx", "onnxruntime", "onnxscript"), of="export", extra="onnx")
-    require_torch()
+    _require_torch(_LEAST_TORCH, of="export")
 
 
-def require_torch() -> None:
-    """Refuse, before any work, a torch whose exporter cannot write a whole detector."""
-    least = ".".join(map(str, _LEAST_TORCH))
-    if tuple(int(part) for part in torch.__version__.split(".")[:2]) < _LEAST_TORCH:
-        raise MissingPackageError(f"export: torch {torch.__version__} is too old. Run: pip install 'torch>={least}'.")
+def require_programs() -> None:
+    """Refuse, before any work, a torch whose exporter cannot write a whole detector as a program."""
+    _require_torch(_LEAST_FOR_PROGRAMS, of="export --format torch")
+
+
+def _require_torch(least: tuple[int, int], *, of: str) -> None:
+    if tuple(int(part) for part in torch.__version__.split(".")[:2]) < least:
+        wanted = ".".join(map(str, least))
+        raise MissingPackageError(f"{of}: torch {torch.__version__} is too old. Run: pip install 'torch>={wanted}'.")
 
 
 def watch(detector: Detector) -> Watched:

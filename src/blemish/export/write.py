@@ -21,7 +21,7 @@ from ..progress import Progress
 from .as_torch import build_program, saved
 from .parity import Parity, check_first, check_parity
 from .runs import OnOnnxruntime, OnOpenvino, OnTorch, Run
-from .trace import layers_of, require_onnx, require_torch
+from .trace import layers_of, require_onnx, require_programs
 from .whole import CARD, build, card, check_exportable
 
 if TYPE_CHECKING:
@@ -68,7 +68,7 @@ def export_model(
     """
     path = Path(path)
     check_places(path)
-    (require_torch if format == "torch" else require_onnx)()
+    (require_programs if format == "torch" else require_onnx)()
     if path.suffix != SUFFIXES[format] and format != "onnx":
         raise ArgumentError.about(
             "path", expected=f"a file that ends in {SUFFIXES[format]}, for {format}", got=path.name
