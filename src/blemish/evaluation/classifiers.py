@@ -23,7 +23,7 @@ from ..datasets.labelled import LabelledImages, LabelledInput, open_labelled
 from ..errors import ArgumentError, DatasetError, log
 from ..files import make_folder, whole_file
 from ..images.settle import warn_of_dark
-from ..images.source import Batches, OnError, Skipped
+from ..images.source import Batches, OnError
 from ..ood import Classifier, OODDetector, Outputs
 from ..persist import digest
 from ..progress import Progress
@@ -55,16 +55,12 @@ class Reader:
             done += len(batch)
             if self.progress is not None:
                 self.progress(stage, done + len(batches.skipped), len(images))
-        _report(batches.skipped)
+        for name, reason in batches.skipped:
+            log.warning("skipped: %s", reason if name in reason else f"{name}: {reason}")
+        if batches.skipped:
+            log.warning("%d files skipped.", len(batches.skipped))
         if not done:
             raise ArgumentError.about(stage, expected="at least one readable image", got=f"{len(images)} listed")
-
-
-def _report(skipped: Sequence[Skipped]) -> None:
-    for name, reason in skipped:
-        log.warning("skipped: %s", reason if name in reason else f"{name}: {reason}")
-    if skipped:
-        log.warning("%d files skipped.", len(skipped))
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,6 @@ normal images alone.
 
 from __future__ import annotations
 
-import logging
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -22,7 +21,7 @@ from .. import metrics
 from ..calibrate import Calibration
 from ..datasets.layouts import Dataset, Sample
 from ..detector import Detector
-from ..errors import ArgumentError, DatasetError
+from ..errors import ArgumentError, DatasetError, log
 from ..images.digest import with_digests
 from ..images.preprocess import Preprocess
 from ..images.source import Skipped
@@ -36,8 +35,6 @@ from .masks import Masks as Masks
 from .masks import look_at_masks
 from .parts import PartFigures, judge_parts
 from .rates import MissRate, RealisedRate, exact, realised, realised_json
-
-_log = logging.getLogger(__name__)
 
 PixelSpace = Literal["original", "network"]
 _Ends = tuple[float, float]
@@ -143,7 +140,7 @@ def evaluate(
     masks = Masks(max_pixels=detector.max_pixels) if masks is None else masks
     notes = look_at_masks(dataset.test, masks)
     for note in notes:
-        _log.warning("%s", note)
+        log.warning("%s", note)
     start = time.perf_counter()
     records, maps, inside, overlap = _score(detector, dataset, allow_overlap, progress)
     seconds = time.perf_counter() - start
@@ -391,7 +388,7 @@ def _intervals(outcome: Outcome, pairs: _Pairs | None, repetitions: int) -> dict
     try:
         return found | {name: interval(name) for name in of_pixels}
     except ArgumentError as error:  # few images have marked pixels, and one draw has none of them
-        _log.warning("no intervals of pixel figures: %s", error)
+        log.warning("no intervals of pixel figures: %s", error)
         return found
 
 

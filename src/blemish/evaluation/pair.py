@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 
@@ -11,7 +10,7 @@ from numpy.typing import NDArray
 
 from ..datasets.layouts import Dataset
 from ..detector import Detector
-from ..errors import ArgumentError, DatasetError
+from ..errors import ArgumentError, DatasetError, log
 from ..images.groups import GroupBy, find_groups
 from ..metrics.paired import FigureDifference, Statistic, paired_differences, ranks
 from ..metrics.regions import FoundRegions, PixelCurve
@@ -19,8 +18,6 @@ from ..metrics.table import TABLE, Outcome
 from ..progress import Progress
 from .detector import Evaluation, PixelSpace, curves, evaluate
 from .masks import Masks
-
-_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -97,7 +94,7 @@ def evaluate_pair(
         try:
             differences |= compare(of_pixels, statistic, pixel_repetitions, swaps=False)
         except ArgumentError as error:  # few images have marked pixels, and one draw has none of them
-            _log.warning("no differences of pixel figures: %s", error)
+            log.warning("no differences of pixel figures: %s", error)
     return PairEvaluation(
         left, right, {name: differences[name] for name in rows if name in differences},
         len(set(number.values())), repetitions, pixel_repetitions,

@@ -106,7 +106,8 @@ class PatchDescriptor(nn.Module):
         first_row = (stride - 1) // 2  # a field of an even number of rows has its middle half a pixel below its pixel
         padded = self.padded(pixels)[:, :, first_row:, first_row:]
         height = (padded.shape[2] - self.field) // stride + 1
-        row = 4 * padded.shape[3] * self._channels_at_once()
+        # The most numbers that a layer holds a position: what it reads, what it gives, and a copy of that.
+        row = 4 * padded.shape[3] * max(layer.in_channels + 2 * layer.out_channels for layer in self._convolutions())
         images = max(1, memory // (row * padded.shape[2]))
         rows = min(height, max(1, (memory // row - self.field) // stride + 1))
         for first in range(0, len(pixels), images):
@@ -167,10 +168,6 @@ class PatchDescriptor(nn.Module):
 
     def _convolutions(self) -> list[nn.Conv2d]:
         return [layer for layer in self.layers if isinstance(layer, nn.Conv2d)]
-
-    def _channels_at_once(self) -> int:
-        """The most numbers that a layer holds a position: what it reads, what it gives, and a copy of that."""
-        return max(layer.in_channels + 2 * layer.out_channels for layer in self._convolutions())
 
 
 def write_descriptor(network: PatchDescriptor, path: str | Path) -> None:

@@ -19,6 +19,12 @@ _HEADINGS: dict[Topic, str] = {
     "oracle": "Not a result: an upper bound",
 }
 
+_LEAD = (
+    "All differences are a - b. Intervals: 95 %, bootstrap. p: how often a difference at least as large comes of "
+    "swapping what the two made of an image, or a group, by the toss of a coin; of pixel figures, from the "
+    "bootstrap. Whoever looks at many figures finds a small p in one of them: choose one before."
+)
+
 
 def write_pair(
     pair: PairEvaluation,
@@ -36,7 +42,7 @@ def write_pair(
         verdict=[say_difference(pair, names, "image_auroc"), _units(pair)],
         warnings=_warnings(pair),
         sections=[
-            Section.of("Figures", [_lead(pair)], _table(pair, names)),
+            Section.of("Figures", [_LEAD], _table(pair, names)),
             *(Section.of(name, (), facts_table(known)) for name, known in zip(names, facts, strict=True)),
         ],
     )
@@ -64,14 +70,6 @@ def _units(pair: PairEvaluation) -> str:
 def _warnings(pair: PairEvaluation) -> list[str]:
     seen = len({name for one in (pair.a, pair.b) for name in one.overlap})
     return [f"A model had seen {counted(seen, 'test image')}. No figure here is a test."] if seen else []
-
-
-def _lead(pair: PairEvaluation) -> str:
-    return (
-        "All differences are a - b. Intervals: 95 %, bootstrap. p: how often a difference at least as large comes of "
-        "swapping what the two made of an image, or a group, by the toss of a coin; of pixel figures, from the "
-        "bootstrap. Whoever looks at many figures finds a small p in one of them: choose one before."
-    )
 
 
 def _table(pair: PairEvaluation, names: tuple[str, str]) -> Table:

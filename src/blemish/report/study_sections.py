@@ -40,7 +40,7 @@ def sections_of(rows: Sequence[StudyRow], comparisons: Sequence[Comparison], nam
 
 def _comparing_sections(rows: Sequence[StudyRow], comparisons: Sequence[Comparison], names: Names) -> Iterator[Section]:
     yield _ranking_section(comparisons, names)
-    yield _pareto_section(comparisons, names)
+    yield Section("Quality against cost", _ON_FRONTS, [_pareto_panel(c, names) for c in comparisons])
     yield _layer_section(comparisons)
     yield _dimension_section(comparisons, names)
     yield _dataset_section(comparisons, names)
@@ -123,17 +123,12 @@ COST_NAMES: dict[CostName, str] = {
 }  # fmt: skip
 
 
-def _pareto_section(comparisons: Sequence[Comparison], names: Names) -> Section:
-    return Section(
-        "Quality against cost",
-        (
-            "On a front lies what no other configuration beats in both. Numbers, where there is room, are those of the "
-            "table below.",
-            "Time is that of one image: the least of all cells that did the same. Peak memory is that of the study's "
-            "process, with the features that its cells share: a fit by itself holds less.",
-        ),
-        [_pareto_panel(c, names) for c in comparisons],
-    )
+_ON_FRONTS = (
+    "On a front lies what no other configuration beats in both. Numbers, where there is room, are those of the table "
+    "below.",
+    "Time is that of one image: the least of all cells that did the same. Peak memory is that of the study's process, "
+    "with the features that its cells share: a fit by itself holds less.",
+)
 
 
 def _pareto_panel(comparison: Comparison, names: Names) -> Panel:
