@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import io
 import operator
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -128,20 +128,29 @@ def _pad(maps: Tensor, sides: list[Any], **_edge: str) -> Tensor:
     return F.pad(maps, (left, right, top, bottom), "replicate")
 
 
+def _concat(*terms: Any, axis: int) -> Any:
+    if isinstance(terms[0], Tensor):
+        return torch.cat(terms, axis)
+    return [number for numbers in terms for number in numbers]
+
+
+def _slice(term: Tensor, starts: list[int], ends: list[int], axes: Sequence[int] = (0,)) -> Tensor:
+    return term.narrow(axes[0], starts[0], ends[0] - starts[0])
+
+
 def _resize(maps: Tensor, _roi: None, _scales: None, sizes: list[Any], **_linear: str) -> Tensor:
     return F.interpolate(maps, sizes[2:], mode="bilinear", align_corners=False)
 
 
 _OPERATIONS: dict[str, Callable[..., Any]] = {
     "Abs": torch.abs, "Add": operator.add, "And": operator.and_, "Cast": _cast,
-    "Concat": lambda *lists, axis: [number for numbers in lists for number in numbers],
-    "Div": _div, "Floor": torch.floor, "Gather": lambda term, index, axis=0: term[index], "Greater": operator.gt,
-    "GreaterOrEqual": operator.ge, "Identity": torch.clone, "Less": operator.lt, "MatMul": operator.matmul,
-    "Max": _max, "Min": _min, "Mul": operator.mul, "Pad": _pad, "Range": torch.arange,
+    "Concat": _concat, "Div": _div, "Floor": torch.floor, "Gather": lambda term, index, axis=0: term[index],
+    "Greater": operator.gt, "GreaterOrEqual": operator.ge, "Identity": torch.clone, "Less": operator.lt,
+    "MatMul": operator.matmul, "Max": _max, "Min": _min, "Mul": operator.mul, "Pad": _pad, "Range": torch.arange,
     "ReduceSum": lambda term, axes, keepdims=1: term.sum(axes, keepdim=bool(keepdims)),
     "Reshape": lambda term, shape: [term] if _is_number(term) else term.reshape(shape),
     "Resize": _resize, "Shape": lambda term: list(term.shape),
-    "Slice": lambda term, starts, ends: term[starts[0] : ends[0]], "Squeeze": lambda term, axes: term.squeeze(*axes),
+    "Slice": _slice, "Squeeze": lambda term, axes: term.squeeze(*axes),
     "Sub": operator.sub, "Transpose": _transpose, "Unsqueeze": lambda term, axes: term.unsqueeze(*axes),
     "Where": torch.where,
 }  # fmt: skip

@@ -14,7 +14,7 @@ import numpy as np
 from ..images.preprocess import Preprocess
 from .nodes import Made, Nodes
 
-_BLOCK = 16
+_BLOCK = 8
 """Outputs that share one matrix of weights, and the inputs that any of them sees."""
 _HALF = 1 << 11
 """Of the 22 bits of a weight."""
@@ -77,8 +77,13 @@ class PictureFrame:
         wanted_of_block = graph.make("Squeeze", inputs.at_most(length - 1), np.array([1]))
         there = graph.make("Gather", rows, wanted_of_block, axis=0)
         one, half = np.array(1 / _HALF, np.float32), np.array(_HALF / 2, np.float32)
-        carried = (low.to(np.float32) @ there * one).floor()
-        made = ((high.to(np.float32) @ there + carried + half) * one).floor().shaped(blocks.size, -1)
+        # One product of both halves: a runtime lays out the inputs anew for each.
+        both = graph.make("Concat", high.to(np.float32), low.to(np.float32), axis=1) @ there
+        high_sum, low_sum = (
+            graph.make("Slice", both, np.array([start]), np.array([start + _BLOCK]), np.array([1]))
+            for start in (0, _BLOCK)
+        )
+        made = ((high_sum + (low_sum * one).floor() + half) * one).floor().shaped(blocks.size, -1)
         return graph.make("Slice", made, np.array([0]), np.array([kept]))
 
     def to_original(self, maps: Made) -> Made:
