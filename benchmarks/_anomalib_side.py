@@ -26,7 +26,18 @@ import numpy as np  # noqa: E402
 from anomalib.data import Folder  # noqa: E402
 from anomalib.engine import Engine  # noqa: E402
 from anomalib.models import Padim, Patchcore  # noqa: E402
+from anomalib.models.components.sampling import KCenterGreedy  # noqa: E402
 from lightning.pytorch import seed_everything  # noqa: E402
+
+
+def by_one_product(self: KCenterGreedy, cluster_center: torch.Tensor) -> None:
+    """Its distances as |x|^2 - 2 x.c + |c|^2: the same picks up to rounding, without three passes over all patches."""
+    if self.min_distances is None:
+        self.squares = self.features.square().sum(dim=1)
+        self.min_distances = torch.full((len(self.features), 1), torch.inf)
+    center = self.features[cluster_center].squeeze()
+    squared = torch.addmv(self.squares, self.features, center, alpha=-2).add_(center.square().sum()).clamp_min_(0)
+    torch.minimum(self.min_distances, squared[:, None].sqrt_(), out=self.min_distances)
 
 
 def main() -> None:
@@ -37,7 +48,10 @@ def main() -> None:
     parser.add_argument("out", type=Path)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--ratio", type=float, default=0.01)
+    parser.add_argument("--one-product", action="store_true")
     options = parser.parse_args()
+    if options.one_product:
+        KCenterGreedy.update_distances = by_one_product
     logging.getLogger("lightning").setLevel(logging.ERROR)
     seed_everything(options.seed)
 

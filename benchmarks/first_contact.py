@@ -104,6 +104,11 @@ def main() -> None:
     parser.add_argument("--peer", type=Path, help="python of the peer's environment")
     parser.add_argument("--methods", nargs="+", default=["padim", "patchcore"], help="of the peer")
     parser.add_argument("--ratio", type=float, default=0.01)
+    parser.add_argument(
+        "--one-product",
+        action="store_true",
+        help="the peer's coreset by one product a step: hours less on large sets, for figures, not for times",
+    )
     parser.add_argument("--method", help="ours with this method, such as patchcore,count=2000, or auto")
     parser.add_argument("--backbone", help="ours on this backbone; compact_large, resnet18 from $BLEMISH_WEIGHTS, ...")
     parser.add_argument("--resize", help="ours with this input size, such as auto:320")
@@ -133,6 +138,7 @@ def main() -> None:
                 out = Path(folder) / "found.npz"
                 side = str(Path(__file__).with_name("_anomalib_side.py"))
                 command = [str(options.peer), side, method, str(data), str(options.weights), str(out)]
+                command += ["--one-product"] if options.one_product else []
                 row = run_json([*command, "--ratio", str(options.ratio)])
                 found[f"anomalib {method}"] = row | figures_of(data, out)
         for side, row in found.items():
