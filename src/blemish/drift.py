@@ -327,8 +327,11 @@ class StreamMonitor:
 
         Without looks it goes on with the scores alone.
         """
-        values = read_plain(_StreamState, _as_of_stream(state), of="state")
-        monitors = {name: DriftMonitor.restore(known) for name, known in values["monitors"].items()}
+        if "scores" in state:  # of a monitor of scores: as that of a stream which has no looks
+            known = {name: state[name] for name in ("highest", "alarm_at") if name in state}
+            state = {**known, "monitors": {"score": state}}
+        values = read_plain(_StreamState, state, of="state")
+        monitors = {name: DriftMonitor.restore(one) for name, one in values["monitors"].items()}
         if monitors.keys() not in ({"score"}, {"score", *LOOKS}):
             raise ArgumentError.about("state", expected=f"score, {', '.join(LOOKS)}", got=", ".join(monitors))
         of_score = monitors["score"]
@@ -336,14 +339,6 @@ class StreamMonitor:
         monitor.monitors = monitors
         monitor._highest, monitor._alarm_at = values["highest"], values["alarm_at"]
         return monitor
-
-
-def _as_of_stream(state: Mapping[str, Any]) -> Mapping[str, Any]:
-    """The state of a monitor of scores as that of a stream which has no looks."""
-    if "scores" not in state:
-        return state
-    known = {name: state[name] for name in ("highest", "alarm_at") if name in state}
-    return {**known, "monitors": {"score": state}}
 
 
 def _drawn(calibration: Calibration, seed: int) -> slice | NDArray[np.intp]:

@@ -11,7 +11,7 @@ import copy
 import hashlib
 import os
 import threading
-from collections import OrderedDict
+from collections import Counter, OrderedDict
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -373,9 +373,7 @@ def _idle(module: nn.Module, calls: list[_Call], *, only_behind: bool = False) -
 
 
 def _foldable(module: nn.Module, calls: list[_Call]) -> tuple[tuple[str, str], ...]:
-    times: dict[str, int] = {}
-    for name, _, _ in calls:
-        times[name] = times.get(name, 0) + 1
+    times = Counter(name for name, _, _ in calls)
     producers = {id(output): name for name, _, output in calls if isinstance(module.get_submodule(name), nn.Conv2d)}
     pairs = []
     for name, given, _ in calls:

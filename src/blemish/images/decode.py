@@ -133,7 +133,8 @@ def decode_bytes(content: bytes, *, name: str, max_pixels: int = MAX_PIXELS) -> 
 
 
 def _decode(path: str | Path, open_: Callable[[], BinaryIO], max_pixels: int, behind: str) -> Picture:
-    _let_pillow_read(max_pixels)
+    if Image.MAX_IMAGE_PIXELS is not None:  # some of its readers ask this limit, which is one for the whole program
+        Image.MAX_IMAGE_PIXELS = max(Image.MAX_IMAGE_PIXELS, max_pixels)
     with open_() as file:
         try:
             image = _recognise(path, file, max_pixels)
@@ -371,12 +372,6 @@ def _unreadable(path: str | Path, error: OSError) -> ImageError:
     if isinstance(error, PermissionError):
         return ImageError(f"{path}: no permission to read it.")
     return ImageError(f"{path}: cannot be read ({error.strerror}).")
-
-
-def _let_pillow_read(max_pixels: int) -> None:
-    """Some of Pillow's readers ask its own limit, which is one for the whole program."""
-    if Image.MAX_IMAGE_PIXELS is not None and max_pixels > Image.MAX_IMAGE_PIXELS:
-        Image.MAX_IMAGE_PIXELS = max_pixels
 
 
 def _recognise(path: str | Path, file: BinaryIO, max_pixels: int) -> ImageFile.ImageFile:

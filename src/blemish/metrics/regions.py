@@ -71,7 +71,7 @@ def pixel_curve(pairs: Iterable[Pair], *, chunk_pixels: int | None = None, max_b
     """
     _check_arguments(pairs, chunk_pixels, max_bins)
     found = _collect(pairs)
-    bins = _plan(found.keys, min(max_bins, max(2**16, found.n_pixels // 2)))
+    bins = _plan(_keys(found.scores), min(max_bins, max(2**16, found.n_pixels // 2)))
     levels = _levels(found, bins)
     counter = _Counter(levels, bins, found.n_pixels, chunk_pixels or max(2**23, 4 * levels.scores.size))
     for scores, mask, judged in _images(pairs):
@@ -197,10 +197,6 @@ class _Found:
     """Of either kind."""
 
     @property
-    def keys(self) -> Keys:
-        return _keys(self.scores)
-
-    @property
     def n_normal_pixels(self) -> int:
         return self.n_pixels - self.scores.size
 
@@ -228,15 +224,12 @@ def _collect(pairs: Iterable[Pair]) -> _Found:
             scores.append(values[mask])
             weights.append((1 / sizes)[region])
             n_regions += sizes.size
-    _check_both_kinds(sum(part.size for part in scores), n_pixels)
-    return _Found(np.concatenate(scores).astype(dtype, copy=False), np.concatenate(weights), n_regions, n_pixels)
-
-
-def _check_both_kinds(n_anomalous: int, n_pixels: int) -> None:
+    n_anomalous = sum(part.size for part in scores)
     for missing, count in (("anomalous", n_anomalous), ("normal", n_pixels - n_anomalous)):
         if count == 0:
             got = f"{n_pixels} pixels, none {missing}"
             raise ArgumentError.about("pairs", expected="both normal and anomalous pixels", got=got)
+    return _Found(np.concatenate(scores).astype(dtype, copy=False), np.concatenate(weights), n_regions, n_pixels)
 
 
 def _regions(mask: NDArray[np.bool_]) -> tuple[NDArray[np.intp], NDArray[np.intp]]:

@@ -209,13 +209,19 @@ class _Look:
         """Layers that were called with gradients switched off."""
         self._before: list[int] = []
         self._versions: list[tuple[Call, Tensor, int]] = []
-        saved, functions = _SavedBytes(), Functions(model)
-        with watched(model, layers, self._on_call, self._before_call), saved, functions:
+        self.saved_bytes = 0
+        functions, counting = Functions(model), torch.autograd.graph.saved_tensors_hooks(self._on_save, lambda t: t)
+        with watched(model, layers, self._on_call, self._before_call), counting, functions:
             output = model(x)
         for call, tensor, version in self._versions:
             call.is_overwritten = version_of(tensor) != version
         self.outputs = tensors(output)
-        self.functions, self.indexed, self.saved_bytes = functions.uses, functions.indexed, saved.total
+        self.functions, self.indexed = functions.uses, functions.indexed
+
+    def _on_save(self, tensor: Tensor) -> Tensor:
+        """Count what autograd saves."""
+        self.saved_bytes += tensor.nbytes
+        return tensor
 
     def _before_call(self, inputs: tuple[Any, ...]) -> None:
         self._before.append(version_of(inputs[0]) if len(inputs) == 1 and isinstance(inputs[0], Tensor) else -1)
@@ -467,15 +473,3 @@ def changing(what: str) -> ArgumentError:
         got=what,
         instead="Give per_sample_grad_norms one sample at a time, or use a model without data-dependent branches.",
     )
-
-
-class _SavedBytes(torch.autograd.graph.saved_tensors_hooks):
-    """Counts what autograd saves."""
-
-    def __init__(self) -> None:
-        self.total = 0
-        super().__init__(self._pack, lambda tensor: tensor)
-
-    def _pack(self, tensor: Tensor) -> Tensor:
-        self.total += tensor.nbytes
-        return tensor

@@ -142,24 +142,9 @@ class _Correlation:
     padding: tuple[int, ...]
     """Zeros still to be added to either side of each axis of the image."""
 
-    @property
-    def kernel(self) -> torch.Size:
-        """Its size."""
-        return _kernel(self.layer)
-
-    @property
-    def count(self) -> int:
-        """Number of positions."""
-        return math.prod(self.positions.shape[2:])
-
-    @property
-    def entries(self) -> int:
-        """Of the weight's gradient in one group."""
-        return int(self.layer.weight.numel()) // int(self.layer.groups)
-
     def gradients(self) -> Iterator[Tensor]:
         """`(rows, *weight shape)`, or one row after the other."""
-        pointwise = math.prod(self.kernel) == 1
+        pointwise = math.prod(_kernel(self.layer)) == 1
         return iter([self._batched()]) if pointwise or self.image.device.type != "cpu" else self._one_by_one()
 
     def _one_by_one(self) -> Iterator[Tensor]:
@@ -200,7 +185,7 @@ class _Correlation:
         layer, sizes = self.layer, self.positions.shape[2:]
         image = _padded(self.image, self.padding)
         strides, dilations = (_each(value, len(sizes)) for value in (layer.stride, layer.dilation))
-        for place in product(*(range(k) for k in self.kernel)):
+        for place in product(*(range(k) for k in _kernel(layer))):
             part = image
             for axis, (i, n, s, d) in enumerate(zip(place, sizes, strides, dilations, strict=True), start=2):
                 part = part[(slice(None),) * axis + (slice(i * d, i * d + (n - 1) * s + 1, s),)]
@@ -251,7 +236,9 @@ def _conv_weight(uses: Sequence[Use], batch: int, p: int, form: Form) -> Tensor:
     if len(uses) > 1 or uses[0].rows > 1:
         return _conv_weight_by_adding(uses, batch, p, form)
     correlation = _correlate(uses[0].layer, *uses[0].tensors())
-    wants_ghost = form == "ghost" or (form == "auto" and ghost_is_smaller(correlation.count, correlation.entries))
+    positions, layer = math.prod(correlation.positions.shape[2:]), correlation.layer
+    entries = layer.weight.numel() // layer.groups  # of the gradient in one group
+    wants_ghost = form == "ghost" or (form == "auto" and ghost_is_smaller(positions, entries))
     if p == 2 and wants_ghost:
         return correlation.ghost()
     return torch.cat([power_sum(gradient, p) for gradient in correlation.gradients()])
@@ -372,10 +359,7 @@ def any_axis(layer: nn.Module) -> bool:
 
 def _known_kind(layer: nn.Module) -> type[nn.Module] | None:
     """The class of the table whose `forward` this layer runs, unchanged."""
-    for kind in type(layer).__mro__:
-        if kind in _RULES and _runs_forward_of(layer, kind):
-            return kind
-    return None
+    return next((kind for kind in type(layer).__mro__ if kind in _RULES and _runs_forward_of(layer, kind)), None)
 
 
 def _runs_forward_of(layer: nn.Module, kind: type[nn.Module]) -> bool:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -76,12 +77,7 @@ def _table(corner: str, columns: Iterable[tuple[str, str]], rows: Sequence[Seque
 # Numbers as text
 
 
-def _range(interval: tuple[float, float]) -> str:
-    return percent_range(interval, 2)
-
-
-def _share(value: float) -> str:
-    return percent(value, 2)
+_range, _share = partial(percent_range, digits=2), partial(percent, digits=2)
 
 
 def _descending(value: float) -> tuple[bool, float]:

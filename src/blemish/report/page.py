@@ -29,7 +29,7 @@ def _render(page: Page) -> str:
         loader=PackageLoader("blemish", "report"), autoescape=True, undefined=StrictUndefined,
         trim_blocks=True, lstrip_blocks=True,
     )  # fmt: skip
-    environment.filters["tight"] = _tight
+    environment.filters["tight"] = lambda text: text.replace(" %", "\N{NO-BREAK SPACE}%")  # a number and its sign
     script = resources.files("blemish.report").joinpath("page.js").read_text("utf-8") if page.is_sortable else ""
     # The hash lets a browser run this one script and no other.
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
@@ -37,11 +37,6 @@ def _render(page: Page) -> str:
         version=__version__, page=page, script=script, digest=digest
     )
     return text.lstrip()  # what defines the macros leaves empty lines
-
-
-def _tight(text: str) -> str:
-    """Keep a number and its percent sign on one line."""
-    return text.replace(" %", "\N{NO-BREAK SPACE}%")
 
 
 def data_uri(kind: str, data: bytes | None) -> str | None:
@@ -69,11 +64,9 @@ def percent_range(interval: tuple[float, float] | None, digits: int = 1) -> str:
     if interval is None:
         return ""
     low, high = interval
-    return (
-        NOTHING
-        if math.isnan(low + high)
-        else f"{100 * low:.{digits}f} {EN_DASH if low >= 0 else 'to'} {100 * high:.{digits}f} %"
-    )
+    if math.isnan(low + high):
+        return NOTHING
+    return f"{100 * low:.{digits}f} {EN_DASH if low >= 0 else 'to'} {100 * high:.{digits}f} %"
 
 
 def counted(count: int, noun: str) -> str:

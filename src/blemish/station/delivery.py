@@ -195,32 +195,27 @@ class Delivery:
 
 def _read_place(place: Path, lines: Path) -> tuple[int, bytes]:
     """How far the lines of a file were sent, and the last one that was; all that are there, where nothing was yet."""
-    if not place.exists():
-        return _end_of(lines)
-    text = read_text(place, expected="how far lines were sent")
-    try:
-        about = parse_json(text)
-        at, mark = about["sent"], about["last"]
-        if about["version"] != 1 or type(at) is not int or at < 0:
-            raise ValueError(text)
-    except (ValueError, TypeError, KeyError):
-        raise ArgumentError.about(
-            str(place), expected="how far lines were sent, as an earlier run wrote it", got="something else",
-            instead="Delete it; then only new lines are sent.",
-        ) from None  # fmt: skip
+    at = mark = None
+    if place.exists():
+        text = read_text(place, expected="how far lines were sent")
+        try:
+            about = parse_json(text)
+            at, mark = about["sent"], about["last"]
+            if about["version"] != 1 or type(at) is not int or at < 0:
+                raise ValueError(text)
+        except (ValueError, TypeError, KeyError):
+            raise ArgumentError.about(
+                str(place), expected="how far lines were sent, as an earlier run wrote it", got="something else",
+                instead="Delete it; then only new lines are sent.",
+            ) from None  # fmt: skip
     if not lines.exists():
         return 0, b""
     with naming(lines), lines.open("rb") as file:
-        last = _line_before(file, at) if at <= file.seek(0, os.SEEK_END) else b""
+        size = file.seek(0, os.SEEK_END)
+        if at is None:
+            return size, _line_before(file, size)
+        last = _line_before(file, at) if at <= size else b""
     return (at, last) if _mark(last) == mark else (0, b"")
-
-
-def _end_of(lines: Path) -> tuple[int, bytes]:
-    if not lines.exists():
-        return 0, b""
-    with naming(lines), lines.open("rb") as file:
-        size = file.seek(0, 2)
-        return size, _line_before(file, size)
 
 
 def _line_before(file: IO[bytes], at: int) -> bytes:

@@ -28,6 +28,7 @@ from ..report.lines import look_of
 from ..types import Look
 
 _T = TypeVar("_T")
+_Change = tuple[Callable[[sqlite3.Connection], Any], Future[Any]]
 FILE = "station.sqlite"
 SCHEMA_VERSION = 1
 _DIGEST = re.compile("[0-9a-f]{64}")
@@ -256,7 +257,7 @@ class Logbook(AbstractContextManager["Logbook"]):
 
     def _change(self, change: Callable[[sqlite3.Connection], _T]) -> Future[_T]:
         waiting: Future[_T] = Future()
-        self._changes.put(_Change(change, waiting))
+        self._changes.put((change, waiting))
         return waiting
 
     def _insert(self, file: sqlite3.Connection, verdict: Verdict) -> dict[str, Any]:
@@ -294,12 +295,12 @@ class Logbook(AbstractContextManager["Logbook"]):
                 self._commit(changes)
 
     def _commit(self, changes: Sequence[_Change]) -> None:
-        changes = [change for change in changes if change.waiting.set_running_or_notify_cancel()]
+        changes = [(change, waiting) for change, waiting in changes if waiting.set_running_or_notify_cancel()]
         before = self._bytes
         try:
             with _blaming_the_disk(self.path):
                 self._file.execute("BEGIN IMMEDIATE")
-                found = [change.apply(self._file) for change in changes]
+                found = [change(self._file) for change, _ in changes]
                 self._sweep()
                 self._file.execute("COMMIT")
             self.commits += 1
@@ -307,11 +308,11 @@ class Logbook(AbstractContextManager["Logbook"]):
             self._bytes = before
             with suppress(sqlite3.Error):
                 self._file.execute("ROLLBACK")
-            for change in changes:
-                change.waiting.set_exception(error)
+            for _, waiting in changes:
+                waiting.set_exception(error)
             return
-        for change, result in zip(changes, found, strict=True):
-            change.waiting.set_result(result)
+        for (_, waiting), result in zip(changes, found, strict=True):
+            waiting.set_result(result)
 
     def _sweep(self) -> None:
         """Let pictures go that are too old, or too many; not at each commit, as all pictures are looked through."""
@@ -335,15 +336,9 @@ class Logbook(AbstractContextManager["Logbook"]):
                 self._bytes -= size
 
 
-class _Change:
-    def __init__(self, change: Callable[[sqlite3.Connection], Any], waiting: Future[Any]) -> None:
-        self.apply, self.waiting = change, waiting
-
-
 def read_lines(folder: str | Path) -> Iterator[dict[str, Any]]:
     """All verdicts of a store with their feedback, the oldest first, also while a station writes."""
-    path = Path(folder) / FILE
-    with closing(_read_only(folder)) as file, _blaming_the_disk(path):
+    with _reading(folder) as (file, path):
         for number, text, said in file.execute(f"SELECT id, line, {_SAID} FROM verdicts ORDER BY id"):
             try:
                 line = parse_json(text)
@@ -356,8 +351,7 @@ def read_lines(folder: str | Path) -> Iterator[dict[str, Any]]:
 
 def read_pictures(folder: str | Path) -> Iterator[tuple[str, bytes]]:
     """All pictures that are kept, with their digests: file names are made of them, and anybody may write a store."""
-    path = Path(folder) / FILE
-    with closing(_read_only(folder)) as file, _blaming_the_disk(path):
+    with _reading(folder) as (file, path):
         for digest, content in file.execute("SELECT digest, content FROM pictures ORDER BY time"):
             if not isinstance(digest, str) or not _DIGEST.fullmatch(digest) or not isinstance(content, bytes):
                 raise OutputError(f"{path}: damaged: a picture that is none, or has no digest for a name.")
@@ -369,17 +363,15 @@ def spell_time(seconds: float) -> str:
     return datetime.fromtimestamp(seconds, timezone.utc).isoformat(timespec="milliseconds").replace("+00:00", "Z")
 
 
-def _read_only(folder: str | Path) -> sqlite3.Connection:
+@contextmanager
+def _reading(folder: str | Path) -> Iterator[tuple[sqlite3.Connection, Path]]:
     path = Path(folder) / FILE
     if not os.path.isfile(path):
         raise ArgumentError.about(str(folder), expected=f"the folder of a store, with {FILE}", got="another one")
-    file = _connect(path)
-    try:
+    with closing(_connect(path)) as file:
         _check_version(file, path)
-    except BaseException:
-        file.close()
-        raise
-    return file
+        with _blaming_the_disk(path):
+            yield file, path
 
 
 def _connect(path: Path) -> sqlite3.Connection:

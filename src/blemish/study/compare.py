@@ -58,17 +58,14 @@ class Configuration:
         """Read what a row combines, data set and seed apart."""
         known = BACKBONES.get(row["backbone"])
         built_in = known is not None and not known.source
+        as_they_are = ("method", "backbone", "crop", "held_out", "false_alarm_rate")
         return cls(
-            method=row["method"],
             parameters=tuple(sorted(json.loads(row["parameters"]).items())),
-            backbone=row["backbone"],
             weights="built-in" if built_in else row["weights"],
             taps=row["taps"] or "default",
             resize=row["resize"].strip('"'),  # JSON: of a number, a list, or a text
-            crop=row["crop"],
-            held_out=row["held_out"],
-            false_alarm_rate=row["false_alarm_rate"],
             white_level=row["white_level"] and row["white_level"].strip('"'),
+            **{name: row[name] for name in as_they_are},
         )
 
     @property

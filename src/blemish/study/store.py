@@ -132,8 +132,9 @@ class Store(AbstractContextManager["Store"]):
     def add(self, cells: Iterable[Cell]) -> None:
         """Give every cell its row, waiting; cells that have one keep it."""
         rows = [_identity(cell) for cell in cells]
-        for name in {str(value) for row in rows for value in row.values() if not _is_text(value)}:
-            raise ArgumentError.about("data", expected="names that are UTF-8", got=repr(name)[:200])
+        for text in (value for row in rows for value in row.values() if isinstance(value, str)):
+            if text != text.encode(errors="ignore").decode():  # a name of a file may have bytes that are no text
+                raise ArgumentError.about("data", expected="names that are UTF-8", got=repr(text)[:200])
         names = ", ".join(rows[0]) if rows else ""
         with self._transaction():
             for row in rows:
@@ -194,11 +195,3 @@ def _identity(cell: Cell) -> dict[str, Any]:
 
 def _stored(value: object) -> object:
     return json.dumps(value) if isinstance(value, dict | list | tuple) else value
-
-
-def _is_text(value: object) -> bool:
-    """Whether a table can hold it: a name of a file may have bytes that are no text."""
-    try:
-        return not isinstance(value, str) or bool(value.encode()) or not value
-    except UnicodeEncodeError:
-        return False
