@@ -269,9 +269,7 @@ def _missing(rng: Generator, surface: Surface, frame: Frame, strength: float) ->
     )
 
 
-Defect = Callable[[Generator, Surface, Frame, float], Surface]
-
-DEFECTS: dict[str, Defect] = {
+DEFECTS: dict[str, Callable[[Generator, Surface, Frame, float], Surface]] = {
     "scratch": _scratch,
     "spot": _spot,
     "stain": _stain,

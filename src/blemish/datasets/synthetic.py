@@ -579,9 +579,7 @@ def _artwork() -> tuple[Floats, Floats]:
     return tracks * (1 - pads), pads
 
 
-Product = Callable[[Generator, Frame], Surface]
-
-PRODUCTS: dict[str, Product] = {
+PRODUCTS: dict[str, Callable[[Generator, Frame], Surface]] = {
     "weave": _weave,
     "brushed": _brushed,
     "leather": _leather,

@@ -211,7 +211,10 @@ def build_extractor(
             _load_needed(module, weights, structure, backbone)
         _simplify(module, structure)
         if folded is not None:
-            _load_folded(module, folded, backbone)
+            try:
+                module.load_state_dict(of_this_version(module, folded), strict=True)
+            except RuntimeError as error:
+                raise _not_its_own(backbone, str(error)) from error
         # The cast comes last: folding in bfloat16 would round twice.
         return Extractor(module, backbone, structure, device=torch.device(device), dtype=PRECISIONS[precision])
 
@@ -447,13 +450,6 @@ def _check_folded(backbone: Backbone, taps: Sequence[str], folded: StateDict) ->
     there = sum(size for name, size in tapped.items() if name in folded)
     if 2 * there < sum(tapped.values()):
         raise _not_its_own(backbone, f"{there} of {sum(tapped.values())} numbers of the tapped modules are there")
-
-
-def _load_folded(module: nn.Module, folded: StateDict, backbone: Backbone) -> None:
-    try:
-        module.load_state_dict(of_this_version(module, folded), strict=True)
-    except RuntimeError as error:
-        raise _not_its_own(backbone, str(error)) from error
 
 
 def _not_its_own(backbone: Backbone, reason: str) -> WeightsError:

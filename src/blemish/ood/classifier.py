@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -16,7 +15,7 @@ from ..errors import ArgumentError
 from ..features.backbones import IMAGENET_MEAN, IMAGENET_STD
 from ..features.layout import watching
 from ..images.preprocess import Preprocess
-from ..ops.gradnorm import GradNorms, Norm
+from ..ops.gradnorm import GradNorms, Norm, evaluating
 
 _SAME = 1e-4
 """Relative difference up to which the last layer's output counts as the logits."""
@@ -97,7 +96,7 @@ class Classifier:
 
     def logits(self, pixels: Tensor) -> Tensor:
         """`(batch, classes)`; differentiable where gradients are enabled."""
-        with _evaluating(self.model):
+        with evaluating(self.model):
             logits = self.model(self.normalised(pixels))
         if not isinstance(logits, Tensor) or logits.ndim != 2 or logits.shape[1] < 2:
             raise ArgumentError.about(
@@ -165,16 +164,3 @@ class Classifier:
 
 def _is_part(name: str, prefix: str) -> bool:
     return name == prefix or name.startswith(f"{prefix}.")
-
-
-@contextmanager
-def _evaluating(model: nn.Module) -> Iterator[None]:
-    modes = {module: module.training for module in model.modules()}
-    try:
-        # An exported network refuses `eval()`: it is in the mode that it was exported in.
-        for module in modes:
-            module.training = False
-        yield
-    finally:
-        for module, mode in modes.items():
-            module.training = mode

@@ -521,20 +521,29 @@ def _check_losses(losses: Any, seen: Sequence[Tensor], batch: int) -> None:
 
 
 @contextmanager
+def evaluating(model: nn.Module) -> Iterator[None]:
+    """Eval mode; each module's own is put back afterwards."""
+    modes = {module: module.training for module in model.modules()}
+    try:
+        for module in modes:  # not model.eval(): some layers merge or cache weights there, and exported ones refuse it
+            module.training = False
+        yield
+    finally:
+        for module, mode in modes.items():
+            module.training = mode
+
+
+@contextmanager
 def _ready(model: nn.Module) -> Iterator[None]:
     """Eval mode, no fused attention (it bypasses layers); these and the parameters' flags are put back afterwards."""
-    modes = {module: module.training for module in model.modules()}
     flags = {parameter: parameter.requires_grad for parameter in model.parameters()}
     fast_path = torch.backends.mha.get_fastpath_enabled()
     try:
-        for module in modes:  # not model.eval(): some layers merge or cache weights there
-            module.training = False
         torch.backends.mha.set_fastpath_enabled(False)
-        yield
+        with evaluating(model):
+            yield
     finally:
         torch.backends.mha.set_fastpath_enabled(fast_path)
-        for module, mode in modes.items():
-            module.training = mode
         for parameter, flag in flags.items():
             parameter.requires_grad_(flag)
 

@@ -358,6 +358,15 @@ def _middle(items: Sequence[int], count: int) -> Iterable[int]:
     return (items[(k + 1) * len(items) // (count + 1)] for k in range(count))
 
 
+_BADGES: dict[tuple[bool | None, bool], str] = {
+    (True, True): "found",
+    (False, True): "missed",
+    (True, False): "false alarm",
+    (False, False): "passed",
+}
+"""By whether an image is flagged, and is anomalous."""
+
+
 def _card(evaluation: Evaluation, index: int, scale: draw.Scale | None) -> Card:
     record = evaluation.records[index]
     decision, anomalous = record.decision, record.sample.anomalous
@@ -368,7 +377,7 @@ def _card(evaluation: Evaluation, index: int, scale: draw.Scale | None) -> Card:
     return Card(
         name=record.sample.path.name,
         kind=record.sample.kind,
-        badge=_badge(decision.is_anomalous, anomalous),
+        badge=_BADGES.get((decision.is_anomalous, anomalous), ""),
         is_wrong=decision.is_anomalous is not None and decision.is_anomalous != anomalous,
         numbers=f"score {decision.score:.4g}{p_value}{regions}",
         photo=None if tile.photo is None else data_uri("webp", draw.webp(tile.photo)),
@@ -377,11 +386,3 @@ def _card(evaluation: Evaluation, index: int, scale: draw.Scale | None) -> Card:
         is_wide=tile.photo is not None and tile.photo.width > 1.5 * tile.photo.height,
         remark=tile.remark,
     )
-
-
-def _badge(flagged: bool | None, anomalous: bool) -> str:
-    if flagged is None:
-        return ""
-    return {(True, True): "found", (False, True): "missed", (True, False): "false alarm", (False, False): "passed"}[
-        flagged, anomalous
-    ]

@@ -254,9 +254,7 @@ def _strips(
     for row, (_, chosen) in enumerate(kinds):
         colours = np.where(anomalous[chosen], ANOMALOUS, NORMAL)
         axes.scatter(scores[chosen], row + spread[chosen], s=11, c=colours, alpha=0.6, linewidths=0)
-    axes.set_yticks(range(len(kinds)), [drawable(kind) for kind, _ in kinds])
-    for label in axes.get_yticklabels():
-        label.set_parse_math(False)
+    axes.set_yticks(range(len(kinds)), [drawable(kind) for kind, _ in kinds], parse_math=False)
     axes.set_ylim(len(kinds) - 0.4, -0.6)
     axes.set_xlabel("image score (larger = more anomalous)")
     tidy(axes)

@@ -50,12 +50,13 @@ def write_ood_report(
     ]
     if not sentences:
         raise ArgumentError.about("evaluation", expected="an evaluation, tuning, ablation or reliability", got="none")
+    tables = {"Detectors as they ran": evaluation.facts if evaluation else {}, "Facts": facts or {}}
     sections = [
         *(_evaluation_sections(evaluation) if evaluation else ()),
         *(_tuning_section(tuning) for tuning in tunings),
         *([_ablation_section(ablation)] if ablation else []),
         *([_reliability_section(reliability)] if reliability else []),
-        *(_fact_sections(evaluation, facts or {})),
+        *(Section.of(name, (), facts_table(table)) for name, table in tables.items() if table),
     ]
     page = Page(
         title=title,
@@ -420,13 +421,3 @@ def _reliability_section(reliability: Sequence[SelectiveFigures]) -> Section:
         _table("Detector", [(label, note) for _, label, note, _ in ORDERS], rows),
         Plots([plot_of(draw.reliability_plot(plotted), f"Accuracy over the score threshold: {', '.join(shown)}.")]),
     )
-
-
-# Facts
-
-
-def _fact_sections(evaluation: OODEvaluation | None, facts: Mapping[str, str]) -> Iterator[Section]:
-    parameters = evaluation.facts if evaluation else {}
-    for heading, table in (("Detectors as they ran", parameters), ("Facts", facts)):
-        if table:
-            yield Section.of(heading, (), facts_table(table))

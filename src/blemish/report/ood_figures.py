@@ -123,9 +123,7 @@ def ablation_plot(rows: Sequence[AblationRow]) -> bytes:
         ends = 100 * np.array([row.interval for row in found], dtype=np.float64)
         axes.hlines(places, ends[:, 0], ends[:, 1], color=NORMAL, linewidth=2, alpha=0.6)
         axes.plot([100 * row.auroc for row in found], places, "o", color=INK, markersize=5)
-        axes.set_yticks(places, [drawable(row.variant, 32) for row in found])
-        for label in axes.get_yticklabels():
-            label.set_parse_math(False)
+        axes.set_yticks(places, [drawable(row.variant, 32) for row in found], parse_math=False)
         axes.set_ylim(len(found) - 0.5, -0.5)
         axes.set_title(PARTS[part], fontsize=9, color=INK, loc="left")
         tidy(axes, grid="x")

@@ -40,7 +40,10 @@ def make_app(station: Station, *, token: str | None = None, names: Collection[st
     app.state.station = station
     app.include_router(router)
     _handle_errors(app)
-    _add_page(app)
+    folder = resources.files("blemish.station").joinpath("page")
+    for route, (name, kind) in _PAGE.items():
+        page = Response(folder.joinpath(name).read_bytes(), media_type=kind, headers={"cache-control": "no-cache"})
+        app.add_api_route(route, _giving(page), include_in_schema=False)
     return Guard(app, token=token, names=names, answered=station.meters.answered)
 
 
@@ -57,13 +60,6 @@ def _handle_errors(app: FastAPI) -> None:
     async def invalid(_request: Request, error: RequestValidationError) -> JSONResponse:
         found = [f"{'.'.join(map(str, one['loc'][1:]))}: {one['msg']}" for one in error.errors()]
         return JSONResponse({"error": "; ".join(found)}, 422)
-
-
-def _add_page(app: FastAPI) -> None:
-    folder = resources.files("blemish.station").joinpath("page")
-    for route, (name, kind) in _PAGE.items():
-        page = Response(folder.joinpath(name).read_bytes(), media_type=kind, headers={"cache-control": "no-cache"})
-        app.add_api_route(route, _giving(page), include_in_schema=False)
 
 
 def _giving(page: Response) -> Callable[[], Response]:

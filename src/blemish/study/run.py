@@ -15,7 +15,7 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, suppress
 from dataclasses import dataclass, replace
 from multiprocessing.connection import Connection, wait
 from typing import Any
@@ -215,8 +215,9 @@ class LocalExecutor(AbstractContextManager["LocalExecutor"]):
             self._processes.add(process)
         sender.close()
         try:
-            with receiver:
-                yield from _messages(receiver)
+            with receiver, suppress(EOFError, OSError):  # the other end is closed, perhaps in the middle of a message
+                while True:
+                    yield receiver.recv()
             process.join()
             if process.exitcode:
                 raise WorkerDied(_how(process.exitcode))
@@ -224,14 +225,6 @@ class LocalExecutor(AbstractContextManager["LocalExecutor"]):
             with self._lock:
                 self._processes.discard(process)
             process.kill()
-
-
-def _messages(receiver: Connection[Any, Any]) -> Iterator[Message]:
-    while True:
-        try:
-            yield receiver.recv()
-        except (EOFError, OSError):  # the other end is closed, perhaps in the middle of a message
-            return
 
 
 def _how(exitcode: int) -> str:
