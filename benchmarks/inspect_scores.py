@@ -41,7 +41,7 @@ def whole(maps: Maps) -> np.ndarray:
 
 
 def inside(maps: Maps) -> np.ndarray:
-    """The same without the outer twelfth at each side, where the network sees the zeros that it is padded with."""
+    """The same without the outer twelfth at each side."""
     return whole([m[:, :, k:-k, k:-k] for m in maps for k in [m.shape[2] // 12]])
 
 

@@ -196,6 +196,8 @@ def main() -> None:
     parser.add_argument("--draws", type=int, default=20, help="of real-cross")
     parser.add_argument("--images", type=int, nargs="+", default=[20], help="that real-cross learns")
     options = parser.parse_args()
+    if options.what.startswith("real") and options.root is None:
+        parser.error("the folder of the data sets is missing")
     if options.what in ("simulate", "cross"):
         {"simulate": simulate, "cross": cross}[options.what]()
         return

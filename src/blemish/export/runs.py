@@ -104,7 +104,7 @@ class _Watching(torch.fx.Interpreter):
             if isinstance(made, Tensor) and made.dtype == mine.dtype and made.shape == mine.shape:
                 away = float((made - mine).abs().max())
                 if away < self._away[name]:
-                    self._away[name], self.nearest[name] = away, made.numpy().copy()
+                    self._away[name], self.nearest[name] = away, made.detach().numpy().copy()
         return made
 
 
