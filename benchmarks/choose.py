@@ -49,9 +49,9 @@ from blemish.types import ImageBatch
 
 RULES = {"max": 0.0, "top 1 %": 0.01, "top 5 %": 0.05}
 """Score rules: `top_share` of methods with maps."""
-OF_AUTO = ("padim", "padim 8,16", "padim 16", "patchcore", "patchcore 8", "subspace", "knn unit", "gaussian")
+OF_AUTO = ("padim", "padim 8,16", "padim 16", "patchcore", "patchcore 8", "knn unit", "gaussian")
 """The rows of `choosing.candidates`, in the order of their size, largest first, and those without maps last."""
-SIZES = {"padim": 100.0, "padim 8,16": 25.0, "padim 16": 6.5, "patchcore": 5.0, "patchcore 8": 2.0, "subspace": 1.8}
+SIZES = {"padim": 100.0, "padim 8,16": 25.0, "padim 16": 6.5, "patchcore": 5.0, "patchcore 8": 2.0}
 """MB of a model of 100 images at 256 pixels, roughly: the pick needs their order alone."""
 
 
@@ -60,11 +60,12 @@ def candidates(*, all_of_them: bool) -> dict[str, FeatureMethod]:
     found: dict[str, FeatureMethod] = {
         "padim": PaDiM(),
         "padim 8,16": PaDiM(taps=("stage8", "stage16")),
+        "padim 8": PaDiM(taps=("stage8",)),
         "padim 16": PaDiM(taps=("stage16",)),
         "padim 16 eps .01": PaDiM(taps=("stage16",), eps=0.01),
-        "patchcore": PatchCore(reserve=0),
-        "patchcore 8": PatchCore(taps=("stride8",), reserve=0),
-        "patchcore 16": PatchCore(taps=("stride16",), reserve=0),
+        "patchcore": PatchCore(),
+        "patchcore 8": PatchCore(taps=("stride8",)),
+        "patchcore 16": PatchCore(taps=("stride16",)),
         "subspace": Subspace(),
         "knn": KNN(),
         "knn unit": KNN(normalise=True),
