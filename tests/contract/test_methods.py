@@ -6,7 +6,8 @@ import pytest
 import torch
 
 from blemish.errors import ArgumentError
-from blemish.methods import METHODS, Incremental
+from blemish.features.backbones import find_backbone
+from blemish.methods import METHODS, FeatureMethod, Incremental
 from contract.laws import (
     LAWS,
     TEST,
@@ -92,6 +93,18 @@ def test_neighbours_in_an_untrained_network_are_those_of_knn(name):
     method = quick(name, epochs=0).fit(Images(TRAIN))
     knn = METHODS["knn"](backbone=method.backbone, taps=method.tapped(), k=method.k).fit(Images(TRAIN))
     assert_same(method.score(batch(TEST)), knn.score(batch(TEST)))
+
+
+FROZEN = [
+    name for name, kind in METHODS.items() if issubclass(kind, FeatureMethod) and name not in {n for n, _ in TRAINED}
+]
+
+
+@pytest.mark.parametrize("tap", find_backbone("compact").narrow)
+@pytest.mark.parametrize("name", FROZEN)
+def test_defaults_fit_any_one_layer(name, tap):
+    scores = METHODS[name](taps=(tap,)).fit(Images(TRAIN)).score(batch(TEST))
+    assert scores.images.isfinite().all()
 
 
 @pytest.mark.parametrize("name", ["padim", "spade"])

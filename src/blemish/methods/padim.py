@@ -45,7 +45,8 @@ class PaDiM(MapMethod, LeavingMethod):
 
     Parameters
     ----------
-    dimensions: embedding dimensions to keep; None takes the backbone's recommendation.
+    dimensions: embedding dimensions to keep; None takes the backbone's recommendation, and all
+        channels where the layers have fewer.
     reduction: `random` channels (the paper's R_d), a random semi-`orthogonal` projection of all channels,
         aligned bilinearly, which depends less on the seed, or `none` (all channels).
     eps: added to the diagonal of every covariance (the paper: 0.01). None adds to each position's covariance a share of
@@ -150,7 +151,7 @@ class PaDiM(MapMethod, LeavingMethod):
 
     def _plan(self, first: FeatureMaps, images: int) -> FitPlan:
         channels = [m.shape[1] for m in first.maps]
-        d = self._dimensions() or sum(channels)
+        d = self._dimensions(sum(channels)) or sum(channels)
         positions = max(m.shape[2] * m.shape[3] for m in first.maps)
         numbers = positions * d * min(images, d) * (2 if self.storage == "float16" else 4)
         # Few images: their rows become the factor. Many: the float64 scatter, then half of the rows or the factor.
@@ -282,15 +283,18 @@ class PaDiM(MapMethod, LeavingMethod):
         if sizes.get("images", count) != count:
             raise ModelFileError.about("tensor digests", expected=f"{count} images", got=sizes["images"])
 
-    def _dimensions(self) -> int | None:
-        """Dimensions to keep; None keeps all channels."""
+    def _dimensions(self, channels: int) -> int | None:
+        """Dimensions to keep of so many channels; None keeps all."""
         if self.reduction == "none":
             return None
-        return find_backbone(self.backbone).d if self.dimensions is None else self.dimensions
+        if self.dimensions is not None:
+            return self.dimensions
+        recommended = find_backbone(self.backbone).d
+        return None if recommended is None else min(recommended, channels)
 
     def _choose_dimensions(self, channels: list[int]) -> None:
         self.channels_ = self.projection_ = None
-        d = self._dimensions()
+        d = self._dimensions(sum(channels))
         if d is None:
             return
         if self.reduction == "random":
