@@ -115,7 +115,7 @@ def main() -> None:
     parser.add_argument(
         "--held-out", type=float, help="ours with this share of the images held out; 0: none, no threshold"
     )
-    parser.add_argument("--seed", type=int, default=0, help="of ours: what is held out, and the coreset")
+    parser.add_argument("--seed", type=int, default=0, help="what is held out, and the coreset; of the peer as well")
     parser.add_argument("--fold", type=int, choices=range(5))
     parser.add_argument("--no-ours", action="store_true")
     parser.add_argument("--json", type=Path)
@@ -139,7 +139,7 @@ def main() -> None:
                 side = str(Path(__file__).with_name("_anomalib_side.py"))
                 command = [str(options.peer), side, method, str(data), str(options.weights), str(out)]
                 command += ["--one-product"] if options.one_product else []
-                row = run_json([*command, "--ratio", str(options.ratio)])
+                row = run_json([*command, "--ratio", str(options.ratio), "--seed", str(options.seed)])
                 found[f"anomalib {method}"] = row | figures_of(data, out)
         for side, row in found.items():
             rows.append({"data": data.name, "side": side, **row})

@@ -4,8 +4,8 @@
     python benchmarks/students.py mvtec_ad/screw --patches 33 65 --fast --steps 2000 --json fast.json
 
 Each scale learns as if it were alone, so one fit of several has the figures of single ones in it. A strided map has
-a value for 4 x 4 (p = 33) or 8 x 8 pixels (p = 65), enlarged. Times are of one thread. `top` is image AUROC where the mean of
-the highest 1 % or 5 % of a map is an image's score.
+a value for 4 x 4 (p = 33) or 8 x 8 pixels (p = 65), enlarged. Times are of one thread. `top` is image AUROC where the
+mean of the highest 1 % or 5 % of a map is an image's score.
 """
 
 from __future__ import annotations
@@ -25,6 +25,7 @@ from numpy.typing import NDArray
 from blemish import Detector, Preprocess, evaluate, metrics, open_dataset
 from blemish.datasets.layouts import Dataset
 from blemish.methods.students import Students
+from blemish.ops.maps import mean_of_highest
 from blemish.types import ImageBatch, Scores
 
 Maps = dict[str, NDArray[np.float32]]
