@@ -44,6 +44,7 @@ from blemish.images.source import ImageSource
 from blemish.methods import FeatureMethod
 from blemish.methods._base import MapMethod
 from blemish.metrics import auroc
+from blemish.ops.maps import mean_of_highest
 from blemish.training.loop import generator
 from blemish.types import ImageBatch
 
@@ -76,16 +77,20 @@ def candidates(*, all_of_them: bool) -> dict[str, FeatureMethod]:
     return found if all_of_them else {name: found[name] for name in OF_AUTO}
 
 
-class Remembered:
-    """An index that searches the same patches once, whatever is made of what it finds."""
+class Caught:
+    """The values that a method makes an image's score from, for the other rules: its maps are made once."""
 
-    def __init__(self, bank: Any) -> None:
-        self._bank, self._asked, self._found = bank, torch.empty(0), None
+    def __init__(self, method: MapMethod) -> None:
+        self._made = method._image_scores
+        self.values, self.inside = torch.empty(0), None
 
-    def search(self, queries: torch.Tensor, k: int) -> Any:
-        if not torch.equal(queries, self._asked):
-            self._asked, self._found = queries, self._bank.search(queries, k)
-        return self._found
+    def __call__(self, values: torch.Tensor, inside: torch.Tensor | None) -> torch.Tensor:
+        self.values, self.inside = values, inside
+        return self._made(values, inside)
+
+    def by(self, share: float) -> list[float]:
+        found: list[float] = mean_of_highest(self.values, share, self.inside).tolist()
+        return found
 
 
 @dataclass
@@ -121,8 +126,8 @@ class Network:
             for name, method in candidates(all_of_them=self.all_of_them).items()
         }
         for method in methods.values():
-            if isinstance(method, PatchCore):
-                method.bank_ = Remembered(method.bank_)  # type: ignore[assignment]
+            if isinstance(method, MapMethod):
+                method._image_scores = Caught(method)  # type: ignore[method-assign]
         return methods
 
 
@@ -135,10 +140,11 @@ class Scored:
 
     def add(self, methods: dict[str, FeatureMethod], batch: ImageBatch) -> None:
         for name, method in methods.items():
-            for rule, share in self.rules.items() if isinstance(method, MapMethod) else (("max", 0.0),):
-                if isinstance(method, MapMethod):
-                    method.top_share = share
-                self.scores.setdefault(f"{name}|{rule}", []).extend(method.score(batch).images.tolist())
+            self.scores.setdefault(f"{name}|max", []).extend(method.score(batch).images.tolist())
+            caught = getattr(method, "_image_scores", None)
+            if isinstance(caught, Caught):
+                for rule in self.rules.keys() - {"max"}:
+                    self.scores.setdefault(f"{name}|{rule}", []).extend(caught.by(self.rules[rule]))
 
 
 def open_set(name: str, folder: Path) -> Dataset:

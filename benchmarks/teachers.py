@@ -1,0 +1,107 @@
+"""What the teachers of Uninformed Students know without students: distances of their descriptors to normal ones.
+
+    python benchmarks/teachers.py mvtec_ad/screw --patches 17 33 65
+    python benchmarks/teachers.py mtd --resize 128 --every 3
+    BLEMISH_WEIGHTS=weights python benchmarks/teachers.py mvtec_ad/screw --patches 65 --apart 16 --of resnet18
+
+`patchcore` keeps `--count` descriptors of the normal images (the nearest one says how unusual a place is), `padim` a
+Gaussian at each position. Descriptors lie `--apart` pixels from each other; maps are not smoothed. Where these maps are
+better than the students', the students lose what the teacher knows; where not, the teacher does not know it. `--of`
+asks the network that the teachers learned from, crop by crop at 64 pixels as in their training: what could be known.
+"""
+
+from __future__ import annotations
+
+import argparse
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import interpolate, pad
+
+from blemish import Detector, PaDiM, PatchCore, Preprocess, evaluate, open_dataset
+from blemish.features.backbones import custom_backbone, find_backbone
+from blemish.features.descriptors import PatchDescriptor, find_descriptor
+from blemish.features.extract import build_extractor
+from blemish.features.weights import find_weights
+
+
+class Teacher(nn.Module):
+    """Descriptors of a teacher, `(batch, 128, h, w)`; pixels are in [0, 1], as it normalises them itself."""
+
+    def __init__(self, teacher: PatchDescriptor, apart: int) -> None:
+        super().__init__()
+        self.teacher, self.out, self.apart = teacher, nn.Identity(), apart
+
+    def forward(self, pixels: Tensor) -> Tensor:
+        first, step = (self.apart - 1) // 2, self.apart // self.teacher.stride
+        fields = self.teacher.padded(pixels)[:, :, first:, first:]
+        found: Tensor = self.out(self.teacher.inside(fields, dense=False)[:, :, ::step, ::step])
+        return found
+
+
+class Original(nn.Module):
+    """What the network P says of each crop, as the teachers learned it: its map of 64 pixels, averaged."""
+
+    def __init__(self, backbone: str, tap: str, patch: int, apart: int) -> None:
+        super().__init__()
+        row = find_backbone(backbone)
+        self.network, self.out = build_extractor(row, weights=find_weights(row), taps=(tap,)), nn.Identity()
+        self.patch, self.apart = patch, apart
+
+    def forward(self, pixels: Tensor) -> Tensor:
+        around, first = self.patch // 2, (self.apart - 1) // 2
+        padded = pad(pixels, (around,) * 4, mode="reflect")[:, :, first:, first:]
+        crops = padded.unfold(2, self.patch, self.apart).unfold(3, self.patch, self.apart)
+        batch, _, rows, columns = crops.shape[:4]
+        parts = crops.permute(0, 2, 3, 1, 4, 5).flatten(0, 2).split(64)
+        answers = [
+            self.network(interpolate(part, (64, 64), mode="bilinear")).maps[0].mean(dim=(2, 3)) for part in parts
+        ]
+        found: Tensor = self.out(torch.cat(answers).unflatten(0, (batch, rows, columns)).permute(0, 3, 1, 2))
+        return found
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("data", type=Path)
+    parser.add_argument("--patches", type=int, nargs="+", default=[17, 33, 65])
+    parser.add_argument("--weights", type=Path, help="folder of teachers; default: the built-in ones")
+    parser.add_argument("--of", help="ask this backbone instead, such as resnet18")
+    parser.add_argument("--tap", default="layer3", help="of --of")
+    parser.add_argument("--apart", type=int, default=8, help="pixels, a multiple of 8 for p = 65, of 4 for p = 33")
+    parser.add_argument("--methods", nargs="+", choices=["patchcore", "padim"], default=["patchcore", "padim"])
+    parser.add_argument("--count", type=int, default=2000)
+    parser.add_argument("--resize", type=int, default=256)
+    parser.add_argument("--train", type=int, default=80, help="most normal images to learn from")
+    parser.add_argument("--every", type=int, default=1, help="score every so many of the test images")
+    options = parser.parse_args()
+    torch.set_num_threads(1)
+    dataset = open_dataset(options.data)
+    dataset = replace(dataset, test=dataset.test[:: options.every])
+    images = dataset.train_images()
+    every = -(-len(images) // options.train)
+    images = images.subset(list(range(0, len(images), every)))
+    for patch in options.patches:
+        network = (
+            Original(options.of, options.tap, patch, options.apart)
+            if options.of
+            else Teacher(find_descriptor(patch, options.weights), options.apart)
+        )
+        row = custom_backbone(network.eval(), taps=("out",), name=f"p{patch}", mean=(0, 0, 0), std=(1, 1, 1))
+        for name in options.methods:
+            method = (
+                PatchCore(backbone=row, patches="single", count=options.count, sigma=0)
+                if name == "patchcore"
+                else PaDiM(backbone=row, reduction="none", sigma=0)
+            )
+            detector = Detector(method=method, preprocess=Preprocess(options.resize), calibration="none").fit(images)
+            found = evaluate(detector, dataset).figures
+            shown = {key: getattr(found, key) for key in ("image_auroc", "pixel_auroc", "au_pro_30")}
+            text = "  ".join(f"{key} {value:.3f}" for key, value in shown.items() if value is not None)
+            print(f"{options.data.name}  p = {patch}  {name:9}  {len(images)} images  {text}", flush=True)
+
+
+if __name__ == "__main__":
+    main()
