@@ -410,6 +410,9 @@ def test_a_run_out_of_time_writes_what_there_is_and_goes_on(folder, tmp_path):
     assert (tmp_path / "t.safetensors.checkpoint").is_file()
     with Image.open(tmp_path / "f.png") as picture:  # of no step
         assert picture.width > 500
+    refused = run(folder, *OPTIONS, "--set", "margin=2", "--out", out, status=1).stderr
+    assert "a checkpoint of another run, which differs in margin (1.0 there, 2.0 here)" in " ".join(refused.split())
+    assert "reading:" not in refused
     run(folder, *OPTIONS, "--out", out)
     assert json.loads((tmp_path / "t.json").read_text())["steps"] == 6
     assert not (tmp_path / "t.safetensors.checkpoint").exists()

@@ -23,7 +23,7 @@ from blemish.methods.students import Students
 from blemish.parameters import parameter, parameters_of, read_texts
 from blemish.training.loop import SGD, Recipe, batch_of
 from blemish.training.pictures import Pictures, as_bytes
-from blemish.training.run import Training
+from blemish.training.run import Training, check_checkpoint
 from contract.laws import Images
 from trained import varied_pixels
 
@@ -133,6 +133,11 @@ def test_a_checkpoint_of_another_run_is_refused_by_name(tmp_path, changes, conte
     run(owner)
     with pytest.raises(ModelFileError, match=f"a checkpoint of another run, which differs in {named}"):
         run(replace(owner, **changes), content=content)
+    if changes:  # the content is known when the run begins
+        with pytest.raises(ModelFileError, match=f"a checkpoint of another run, which differs in {named}"):
+            check_checkpoint(owner.checkpoint, replace(owner, **changes))
+    else:
+        check_checkpoint(owner.checkpoint, replace(owner, **changes))
 
 
 @pytest.mark.parametrize("forge", [

@@ -83,7 +83,7 @@ def descriptor(
     recipe = _recipe(DescriptorRecipe, options, run.settings)
     check_weights(weights)
     train = partial(distil_descriptor, recipe=recipe, weights=weights)
-    _teach(train, write_descriptor, data, out, run=run, side=recipe.image_side)
+    _teach(train, write_descriptor, data, out, recipe=recipe, run=run)
 
 
 @distil_app.command()
@@ -114,21 +114,29 @@ def backbone(
     if start is not None:
         check_input(start, of="--start")
     train = partial(distil_backbone, recipe=recipe, weights=weights, start=start)
-    _teach(train, write_backbone, data, out, run=run, side=recipe.image_side)
+    _teach(train, write_backbone, data, out, recipe=recipe, run=run)
 
 
 def _teach(
-    train: Callable[..., Any], write: Callable[[Any, Path], None], data: Path, out: Path, *, run: RunOptions, side: int
+    train: Callable[..., Any],
+    write: Callable[[Any, Path], None],
+    data: Path,
+    out: Path,
+    *,
+    recipe: DescriptorRecipe | BackboneRecipe,
+    run: RunOptions,
 ) -> None:
     """Train on the images, and write what comes of it; nobody else writes it, or its checkpoint, meanwhile."""
     from ..augment.crops import read_cache
+    from ..training.run import check_checkpoint
 
     for path in (out, run.figure):
         if path is not None:
             check_output(path)
     with sole_writer(out):
+        check_checkpoint(_checkpoint(out), recipe)
         with Speaker().progress() as reading:
-            images = read_cache(data, side=side, workers=run.workers, progress=reading)
+            images = read_cache(data, side=recipe.image_side, workers=run.workers, progress=reading)
         with ProgressView("steps") as view:
             made = train(
                 images,

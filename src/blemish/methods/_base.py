@@ -71,9 +71,17 @@ class Method(ABC, Parameterised):
         """Take back what `state` handed out."""
 
     def check(self) -> None:
-        """Refuse wrong parameters; raises `ArgumentError`. `fit` does so before the work."""
+        """Refuse wrong parameters, and a checkpoint of others, as `fit` does before the work.
+
+        Raises `ArgumentError`, `ModelFileError`.
+        """
         check_parameters(self)
         self._check_together()
+        checkpoint = getattr(self, "checkpoint", None)
+        if checkpoint is not None:
+            from ..training.run import check_checkpoint
+
+            check_checkpoint(checkpoint, self)
 
     def _check_together(self) -> None:
         """Hook: refuse parameters that are right by themselves, but do not go together."""

@@ -333,10 +333,7 @@ class _Run:
             raise ArgumentError.about("checkpoint", expected="a file in an existing folder", got=str(checkpoint.path))
         if not checkpoint.path.exists():
             return
-        tensors, manifest = persist.load(checkpoint.path)
-        kept = manifest.get("run")
-        if kept is None:
-            raise ModelFileError(f"{checkpoint.path}: not a checkpoint of a training run. Choose another file.")
+        tensors, kept = _read(checkpoint.path)
         try:
             self._check_kept(kept, tensors)
         except ModelFileError as error:
@@ -501,6 +498,21 @@ def _not_finite(tensors: Mapping[str, Tensor]) -> str:
     """Name up to three that hold a NaN or an infinity; empty where none does."""
     names = [name for name, tensor in tensors.items() if _is_broken(tensor)]
     return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
+
+
+def check_identity(path: Path, identity: Mapping[str, object]) -> None:
+    """Refuse a checkpoint of a run with another identity, as far as it is known yet. Raises `ModelFileError`."""
+    _, kept = _read(path)
+    settings = kept.get("settings") if isinstance(kept, dict) else None
+    if isinstance(settings, dict):  # what no run has written is refused when the run begins
+        _check_same(path, {name: settings.get(name) for name in identity}, identity)
+
+
+def _read(path: Path) -> tuple[dict[str, Tensor], Any]:
+    tensors, manifest = persist.load(path)
+    if manifest.get("run") is None:
+        raise ModelFileError(f"{path}: not a checkpoint of a training run. Choose another file.")
+    return tensors, manifest["run"]
 
 
 def _check_same(path: Path, theirs: Mapping[str, object], ours: Mapping[str, object]) -> None:

@@ -12,7 +12,7 @@ from torch import nn
 from ..errors import log
 from ..parameters import as_plain, parameters_of
 from ..progress import Throttle
-from .loop import Checkpoint, Course, Objective, Recipe, TrainingProgress, Watch, optimise
+from .loop import Checkpoint, Course, Objective, Recipe, TrainingProgress, Watch, check_identity, optimise
 
 
 class Training:
@@ -41,8 +41,7 @@ class Training:
     ) -> None:
         self._name, self._seed, self._limit, self._progress = name, owner.seed, time_limit, progress
         self._path = None if checkpoint is None else Path(checkpoint)
-        model = [key for key, known in parameters_of(type(owner)).items() if known.role == "model"]
-        self._identity = {"name": name} | {key: str(as_plain(getattr(owner, key))) for key in model}
+        self._identity = {"name": name} | _identity(owner)
         self._start = monotonic()
 
     @classmethod
@@ -81,6 +80,17 @@ class Training:
             time_limit=None if self._limit is None else max(0.0, self._limit - (monotonic() - self._start)),
             progress=self._progress or log_progress(self._name + stage),
         )
+
+
+def check_checkpoint(path: str | Path | None, owner: Any) -> None:
+    """Refuse a checkpoint of other parameters, before anything is read for the run. Raises `ModelFileError`."""
+    if path is not None and Path(path).exists():
+        check_identity(Path(path), _identity(owner) | {"seed": owner.seed})  # which the loop adds as a number
+
+
+def _identity(owner: Any) -> dict[str, str]:
+    model = [key for key, known in parameters_of(type(owner)).items() if known.role == "model"]
+    return {key: str(as_plain(getattr(owner, key))) for key in model}
 
 
 def log_progress(name: str) -> Callable[[TrainingProgress], None]:
