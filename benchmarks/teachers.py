@@ -7,7 +7,7 @@
 `patchcore` keeps `--count` descriptors of the normal images (the nearest one says how unusual a place is), `padim` a
 Gaussian at each position. Descriptors lie `--apart` pixels from each other; maps are not smoothed. Where these maps are
 better than the students', the students lose what the teacher knows; where not, the teacher does not know it. `--of`
-asks the network that the teachers learned from, crop by crop at 64 pixels as in their training: what could be known.
+asks the network that the teachers learned from, crop by crop as in their training: what could be known.
 """
 
 from __future__ import annotations
@@ -42,13 +42,13 @@ class Teacher(nn.Module):
 
 
 class Original(nn.Module):
-    """What the network P says of each crop, as the teachers learned it: its map of 64 pixels, averaged."""
+    """What the network P says of each crop, as the teachers learned it: its map, averaged."""
 
-    def __init__(self, backbone: str, tap: str, patch: int, apart: int) -> None:
+    def __init__(self, backbone: str, tap: str, patch: int, *, apart: int, side: int) -> None:
         super().__init__()
         row = find_backbone(backbone)
         self.network, self.out = build_extractor(row, weights=find_weights(row), taps=(tap,)), nn.Identity()
-        self.patch, self.apart = patch, apart
+        self.patch, self.apart, self.side = patch, apart, (side, side)
 
     def forward(self, pixels: Tensor) -> Tensor:
         around, first = self.patch // 2, (self.apart - 1) // 2
@@ -57,7 +57,7 @@ class Original(nn.Module):
         batch, _, rows, columns = crops.shape[:4]
         parts = crops.permute(0, 2, 3, 1, 4, 5).flatten(0, 2).split(64)
         answers = [
-            self.network(interpolate(part, (64, 64), mode="bilinear")).maps[0].mean(dim=(2, 3)) for part in parts
+            self.network(interpolate(part, self.side, mode="bilinear")).maps[0].mean(dim=(2, 3)) for part in parts
         ]
         found: Tensor = self.out(torch.cat(answers).unflatten(0, (batch, rows, columns)).permute(0, 3, 1, 2))
         return found
@@ -70,6 +70,9 @@ def main() -> None:
     parser.add_argument("--weights", type=Path, help="folder of teachers; default: the built-in ones")
     parser.add_argument("--of", help="ask this backbone instead, such as resnet18")
     parser.add_argument("--tap", default="layer3", help="of --of")
+    parser.add_argument(
+        "--side", type=int, default=64, help="to which --of enlarges a crop; of the built-in teachers 64"
+    )
     parser.add_argument("--apart", type=int, default=8, help="pixels, a multiple of 8 for p = 65, of 4 for p = 33")
     parser.add_argument("--methods", nargs="+", choices=["patchcore", "padim"], default=["patchcore", "padim"])
     parser.add_argument("--count", type=int, default=2000)
@@ -85,7 +88,7 @@ def main() -> None:
     images = images.subset(list(range(0, len(images), every)))
     for patch in options.patches:
         network = (
-            Original(options.of, options.tap, patch, options.apart)
+            Original(options.of, options.tap, patch, apart=options.apart, side=options.side)
             if options.of
             else Teacher(find_descriptor(patch, options.weights), options.apart)
         )
