@@ -2,13 +2,17 @@
 
     python benchmarks/score_rules.py drawn
     python benchmarks/score_rules.py mvtec_ad/screw mtd --methods padim patchcore --backbone resnet18
+    python benchmarks/score_rules.py drawn mvtec_ad/screw --methods patchcore --as-fit --seeds 11 12
 
-`drawn` stands for all drawn products. Each fit is on all normal images, and only the rule differs within a row.
+`drawn` stands for all drawn products. Each fit is on all normal images, at 256 x 256; only the rule differs within a
+row. `--as-fit` prepares and holds out images as `fit` without options does, and draws products of 512 x 512: 60 images
+to learn from, 40 normal and 56 defective ones to judge.
 """
 
 from __future__ import annotations
 
 import argparse
+import itertools
 import tempfile
 from collections.abc import Iterator
 from dataclasses import replace
@@ -17,20 +21,25 @@ from typing import Any
 
 from _measure import write
 
-from blemish import METHODS, Batches, Preprocess, open_dataset
+from blemish import METHODS, Batches, Detector, Preprocess, open_dataset
 from blemish.datasets.dataset import Dataset
 from blemish.datasets.synthetic import PRODUCTS, write_dataset
 from blemish.metrics import auroc
 
-SHARES = (0.0, 0.001, 0.003, 0.01, 0.02, 0.05)
+SHARES = (0.0, 0.002, 0.003, 0.005, 0.01, 0.02, 0.05)
 
 
-def measure(dataset: Dataset, name: str, backbone: str) -> dict[float, float]:
+def measure(dataset: Dataset, name: str, backbone: str, *, as_fit: bool) -> dict[float, float]:
     """Image AUROC by share; the network sees each test image once."""
     method: Any = METHODS[name](backbone=backbone)
-    method.fit(Batches(dataset.train_images(), Preprocess(), 8, 1, "raise"))
+    preprocess: Any = Preprocess()
+    if as_fit:
+        detector = Detector(method=method).fit(dataset.train_images())
+        method, preprocess = detector.method_, detector.preprocessing
+    else:
+        method.fit(Batches(dataset.train_images(), preprocess, 8, 1, "raise"))
     scores: dict[float, list[float]] = {share: [] for share in SHARES}
-    for batch in Batches(dataset.test_images(), Preprocess(), 8, 1, "raise"):
+    for batch in Batches(dataset.test_images(), preprocess, 8, 1, "raise"):
         maps = method.extractor_(batch.pixels).maps
         known = replace(batch, features=dict(zip(method.extractor_.taps, maps, strict=True)))
         for share in SHARES:
@@ -39,13 +48,15 @@ def measure(dataset: Dataset, name: str, backbone: str) -> dict[float, float]:
     return {share: auroc(found, labels) for share, found in scores.items()}
 
 
-def datasets(paths: list[str], folder: Path) -> Iterator[tuple[str, Dataset]]:
-    for path in paths:
+def datasets(options: argparse.Namespace, folder: Path) -> Iterator[tuple[str, Dataset]]:
+    numbers = {"n_train": 60, "n_test_normal": 40, "size": 512} if options.as_fit else {"n_train": 80}
+    for path in options.data:
         if path != "drawn":
             yield Path(path).name, open_dataset(path)
             continue
-        for product in PRODUCTS:
-            yield product, open_dataset(write_dataset(folder / product, product=product, seed=0, n_train=80))
+        for product, seed in itertools.product(PRODUCTS, options.seeds):
+            drawn = write_dataset(folder / f"{product}-{seed}", product=product, seed=seed, **numbers)
+            yield drawn.name, open_dataset(drawn)
 
 
 def main() -> None:
@@ -53,14 +64,16 @@ def main() -> None:
     parser.add_argument("data", nargs="+")
     parser.add_argument("--methods", nargs="+", default=["padim", "patchcore"])
     parser.add_argument("--backbone", default="compact")
+    parser.add_argument("--as-fit", action="store_true")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0], help="of drawn products")
     parser.add_argument("--json", type=Path)
     options = parser.parse_args()
     rows = []
     print(f"{'':28}" + "".join(f"{share:>8}" for share in SHARES))
     with tempfile.TemporaryDirectory() as folder:
-        for data, dataset in datasets(options.data, Path(folder)):
+        for data, dataset in datasets(options, Path(folder)):
             for name in options.methods:
-                found = measure(dataset, name, options.backbone)
+                found = measure(dataset, name, options.backbone, as_fit=options.as_fit)
                 print(f"{data:16} {name:11}" + "".join(f"{value:8.4f}" for value in found.values()), flush=True)
                 rows.append({"data": data, "method": name, "backbone": options.backbone, "image_auroc": found})
                 write(options.json, rows)

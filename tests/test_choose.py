@@ -199,8 +199,8 @@ def test_every_row_of_the_table_can_be_fitted_by_name():
     assert len({row.name for row in found}) == len(found)
     for row in found:
         assert row.options.startswith(f"--method {row.method.name}")
-    options = Candidate(PatchCore(taps=("stride8", "stride16"), top_share=0.01), Preprocess((64, 128))).options
-    assert options == "--method patchcore --taps stride8,stride16 --set top_share=0.01 --resize 64x128"
+    options = Candidate(PatchCore(taps=("stride8", "stride16"), top_share=0.05), Preprocess((64, 128))).options
+    assert options == "--method patchcore --taps stride8,stride16 --set top_share=0.05 --resize 64x128"
     assert Candidate(GaussianAD()).name == "gaussian"
     assert Candidate(KNN(normalise=True)).options == "--method knn --set normalise=true"
 

@@ -60,6 +60,17 @@ def test_equals_the_paper(patches, reweight):
         np.testing.assert_allclose(scores.maps[i].numpy(), reference.anomaly_map(grid, (24, 24), 2.0), rtol=1e-4)
 
 
+@pytest.mark.parametrize(("parameters", "places"), [({}, 10), ({"top_share": 0.0}, 1), ({"top_share": 0.003}, 3)])
+def test_an_image_is_judged_by_its_highest_places(parameters, places):
+    train, test = small_pixels(2, 1, (128, 128)), small_pixels(2, 2, (128, 128))
+    method = PatchCore(backbone=BACKBONE, count=40, **parameters).fit(Images(train))
+    scores = method.score(batch(test)).images
+    for found, query in zip(scores, reference.average_patches(layers(test, TAPS)), strict=True):
+        distances = np.sort(reference.patch_scores(method.bank_.vectors().numpy(), query)[0])
+        assert len(distances) == 32 * 32
+        assert float(found) == pytest.approx(distances[-places:].mean(), rel=1e-4)
+
+
 @pytest.mark.parametrize("patches", ["average", "single"])
 def test_patches_of_length_one_in_a_bank_of_all_are_cosine_distances(patches):
     """AnomalyDINO's score: the mean of the highest 1 % of the cosine distances to the nearest normal patch."""

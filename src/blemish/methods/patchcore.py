@@ -3,7 +3,7 @@ Detection", CVPR 2022).
 
 Each position of the feature maps, averaged with its 3 x 3 neighbours, is one patch. A greedy k-centre coreset of all
 normal patches is the bank. The anomaly map is the distance of each patch to its nearest one in the bank; the image
-score is the largest distance, re-weighted by equation 7 where wanted.
+score is the mean of the highest 1 %, or the largest, re-weighted by equation 7 where wanted.
 """
 
 from __future__ import annotations
@@ -44,6 +44,8 @@ _MOVED_PATCHES = 4096
 _UNKNOWN_CAPACITY = 1_000_000
 _SHARE, _LEAST = 0.01, 2000
 """Share of all patches, and patches at least, where nobody says: 1 % of few images misses much of what is normal."""
+_HIGHEST = 0.01
+"""Share of the distances behind the score of an image, where nobody says."""
 _NUMBERS = ("seen", "radius", "reserve_radius", "storage_error", "recall")
 """Names of the learned tensors that are one number each."""
 _BYTES = {"float32": 4, "float16": 2, "int8": 1}
@@ -65,9 +67,11 @@ class PatchCore(MapMethod, TurnedMethod, LeavingMethod):
         How near they are in the end is `radius_`.
     projection: dimensions of the random projection in which the coreset is chosen (the paper's code: 128); 0: none.
     starts: begin with the mean distance to so many random patches, as the paper's code does with 10; 0: do not.
-    reweight: neighbours b of equation 7 for the image score; 0 leaves the largest distance as it is. All of a bank
+    reweight: neighbours b of equation 7 for the image score, the largest distance then; 0: no weight. All of a bank
         that `radius` made smaller.
     squared: scores are squared distances, as in the paper's code.
+    top_share: share of the distances whose mean, of the highest ones, is the score of an image; 0, and with `reweight`:
+        the largest alone.
     sigma: smoothing of the map, in pixels of the network's input (the paper: 4).
     reserve: patches to keep, in int8, for each one in the bank: `partial_fit` and `merge` choose the new bank from
         them and the new patches. 0: from the bank alone, which is a worse choice.
@@ -76,7 +80,9 @@ class PatchCore(MapMethod, TurnedMethod, LeavingMethod):
     """
 
     name: ClassVar[str] = "patchcore"
-    paper: ClassVar[dict[str, object]] = {"patches": "unfold", "ratio": 0.1, "starts": 10, "squared": True}
+    paper: ClassVar[dict[str, object]] = {
+        "patches": "unfold", "ratio": 0.1, "starts": 10, "squared": True, "top_share": 0.0,
+    }  # fmt: skip
     exact_update: ClassVar[bool] = False
     larger_pays: ClassVar[bool] = True
 
@@ -90,6 +96,7 @@ class PatchCore(MapMethod, TurnedMethod, LeavingMethod):
     starts: int = parameter(0, at_least=0)
     reweight: int = parameter(0, at_least=0)
     squared: bool = False
+    top_share: float = parameter(_HIGHEST, at_least=0, at_most=1)
     sigma: float = parameter(4.0, at_least=0)
     reserve: int = parameter(16, at_least=0)
     storage: Storage = "float32"
@@ -161,7 +168,7 @@ class PatchCore(MapMethod, TurnedMethod, LeavingMethod):
             raise ArgumentError.about("storage", expected="float32 with an index of your own", got=self.storage)
         if self.reweight == 1:
             raise ArgumentError.about("reweight", expected="0, or at least 2 neighbours", got=1)
-        if self.reweight and self.top_share:
+        if self.reweight and self.top_share not in (0, _HIGHEST):  # the default: nobody said so
             raise ArgumentError.about(
                 "top_share", expected="0 with reweight, which is of one patch", got=self.top_share
             )
@@ -289,13 +296,14 @@ class PatchCore(MapMethod, TurnedMethod, LeavingMethod):
         grid = distances.reshape(-1, *size)
         cells = cells_inside(features, size)
         maps = enlarge_and_smooth(grid, features.image_size, sigma=self.sigma, inside=cells)
-        scores = self._image_scores(grid, cells)
-        if self.reweight:
-            within = grid if cells is None else grid.masked_fill(~cells, -torch.inf)
-            worst = within.flatten(1).argmax(dim=1)
-            image = torch.arange(len(worst), device=worst.device)
-            scores = scores * self._weights(patches[image, worst], nearest.reshape(len(worst), -1)[image, worst])
-        return Scores(scores, maps)
+        if not self.reweight:
+            return Scores(self._image_scores(grid, cells), maps)
+        within = grid if cells is None else grid.masked_fill(~cells, -torch.inf)
+        largest, worst = within.flatten(1).max(dim=1)
+        image = torch.arange(len(worst), device=worst.device)
+        return Scores(
+            largest * self._weights(patches[image, worst], nearest.reshape(len(worst), -1)[image, worst]), maps
+        )
 
     def _weights(self, patches: Tensor, nearest: Tensor) -> Tensor:
         """Equation 7: small where the nearest bank patch is itself in a dense neighbourhood; `(batch,)`."""
