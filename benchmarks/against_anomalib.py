@@ -33,7 +33,7 @@ def ours(options: argparse.Namespace, data: Path, out: Path) -> None:
     method = METHODS[options.method]
     parameters = dict(method.paper) if options.paper else {}
     if options.method == "patchcore":
-        parameters["ratio"] = options.ratio
+        parameters |= {"ratio": options.ratio, "top_share": 0.0}  # the largest distance, as the published figures
     parameters |= {
         "backbone": "resnet18",
         "weights": options.weights,

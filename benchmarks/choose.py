@@ -140,11 +140,13 @@ class Scored:
 
     def add(self, methods: dict[str, FeatureMethod], batch: ImageBatch) -> None:
         for name, method in methods.items():
-            self.scores.setdefault(f"{name}|max", []).extend(method.score(batch).images.tolist())
+            whole = method.score(batch).images.tolist()
             caught = getattr(method, "_image_scores", None)
+            found = {"max": whole}
             if isinstance(caught, Caught):
-                for rule in self.rules.keys() - {"max"}:
-                    self.scores.setdefault(f"{name}|{rule}", []).extend(caught.by(self.rules[rule]))
+                found = {rule: caught.by(share) for rule, share in self.rules.items()}
+            for rule, values in found.items():
+                self.scores.setdefault(f"{name}|{rule}", []).extend(values)
 
 
 def open_set(name: str, folder: Path) -> Dataset:

@@ -95,7 +95,7 @@ def main() -> None:
         row = custom_backbone(network.eval(), taps=("out",), name=f"p{patch}", mean=(0, 0, 0), std=(1, 1, 1))
         for name in options.methods:
             method = (
-                PatchCore(backbone=row, patches="single", count=options.count, sigma=0)
+                PatchCore(backbone=row, patches="single", count=options.count, sigma=0, top_share=0)
                 if name == "patchcore"
                 else PaDiM(backbone=row, reduction="none", sigma=0)
             )
