@@ -140,6 +140,15 @@ def test_a_checkpoint_of_another_run_is_refused_by_name(tmp_path, changes, conte
         check_checkpoint(owner.checkpoint, replace(owner, **changes))
 
 
+def test_a_method_refuses_a_checkpoint_before_an_image_is_read(tmp_path):
+    nowhere = str(tmp_path / "no folder" / "c")
+    with pytest.raises(ArgumentError, match="checkpoint: expected a file in an existing folder"):
+        Students(checkpoint=nowhere).check()
+    (tmp_path / "text").write_text("hello")
+    with pytest.raises(ModelFileError, match="text: not a model file"):
+        Students(checkpoint=str(tmp_path / "text")).check()
+
+
 @pytest.mark.parametrize("forge", [
     lambda tensors, kept: kept.clear(),
     lambda tensors, kept: kept.pop("stopped"),

@@ -329,9 +329,7 @@ class _Run:
         if self.watch is not None:
             loop |= {"watch": f"every {self.watch.every}, patience {self.watch.patience}"}
         self._settings = {**checkpoint.identity, **loop}
-        if not checkpoint.path.resolve().parent.is_dir():
-            raise ArgumentError.about("checkpoint", expected="a file in an existing folder", got=str(checkpoint.path))
-        if not checkpoint.path.exists():
+        if not _is_there(checkpoint.path):
             return
         tensors, kept = _read(checkpoint.path)
         try:
@@ -502,10 +500,18 @@ def _not_finite(tensors: Mapping[str, Tensor]) -> str:
 
 def check_identity(path: Path, identity: Mapping[str, object]) -> None:
     """Refuse a checkpoint of a run with another identity, as far as it is known yet. Raises `ModelFileError`."""
+    if not _is_there(path):
+        return
     _, kept = _read(path)
     settings = kept.get("settings") if isinstance(kept, dict) else None
     if isinstance(settings, dict):  # what no run has written is refused when the run begins
         _check_same(path, {name: settings.get(name) for name in identity}, identity)
+
+
+def _is_there(path: Path) -> bool:
+    if not path.resolve().parent.is_dir():
+        raise ArgumentError.about("checkpoint", expected="a file in an existing folder", got=str(path))
+    return path.exists()
 
 
 def _read(path: Path) -> tuple[dict[str, Tensor], Any]:

@@ -83,8 +83,11 @@ class Training:
 
 
 def check_checkpoint(path: str | Path | None, owner: Any) -> None:
-    """Refuse a checkpoint of other parameters, before anything is read for the run. Raises `ModelFileError`."""
-    if path is not None and Path(path).exists():
+    """Refuse a checkpoint of other parameters, or in no folder, before anything is read for the run.
+
+    Raises `ModelFileError`, `ArgumentError`.
+    """
+    if path is not None:
         check_identity(Path(path), _identity(owner) | {"seed": owner.seed})  # which the loop adds as a number
 
 
