@@ -9,6 +9,7 @@ from blemish.errors import ArgumentError, ModelFileError, NotEnoughMemoryError
 from blemish.methods import geom as module
 from blemish.methods.geom import Geom, Standardised, WideNet, transformed
 from blemish.ops.dirichlet import DirichletSums, inverse_digamma
+from blemish.training.pictures import split_off
 from contract.laws import TRAIN as STRIPES
 from contract.laws import Images, batch
 from reference import geom as reference
@@ -164,6 +165,28 @@ def test_each_image_comes_200_times_unless_told_otherwise():
     pictures = TRAIN[:2]
     course = Geom(side=8, width=1, backbone=NET, mirror=False, shift=0.0, batch=8).fit(Images(pictures)).course_
     assert course.steps == 50  # 4 transformations, so 50 passes over 2 x 4 images, one step each
+
+
+def test_the_classifier_that_knows_held_out_images_best_is_kept():
+    noise = torch.rand(20, 3, 64, 64, generator=torch.Generator().manual_seed(0))  # nothing to learn but by heart
+    settings = {"network": "backbone", "shift": 0.0, "mirror": False, "batch": 16, "epochs": 60, "rate": 0.1}
+    method = geom(validation=0.3, **settings).fit(Images(noise))
+    looks = [figure for _, figure in method.course_.looks]
+    answers = np.array([naive_answers(method, image) for image in noise[split_off(20, 0.3, seed=0)[1]].numpy()])
+    found = -np.log(answers[:, range(4), range(4)]).mean()
+    assert found == pytest.approx(min(looks), rel=1e-4)
+    assert min(looks) < 0.8 * looks[-1]  # which the last classifier, without a share held out, would have
+
+
+def test_held_out_images_are_not_learned_from():
+    def losses(pixels):
+        return geom(validation=0.3, mirror=False, shift=0.0).fit(Images(pixels)).course_.losses
+
+    learned, held_out = split_off(len(TRAIN), 0.3, seed=0)
+    changed = {name: TRAIN.clone() for name in ("learned", "held out")}
+    changed["learned"][learned[0]], changed["held out"][held_out] = 1 - TRAIN[learned[0]], 1 - TRAIN[held_out]
+    assert torch.equal(losses(changed["held out"]), losses(TRAIN))
+    assert not torch.equal(losses(changed["learned"]), losses(TRAIN))
 
 
 def test_it_goes_on_where_it_was_killed(tmp_path, monkeypatch):

@@ -25,9 +25,9 @@ from ..memory import spell_bytes
 from ..ops.dirichlet import DirichletSums
 from ..parameters import parameter
 from ..tensors import check_tensors
-from ..training.loop import Adam, Course, Recipe, batch_of
+from ..training.loop import Adam, Course, Recipe, Watch, batch_of
 from ..training.network import Network, settle_norms
-from ..training.pictures import Pictures
+from ..training.pictures import Pictures, split_off
 from ..training.run import Training
 from ..types import FeatureMaps, Scores
 from ._embedding import EmbeddingMethod
@@ -38,6 +38,10 @@ _AT_ONCE = 64 * 32 * 32
 """Pixels in one pass of `wide`, of whole images."""
 _SETTLED = 1024
 """Transformed images of whose statistics BatchNorm has its own in the end."""
+_LOOKS = 25
+"""How often the held-out images are looked at in a run."""
+_WATCHED = 2048
+"""Transformed held-out images that are looked at."""
 
 
 @dataclass(kw_only=True)
@@ -57,13 +61,16 @@ class Geom(EmbeddingMethod):
     epochs: passes over all transformed images; None: so many that each image comes 200 times; 0: untrained, to be
         compared with.
     batch: transformed images a step.
+    validation: share of the normal images that is held out; the classifier is kept whose cross-entropy on them was
+        smallest (`course_.looks`), before it knew the others by heart. 0: none, and the last one (the paper).
     """
 
     name: ClassVar[str] = "geom"
-    paper: ClassVar[dict[str, object]] = {"width": 4}
+    paper: ClassVar[dict[str, object]] = {"width": 4, "validation": 0.0}
 
     epochs: int | None = parameter(None, at_least=0)
     batch: int = parameter(128, at_least=1)
+    validation: float = parameter(0.0, at_least=0, below=1)
     network: Literal["wide", "backbone"] = "wide"
     side: int = parameter(32, at_least=8, at_most=256, multiple_of=4)
     width: int = parameter(1, at_least=1, at_most=16)
@@ -111,24 +118,33 @@ class Geom(EmbeddingMethod):
         network.body.requires_grad_(trains)
         scaled = Standardised.of(vectors.flatten(0, 1)) if len(vectors) else None
         network.head = head = self._head(network, len(views))
-        total = len(pictures) * len(views)
-        epoch = -(-total // min(self.batch, total))
+        learned, held_out = torch.arange(len(pictures)), torch.arange(0)
+        if self.validation:
+            learned, held_out = split_off(len(pictures), self.validation, seed=self.seed)
+        total, size = len(learned) * len(views), min(self.batch, len(learned) * len(views))
+        epoch = -(-total // size)
 
-        def logits(chosen: Tensor) -> Tensor:
-            images, which = chosen // len(views), chosen % len(views)
+        def loss(some: Tensor, chosen: Tensor) -> Tensor:
+            """Of these views of some images, counted through."""
+            images, which = some[chosen // len(views)], chosen % len(views)
             if scaled is None:
                 network.body.train()
                 found: Tensor = head(network(self._drawn(small[images], which, views)))
             else:
                 found = head(scaled(vectors[images, which]))
-            return found
+            return functional.cross_entropy(found, which.to(found.device))
 
         def objective(step: int) -> Tensor:
-            chosen = batch_of(total, min(self.batch, total), seed=self.seed, step=step)
-            found = logits(chosen)
-            return functional.cross_entropy(found, (chosen % len(views)).to(found.device))
+            return loss(learned, batch_of(total, size, seed=self.seed, step=step))
+
+        def held_out_loss(_step: int) -> float:
+            # At every look the same views. Those of a batch are as many as in a step, whose statistics BatchNorm takes.
+            there = len(held_out) * len(views)
+            parts = batch_of(there, min(_WATCHED, there), seed=self.seed, step=0).split(self.batch)  # type: ignore[no-untyped-call]
+            return float(sum(loss(held_out, part) * len(part) for part in parts)) / sum(map(len, parts))
 
         epochs = -(-_PASSES // len(views)) if self.epochs is None else self.epochs
+        every = max(1, epochs * epoch // _LOOKS)
         course = training.run(
             objective,
             network,
@@ -136,11 +152,12 @@ class Geom(EmbeddingMethod):
             recipe=Recipe(optimiser=Adam(rate=self.rate, weight_decay=self.weight_decay), precision=self.precision),
             content={"images": pictures.digest},
             every=epoch,
+            watch=Watch(criterion=held_out_loss, every=every) if len(held_out) else None,
         )
         if trains:
             some = batch_of(total, min(_SETTLED, total), seed=self.seed, step=0)
             parts = some.split(self.batch)  # type: ignore[no-untyped-call]
-            settle_norms(network, (self._drawn(small[p // len(views)], p % len(views), views) for p in parts))
+            settle_norms(network, (self._drawn(small[learned[p // len(views)]], p % len(views), views) for p in parts))
         weight, bias = head.weight.detach(), head.bias.detach()
         self.weight_, self.bias_ = (weight, bias) if scaled is None else scaled.undone(weight, bias)
         return course
