@@ -29,7 +29,7 @@ def blocks_of(method, layer):
 
 def grids(method, pixels):
     scalings, maps_of = [scaling.numpy() for scaling in method.scalings_], layers(pixels)
-    if method.scale == "position":
+    if method.scale_ == "position":
         scalings = [s.reshape(2, *m.shape[2:], -1) for s, m in zip(scalings, maps_of, strict=True)]
     return [
         reference.densities(maps, scalings[i], blocks_of(method, i), clamp=method.clamp, condition=method.condition)
@@ -39,7 +39,12 @@ def grids(method, pixels):
 
 @pytest.mark.parametrize(
     "parameters",
-    [{"scale": "position"}, {"scale": "global"}, {"combine": "likelihood", "scale": "none", "permutation": "hard"}],
+    [
+        {"scale": "auto"},
+        {"scale": "position"},
+        {"scale": "global"},
+        {"combine": "likelihood", "scale": "none", "permutation": "hard"},
+    ],
 )
 def test_maps_equal_the_plain_loops(parameters):
     method = fitted(sigma=0.0, clamp=1.2, **parameters)
@@ -68,14 +73,69 @@ def test_the_scale_is_that_of_the_images_learned_from():
 
 def test_what_is_usual_at_a_position_is_told_from_what_is_not():
     """Bright on the left, dark on the right: turned round, every vector is known, but not where it is."""
-    random = torch.Generator().manual_seed(0)
-    pixels = torch.linspace(1, 0, 32).expand(12, 3, 32, 32) * 0.8 + 0.1 * torch.rand(12, 3, 32, 32, generator=random)
+    pixels = graded(12)
     scores = {}
     for scale in ("position", "global"):
         method = CFlow(**SMALL | {"scale": scale, "steps": 1, "condition": 4}).fit(Images(pixels))
         normal, turned = (method.score(batch(p[:4])).images.mean() for p in (pixels, pixels.flip(3)))
         scores[scale] = float(turned - normal)
     assert scores["position"] > 50 * scores["global"] > 0
+
+
+def graded(n, *, by=0.8):
+    """Noise, and so much brighter on the left than on the right."""
+    random = torch.Generator().manual_seed(n)
+    return torch.linspace(by, 0, 32).expand(n, 3, 32, 32) + (0.9 - by) * torch.rand(n, 3, 32, 32, generator=random)
+
+
+@pytest.mark.parametrize(("by", "likelier"), [(0.8, "position"), (0.0, "global")])
+def test_auto_keeps_the_scale_by_which_held_out_images_are_likelier(by, likelier, caplog):
+    pixels = graded(6, by=by)
+    with caplog.at_level(logging.INFO, logger="blemish"):
+        found = {
+            s: CFlow(**SMALL | {"scale": s, "steps": 30}).fit(Images(pixels)) for s in ("auto", "global", "position")
+        }
+    best = {scale: min(figure for _, figure in found[scale].course_.looks) for scale in ("global", "position")}
+    assert found["auto"].scale_ == likelier == min(best, key=best.get)
+    assert (
+        f"{best['global']:.3f} with global and {best['position']:.3f} with position; scale={likelier} is kept"
+        in caplog.text
+    )
+    test = batch(graded(3))
+    expected = found[likelier].score(test)
+    assert torch.equal(found["auto"].score(test).maps, expected.maps)
+    again = CFlow(**SMALL | {"scale": "auto", "steps": 30})
+    again.restore(found["auto"].state())
+    assert torch.equal(again.score(test).maps, expected.maps)
+    assert again.scale_ == likelier
+
+
+@pytest.mark.parametrize("scale", ["global", "position"])
+def test_looks_are_of_vectors_as_they_were_before_they_were_scaled(scale):
+    """A new flow is a diagonal Gaussian."""
+    pixels = graded(20)
+    method = CFlow(**SMALL | {"scale": scale, "steps": 0, "validation": 0.5}).fit(Images(pixels))
+    _, held_out = split_off(20, 0.5, seed=0)
+    densities = []
+    for maps, scaling in zip(layers(pixels[held_out]), method.scalings_, strict=True):
+        vectors = maps.reshape(*maps.shape[:2], -1).transpose(0, 2, 1).astype(np.float64)
+        shift, factor = scaling.double().numpy()
+        densities.append((np.log(factor) - ((vectors - shift) * factor) ** 2 / 2 - np.log(2 * np.pi) / 2).mean())
+    assert method.course_.looks[0][1] == pytest.approx(-np.mean(densities), abs=0.1)
+
+
+def test_one_image_says_nothing_of_how_much_a_position_varies():
+    assert fitted(2, scale="auto").scale_ == "global"
+    with pytest.raises(ArgumentError, match=r"images: expected at least 2 to learn from .*scale=global"):
+        fitted(2, scale="position")
+
+
+def test_auto_goes_on_from_its_two_checkpoints(tmp_path):
+    path = str(tmp_path / "run")
+    fitted(scale="auto", checkpoint=path, time_limit=1e-9)
+    assert sorted(file.name for file in tmp_path.iterdir()) == ["run", "run.position"]
+    test = batch(small_pixels(2, 2))
+    assert torch.equal(fitted(scale="auto", checkpoint=path).score(test).maps, fitted(scale="auto").score(test).maps)
 
 
 @pytest.mark.parametrize("loss", ["nll", "logsigmoid"])

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from .. import persist
-from ..errors import ArgumentError
+from ..errors import ArgumentError, log
 from ..features.backbones import Backbone
 from ..features.patches import cells_inside
 from ..ops.flows import ConditionalFlow, position_code
@@ -26,12 +26,13 @@ from ..ops.maps import enlarge_and_smooth
 from ..ops.scaling import position_moments
 from ..parameters import parameter
 from ..tensors import below, check_tensors
-from ..training.loop import Adam, Cosine, Recipe, Watch, generator
+from ..training.loop import Adam, Cosine, Course, Recipe, Watch, generator
 from ..training.pictures import split_off
 from ..training.run import Training
 from ..types import FeatureMaps, Scores, Size
 from ._base import FitPlan, FrozenMethod, MapMethod, require_size
 
+_Scale = Literal["position", "global", "none"]
 _LOOKS = 20
 """How often the held-out images are looked at in a run."""
 _WATCHED = 4096
@@ -55,7 +56,8 @@ class CFlow(MapMethod, FrozenMethod):
     condition: length of the position codes, a multiple of 4.
     loss: `nll`, -log p / C; or the paper's `logsigmoid`, -log sigmoid(log p / C), which leaves likely vectors alone.
     scale: bring each channel to mean 0 and deviation 1 on the training images first: at each `position`, or `global`,
-        over all of them; `none` leaves it (the paper). With `position`, scores are of the vectors so scaled.
+        over all of them; `none` leaves it (the paper). With `position`, scores are of the vectors so scaled. `auto`
+        trains with either, in twice the time, and keeps the one by which held-out images are likelier (`scale_`).
     combine: `standardised` adds up (m - log p / C) / s of the layers, m and s being mean and deviation on the held-out
         images; `likelihood` is the paper's number of layers - sum of exp(log p / C - M), but M is the maximum on the
         held-out images, not on the test images.
@@ -78,7 +80,7 @@ class CFlow(MapMethod, FrozenMethod):
     permutation: Literal["soft", "hard"] = "soft"
     condition: int = parameter(128, at_least=4, multiple_of=4)
     loss: Literal["nll", "logsigmoid"] = "nll"
-    scale: Literal["position", "global", "none"] = "global"
+    scale: Literal["auto", "position", "global", "none"] = "global"
     combine: Literal["standardised", "likelihood"] = "standardised"
     validation: float = parameter(0.1, above=0, below=1)
     sigma: float = parameter(4.0, at_least=0)
@@ -91,18 +93,46 @@ class CFlow(MapMethod, FrozenMethod):
     def _plan(self, first: FeatureMaps, images: int) -> FitPlan:
         layers = [images * m[0].numel() * 4 for m in first.maps]
         model = sum(self._size(m.shape[1]) for m in first.maps)
+        trainings = len(self._scales(images))
         return FitPlan(
             model_bytes=4 * model,
             # A layer is there twice while its batches are joined; training holds gradients, moments and the best state.
-            peak_bytes=sum(layers) + max(layers) + 20 * model,
-            operations=6.0 * model * self.positions * self.steps,  # forward and twice that backward
+            # Flows that were trained before are kept until the better ones are known.
+            peak_bytes=sum(layers) + max(layers) + (20 + 4 * (trainings - 1)) * model,
+            operations=6.0 * model * self.positions * self.steps * trainings,  # forward and twice that backward
             instead="Give fewer images, a smaller size, or fewer taps.",
         )
 
     def _learn(self, features: Iterator[FeatureMaps], *, expected: int | None) -> None:
         layers, self.image_size_ = _joined(features)
         train, held_out = split_off(len(layers[0].maps), self.validation, seed=self.seed)
-        self.scalings_ = [self._scaling(layer, train) for layer in layers]
+        scales = self._scales(len(train))
+        if self.scale == "position" and len(train) < 2:
+            raise ArgumentError.about(
+                "images", expected="at least 2 to learn from beside those held out, with scale=position",
+                got=len(train), instead="Give more images, or take scale=global.",
+            )  # fmt: skip
+        found = {scale: self._train(scale, layers, train, held_out) for scale in scales}
+        figures = {scale: min(figure for _, figure in course.looks) for scale, (_, _, course) in found.items()}
+        self.scale_: _Scale = min(figures, key=lambda scale: figures[scale])
+        if len(figures) > 1:
+            said = " and ".join(f"{figure:.3f} with {scale}" for scale, figure in figures.items())
+            log.info("%s: held-out -log p / C is %s; scale=%s is kept", self.name, said, self.scale_)
+        self.scalings_, self.flows_, self.course_ = found[self.scale_]
+        self.flows_.requires_grad_(False)
+        self.normal_ = torch.stack([self._figures(i, layer, held_out) for i, layer in enumerate(layers)])
+
+    def _scales(self, learned: int) -> tuple[_Scale, ...]:
+        """Those that are tried; of one image alone nothing is known of how much a position varies."""
+        if self.scale == "auto":
+            return ("global", "position") if learned > 1 else ("global",)
+        return (self.scale,)
+
+    def _train(
+        self, scale: _Scale, layers: list[_Layer], train: Tensor, held_out: Tensor
+    ) -> tuple[list[Tensor], nn.ModuleList, Course]:
+        """Scalings and flows by the images of `train`, and how the training went."""
+        self.scalings_ = [self._scaling(scale, layer, train) for layer in layers]
         self.flows_ = self._build([layer.maps.shape[1] for layer in layers])
         codes = [self._code(layer.maps) for layer in layers]
 
@@ -118,14 +148,20 @@ class CFlow(MapMethod, FrozenMethod):
             return terms
 
         def held_out_loss(_step: int) -> float:
-            # At every look the same vectors.
-            random = [generator(self.seed, 0, f"watch {i}") for i in range(len(layers))]
-            counts = [min(_WATCHED, len(held_out) * len(code)) for code in codes]
-            densities = [log_density(i, held_out, counts[i], random[i]).mean() for i in range(len(layers))]
+            # At every look the same vectors; their density is that before they were scaled, so that scales compare.
+            densities = []
+            for i, layer in enumerate(layers):
+                count = min(_WATCHED, len(held_out) * len(codes[i]))
+                vectors, position = layer.draw(held_out, count, generator(self.seed, 0, f"watch {i}"))
+                density = self._log_density(i, vectors, codes[i], position)
+                densities.append((density + self._scaled_by(i, position)[1].log().mean(dim=-1)).mean())
             return -float(torch.stack(densities).mean())
 
         every = max(1, self.steps // _LOOKS)
-        self.course_ = Training.of(self).run(
+        scales = self._scales(len(train))
+        limit = None if self.time_limit is None else self.time_limit / len(scales)
+        training = Training(self, name=self.name, checkpoint=self.checkpoint, time_limit=limit)
+        course = training.run(
             objective,
             self.flows_,
             steps=self.steps,
@@ -136,9 +172,9 @@ class CFlow(MapMethod, FrozenMethod):
             content={"features": lambda: _digest(dict(zip(self.extractor_.taps, layers, strict=True)))},
             every=every,
             watch=Watch(criterion=held_out_loss, every=every),
+            stage="" if scale == scales[0] else f".{scale}",
         )
-        self.flows_.requires_grad_(False)
-        self.normal_ = torch.stack([self._figures(i, layer, held_out) for i, layer in enumerate(layers)])
+        return self.scalings_, self.flows_, course
 
     def _score(self, features: FeatureMaps) -> Scores:
         require_size(features, self.image_size_, "CFlow knows the positions of one size")
@@ -159,7 +195,11 @@ class CFlow(MapMethod, FrozenMethod):
     def _relearn(self, learned: dict[str, Tensor]) -> None:
         layers = range(len(self.extractor_.taps))
         own = {name: value for name, value in learned.items() if not name.startswith("flow.")}
-        each = "positions{0} channels{0}" if self.scale == "position" else "channels{0}"
+        if self.scale != "auto":
+            self.scale_ = self.scale
+        else:  # the file says which
+            self.scale_ = "position" if own.get("scaling.0", torch.empty(0)).ndim == 3 else "global"
+        each = "positions{0} channels{0}" if self.scale_ == "position" else "channels{0}"
         scalings = {f"scaling.{i}": f"float32 2 {each.format(i)}" for i in layers}
         sizes = check_tensors(own, scalings | {"normal": f"float32 {len(layers)} 3", "image_size": "int64 2"})
         for i in layers:
@@ -193,12 +233,12 @@ class CFlow(MapMethod, FrozenMethod):
         width = 2 * (kept + self.condition)
         return self.blocks * (width * (kept + self.condition + 2 * (channels - kept)) + channels**2)
 
-    def _scaling(self, layer: _Layer, train: Tensor) -> Tensor:
+    def _scaling(self, scale: _Scale, layer: _Layer, train: Tensor) -> Tensor:
         """What to subtract from each channel, and to multiply with: `(2, channels)`, or `(2, positions, channels)`."""
         channels = layer.maps.shape[1]
-        if self.scale == "none":
+        if scale == "none":
             return torch.stack([layer.maps.new_zeros(channels), layer.maps.new_ones(channels)])
-        if self.scale == "position":
+        if scale == "position":
             parts = (layer.maps[i : i + 1] for i in train.tolist())
             mean, deviation = (m.flatten(1).mT for m in position_moments(parts, inside=layer.ever_inside()))
         else:
@@ -215,10 +255,14 @@ class CFlow(MapMethod, FrozenMethod):
 
     def _log_density(self, number: int, vectors: Tensor, code: Tensor, at: Tensor | slice) -> Tensor:
         """Log-density per channel of `(..., n, channels)` vectors of a layer, which are scaled, at n positions."""
-        scaling, flow = self.scalings_[number], self.flows_[number]
-        shift, factor = scaling[:, at] if self.scale == "position" else scaling
+        (shift, factor), flow = self._scaled_by(number, at), self.flows_[number]
         assert isinstance(flow, ConditionalFlow)
         return flow.log_density((vectors - shift) * factor, code[at]) / vectors.shape[-1]
+
+    def _scaled_by(self, number: int, at: Tensor | slice) -> Tensor:
+        """What to subtract at these positions, and to multiply with: `(2, n, channels)`, or one pair for all."""
+        scaling = self.scalings_[number]
+        return scaling[:, at] if scaling.ndim == 3 else scaling
 
     def _density_map(self, number: int, maps: Tensor) -> Tensor:
         """Log-density per channel at each position: `(batch, h, w)` from `(batch, channels, h, w)`."""
