@@ -73,7 +73,8 @@ def name_of(p: int, dense: bool) -> str:
 
 def means(maps: Maps) -> Maps:
     """The scales, and the means of several."""
-    sets = [("17", "33", "65"), ("17", "33 strided", "65 strided"), ("33", "65"), ("33 strided", "65 strided")]
+    sets = [("17", "33", "65"), ("17", "33"), ("33", "65")]
+    sets += [tuple(n if n == "17" else f"{n} strided" for n in s) for s in sets]
     return maps | {" + ".join(s): np.mean([maps[n] for n in s], axis=0) for s in sets if set(s) <= maps.keys()}
 
 
