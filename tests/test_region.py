@@ -138,7 +138,7 @@ def test_what_fills_the_outside_is_not_learned_as_a_patch():
 @pytest.mark.parametrize("scale", ["position", "global"])
 def test_flows_learn_what_is_inside_alone(scale):
     """Vectors and scaling are as if each image were its inside, whatever is around it."""
-    method = CFlow(scale=scale)
+    method = CFlow()
     maps = torch.rand(4, 3, 6, 5, generator=torch.Generator().manual_seed(0))
     inside = torch.rand(4, 6, 5, generator=torch.Generator().manual_seed(1)) < 0.5
     if scale == "position":
@@ -149,7 +149,7 @@ def test_flows_learn_what_is_inside_alone(scale):
     known = {(float(maps[i, 0, p // 5, p % 5]), p) for i, p in learned}
     assert set(zip(vectors[:, 0].tolist(), positions.tolist(), strict=True)) == known
     changed = cflow._Layer(torch.where(inside[:, None], maps, 1e6), inside)
-    one, other = (method._scaling(of, torch.arange(4)) for of in (layer, changed))
+    one, other = (method._scaling(scale, of, torch.arange(4)) for of in (layer, changed))
     if scale == "position":
         one, other = one[:, inside[0].flatten()], other[:, inside[0].flatten()]
     assert torch.equal(one, other)
