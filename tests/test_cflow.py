@@ -21,6 +21,12 @@ def fitted(n=6, **parameters):
     return CFlow(**SMALL | parameters).fit(Images(small_pixels(n, 1)))
 
 
+def graded(n, *, by=0.8):
+    """Noise, and so much brighter on the left than on the right."""
+    random = torch.Generator().manual_seed(n)
+    return torch.linspace(by, 0, 32).expand(n, 3, 32, 32) + (0.9 - by) * torch.rand(n, 3, 32, 32, generator=random)
+
+
 def blocks_of(method, layer):
     flow = method.flows_[layer]
     names = [*dict(flow.named_parameters()), "mixings"]
@@ -80,12 +86,6 @@ def test_what_is_usual_at_a_position_is_told_from_what_is_not():
         normal, turned = (method.score(batch(p[:4])).images.mean() for p in (pixels, pixels.flip(3)))
         scores[scale] = float(turned - normal)
     assert scores["position"] > 50 * scores["global"] > 0
-
-
-def graded(n, *, by=0.8):
-    """Noise, and so much brighter on the left than on the right."""
-    random = torch.Generator().manual_seed(n)
-    return torch.linspace(by, 0, 32).expand(n, 3, 32, 32) + (0.9 - by) * torch.rand(n, 3, 32, 32, generator=random)
 
 
 @pytest.mark.parametrize(("by", "likelier"), [(0.8, "position"), (0.0, "global")])

@@ -64,7 +64,8 @@ class CFlow(MapMethod, FrozenMethod):
     validation: share of the normal images that is held out.
     sigma: smoothing of the map, in pixels of the network's input (the paper: none).
     checkpoint: file to which the state of the training is written, and from which it goes on; None: none.
-    time_limit: seconds after which the training ends with what is there; None: never.
+    time_limit: seconds after which the training ends with what is there, of which `scale=auto` gives each scale half;
+        None: never.
     """
 
     name: ClassVar[str] = "cflow"
@@ -112,7 +113,10 @@ class CFlow(MapMethod, FrozenMethod):
                 "images", expected="at least 2 to learn from beside those held out, with scale=position",
                 got=len(train), instead="Give more images, or take scale=global.",
             )  # fmt: skip
-        found = {scale: self._train(scale, layers, train, held_out) for scale in scales}
+        found = {}
+        for scale in scales:
+            stage, training = "" if scale == scales[0] else f".{scale}", Training.of(self, share=1 / len(scales))
+            found[scale] = self._train(scale, layers, train, held_out, training=training, stage=stage)
         figures = {scale: min(figure for _, figure in course.looks) for scale, (_, _, course) in found.items()}
         self.scale_: _Scale = min(figures, key=lambda scale: figures[scale])
         if len(figures) > 1:
@@ -129,9 +133,9 @@ class CFlow(MapMethod, FrozenMethod):
         return (self.scale,)
 
     def _train(
-        self, scale: _Scale, layers: list[_Layer], train: Tensor, held_out: Tensor
+        self, scale: _Scale, layers: list[_Layer], train: Tensor, held_out: Tensor, *, training: Training, stage: str
     ) -> tuple[list[Tensor], nn.ModuleList, Course]:
-        """Scalings and flows by the images of `train`, and how the training went."""
+        """Scalings and flows by the images of `train`, and how the training went; they are the method's then."""
         self.scalings_ = [self._scaling(scale, layer, train) for layer in layers]
         self.flows_ = self._build([layer.maps.shape[1] for layer in layers])
         codes = [self._code(layer.maps) for layer in layers]
@@ -158,9 +162,6 @@ class CFlow(MapMethod, FrozenMethod):
             return -float(torch.stack(densities).mean())
 
         every = max(1, self.steps // _LOOKS)
-        scales = self._scales(len(train))
-        limit = None if self.time_limit is None else self.time_limit / len(scales)
-        training = Training(self, name=self.name, checkpoint=self.checkpoint, time_limit=limit)
         course = training.run(
             objective,
             self.flows_,
@@ -172,7 +173,7 @@ class CFlow(MapMethod, FrozenMethod):
             content={"features": lambda: _digest(dict(zip(self.extractor_.taps, layers, strict=True)))},
             every=every,
             watch=Watch(criterion=held_out_loss, every=every),
-            stage="" if scale == scales[0] else f".{scale}",
+            stage=stage,
         )
         return self.scalings_, self.flows_, course
 

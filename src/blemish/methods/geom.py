@@ -66,7 +66,7 @@ class Geom(EmbeddingMethod):
     """
 
     name: ClassVar[str] = "geom"
-    paper: ClassVar[dict[str, object]] = {"width": 4, "validation": 0.0}
+    paper: ClassVar[dict[str, object]] = {"width": 4}
 
     epochs: int | None = parameter(None, at_least=0)
     batch: int = parameter(128, at_least=1)
@@ -138,7 +138,7 @@ class Geom(EmbeddingMethod):
             return loss(learned, batch_of(total, size, seed=self.seed, step=step))
 
         def held_out_loss(_step: int) -> float:
-            # At every look the same views. Those of a batch are as many as in a step, whose statistics BatchNorm takes.
+            # At every look the same views, in batches of a step's size: BatchNorm takes their statistics there too.
             there = len(held_out) * len(views)
             parts = batch_of(there, min(_WATCHED, there), seed=self.seed, step=0).split(self.batch)  # type: ignore[no-untyped-call]
             return float(sum(loss(held_out, part) * len(part) for part in parts)) / sum(map(len, parts))

@@ -45,9 +45,10 @@ class Training:
         self._start = monotonic()
 
     @classmethod
-    def of(cls, method: Any) -> Training:
-        """The training of a method, as its own parameters `checkpoint` and `time_limit` say."""
-        return cls(method, name=method.name, checkpoint=method.checkpoint, time_limit=method.time_limit)
+    def of(cls, method: Any, *, share: float = 1.0) -> Training:
+        """The training of a method, as its own `checkpoint` and `time_limit` say, of which it has this share."""
+        limit = None if method.time_limit is None else share * method.time_limit
+        return cls(method, name=method.name, checkpoint=method.checkpoint, time_limit=limit)
 
     def run(
         self,
