@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import json
+from dataclasses import replace
 from itertools import product
 from pathlib import Path
 from time import perf_counter
@@ -39,10 +40,11 @@ def make_method(spec: str, backbone: str, seed: int) -> tuple[Method, str]:
     return METHODS[name](backbone=backbone, seed=seed, **chosen), preset
 
 
-def measure(data: Path, spec: str, backbone: str, seed: int, *, resize: int | None) -> dict[str, Any]:
-    """One row."""
+def measure(data: Path, spec: str, backbone: str, seed: int, *, resize: int | None, every: int) -> dict[str, Any]:
+    """One row, on each `every`-th test image."""
     method, preset = make_method(spec, backbone, seed)
     dataset = open_dataset(data)
+    dataset = replace(dataset, test=dataset.test[::every])
     detector = Detector(method=method, preprocess=Preprocess(resize) if resize else preset, calibration="none")
     start = perf_counter()
     detector.fit(dataset.train_images())
@@ -65,11 +67,12 @@ def main() -> None:
     parser.add_argument("--backbones", nargs="+", default=["resnet18"])
     parser.add_argument("--seeds", type=int, nargs="+", default=[0])
     parser.add_argument("--resize", type=int, help="pixels; default: the preset's")
+    parser.add_argument("--every", type=int, default=1, help="score one test image of so many")
     parser.add_argument("--json", type=Path)
     options = parser.parse_args()
     rows = []
     for data, spec, backbone, seed in product(options.data, options.methods, options.backbones, options.seeds):
-        row = measure(data, spec, backbone, seed, resize=options.resize)
+        row = measure(data, spec, backbone, seed, resize=options.resize, every=options.every)
         rows.append(row)
         text = "   ".join(
             f"{key} {'-' if row[key] is None else f'{row[key]:.4f}'}"
