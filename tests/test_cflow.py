@@ -126,8 +126,24 @@ def test_looks_are_of_vectors_as_they_were_before_they_were_scaled(scale):
 
 def test_one_image_says_nothing_of_how_much_a_position_varies():
     assert fitted(2, scale="auto").scale_ == "global"
+    seen = 0
+
+    class Counted(Images):
+        def __iter__(self):
+            nonlocal seen
+            for part in super().__iter__():
+                seen += 1
+                yield part
+
     with pytest.raises(ArgumentError, match=r"images: expected at least 2 to learn from .*scale=global"):
-        fitted(2, scale="position")
+        CFlow(**SMALL | {"scale": "position"}).fit(Counted(graded(2), batch_size=1))
+    assert seen == 1  # of the first image the layers' sizes are known
+
+
+def test_what_is_known_of_each_position_is_planned_for():
+    method = CFlow(**SMALL | {"scale": "position", "steps": 1}).fit(Images(graded(20)))
+    plan = method.plan(method._maps(batch(graded(1))), 20)
+    assert plan.model_bytes == pytest.approx(sum(t.nbytes for t in method._learned().values()), rel=0.05)
 
 
 def test_auto_goes_on_from_its_two_checkpoints(tmp_path):

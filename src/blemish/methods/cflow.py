@@ -94,12 +94,14 @@ class CFlow(MapMethod, FrozenMethod):
     def _plan(self, first: FeatureMaps, images: int) -> FitPlan:
         layers = [images * m[0].numel() * 4 for m in first.maps]
         model = sum(self._size(m.shape[1]) for m in first.maps)
-        trainings = len(self._scales(images))
+        scales = self._scales(len(split_off(images, self.validation, seed=self.seed)[0]))
+        scalings = sum(2 * (m[0].numel() if "position" in scales else m.shape[1]) for m in first.maps)
+        trainings = len(scales)
         return FitPlan(
-            model_bytes=4 * model,
+            model_bytes=4 * (model + scalings),
             # A layer is there twice while its batches are joined; training holds gradients, moments and the best state.
             # Flows that were trained before are kept until the better ones are known.
-            peak_bytes=sum(layers) + max(layers) + (20 + 4 * (trainings - 1)) * model,
+            peak_bytes=sum(layers) + max(layers) + (20 + 4 * (trainings - 1)) * model + 4 * scalings,
             operations=6.0 * model * self.positions * self.steps * trainings,  # forward and twice that backward
             instead="Give fewer images, a smaller size, or fewer taps.",
         )
@@ -108,11 +110,6 @@ class CFlow(MapMethod, FrozenMethod):
         layers, self.image_size_ = _joined(features)
         train, held_out = split_off(len(layers[0].maps), self.validation, seed=self.seed)
         scales = self._scales(len(train))
-        if self.scale == "position" and len(train) < 2:
-            raise ArgumentError.about(
-                "images", expected="at least 2 to learn from beside those held out, with scale=position",
-                got=len(train), instead="Give more images, or take scale=global.",
-            )  # fmt: skip
         found = {}
         for scale in scales:
             stage, training = "" if scale == scales[0] else f".{scale}", Training.of(self, share=1 / len(scales))
@@ -128,6 +125,11 @@ class CFlow(MapMethod, FrozenMethod):
 
     def _scales(self, learned: int) -> tuple[_Scale, ...]:
         """Those that are tried; of one image alone nothing is known of how much a position varies."""
+        if self.scale == "position" and learned < 2:
+            raise ArgumentError.about(
+                "images", expected="at least 2 to learn from beside those held out, with scale=position",
+                got=learned, instead="Give more images, or take scale=global.",
+            )  # fmt: skip
         if self.scale == "auto":
             return ("global", "position") if learned > 1 else ("global",)
         return (self.scale,)
