@@ -85,6 +85,7 @@ def run(data: str, spec: str, options: argparse.Namespace, seed: int) -> dict[st
         gaussian_finetune.separation, training.optimise = original, optimise  # type: ignore[attr-defined]
     kept = int(np.argmin([epoch["criterion"] for epoch in epochs]))
     row = {"data": data.rstrip("/").rsplit("/", 1)[-1], "method": spec, "seed": seed, "kept": kept, "epochs": epochs}
+    row["backbone"] = options.backbone.removeprefix("timm:tf_")
     row |= {"seconds": perf_counter() - start, "loss": method.course_.losses.sum(dim=1).tolist()}
     if options.pixels:
         frozen = Detector(method=replace(method, epochs=0), preprocess=preprocess, calibration="none", batch_size=8)
@@ -109,7 +110,8 @@ def main() -> None:
     options = parser.parse_args()
     rows = json.loads(options.json.read_text()) if options.json and options.json.exists() else []
     for data, spec, seed in product(options.data, options.methods, options.seeds):
-        if (data.rstrip("/").rsplit("/", 1)[-1], spec, seed) in {(r["data"], r["method"], r["seed"]) for r in rows}:
+        name = (data.rstrip("/").rsplit("/", 1)[-1], options.backbone.removeprefix("timm:tf_"), spec)
+        if (*name, seed) in {(*run_of(row), row["seed"]) for row in rows}:
             continue
         print(f"{data} {spec} seed {seed}: epoch, criterion, AUROC", flush=True)
         rows.append(run(data, spec, options, seed))
@@ -120,12 +122,18 @@ def main() -> None:
         options.picture.write_bytes(picture(rows))
 
 
+def run_of(row: dict[str, Any]) -> tuple[str, str, str]:
+    """What rows of other seeds have in common."""
+    return row["data"], row["backbone"], row["method"]
+
+
 def table(rows: list[dict[str, Any]]) -> str:
     """AUROC in percent, frozen, of the kept epoch, and of the last one; gains with half a 95 % interval over seeds."""
-    heads = "data | method | frozen | kept | gain | last epoch | kept epochs | pixel AUROC, AU-PRO frozen | kept"
-    lines = [f"| {heads} |", "|---" * 9 + "|"]
-    for data, spec in dict.fromkeys((row["data"], row["method"]) for row in rows):
-        own = [row for row in rows if (row["data"], row["method"]) == (data, spec)]
+    heads = "data | backbone | method | frozen | kept | gain | last epoch | kept epochs"
+    heads += " | pixel AUROC, AU-PRO frozen | kept"
+    lines = [f"| {heads} |", "|---" * 10 + "|"]
+    for name in dict.fromkeys(run_of(row) for row in rows):
+        own = [row for row in rows if run_of(row) == name]
         curves = [[100 * epoch["auroc"] for epoch in row["epochs"]] for row in own]
         frozen, kept, last = (
             np.array([c[i] for c, i in zip(curves, indices, strict=True)])
@@ -133,7 +141,7 @@ def table(rows: list[dict[str, Any]]) -> str:
         )
         epochs = ", ".join(str(row["kept"]) for row in own)
         lines.append(
-            f"| {data} | {spec} | {frozen.mean():.1f} | {kept.mean():.1f} | {interval(kept - frozen)} "
+            f"| {' | '.join(name)} | {frozen.mean():.1f} | {kept.mean():.1f} | {interval(kept - frozen)} "
             f"| {last.mean():.1f} | {epochs} | {of_pixels(own, 'frozen')} | {of_pixels(own, 'kept')} |"
         )
     return "\n".join(lines)
@@ -150,9 +158,9 @@ def of_pixels(rows: list[dict[str, Any]], network: str) -> str:
 def by_family(rows: list[dict[str, Any]]) -> str:
     """Gain of the epoch that each family alone would have kept, in percent, mean over seeds."""
     families = list(rows[0]["epochs"][0]["families"])
-    lines = [f"| data | method | {' | '.join(families)} | all |", "|---" * (len(families) + 3) + "|"]
-    for data, spec in dict.fromkeys((row["data"], row["method"]) for row in rows):
-        own = [row["epochs"] for row in rows if (row["data"], row["method"]) == (data, spec)]
+    lines = [f"| data | backbone | method | {' | '.join(families)} | all |", "|---" * (len(families) + 4) + "|"]
+    for name in dict.fromkeys(run_of(row) for row in rows):
+        own = [row["epochs"] for row in rows if run_of(row) == name]
         cells = []
         for family in (*families, None):
             kept = [
@@ -161,7 +169,7 @@ def by_family(rows: list[dict[str, Any]]) -> str:
             ]
             gains = [100 * (epochs[i]["auroc"] - epochs[0]["auroc"]) for epochs, i in zip(own, kept, strict=True)]
             cells.append(f"{np.mean(gains):+.1f} (epoch {', '.join(map(str, kept))})")
-        lines.append(f"| {data} | {spec} | {' | '.join(cells)} |")
+        lines.append(f"| {' | '.join(name)} | {' | '.join(cells)} |")
     return "\n".join(lines)
 
 
@@ -175,23 +183,24 @@ def interval(gains: Any) -> str:
 
 
 def picture(rows: list[dict[str, Any]]) -> bytes:
-    """Criterion and AUROC against epochs, a column a data set and method, a line a seed; a dot on the kept epoch."""
+    """Criterion and AUROC against epochs, a column a run, a line a seed; a dot on the kept epoch."""
     import io
 
     from matplotlib.figure import Figure
 
-    names = list(dict.fromkeys((row["data"], row["method"]) for row in rows))
+    names = list(dict.fromkeys(run_of(row) for row in rows))
     figure = Figure(figsize=(1.9 * len(names), 3.4), layout="constrained")
     for column, name in enumerate(names):
         above, below = (figure.add_subplot(2, len(names), i * len(names) + column + 1) for i in (0, 1))
-        for number, row in enumerate(row for row in rows if (row["data"], row["method"]) == name):
+        for number, row in enumerate(row for row in rows if run_of(row) == name):
             for axes, key, colour in ((above, "criterion", "#1f6f8b"), (below, "auroc", "#8a8a8a")):
                 values = [epoch[key] for epoch in row["epochs"]]
                 values = [1 - v for v in values] if key == "criterion" else values
                 axes.plot(values, color=colour, alpha=1 - 0.25 * (number % 3), linewidth=1.2)
                 axes.plot(row["kept"], values[row["kept"]], "o", color=colour, markersize=4)
-        data, _, settings = f"{name[0].rpartition('=')[2]},{name[1]}".partition(",gaussian_finetune")
-        above.set_title(f"{data}\n{settings.removeprefix(',').replace(',', ', ')}", fontsize=8)
+        data, backbone, spec = name
+        settings = spec.partition(",")[2].replace(",", ", ") or "defaults"
+        above.set_title(f"{data.rpartition('=')[2]}\n{backbone}\n{settings}", fontsize=8)
         below.set_xlabel("epoch", fontsize=8)
         for axes in (above, below):
             axes.tick_params(labelsize=7)

@@ -1,4 +1,5 @@
 """CFLOW and Students by what their scales are taken over: all positions, or each; held-out likelihood and figures.
+Of Students also by what e and v are measured in, and with e alone.
 
     BLEMISH_WEIGHTS=weights python benchmarks/scale.py cflow mvtec_ad/screw mtd --json cflow.json
     python benchmarks/scale.py students mvtec_ad/screw mtd --steps 1000 --json students.json
@@ -6,13 +7,16 @@
 "held out" is minus the log-likelihood of held-out normal images, smaller = better, in one unit for both scales: of
 CFLOW -log p / C of feature vectors before they are scaled, mean of the layers, at the step that was kept; of Students
 that of e and v under the normal distribution that half of the held-out images say, on the other half. CFLOW is trained
-for each scale, the same Students are normalised in both ways.
+for each scale, the same Students are measured and normalised in all ways. The name of a drawn product stands for
+`write_dataset` with `--draw` for its seed.
 """
 
 from __future__ import annotations
 
 import argparse
+import tempfile
 from dataclasses import replace
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +25,7 @@ from _measure import write
 
 from blemish import Batches, CFlow, Detector, Preprocess, Students, evaluate, open_dataset
 from blemish.datasets.layouts import Dataset
+from blemish.datasets.synthetic import PRODUCTS, write_dataset
 from blemish.methods.students import _by_position, _normalisation
 from blemish.training.pictures import split_off
 
@@ -47,23 +52,30 @@ def cflow(dataset: Dataset, options: argparse.Namespace) -> list[dict[str, Any]]
 
 
 def students(dataset: Dataset, options: argparse.Namespace) -> list[dict[str, Any]]:
-    """A row for each scale."""
-    method = Students(steps=options.steps or 1000, rate=options.rate or 1e-3, dense=False, seed=options.seed)
+    """A row for each distance and scale, of e and v and of e alone."""
+    method = Students(
+        patches=(options.patch,), steps=options.steps or 1000, rate=options.rate or 1e-3, dense=False, seed=options.seed
+    )
     preprocess = Preprocess(options.resize)
     detector = Detector(method=method, preprocess=preprocess, calibration="none")
     normal = dataset.train_images()
     detector.fit(normal)
     (scale,) = method.scales_.values()
     held_out = split_off(len(normal), method.validation, seed=options.seed)[1].tolist()
-    with torch.inference_mode():
-        parts = [scale.errors(batch.pixels, dense=False) for batch in Batches(normal.subset(held_out), preprocess, 4)]
-    errors = torch.cat(parts).clone()
+    images = list(Batches(normal.subset(held_out), preprocess, 4))
+    factor = scale.residual_factor
     rows = []
-    for name, normalisation in _NORMALISE.items():
-        mean, factor = normalisation([(errors[::2], None)])
-        density = ((errors[1::2] - mean) * factor).square() / 2 - factor.log()
+    for distance, (name, normalisation) in product(("euclidean", "mahalanobis"), _NORMALISE.items()):
+        scale.residual_factor = None if distance == "euclidean" else factor
+        with torch.inference_mode():
+            errors = torch.cat([scale.errors(batch.pixels, dense=False) for batch in images]).clone()
+        mean, inverse = normalisation([(errors[::2], None)])
+        density = ((errors[1::2] - mean) * inverse).square() / 2 - inverse.log()
         scale.error_mean, scale.error_factor = normalisation([(errors, None)])
-        rows.append({"scale": name, "held out": float(density.mean())} | figures(detector, dataset))
+        row = {"distance": distance, "scale": name, "held out": float(density.mean())}
+        rows.append(row | {"of": "e + v"} | figures(detector, dataset))
+        scale.error_factor[1] = 0
+        rows.append(row | {"of": "e"} | figures(detector, dataset))
     return rows
 
 
@@ -76,7 +88,9 @@ def figures(detector: Detector, dataset: Dataset) -> dict[str, Any]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("method", choices=["cflow", "students"])
-    parser.add_argument("data", type=Path, nargs="+")
+    parser.add_argument("data", nargs="+")
+    parser.add_argument("--patch", type=int, default=33, help="p of students")
+    parser.add_argument("--draw", type=int, default=11, help="seed of drawn products")
     parser.add_argument("--backbone", default="resnet18")
     parser.add_argument("--resize", type=int, default=128)
     parser.add_argument("--steps", type=int, help="default: 240 of cflow, 1000 of students")
@@ -86,16 +100,20 @@ def main() -> None:
     parser.add_argument("--json", type=Path)
     options = parser.parse_args()
     rows: list[dict[str, Any]] = []
-    for data in options.data:
-        dataset = open_dataset(data)
-        dataset = replace(dataset, test=dataset.test[:: options.every])
-        for row in (cflow if options.method == "cflow" else students)(dataset, options):
-            rows.append({"data": data.name} | row)
-            print(
-                "   ".join(f"{k} {v:.4f}" if isinstance(v, float) else f"{k} {v}" for k, v in rows[-1].items()),
-                flush=True,
-            )
-            write(options.json, rows)
+    with tempfile.TemporaryDirectory() as folder:
+        for data in options.data:
+            if data in PRODUCTS:
+                dataset = open_dataset(write_dataset(Path(folder) / data, product=data, seed=options.draw))
+            else:
+                dataset = open_dataset(data)
+            dataset = replace(dataset, test=dataset.test[:: options.every])
+            for row in (cflow if options.method == "cflow" else students)(dataset, options):
+                rows.append({"data": Path(data).name} | row)
+                print(
+                    "   ".join(f"{k} {v:.4f}" if isinstance(v, float) else f"{k} {v}" for k, v in rows[-1].items()),
+                    flush=True,
+                )
+                write(options.json, rows)
 
 
 if __name__ == "__main__":

@@ -86,7 +86,8 @@ def fitted(options: argparse.Namespace, dataset: Dataset) -> tuple[Detector, flo
     """The trained detector, and the seconds of one core that it took."""
     method = Students(
         weights=options.weights, patches=tuple(options.patches), fast=options.fast, dense=not options.no_dense,
-        steps=options.steps, rate=options.rate, grid=options.grid, scale=options.scale, seed=options.seed,
+        steps=options.steps, rate=options.rate, grid=options.grid, scale=options.scale, distance=options.distance,
+        seed=options.seed,
     )  # fmt: skip
     detector = Detector(method=method, preprocess=Preprocess(options.resize), calibration="none")
     images = dataset.train_images()
@@ -106,6 +107,7 @@ def main() -> None:
     parser.add_argument("--patches", type=int, nargs="+", default=[17, 33, 65])
     parser.add_argument("--weights", type=Path, help="folder of teachers; default: the built-in ones")
     parser.add_argument("--scale", choices=["position", "global"], default=Students.scale)
+    parser.add_argument("--distance", choices=["mahalanobis", "euclidean"], default=Students.distance)
     parser.add_argument("--steps", type=int, default=2000)
     parser.add_argument("--rate", type=float, default=1e-3)
     parser.add_argument("--fast", action="store_true")

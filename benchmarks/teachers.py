@@ -2,12 +2,15 @@
 
     python benchmarks/teachers.py mvtec_ad/screw --patches 17 33 65
     python benchmarks/teachers.py mtd --resize 128 --every 3
+    python benchmarks/teachers.py mtd --patches 33 --apart 4 --resize 128 --train 800 --every 3 --methods padim \
+        --model mtd.blemish --say errors
     BLEMISH_WEIGHTS=weights python benchmarks/teachers.py mvtec_ad/screw --patches 65 --apart 16 --of resnet18
 
 `patchcore` keeps `--count` descriptors of the normal images (the nearest one says how unusual a place is), `padim` a
 Gaussian at each position. Descriptors lie `--apart` pixels from each other; maps are not smoothed. Where these maps are
 better than the students', the students lose what the teacher knows; where not, the teacher does not know it. `--of`
-asks the network that the teachers learned from, crop by crop as in their training: what could be known.
+asks the network that the teachers learned from, crop by crop as in their training: what could be known. `--model`, a
+file that `benchmarks/students.py` wrote, asks its students (`--say answers`), or their errors (`--say errors`).
 """
 
 from __future__ import annotations
@@ -20,7 +23,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import interpolate, pad
 
-from blemish import Detector, PaDiM, PatchCore, Preprocess, evaluate, open_dataset
+from blemish import Detector, PaDiM, PatchCore, Preprocess, Students, evaluate, open_dataset
 from blemish.features.backbones import custom_backbone, find_backbone
 from blemish.features.descriptors import PatchDescriptor, find_descriptor
 from blemish.features.extract import build_extractor
@@ -38,6 +41,28 @@ class Teacher(nn.Module):
         first, step = (self.apart - 1) // 2, self.apart // self.teacher.stride
         fields = self.teacher.padded(pixels)[:, :, first:, first:]
         found: Tensor = self.out(self.teacher.inside(fields, dense=False)[:, :, ::step, ::step])
+        return found
+
+
+class Taught(Teacher):
+    """The mean answer of students, or its error, as `Teacher` gives the teacher's."""
+
+    def __init__(self, model: Path, patch: int, apart: int, *, errors: bool) -> None:
+        method = Detector.load(model).method
+        assert isinstance(method, Students)
+        scale = method.scales_[patch]
+        super().__init__(scale.teacher, apart)
+        self.scale, self.errors = scale, errors
+
+    def forward(self, pixels: Tensor) -> Tensor:
+        first, step = (self.apart - 1) // 2, self.apart // self.teacher.stride
+        fields = self.teacher.padded(pixels)[:, :, first:, first:]
+        parts = (
+            self.scale._residuals(fields, dense=False)
+            if self.errors
+            else [student.inside(fields, dense=False) for student in self.scale._students()]
+        )
+        found: Tensor = self.out(torch.stack(parts).mean(dim=0)[:, :, ::step, ::step])
         return found
 
 
@@ -73,6 +98,8 @@ def main() -> None:
     parser.add_argument(
         "--side", type=int, default=64, help="to which --of enlarges a crop; of the built-in teachers 64"
     )
+    parser.add_argument("--model", type=Path, help="ask the students of this file instead")
+    parser.add_argument("--say", choices=["answers", "errors"], default="errors", help="of --model")
     parser.add_argument("--apart", type=int, default=8, help="pixels, a multiple of 8 for p = 65, of 4 for p = 33")
     parser.add_argument("--methods", nargs="+", choices=["patchcore", "padim"], default=["patchcore", "padim"])
     parser.add_argument("--count", type=int, default=2000)
@@ -87,11 +114,13 @@ def main() -> None:
     every = -(-len(images) // options.train)
     images = images.subset(list(range(0, len(images), every)))
     for patch in options.patches:
-        network = (
-            Original(options.of, options.tap, patch, apart=options.apart, side=options.side)
-            if options.of
-            else Teacher(find_descriptor(patch, options.weights), options.apart)
-        )
+        network: nn.Module
+        if options.of:
+            network = Original(options.of, options.tap, patch, apart=options.apart, side=options.side)
+        elif options.model:
+            network = Taught(options.model, patch, options.apart, errors=options.say == "errors")
+        else:
+            network = Teacher(find_descriptor(patch, options.weights), options.apart)
         row = custom_backbone(network.eval(), taps=("out",), name=f"p{patch}", mean=(0, 0, 0), std=(1, 1, 1))
         for name in options.methods:
             method = (

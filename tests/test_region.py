@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from torch.nn.functional import conv2d
 from typer.testing import CliRunner
 
 from blemish import KNN, SPADE, CFlow, Detector, PaDiM, PatchCore, Preprocess, Students, Subspace
@@ -175,12 +176,19 @@ def test_students_learn_from_fields_with_the_region_in_the_middle(patch):
                 counted.append(tuple(of[:, row, column].detach() for of in outputs))
         expected = sum(float((student - teacher).square().sum()) for teacher, student in counted) / len(counted)
         assert float(scale.loss(crop, hard=None).detach()) == pytest.approx(expected, rel=1e-4)
+    scale.round()
     scale.fit_errors([picture], by_position=False)
     errors = scale.errors(pixels[None], dense=False)[0, 0]
     kept = torch.from_numpy(INSIDE).unfold(0, stride, stride).unfold(1, stride, stride).flatten(2).any(dim=2)
     assert float(scale.error_mean[0]) == pytest.approx(
         float(errors[: len(kept), : kept.shape[1]][kept].mean()), rel=1e-4
     )
+    scale.fit_residuals([picture])
+    middles = scale.teacher.padded(pixels[None])[:, :, (stride - 1) // 2 :, (stride - 1) // 2 :]
+    with torch.no_grad():
+        whitened = conv2d(scale._residuals(middles, dense=False)[0], scale.residual_factor, scale.residual_shift)[0]
+    of_region = whitened[:, : len(kept), : kept.shape[1]][:, kept].mean(dim=1)
+    torch.testing.assert_close(of_region, torch.zeros(128), rtol=0, atol=1e-3)
 
 
 def cells(stride):

@@ -30,7 +30,7 @@ def teachers():
 
 
 def fit(teachers, pixels=None, **parameters):
-    given = {"steps": 3, "validation": 0.3, "seed": 5, "scale": "global"} | parameters
+    given = {"steps": 3, "validation": 0.3, "seed": 5, "scale": "global", "distance": "euclidean"} | parameters
     return Students(weights=teachers, **given).fit(Images(small_pixels(7, 1, SIZE) if pixels is None else pixels))
 
 
@@ -140,7 +140,7 @@ def test_the_loss_is_the_papers(teachers, patch):
 def test_variance_does_not_cancel():
     outputs = torch.randn(3, 1, 128, 1, 1, generator=torch.Generator().manual_seed(0)) * 1e-3 + 10
     teacher, students = outputs.mean(dim=0).numpy(), list(outputs.double().numpy())
-    error, variance = regression_error_and_variance(list(outputs), outputs.mean(dim=0))
+    error, variance = regression_error_and_variance(list(outputs - outputs.mean(dim=0)))
     _, expected = reference.errors(teacher, students, np.zeros(128), np.ones(128))
     np.testing.assert_allclose(variance.numpy(), expected, rtol=1e-3)
     assert float(error) < 1e-6
@@ -150,6 +150,41 @@ def test_the_hard_loss_takes_the_largest():
     squared = torch.arange(1000.0)[torch.randperm(1000, generator=torch.Generator().manual_seed(0))].view(1, 10, 10, 10)
     assert float(hard_loss(squared, 0.002)) == 998.5 == reference.hard_loss(squared.numpy(), 0.998)
     assert float(hard_loss(squared, 1e-6)) == 999
+
+
+@pytest.mark.parametrize("dense", [False, True])
+def test_errors_are_measured_by_the_covariance_of_held_out_residuals(teachers, dense):
+    pixels, test = small_pixels(9, 1, (38, 45)), small_pixels(2, 2, (38, 45))
+    scale = fit(teachers, pixels, distance="mahalanobis", dense=dense).scales_[33]
+    targets = scale.target_mean.flatten().numpy(), 1 / scale.target_factor.flatten().numpy()
+    stride, held_out = slice(1, None, 4), pixels[split_off(9, 0.3, seed=5)[1]]
+    normal, tested = (reference.residuals(*described(scale, p), *targets) for p in (held_out, test))
+    mean, inverse = reference.gaussian([r[:, :, stride, stride] for r in normal])
+    expected = reference.distances(tested, mean, inverse)
+    with torch.no_grad():
+        found = scale.errors(test, dense=dense)
+    for number, values in enumerate(expected):
+        wanted = values if dense else values[:, stride, stride]
+        np.testing.assert_allclose(found[:, number].numpy(), wanted, rtol=2e-3)
+
+
+def test_a_model_that_knew_no_distance_keeps_the_papers(teachers):
+    method, test = fit(teachers), small_pixels(2, 2, SIZE)
+    again = Students()
+    again.restore(method.state())
+    assert again.distance == "euclidean"
+    assert torch.equal(score(again, test).maps, score(method, test).maps)
+
+
+def test_students_that_are_never_wrong_measure_nothing(teachers):
+    """Rather than to divide by 0."""
+    scale = fit(teachers).scales_[33]
+    for student in scale.students:
+        student.load_state_dict(scale.teacher.state_dict())
+    scale.target_mean, scale.target_factor = torch.zeros(128, 1, 1), torch.ones(128, 1, 1)
+    scale.fit_residuals(small_pixels(2, 1, SIZE).split(1))
+    with torch.no_grad():
+        assert torch.equal(scale.errors(small_pixels(1, 2, SIZE), dense=False), torch.zeros(1, 2, 9, 9))
 
 
 # Training

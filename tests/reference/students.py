@@ -33,6 +33,41 @@ def errors(
     return e, v
 
 
+def residuals(teacher: np.ndarray, students: list[np.ndarray], mu: np.ndarray, sigma: np.ndarray) -> list[np.ndarray]:
+    """mu_i - y of each student, (image, channel, row, column)."""
+    target = np.stack([(teacher[:, c] - mu[c]) / sigma[c] for c in range(len(mu))], axis=1)
+    return [student - target for student in students]
+
+
+def gaussian(normal: list[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
+    """Mean and inverse covariance of the students' mean residual at all positions, shrunk (Ledoit and Wolf 2004)."""
+    mean_residual = sum(normal) / len(normal)
+    n, _, height, width = mean_residual.shape
+    rows = [mean_residual[i, :, r, c] for i in range(n) for r in range(height) for c in range(width)]
+    mean = sum(rows) / len(rows)
+    d = len(mean)
+    s = sum(np.outer(row - mean, row - mean) for row in rows) / len(rows)
+    m = np.trace(s) / d
+    spread = np.sum((s - m * np.eye(d)) ** 2) / d
+    noise = sum(np.sum((np.outer(row - mean, row - mean) - s) ** 2) / d for row in rows) / len(rows) ** 2
+    share = min(noise, spread) / spread
+    return mean, np.linalg.inv((1 - share) * s + share * m * np.eye(d))
+
+
+def distances(of: list[np.ndarray], mean: np.ndarray, inverse: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """e and v by the Mahalanobis distance of that Gaussian, at each position, (image, row, column)."""
+    n, _, height, width = of[0].shape
+    e, v = np.zeros((n, height, width)), np.zeros((n, height, width))
+    for i in range(n):
+        for r in range(height):
+            for c in range(width):
+                each = [student[i, :, r, c] for student in of]
+                middle = sum(each) / len(each)
+                e[i, r, c] = (middle - mean) @ inverse @ (middle - mean)
+                v[i, r, c] = sum((one - middle) @ inverse @ (one - middle) for one in each) / len(each)
+    return e, v
+
+
 def score(e: np.ndarray, v: np.ndarray, normal_e: np.ndarray, normal_v: np.ndarray) -> np.ndarray:
     """(e - e_mu) / e_sigma + (v - v_mu) / v_sigma, with the statistics of normal validation images."""
     return (e - normal_e.mean()) / normal_e.std() + (v - normal_v.mean()) / normal_v.std()

@@ -14,13 +14,14 @@ from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import interpolate, max_pool2d, pad
+from torch.nn.functional import conv2d, interpolate, max_pool2d, pad
 
 from .. import persist
 from ..device import find_device
 from ..errors import ArgumentError
 from ..features.descriptors import DIMENSION, PATCHES, PatchDescriptor, find_descriptor
 from ..ops.scaling import PRIOR, position_moments
+from ..ops.shrinkage import ShrinkageSums
 from ..parameters import parameter
 from ..tensors import below
 from ..training.loop import Adam, Cosine, Recipe, generator
@@ -57,6 +58,8 @@ class Students(MapMethod, Method):
     scale: whether mean and deviation of e and v are taken at each `position`, which asks for images of one size, or
         `global`, over all of them (the paper). Where fewer than 10 images are held out it is `global` all the same:
         they tell too little of a position.
+    distance: what e and v measure: `mahalanobis`, by the covariance of the residuals mean_i mu_i - y of held-out images,
+        because students are wrong in some directions everywhere; or `euclidean` (the paper).
     checkpoint: file to go on from after a kill; written every 500 steps.
     time_limit: seconds of training after which it ends with what there is.
     seed: for everything random.
@@ -64,7 +67,7 @@ class Students(MapMethod, Method):
     """
 
     name: ClassVar[str] = "students"
-    paper: ClassVar[dict[str, object]] = {"scale": "global"}
+    paper: ClassVar[dict[str, object]] = {"scale": "global", "distance": "euclidean"}
 
     weights: str | Path | None = parameter(None, role="place", option=True)
     patches: tuple[Literal[17, 33, 65], ...] = (33,)
@@ -78,6 +81,7 @@ class Students(MapMethod, Method):
     weight_decay: float = parameter(1e-5, at_least=0)
     validation: float = parameter(0.1, above=0, below=1)
     scale: Literal["position", "global"] = "position"
+    distance: Literal["mahalanobis", "euclidean"] = "mahalanobis"
     checkpoint: str | None = parameter(None, role="place")
     time_limit: float | None = parameter(None, at_least=0, role="place")
     seed: int = parameter(0, option=True)
@@ -97,6 +101,9 @@ class Students(MapMethod, Method):
             scale.rescale([scale.crop(pixels, self._random(i, scale)) for i, pixels in enumerate(some.batches(1))])
         self._train(scales, learned)
         for scale in scales.values():
+            scale.round()
+            if self.distance == "mahalanobis":
+                scale.fit_residuals(held_out.batches(1))
             scale.fit_errors(held_out.batches(1), by_position=self.scale == "position" and len(held_out) >= PRIOR)
         self.scales_ = scales
         return self
@@ -124,6 +131,8 @@ class Students(MapMethod, Method):
 
     def restore(self, state: dict[str, Tensor]) -> None:
         """Build the networks again, and give them their weights."""
+        if not any(name.endswith(".residual_factor") for name in state):  # of a version that knew no other
+            self.distance = "euclidean"
         scales: dict[int, _Scale] = {}
         students = {name.split(".")[2] for name in state if name.split(".")[1:2] == ["students"]}
         if len(students) != (1 if self.fast else self.students):  # before that many are made
@@ -132,6 +141,9 @@ class Students(MapMethod, Method):
             own = below(state, f"{p}.")
             scales[p] = self._scale(PatchDescriptor(p, width=float(own["width"])))
             scales[p].error_mean, scales[p].error_factor = own["error_mean"], own["error_factor"]  # of any size
+            if self.distance == "mahalanobis":
+                scales[p].residual_factor = torch.zeros(DIMENSION, DIMENSION, 1, 1)
+                scales[p].residual_shift = torch.zeros(DIMENSION)
             scales[p].load_state_dict(own)
         self.scales_ = scales
 
@@ -178,15 +190,15 @@ class Students(MapMethod, Method):
         )
 
 
-def regression_error_and_variance(outputs: Sequence[Tensor], targets: Tensor) -> tuple[Tensor, Tensor]:
-    """e = ||mean_i mu_i - y||^2 and v = mean_i ||mu_i||^2 - ||mean_i mu_i||^2, each `(batch, h, w)`.
+def regression_error_and_variance(residuals: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
+    """e = ||mean_i r_i||^2 and v = mean_i ||r_i - mean_i r_i||^2 of r_i = mu_i - y, each `(batch, h, w)`.
 
-    Of the output of each student, and targets, all `(batch, channel, h, w)`. v is taken as mean_i ||mu_i - mean||^2,
-    which is the same and does not cancel.
+    Of the residual of each student, `(batch, channel, h, w)`. v is mean_i ||mu_i||^2 - ||mean_i mu_i||^2, which would
+    cancel.
     """
-    mean = sum(outputs[1:], outputs[0]) / len(outputs)  # `torch.stack(outputs).mean(dim=0)` takes 13 times as long
-    variances = [(output - mean).square_().sum(dim=1) for output in outputs]
-    return (mean - targets).square_().sum(dim=1), torch.stack(variances).mean(dim=0)
+    mean = sum(residuals[1:], residuals[0]) / len(residuals)  # `torch.stack(...).mean(dim=0)` takes 13 times as long
+    variances = [(residual - mean).square_().sum(dim=1) for residual in residuals]
+    return mean.square_().sum(dim=1), torch.stack(variances).mean(dim=0)
 
 
 def hard_loss(squared: Tensor, share: float) -> Tensor:
@@ -202,6 +214,8 @@ class _Scale(nn.Module):
     target_factor: Tensor
     error_mean: Tensor
     error_factor: Tensor
+    residual_factor: Tensor | None
+    residual_shift: Tensor | None
 
     def __init__(self, teacher: PatchDescriptor, students: int, *, grid: int, dense: bool) -> None:
         super().__init__()
@@ -212,6 +226,8 @@ class _Scale(nn.Module):
         for name, shape in (("target", (DIMENSION, 1, 1)), ("error", (2, 1, 1))):
             self.register_buffer(f"{name}_mean", torch.zeros(shape))
             self.register_buffer(f"{name}_factor", torch.ones(shape))
+        for name in ("factor", "shift"):
+            self.register_buffer(f"residual_{name}", None)
 
     @torch.no_grad()
     def fit_targets(self, crops: Iterable[Tensor]) -> None:
@@ -225,19 +241,37 @@ class _Scale(nn.Module):
             student.rescale([crop[:, :3] for crop in crops])
 
     @torch.no_grad()
+    def round(self) -> None:
+        """Make the trained students as precise as a model file keeps them: what follows is measured of these."""
+        for weights in self.students.requires_grad_(False).parameters():
+            weights.copy_(weights.half())
+
+    @torch.no_grad()
+    def fit_residuals(self, images: Iterable[Tensor]) -> None:
+        """Take what whitens the residuals mean_i mu_i - y of these images: F and b with |F r + b|^2 their distance.
+
+        Mean and covariance are those of Ledoit and Wolf over fields `stride` pixels apart. A direction in which no
+        residual varies counts for nothing.
+        """
+        sums = ShrinkageSums.empty(DIMENSION, self.width.device)
+        for image in images:
+            places = self._places_of_map(image)
+            for _, rows, strip in self.teacher.strips(image[:, :3].to(self.width.device), dense=False):
+                residual = torch.stack(self._residuals(strip, dense=False)).mean(dim=0).movedim(1, -1)
+                sums.update(residual.flatten(0, -2) if places is None else residual[places[:, rows]])
+        mean, covariance, _ = sums.estimate()
+        values, vectors = torch.linalg.eigh(covariance)
+        factor = torch.where(values > 1e-12 * values[-1], values.rsqrt(), 0)[:, None] * vectors.T
+        self.residual_factor = factor.float()[:, :, None, None]
+        self.residual_shift = -(factor @ mean).float()
+
+    @torch.no_grad()
     def fit_errors(self, images: Iterable[Tensor], *, by_position: bool) -> None:
-        """Take mean and deviation of e and v over these images, of students as precise as a model file keeps them.
+        """Take mean and deviation of e and v over these images.
 
         Over fields `stride` pixels apart: those between have nearly the same, and take most of the time.
         """
-        for weights in self.students.requires_grad_(False).parameters():
-            weights.copy_(weights.half())
-        # What stands at a field of the map is what stands in the middle of it: the image begins half a stride later.
-        first = (self.teacher.stride - 1) // 2
-        errors = (
-            (self.errors(image[:, :3], dense=False), self._places(self.teacher.padded(image)[:, :, first:, first:]))
-            for image in images
-        )
+        errors = ((self.errors(image[:, :3], dense=False), self._places_of_map(image)) for image in images)
         self.error_mean, self.error_factor = _by_position(errors) if by_position else _normalisation(errors)
 
     def crop(self, pixels: Tensor, random: torch.Generator) -> Tensor:
@@ -263,8 +297,7 @@ class _Scale(nn.Module):
     def loss(self, crop: Tensor, *, hard: float | None) -> Tensor:
         """Mean of ||mu_i - y||^2, or of its `hard` part, summed over the students: each learns as if it were alone."""
         pixels, places = crop[:, :3], self._places(crop)
-        targets = self._targets(pixels, dense=False)
-        squared = [(student.inside(pixels, dense=False) - targets).square() for student in self._students()]
+        squared = [residual.square() for residual in self._residuals(pixels, dense=False)]
         if places is not None:
             squared = [each.movedim(1, -1)[places] for each in squared]
         parts = [each.sum(dim=1).mean() if hard is None else hard_loss(each, hard) for each in squared]
@@ -299,9 +332,15 @@ class _Scale(nn.Module):
 
     def _strips_of_errors(self, image: Tensor, dense: bool) -> Iterator[Tensor]:
         for _, _, strip in self.teacher.strips(image, dense=dense):
-            outputs = [student.inside(strip, dense=dense) for student in self._students()]
-            targets = self._targets(strip, dense=dense)
-            yield torch.stack(regression_error_and_variance(outputs, targets), dim=1)
+            residuals = self._residuals(strip, dense=dense)
+            if self.residual_factor is not None:
+                residuals = [conv2d(each, self.residual_factor, self.residual_shift) for each in residuals]
+            yield torch.stack(regression_error_and_variance(residuals), dim=1)
+
+    def _residuals(self, pixels: Tensor, *, dense: bool) -> list[Tensor]:
+        """mu_i - y of each student."""
+        targets = self._targets(pixels, dense=dense)
+        return [student.inside(pixels, dense=dense) - targets for student in self._students()]
 
     def _targets(self, pixels: Tensor, *, dense: bool) -> Tensor:
         with torch.no_grad():
@@ -318,6 +357,12 @@ class _Scale(nn.Module):
         first = (field - 1) // 2 - (stride - 1) // 2
         height, width = ((side - field) // stride + 1 for side in crop.shape[2:])
         return max_pool2d(crop[:, 3:, first:, first:], stride)[:, 0, :height, :width] > 0
+
+    def _places_of_map(self, image: Tensor) -> Tensor | None:
+        """The same of a whole image's map that is not dense."""
+        # What stands at a field of the map is what stands in the middle of it: the image begins half a stride later.
+        first = (self.teacher.stride - 1) // 2
+        return self._places(self.teacher.padded(image)[:, :, first:, first:])
 
     def _students(self) -> list[PatchDescriptor]:
         return [student for student in self.students if isinstance(student, PatchDescriptor)]
