@@ -4,7 +4,8 @@ Of Students also by what e and v are measured in, and with e alone.
     BLEMISH_WEIGHTS=weights python benchmarks/scale.py cflow mvtec_ad/screw mtd --json cflow.json
     python benchmarks/scale.py students mvtec_ad/screw mtd --steps 1000 --json students.json
 
-"held out" is minus the log-likelihood of held-out normal images, smaller = better, in one unit for both scales: of
+"held out" is minus the log-likelihood of held-out normal images, smaller = better, in one unit for both scales (of the
+mahalanobis distance, which all of them said, only to compare scales): of
 CFLOW -log p / C of feature vectors before they are scaled, mean of the layers, at the step that was kept; of Students
 that of e and v under the normal distribution that half of the held-out images say, on the other half. CFLOW is trained
 for each scale, the same Students are measured and normalised in all ways. The name of a drawn product stands for
@@ -91,6 +92,7 @@ def main() -> None:
     parser.add_argument("data", nargs="+")
     parser.add_argument("--patch", type=int, default=33, help="p of students")
     parser.add_argument("--draw", type=int, default=11, help="seed of drawn products")
+    parser.add_argument("--drawn", type=int, default=60, help="normal images of drawn products")
     parser.add_argument("--backbone", default="resnet18")
     parser.add_argument("--resize", type=int, default=128)
     parser.add_argument("--steps", type=int, help="default: 240 of cflow, 1000 of students")
@@ -103,7 +105,8 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         for data in options.data:
             if data in PRODUCTS:
-                dataset = open_dataset(write_dataset(Path(folder) / data, product=data, seed=options.draw))
+                drawn = write_dataset(Path(folder) / data, product=data, seed=options.draw, n_train=options.drawn)
+                dataset = open_dataset(drawn)
             else:
                 dataset = open_dataset(data)
             dataset = replace(dataset, test=dataset.test[:: options.every])
