@@ -124,7 +124,7 @@ def main() -> None:
 
 def run_of(row: dict[str, Any]) -> tuple[str, str, str]:
     """What rows of other seeds have in common."""
-    return row["data"], row["backbone"], row["method"]
+    return row["data"], row.get("backbone", "mobilenet_v2"), row["method"]
 
 
 def table(rows: list[dict[str, Any]]) -> str:

@@ -96,8 +96,8 @@ def fitted(options: argparse.Namespace, dataset: Dataset) -> tuple[Detector, flo
     start = process_time()
     detector.fit(images)
     seconds = process_time() - start
-    errors = {p: round(float(scale.error_mean.mean()), 2) for p, scale in method.scales_.items()}
-    print(f"fit: {seconds:.0f} s of one core; error on held-out normal images: {errors}", flush=True)
+    errors = {p: round(float(scale.error_mean[0].mean()), 2) for p, scale in method.scales_.items()}
+    print(f"fit: {seconds:.0f} s of one core; mean e of held-out normal images: {errors}", flush=True)
     return detector, seconds
 
 
@@ -107,7 +107,7 @@ def main() -> None:
     parser.add_argument("--patches", type=int, nargs="+", default=[17, 33, 65])
     parser.add_argument("--weights", type=Path, help="folder of teachers; default: the built-in ones")
     parser.add_argument("--scale", choices=["position", "global"], default=Students.scale)
-    parser.add_argument("--distance", choices=["mahalanobis", "euclidean"], default=Students.distance)
+    parser.add_argument("--distance", choices=["euclidean", "mahalanobis"], default=Students.distance)
     parser.add_argument("--steps", type=int, default=2000)
     parser.add_argument("--rate", type=float, default=1e-3)
     parser.add_argument("--fast", action="store_true")

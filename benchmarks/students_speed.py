@@ -27,9 +27,9 @@ FORMS = {
     "33, 3 students, dense": {"patches": (33,)},
     "33, 3 students, not dense": {"patches": (33,), "dense": False},
     "33, fast": {"patches": (33,), "fast": True},
-    "33, 3 students, dense, euclidean": {"patches": (33,), "distance": "euclidean"},
-    "33, 3 students, not dense, euclidean": {"patches": (33,), "dense": False, "distance": "euclidean"},
-    "33, fast, euclidean": {"patches": (33,), "fast": True, "distance": "euclidean"},
+    "33, 3 students, dense, mahalanobis": {"patches": (33,), "distance": "mahalanobis"},
+    "33, 3 students, not dense, mahalanobis": {"patches": (33,), "dense": False, "distance": "mahalanobis"},
+    "33, fast, mahalanobis": {"patches": (33,), "fast": True, "distance": "mahalanobis"},
 }
 
 

@@ -114,6 +114,8 @@ def main() -> None:
     every = -(-len(images) // options.train)
     images = images.subset(list(range(0, len(images), every)))
     for patch in options.patches:
+        if not options.of and options.apart % find_descriptor(patch, options.weights).stride:
+            parser.error(f"--apart {options.apart}: expected a multiple of 8 for p = 65, of 4 for p = 33")
         network: nn.Module
         if options.of:
             network = Original(options.of, options.tap, patch, apart=options.apart, side=options.side)

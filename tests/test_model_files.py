@@ -217,6 +217,20 @@ def test_no_more_students_are_made_than_the_file_has(tmp_path):
     refuse(tmp_path / "m", tensors, manifest, "students: expected 1000000000 of them, got 1")
 
 
+def test_a_file_of_a_version_that_knew_no_distance_keeps_the_papers(tmp_path):
+    """And a file that says the other one, and lacks what it is measured by, is refused."""
+    path, small = tmp_path / "m", {"patches": (17,), "steps": 1, "grid": 2, "students": 1, "dense": False}
+    tensors, manifest = fitted(Students(**small), path, calibration="none")
+    expected = scores(path)
+    del manifest["parameters"]["distance"]
+    manifest["versions"]["blemish"] = "0.0.1"
+    persist.save(path, tensors, manifest)
+    assert Detector.load(path).method_.distance == "euclidean"
+    assert scores(path) == expected
+    manifest["parameters"]["distance"] = "mahalanobis"
+    refuse(path, tensors, manifest, "residual_factor")
+
+
 def test_a_backbone_that_does_not_fit_is_the_callers_fault(tmp_path):
     torch.manual_seed(0)
     row = custom_backbone(Net(), taps=("a", "b"), name="mine", trace_size=40)

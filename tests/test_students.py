@@ -30,7 +30,7 @@ def teachers():
 
 
 def fit(teachers, pixels=None, **parameters):
-    given = {"steps": 3, "validation": 0.3, "seed": 5, "scale": "global", "distance": "euclidean"} | parameters
+    given = {"steps": 3, "validation": 0.3, "seed": 5, "scale": "global"} | parameters
     return Students(weights=teachers, **given).fit(Images(small_pixels(7, 1, SIZE) if pixels is None else pixels))
 
 
@@ -168,12 +168,37 @@ def test_errors_are_measured_by_the_covariance_of_held_out_residuals(teachers, d
         np.testing.assert_allclose(found[:, number].numpy(), wanted, rtol=2e-3)
 
 
-def test_a_model_that_knew_no_distance_keeps_the_papers(teachers):
-    method, test = fit(teachers), small_pixels(2, 2, SIZE)
-    again = Students()
-    again.restore(method.state())
-    assert again.distance == "euclidean"
-    assert torch.equal(score(again, test).maps, score(method, test).maps)
+@pytest.mark.parametrize("scale", ["global", "position"])
+def test_a_restored_model_lies_on_one_device(teachers, monkeypatch, scale):
+    """Also what no module holds when it is made, as its size or being there depends on the fit."""
+    state = fit(teachers, small_pixels(20, 1, SIZE), scale=scale, validation=0.5, distance="mahalanobis").state()
+    again = Students(scale=scale, distance="mahalanobis")
+    monkeypatch.setattr(module, "find_device", lambda name: torch.device("meta"))
+    again.restore(state)
+    assert {tensor.device.type for tensor in again.scales_[33].state_dict().values()} == {"meta"}
+
+
+def test_what_whitens_is_of_the_students_that_are_kept(teachers):
+    """Of weights that were rounded before, so that a fit again on the same students finds the same."""
+    pixels = small_pixels(7, 1, SIZE)
+    scale = fit(teachers, pixels, distance="mahalanobis", rate=1e-2).scales_[33]
+    factor = scale.residual_factor.clone()
+    scale.fit_residuals(pixels[split_off(7, 0.3, seed=5)[1]].split(1))
+    assert torch.equal(scale.residual_factor, factor)
+
+
+@pytest.mark.parametrize("patch", [17, 33])
+def test_residuals_of_strips_in_a_region_are_those_of_the_whole(teachers, monkeypatch, patch):
+    scale = fit(teachers, patches=(patch,), distance="mahalanobis").scales_[patch]
+    inside = torch.zeros(1, 1, 45, 50)
+    inside[:, :, 5:33, 9:40] = 1
+    picture = torch.cat([small_pixels(1, 4, (45, 50)), inside], dim=1)
+    scale.fit_residuals([picture])
+    whole, strips = scale.residual_factor.clone(), scale.teacher.strips
+    monkeypatch.setattr(type(scale.teacher), "strips", lambda self, *a, **k: strips(*a, **k, memory=400_000))
+    assert len(list(scale.teacher.strips(picture[:, :3], dense=False))) > 1
+    scale.fit_residuals([picture])
+    torch.testing.assert_close(scale.residual_factor.square(), whole.square(), rtol=2e-2, atol=2e-2)
 
 
 def test_students_that_are_never_wrong_measure_nothing(teachers):

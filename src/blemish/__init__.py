@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from .types import ImageBatch as ImageBatch
     from .types import Scores as Scores
 
-__version__ = "0.3.0"
+__version__ = "0.4.0.dev0"
 
 _HOMES = {
     "Backbone": "features.backbones",

@@ -40,7 +40,7 @@ VARIANTS = {
     "svdd": [{"kernel": "linear"}, {"approximation": "nystroem", "components": 8}],
     "gaussian": [{"components": "npca", "variance": 0.5}],  # a fifth would be directions that rounding makes
     "cflow": [{"combine": "likelihood", "permutation": "hard", "top_share": 0.02}],
-    "students": [{"patches": (33, 65), "fast": True, "hard": 0.05, "top_share": 0.02, "distance": "euclidean"}],
+    "students": [{"patches": (33, 65), "fast": True, "hard": 0.05, "top_share": 0.02, "distance": "mahalanobis"}],
     "panda": [{"stop": "ses", "snapshot_every": 1}, {"stop": "ewc"}],
     "deep_svdd": [{"boundary": "soft", "warm_up": 1}],
     "geom": [{"network": "backbone", "normality": "simple", "rate": 1e-2}],

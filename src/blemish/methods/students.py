@@ -58,8 +58,8 @@ class Students(MapMethod, Method):
     scale: whether mean and deviation of e and v are taken at each `position`, which asks for images of one size, or
         `global`, over all of them (the paper). Where fewer than 10 images are held out it is `global` all the same:
         they tell too little of a position.
-    distance: what e and v measure: `mahalanobis`, by the covariance of the residuals mean_i mu_i - y of held-out images,
-        because students are wrong in some directions everywhere; or `euclidean` (the paper).
+    distance: how errors are measured: `euclidean`, all directions alike (the paper); `mahalanobis`, each direction by
+        how large they usually are there on held-out images (their Ledoit-Wolf covariance).
     checkpoint: file to go on from after a kill; written every 500 steps.
     time_limit: seconds of training after which it ends with what there is.
     seed: for everything random.
@@ -67,7 +67,7 @@ class Students(MapMethod, Method):
     """
 
     name: ClassVar[str] = "students"
-    paper: ClassVar[dict[str, object]] = {"scale": "global", "distance": "euclidean"}
+    paper: ClassVar[dict[str, object]] = {"scale": "global"}
 
     weights: str | Path | None = parameter(None, role="place", option=True)
     patches: tuple[Literal[17, 33, 65], ...] = (33,)
@@ -81,7 +81,7 @@ class Students(MapMethod, Method):
     weight_decay: float = parameter(1e-5, at_least=0)
     validation: float = parameter(0.1, above=0, below=1)
     scale: Literal["position", "global"] = "position"
-    distance: Literal["mahalanobis", "euclidean"] = "mahalanobis"
+    distance: Literal["euclidean", "mahalanobis"] = "euclidean"
     checkpoint: str | None = parameter(None, role="place")
     time_limit: float | None = parameter(None, at_least=0, role="place")
     seed: int = parameter(0, option=True)
@@ -91,7 +91,10 @@ class Students(MapMethod, Method):
         """Learn from normal images, which stay in memory meanwhile; forgets earlier fits."""
         self.check()
         vars(self).pop("scales_", None)  # half a model must not score
-        scales: dict[int, _Scale] = {p: self._scale(find_descriptor(p, self.weights)) for p in self.patches}
+        device = find_device(self.device)
+        scales: dict[int, _Scale] = {}
+        for p in self.patches:
+            scales[p] = self._scale(find_descriptor(p, self.weights)).to(device)
         left = memory_left(torch.device("cpu"))
         pictures = Pictures.read(map(_with_region, images), of=self.name, expected=announced(images), left=left)
         learned, held_out = pictures.split(self.validation, seed=self.seed)
@@ -131,8 +134,6 @@ class Students(MapMethod, Method):
 
     def restore(self, state: dict[str, Tensor]) -> None:
         """Build the networks again, and give them their weights."""
-        if not any(name.endswith(".residual_factor") for name in state):  # of a version that knew no other
-            self.distance = "euclidean"
         scales: dict[int, _Scale] = {}
         students = {name.split(".")[2] for name in state if name.split(".")[1:2] == ["students"]}
         if len(students) != (1 if self.fast else self.students):  # before that many are made
@@ -145,6 +146,7 @@ class Students(MapMethod, Method):
                 scales[p].residual_factor = torch.zeros(DIMENSION, DIMENSION, 1, 1)
                 scales[p].residual_shift = torch.zeros(DIMENSION)
             scales[p].load_state_dict(own)
+            scales[p].to(find_device(self.device))
         self.scales_ = scales
 
     def _check_together(self) -> None:
@@ -156,10 +158,8 @@ class Students(MapMethod, Method):
     def _scale(self, teacher: PatchDescriptor) -> _Scale:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(self.seed)
-            scale = _Scale(
-                teacher, 1 if self.fast else self.students, grid=self.grid, dense=self.dense and not self.fast
-            )
-        return scale.to(find_device(self.device))
+            count, dense = 1 if self.fast else self.students, self.dense and not self.fast
+            return _Scale(teacher, count, grid=self.grid, dense=dense)
 
     def _random(self, step: int, scale: _Scale, use: str = "targets") -> torch.Generator:
         return generator(self.seed, step, f"{use} {scale.teacher.patch}")
