@@ -84,8 +84,8 @@ def run(data: str, spec: str, options: argparse.Namespace, seed: int) -> dict[st
     finally:
         gaussian_finetune.separation, training.optimise = original, optimise  # type: ignore[attr-defined]
     kept = int(np.argmin([epoch["criterion"] for epoch in epochs]))
-    row = {"data": data.rstrip("/").rsplit("/", 1)[-1], "method": spec, "seed": seed, "kept": kept, "epochs": epochs}
-    row["backbone"] = options.backbone.removeprefix("timm:tf_")
+    row = dict(zip(("data", "backbone", "method"), named(data, spec, options), strict=True))
+    row |= {"seed": seed, "kept": kept, "epochs": epochs}
     row |= {"seconds": perf_counter() - start, "loss": method.course_.losses.sum(dim=1).tolist()}
     if options.pixels:
         frozen = Detector(method=replace(method, epochs=0), preprocess=preprocess, calibration="none", batch_size=8)
@@ -110,8 +110,7 @@ def main() -> None:
     options = parser.parse_args()
     rows = json.loads(options.json.read_text()) if options.json and options.json.exists() else []
     for data, spec, seed in product(options.data, options.methods, options.seeds):
-        name = (data.rstrip("/").rsplit("/", 1)[-1], options.backbone.removeprefix("timm:tf_"), spec)
-        if (*name, seed) in {(*run_of(row), row["seed"]) for row in rows}:
+        if (*named(data, spec, options), seed) in {(*run_of(row), row["seed"]) for row in rows}:
             continue
         print(f"{data} {spec} seed {seed}: epoch, criterion, AUROC", flush=True)
         rows.append(run(data, spec, options, seed))
@@ -120,6 +119,11 @@ def main() -> None:
     print(by_family(rows))
     if options.picture:
         options.picture.write_bytes(picture(rows))
+
+
+def named(data: str, spec: str, options: argparse.Namespace) -> tuple[str, str, str]:
+    """Short names of data, backbone and method."""
+    return data.rstrip("/").rsplit("/", 1)[-1], options.backbone.removeprefix("timm:tf_"), spec
 
 
 def run_of(row: dict[str, Any]) -> tuple[str, str, str]:

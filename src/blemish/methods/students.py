@@ -193,8 +193,8 @@ class Students(MapMethod, Method):
 def regression_error_and_variance(residuals: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
     """e = ||mean_i r_i||^2 and v = mean_i ||r_i - mean_i r_i||^2 of r_i = mu_i - y, each `(batch, h, w)`.
 
-    Of the residual of each student, `(batch, channel, h, w)`. v is mean_i ||mu_i||^2 - ||mean_i mu_i||^2, which would
-    cancel.
+    Of the residual of each student, `(batch, channel, h, w)`. v is the same as mean_i ||mu_i||^2 - ||mean_i mu_i||^2,
+    but does not cancel.
     """
     mean = sum(residuals[1:], residuals[0]) / len(residuals)  # `torch.stack(...).mean(dim=0)` takes 13 times as long
     variances = [(residual - mean).square_().sum(dim=1) for residual in residuals]
