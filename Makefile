@@ -11,10 +11,10 @@ demo: .venv/ready  ## Draw a product with defects, learn it, evaluate, write dem
 	$(BIN)/blemish demo --out demo
 
 test: lint  ## Lint, types, layers, then all tests, on all cores
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist worksteal
+	$(BIN)/python -m pytest -n auto --dist worksteal
 
 test-all: lint  ## The same, and the largest backbones and data sets
-	$(BIN)/python -m pytest -m ""
+	$(BIN)/python -m pytest -n auto --dist worksteal -m ""
 
 fuzz: .venv/ready  ## Malicious files, folders, command lines, kills; as long as you like: make fuzz COUNT=20000 KILLS=50 SEED=1
 	for target in decode model_files folders commands; do \
