@@ -54,8 +54,8 @@ def cflow(dataset: Dataset, options: argparse.Namespace) -> list[dict[str, Any]]
 def students(dataset: Dataset, options: argparse.Namespace) -> list[dict[str, Any]]:
     """A row for each distance and scale, of e and v and of e alone."""
     method = Students(
-        patches=(options.patch,), distance="mahalanobis", dense=False, seed=options.seed,
-        steps=options.steps or 1000, rate=options.rate or 1e-3,
+        weights=options.weights, patches=(options.patch,), distance="mahalanobis", dense=False,
+        seed=options.seed, steps=options.steps or 1000, rate=options.rate or 1e-3,
     )  # fmt: skip
     preprocess = Preprocess(options.resize)
     detector = Detector(method=method, preprocess=preprocess, calibration="none")
@@ -91,6 +91,7 @@ def main() -> None:
     parser.add_argument("method", choices=["cflow", "students"])
     parser.add_argument("data", nargs="+")
     parser.add_argument("--patch", type=int, default=33, help="p of students")
+    parser.add_argument("--weights", type=Path, help="folder of teachers of students; default: the built-in ones")
     parser.add_argument("--draw", type=int, default=11, help="seed of drawn products")
     parser.add_argument("--drawn", type=int, default=60, help="normal images of drawn products")
     parser.add_argument("--backbone", default="resnet18")

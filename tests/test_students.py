@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -199,6 +200,22 @@ def test_residuals_of_strips_in_a_region_are_those_of_the_whole(teachers, monkey
     assert len(list(scale.teacher.strips(picture[:, :3], dense=False))) > 1
     scale.fit_residuals([picture])
     torch.testing.assert_close(scale.residual_factor.square(), whole.square(), rtol=2e-2, atol=2e-2)
+
+
+@pytest.mark.parametrize("distance", ["euclidean", "mahalanobis"])
+@pytest.mark.parametrize(("patch", "row"), [(17, 40), (33, 44), (65, 66), (65, 0)])
+def test_a_region_may_lie_behind_the_last_fields(teachers, patch, row, distance):
+    """The last field of the grid stands for it, as it does in the map."""
+    pixels = small_pixels(6, 1, (row + 1 if row else 67, 45))
+    inside = torch.zeros(6, *pixels.shape[2:], dtype=torch.bool)
+    inside[:, row, 44] = True
+    parts = [replace(batch(pixels), inside=inside)]
+    given = {"patches": (patch,), "distance": distance, "steps": 2, "validation": 0.3, "scale": "global"}
+    method = Students(weights=teachers, **given).fit(parts)
+    places = method.scales_[patch]._places_of_map(torch.cat([pixels, inside[:, None]], dim=1))
+    assert places.sum(dim=(1, 2)).tolist() == [1] * 6
+    assert places[:, -1 if row else 0, -1].all()
+    assert method.score(parts[0]).images.isfinite().all()
 
 
 def test_students_that_are_never_wrong_measure_nothing(teachers):

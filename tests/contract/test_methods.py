@@ -15,6 +15,7 @@ from contract.laws import (
     Images,
     assert_same,
     batch,
+    known,
     law_failed_update_changes_nothing,
     law_untrained_is_where_it_begins,
     law_update_comes_close,
@@ -64,6 +65,19 @@ MARKED = [pytest.param(*case, marks=[pytest.mark.heavy] if "precision" in case[1
 @pytest.mark.parametrize(("name", "parameters"), MARKED, ids=str)
 def test_method_keeps(name, parameters, law):
     law(maker(name, parameters))
+
+
+PLANNED = [case for case in CASES if issubclass(METHODS[case[0]], FeatureMethod)]
+
+
+@pytest.mark.parametrize(("name", "parameters"), PLANNED, ids=str)
+def test_what_is_learned_is_planned_for(name, parameters):
+    method = known(maker(name, parameters))
+    plan = method.plan(method._maps(batch(TRAIN[:1])), len(TRAIN))
+    learned = sum(tensor.nbytes for tensor in method._learned().values())
+    small = 4096  # numbers of the layers that are not worth planning
+    assert learned - small <= 1.1 * plan.model_bytes <= 3 * learned + small
+    assert plan.model_bytes <= plan.peak_bytes
 
 
 INCREMENTAL = [(n, p) for n, p in CASES if issubclass(METHODS[n], Incremental) and p.get("storage") != "float16"]

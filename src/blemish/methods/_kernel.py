@@ -90,9 +90,16 @@ class KernelMethod(FrozenMethod):
         if self.approximation == "none":
             size, (needed, operations) = vectors, self._solver_cost(images, dimension)
         else:
-            mapped = 2 * self.components if self.approximation == "fourier" else self._landmarks(images)
+            if self.approximation == "fourier":
+                mapped, size = 2 * self.components, 4 * dimension * self.components
+            else:
+                mapped = self._landmarks(images)
+                size = 4 * dimension * mapped + 8 * mapped**2
+            size += 8 * mapped  # the hyperplane or centre
             # Measured: about 110 bytes a number of the mapped points, and 60 operations times their length.
-            size, needed, operations = dimension * mapped * 8, 110.0 * images * mapped, 60.0 * images * mapped**2
+            needed, operations = 110.0 * images * mapped, 60.0 * images * mapped**2
+        if self.pca is not None:
+            size += 4 * dimension * min(images, dimension)
         return FitPlan(
             model_bytes=size,
             peak_bytes=int(2 * vectors + max(prepared, needed)) + size + 65536 * min(images, 4096),  # kernel's blocks

@@ -159,9 +159,10 @@ class PaDiM(MapMethod, LeavingMethod):
         if self.keep == "sums":
             kept = positions * (4 * images * d if images <= d else 4 * d * (d + 3))
             numbers, peak = numbers + kept, peak + kept
+        beside = 4 * positions * d + (8 * d * d if self.eps is None else 0)  # the means, and what is added everywhere
         return FitPlan(
-            model_bytes=numbers,
-            peak_bytes=peak,
+            model_bytes=numbers + beside,
+            peak_bytes=peak + beside,
             operations=2.0 * positions * d * d * images + 6.0 * positions * min(d, images) ** 2 * d,
             instead=f"Keep fewer dimensions than {d} (dimensions={d // 2}), or make the images smaller.",
         )

@@ -9,7 +9,7 @@ to 3.5).
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import ClassVar, Literal
 
 import torch
@@ -18,6 +18,7 @@ from torch.nn import functional
 
 from ..datasets.labelled import open_labelled
 from ..errors import ArgumentError
+from ..features.costs import hollow, measure
 from ..features.extract import Extractor
 from ..features.patches import pool
 from ..images.preprocess import Preprocess
@@ -30,6 +31,7 @@ from ..training.network import Network
 from ..training.pictures import Pictures
 from ..training.run import Training
 from ..types import FeatureMaps, Scores
+from ._base import FitPlan
 from ._embedding import PartlyTrained, bank_of, nearest
 
 _HELD_OUT = 64
@@ -84,6 +86,14 @@ class PANDA(PartlyTrained):
         if self.fisher_labels == "folders" and self.fisher_images is None:
             raise ArgumentError.about("fisher_images", expected="a folder of class folders", got="None")
 
+    def _plan(self, first: FeatureMaps, images: int) -> FitPlan:
+        plan = super()._plan(first, images)
+        kept = max(0, -(-self._epochs() // self.snapshot_every) - 1) if self.stop == "ses" else 0
+        if not kept:
+            return plan
+        networks = kept * 4 * measure(hollow(self._row().build), self.tapped()).parameters
+        return replace(plan, model_bytes=plan.model_bytes + networks, peak_bytes=plan.peak_bytes + 2 * networks)
+
     def _further_extractors(self) -> Sequence[Extractor]:
         return self.snapshots_
 
@@ -92,7 +102,7 @@ class PANDA(PartlyTrained):
         order = torch.randperm(len(pictures), generator=torch.Generator().manual_seed(self.seed))
         held_out = min(_HELD_OUT, len(pictures) // 10 or 1) if self.choose == "criterion" else 0
         learned = pictures.subset(order[held_out:])
-        epoch, epochs = pictures.steps(self.batch), _EPOCHS[self.stop] if self.epochs is None else self.epochs
+        epoch, epochs = pictures.steps(self.batch), self._epochs()
         penalty = self._penalty(network, pictures, epochs * epoch) if self.stop == "ewc" else None
 
         def objective(step: int) -> dict[str, Tensor]:
@@ -164,6 +174,9 @@ class PANDA(PartlyTrained):
 
     def _to_centre(self, vectors: Tensor) -> Tensor:
         return (vectors - self.centre_).square().sum(dim=1)
+
+    def _epochs(self) -> int:
+        return _EPOCHS[self.stop] if self.epochs is None else self.epochs
 
     def _criterion(self, network: Network, shown: Tensor) -> float:
         """Log ratio of the geometric means of the centre distances: of images, and with their quarters shuffled."""
