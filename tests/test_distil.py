@@ -255,6 +255,17 @@ def test_the_rate_falls_along_a_cosine(images, monkeypatch):
     assert [recipes[1].schedule(step) for step in (0, 4, 8)] == pytest.approx([1, 0.5, 0])
 
 
+def test_gradients_are_clipped(images):
+    """Adam's steps have the size of the rate, until gradients vanish beside its epsilon."""
+    start, held, free = (
+        distil_descriptor(images, replace(SMALL, steps=steps, weight_decay=0.0, clip_norm=clip)).network
+        for steps, clip in ((0, None), (2, 1e-14), (2, None))
+    )
+    weights = [network.layers[0].weight for network in (start, held, free)]
+    assert torch.equal(weights[0], weights[1])
+    assert not torch.equal(weights[0], weights[2])
+
+
 def test_a_killed_run_goes_on_to_the_same_weights(images, made, tmp_path):
     class Killed(BaseException):
         pass

@@ -45,6 +45,7 @@ class DescriptorRecipe:
     teacher_side: pixels to which a crop of `patch` pixels is enlarged for P. Its time grows with the square.
     variance: share of the variance of P's output that is kept by principal components.
     steps, batch, rate, weight_decay: of the training, with Adam.
+    clip_norm: gradients with a joint norm above this are scaled down to it; None: as they are (the paper).
     cosine: let the rate fall to 0 along half a cosine, else it is constant.
     batches: after this many the same crops come again, so that P, which costs most, describes each crop only once;
         0: each step has new ones.
@@ -70,6 +71,7 @@ class DescriptorRecipe:
     batch: int = parameter(64, at_least=2)
     rate: float = parameter(2e-4, above=0)
     weight_decay: float = parameter(1e-5, at_least=0)
+    clip_norm: float | None = parameter(None, above=0)
     cosine: bool = False
     batches: int = parameter(0, at_least=0)
     knowledge: float = parameter(1.0, at_least=0, at_most=1e6)
@@ -234,6 +236,7 @@ def distil_descriptor(
         recipe=Recipe(
             optimiser=Adam(rate=recipe.rate, weight_decay=recipe.weight_decay),
             schedule=Cosine(steps=recipe.steps) if recipe.cosine else None,
+            clip_norm=recipe.clip_norm,
             precision=recipe.precision,
         ),
         content={"images": lambda: images.digest, "P": lambda: digest},
