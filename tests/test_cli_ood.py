@@ -116,6 +116,24 @@ def test_score_refuses_what_cannot_be(data):
     assert "a parameter out of" in run("score", data / "test", *MODEL, "--detector", "odin,size=3", status=1).stderr
 
 
+@pytest.mark.parametrize(
+    ("command", "role"),
+    [
+        ("score {test} --learn-from {known} --calibration {known}", "calibration images"),
+        ("score {known} --learn-from {known}", "images"),
+        ("export --learn-from {known} --calibration {known} --out {out}", "calibration images"),
+        ("reliability {known} --learn-from {known}", "images"),
+    ],
+)
+def test_what_was_learned_from_neither_calibrates_nor_is_judged(data, tmp_path, command, role):
+    places = {"test": data / "test", "known": data / "held_out", "out": tmp_path / "m.onnx"}
+    name, *words = (word.format(**places) for word in command.split())
+    asked = ("--detectors" if name == "reliability" else "--detector", "knn,k=1")
+    error = run(name, *words, *MODEL, *asked, status=1).stderr
+    assert f"error: {role}: expected no image that is also among the images to learn from, got " in error
+    assert not (tmp_path / "m.onnx").exists()
+
+
 def test_what_is_scored_before_an_error_is_not_lost(data, tmp_path):
     broken = data / "test" / "2" / "z.png"
     broken.write_bytes(b"no image")

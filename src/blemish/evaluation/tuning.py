@@ -1,6 +1,6 @@
 """Temperature and step of ODIN and of the gradient method: a grid with shared passes, and what each part is worth.
 
-Tuning, learning, calibration and test images are different arguments, and `study.ood.require_disjoint` compares them.
+Tuning, learning, calibration and test images are different arguments, and `require_disjoint` compares them.
 A result says what it was tuned on; what is tuned on outliers has seen outliers.
 """
 

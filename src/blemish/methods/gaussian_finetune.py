@@ -67,6 +67,7 @@ class GaussianFinetune(FeatureMethod):
 
     trained: tuple[str, ...] | None = None
     epochs: int = parameter(20, at_least=0)
+    precision: Literal["float32"] = "float32"
     batch: int = parameter(16, at_least=1)
     optimiser: Literal["adam", "sgd"] = "adam"
     rate: float = parameter(1e-5, above=0)
@@ -81,8 +82,6 @@ class GaussianFinetune(FeatureMethod):
     def _check_together(self) -> None:
         if self.families is not None and not self.families:
             raise ArgumentError.about("families", expected=f"some of {', '.join(FAMILIES)}", got=self.families)
-        if self.precision != "float32":
-            raise ArgumentError.about("precision", expected="float32, as the network is trained", got=self.precision)
 
     def _families(self) -> tuple[FamilyName, ...]:
         return tuple(FAMILIES) if self.families is None else tuple(self.families)

@@ -41,7 +41,7 @@ _RIDGE = 1e-3
 
 @dataclass(kw_only=True)
 class PaDiM(MapMethod, LeavingMethod):
-    """Patch distribution modelling. For parts that always lie in the same place; small, fast, exact.
+    """Patch distribution modelling. For parts that always lie in the same place; fast, exact.
 
     Parameters
     ----------

@@ -153,7 +153,7 @@ def measure_reliability(
 
     Example: blemish ood reliability test --model resnet50 --labels folders --detectors "msp gradient"
     """
-    from ...evaluation.classifiers import fit_detectors, score_images
+    from ...evaluation.classifiers import fit_detectors, require_disjoint, score_images
     from ...evaluation.tuning import reliability_ood
 
     say = Speaker()
@@ -164,9 +164,11 @@ def measure_reliability(
     chosen = make_detectors(detectors, classifier, [])
     with say.progress() as progress:
         reader = reading.reader(progress)
-        usable, left_out, _ = fit_detectors(classifier, chosen, learned, reading=reader)
+        usable, left_out, seen = fit_detectors(classifier, chosen, learned, reading=reader)
         scores = {name: detector.score for name, detector in usable.items()}
-        figures = reliability_ood(score_images(classifier, images, scores, reading=reader), bin_size=bin_size)
+        scored = score_images(classifier, images, scores, reading=reader)
+        require_disjoint({"images": scored.digests, "images to learn from": seen.digests if seen else ()})
+        figures = reliability_ood(scored, bin_size=bin_size)
     say_left_out(say, left_out)
     if as_json:
         typer.echo(json.dumps({"accuracy": accuracy_of(figures), "reliability": [selective_facts(f) for f in figures]}))

@@ -85,15 +85,15 @@ def _with_tuned(
 
 def fit_only(
     classifier: Classifier, named: tuple[str, OODDetector], learned: LabelledImages | None, *, reader: Reader
-) -> OODDetector:
-    """A detector that has learned, where it must; refused where it cannot run here."""
+) -> tuple[OODDetector, frozenset[str]]:
+    """A detector that has learned, where it must, and the digests of what from; refused where it cannot run here."""
     from ...evaluation.classifiers import fit_detectors
 
     name, detector = named
-    usable, left_out, _ = fit_detectors(classifier, {name: detector}, learned, reading=reader)
+    usable, left_out, seen = fit_detectors(classifier, {name: detector}, learned, reading=reader)
     if left_out:
         raise ArgumentError.about("--detector", expected="one that can run here", got=f"{name} {left_out[name]}")
-    return usable[name]
+    return usable[name], frozenset(seen.digests if seen else ())
 
 
 def tunable(detector: OODDetector) -> ODIN | Gradient:

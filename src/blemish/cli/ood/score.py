@@ -54,7 +54,7 @@ def score(
     Example: blemish ood score photos --model mobilenet_v2 --calibration known --fdr 0.1
     """
     from ...discoveries import benjamini_hochberg
-    from ...evaluation.classifiers import score_batches
+    from ...evaluation.classifiers import require_disjoint, score_batches
 
     check_share("--fdr", fdr)
     if fdr is not None and calibration is None:
@@ -68,11 +68,13 @@ def score(
     classifier = network.open(model, member)
     with say.progress() as progress:
         reader = reading.reader(progress)
-        scores = {name: fit_only(classifier, (name, chosen), learned, reader=reader).score}
-        held_out = None if known is None else _held_out(classifier, known, scores, reader=reader)
+        fitted, seen = fit_only(classifier, (name, chosen), learned, reader=reader)
+        scores = {name: fitted.score}
+        held_out = None if known is None else _held_out(classifier, known, scores, seen, reader=reader)
         with _lines(out) as write:
             parts = []
             for part in score_batches(classifier, judged, scores, reading=reader):
+                require_disjoint({"images": part.digests, "images to learn from": seen})
                 rows = _score_rows(part, name, held_out)
                 if fdr is None:
                     write(rows)
@@ -86,13 +88,17 @@ def score(
 
 
 def _held_out(
-    classifier: Classifier, images: LabelledImages, scores: Mapping[str, Score], *, reader: Reader
+    classifier: Classifier, images: LabelledImages, scores: Mapping[str, Score], seen: frozenset[str], *, reader: Reader
 ) -> ScoredImages:
-    """The images that make p-values; their scores are raised, so that one that is judged again keeps its own."""
+    """The images that make p-values; their scores are raised, so that one that is judged again keeps its own.
+
+    Refused where one of them was learned from: such scores are smaller than those of new images.
+    """
     from ...calibrate import with_margin
-    from ...evaluation.classifiers import score_images
+    from ...evaluation.classifiers import require_disjoint, score_images
 
     found = score_images(classifier, images, scores, reading=reader, stage="calibrating")
+    require_disjoint({"calibration images": found.digests, "images to learn from": seen})
     return replace(found, scores={name: with_margin(values) for name, values in found.scores.items()})
 
 
@@ -174,9 +180,9 @@ def export_to_file(
     say, known = Speaker(), None
     with say.progress() as progress:
         reader = reading.reader(progress)
-        fitted = fit_only(classifier, (name, chosen), learned, reader=reader)
+        fitted, seen = fit_only(classifier, (name, chosen), learned, reader=reader)
         if held_out is not None:
-            scores = _held_out(classifier, held_out, {name: fitted.score}, reader=reader).scores[name]
+            scores = _held_out(classifier, held_out, {name: fitted.score}, seen, reader=reader).scores[name]
             known = calibrate(scores, false_alarm_rate=false_alarm_rate)
         source = None if shown is None else shown.source
         made = export_classifier(classifier, fitted, out, calibration=known, images=source, progress=progress)
