@@ -447,7 +447,7 @@ def test_a_picture_in_memory_is_what_its_file_is(tmp_path):
     for same in (Image.fromarray(RGB), tensor, tensor / 255, RGB / 255, RGB.astype(np.float32) / 255):
         np.testing.assert_array_equal(np.asarray(from_memory(same)), RGB)
     grey = torch.from_numpy(RGB[:, :, 0].copy())
-    for same in (grey, grey[None]):
+    for same in (grey, grey[None], grey / 255, grey[None] / 255):
         np.testing.assert_array_equal(np.asarray(from_memory(same)), RGB[:, :, [0, 0, 0]])
     between = np.full((2, 2, 3), 0.5001)
     np.testing.assert_allclose(from_memory(between), 255 * between)

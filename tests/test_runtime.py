@@ -184,6 +184,12 @@ def test_what_runs_is_measured_in_turn():
     assert min(found.values()) > 0
 
 
+def test_a_missing_quantiser_is_named_before_any_work(monkeypatch):
+    monkeypatch.setitem(sys.modules, "onnxruntime", None)
+    with pytest.raises(MissingPackageError, match=r"precision int8: the package onnxruntime is not installed"):
+        made(method=PaDiM(backbone="filters", precision="int8"), runtime="openvino").fit("nowhere")
+
+
 def test_a_missing_runtime_is_named_before_any_work(files, data, monkeypatch):
     monkeypatch.setitem(sys.modules, "openvino", None)
     with pytest.raises(MissingPackageError, match=r"runtime openvino: .* Install blemish\[openvino\]"):
@@ -357,6 +363,12 @@ def test_int8_is_another_network_and_is_kept(quantised, fitted, data, tmp_path):
     assert (scores(again, data) == ours).all()
     again.save(tmp_path / "again.blemish")
     assert persist.load(tmp_path / "again.blemish")[1] == manifest
+
+
+@_QUANTISES_FILTERS
+def test_another_runtime_of_int8_is_refused_before_a_graph_is_read(quantised, tmp_path, monkeypatch):
+    quantised.save(tmp_path / "m.blemish")
+    monkeypatch.setattr(runtimes, "_ENGINES", {})
     with pytest.raises(ArgumentError, match="runtime: expected the one of the fit with less than float32, got torch"):
         Detector.load(tmp_path / "m.blemish", runtime="torch")
 

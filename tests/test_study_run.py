@@ -22,7 +22,6 @@ from PIL import Image
 from blemish import evaluate, open_dataset
 from blemish.datasets import layouts as datasets
 from blemish.datasets.dataset import Sample
-from blemish.datasets.layouts import Layout
 from blemish.detector import Detector
 from blemish.errors import ArgumentError
 from blemish.evaluation import masks as study_masks
@@ -517,10 +516,11 @@ def test_a_dataset_layout_is_one_line(data, tmp_path, monkeypatch):
     for ours, theirs in (("train/good", "fine"), ("test", "check"), ("ground_truth", "where")):
         (tmp_path / "shop" / theirs).parent.mkdir(exist_ok=True)
         subprocess.run(["cp", "-r", data / "washer" / ours, tmp_path / "shop" / theirs], check=True)
-    # fmt: off
-    shop = datasets.FolderPatterns("shop", train="fine", test="check/{kind}", masks="where/{kind}", ending="_mask")
-    row = Layout("shop", "fine, check/<kind>, where/<kind>", shop.match, shop.read)
-    # fmt: on
+    page = (Path(__file__).parents[1] / "docs" / "study.md").read_text(encoding="utf-8")
+    patterns, line = re.search(r"^(_SHOP = .*)\n(Layout\(.*\)),$", page, re.MULTILINE).groups()
+    names = dict(vars(datasets))
+    exec(patterns, names)
+    row = eval(line, names)
     monkeypatch.setattr(datasets, "LAYOUTS", (row, *datasets.LAYOUTS))
     theirs, ours = run(
         tmp_path / "s", plan(data, data=(str(tmp_path / "shop"), str(data / "washer")), methods=("padim",))

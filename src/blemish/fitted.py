@@ -26,7 +26,7 @@ from .ops.neighbours import IndexFactory
 from .parameters import plain_parameters
 from .parts import Parts, Views, views_of
 from .progress import Progress
-from .running import Running, read_runtime, run_on
+from .running import Running, read_runtime, require_that_of_the_fit, run_on
 from .scorer import Scorer
 from .settings import DetectorSettings
 from .tensors import below, check_finite
@@ -223,6 +223,8 @@ class FittedDetector(DetectorSettings):
             detector = cls(method=method, **model_file.read_settings(cls, about.detector, complete=complete))
             detector.images_, detector.excluded_, detector.chosen_ = about.images, about.excluded, about.chosen
             kept = read_runtime(_beginning("runtime.", tensors), about.runtime)
+        require_that_of_the_fit(kept, method, runtime)
+        with model_file.blaming(path, backbone):
             on_cpu = find_device(device).type == "cpu"
             running = Running.of_file(kept, method, wanted=runtime, on_cpu=on_cpu)
             detector._running, detector.runtime = running, running.choice

@@ -127,10 +127,8 @@ class Running:
 
     def moved_to(self, choice: RuntimeChoice, scorer: Scorer, size: Size, calibration: Calibration | None) -> Running:
         """Go over to another runtime, where drawn images score the same on it; else nothing has changed."""
-        if getattr(scorer.method, "precision", "float32") != "float32":
-            raise ArgumentError.about(
-                "runtime", expected="the one of the fit with less than float32", got=choice, instead="Fit again."
-            )
+        if _precision_of(scorer.method) != "float32":
+            raise _only_that_of_the_fit(choice)
         run_on(scorer.methods, None)
         try:
             before = check_scores(scorer, size) if self.kept is None else self.kept.checks
@@ -146,6 +144,18 @@ class Running:
     def keeping(self, scorer: Scorer, size: Size) -> Running:
         """After a fit or a calibration: what ran is what a file names."""
         return replace(self, kept=_kept(self.runner, scorer, size, self.loss))
+
+
+def require_that_of_the_fit(kept: KeptRuntime | None, method: Method, wanted: RuntimeChoice | None) -> None:
+    """Refuse another runtime for less than float32, before a graph of the file is read."""
+    if kept is not None and wanted not in (None, kept.name) and is_reduced(method, kept.name):
+        raise _only_that_of_the_fit(wanted)
+
+
+def _only_that_of_the_fit(choice: str) -> ArgumentError:
+    return ArgumentError.about(
+        "runtime", expected="the one of the fit with less than float32", got=choice, instead="Fit again."
+    )
 
 
 def _runner(choice: RuntimeChoice, method: Method | None, kept: KeptRuntime | None) -> Runner | None:

@@ -29,7 +29,7 @@ class WantedOutputs:
 
     out: Annotated[Path | None, typer.Option(help="Folder for results.jsonl and heat maps; default: stdout.")] = None
     heatmaps: Annotated[
-        Literal["png", "npy", "none"], typer.Option(help="With --out. png: the threshold is the middle of the scale.")
+        Literal["png", "npy", "none"], typer.Option(help="With --out. png: a threshold is the middle of the scale.")
     ] = "png"
     overlays: Annotated[
         bool, typer.Option("--overlays", help="With --out: also each picture that has regions, with their contours.")

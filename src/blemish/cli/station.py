@@ -13,9 +13,9 @@ import typer
 
 from ..errors import ArgumentError, MissingPackageError
 from ..files import check_input, check_output, make_folder, open_lines, whole_file, write_whole
-from ..memory import available_bytes
+from ..memory import MOST_GB, available_bytes
 from .console import Speaker
-from .options import AtOnceOption, DeviceOption, MaxPixelsOption, MemoryOption, RuntimeOption
+from .options import LEAST_GB, AtOnceOption, DeviceOption, MaxPixelsOption, RuntimeOption
 
 _PORT = 8321
 StoreOption = Annotated[Path, typer.Option("--store", metavar="DIR", help="Folder of the store; made where missing.")]
@@ -39,7 +39,15 @@ def serve(
     allow_host: Annotated[
         list[str] | None, typer.Option(metavar="NAME", help="Another name of this machine; repeatable.")
     ] = None,
-    memory: MemoryOption = None,
+    memory: Annotated[
+        float | None,
+        typer.Option(
+            min=LEAST_GB,
+            max=MOST_GB,
+            metavar="GB",
+            help="What all loaded models may take, each counted as twice its file; default: half of what is free.",
+        ),
+    ] = None,
     device: DeviceOption = "auto",
     runtime: RuntimeOption = None,
     batch_size: AtOnceOption = 8,

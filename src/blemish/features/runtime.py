@@ -127,6 +127,8 @@ class Runner:
     ) -> None:
         require_runtime(choice, recorded=graphs is not None)
         require_precision(choice, precision)
+        if precision == "int8" and graphs is None:
+            require_packages(("onnxruntime", *_RECORDING), of="precision int8", extra="onnx")
         if any(key.endswith(_SIGNED) for key in graphs or ()) and not has_vnni():
             raise ArgumentError.about(
                 "precision", expected="a processor with VNNI, as the one on which this model was fitted",
@@ -304,7 +306,6 @@ def _quantised(graph: bytes, pixels: list[Tensor], *, signed: bool) -> bytes:
 
     Signed weights are what VNNI multiplies, twice as fast; processors without it overflow where they are large.
     """
-    require_packages(("onnxruntime", *_RECORDING), of="precision int8", extra="onnx")
     import onnx
     from onnxruntime import quantization
     from onnxruntime.quantization.shape_inference import quant_pre_process

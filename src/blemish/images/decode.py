@@ -345,11 +345,11 @@ def _from_floats(array: NDArray[np.generic], name: str) -> Picture:
             instead="Divide by the white level of your camera, and remove NaN.",
         )
     values *= np.float32(255.0)
-    if array.ndim == 2:
-        return Image.fromarray(values)
     rounded = np.round(values)
     # What were 8 bits once are 8 bits again, so that a tensor scores as the picture that it was made of.
-    return Image.fromarray(rounded.astype(np.uint8)) if np.abs(values - rounded).max() < 1e-3 else values
+    if np.abs(values - rounded).max() < 1e-3:
+        return Image.fromarray(rounded.astype(np.uint8)).convert("RGB")
+    return Image.fromarray(values) if array.ndim == 2 else values
 
 
 def _open_file(path: str | Path) -> BinaryIO:
