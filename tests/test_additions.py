@@ -57,7 +57,8 @@ class Centre(FrozenMethod):
         return row.taps
 
     def _plan(self, first: FeatureMaps, images: int) -> FitPlan:
-        return FitPlan(model_bytes=10_000, peak_bytes=10_000)
+        vector = 4 * sum(m.shape[1] for m in first.maps)
+        return FitPlan(model_bytes=vector, peak_bytes=images * vector)
 
     def _learn(self, features: Iterator[FeatureMaps], *, expected: int | None) -> None:
         vectors = torch.cat([self._embed(maps) for maps in features])
