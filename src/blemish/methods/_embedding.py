@@ -58,6 +58,9 @@ class EmbeddingMethod(FeatureMethod):
     def _train(self, network: Network, pictures: Pictures, training: Training) -> Course:
         """Hook: train the network, by `training.run`."""
 
+    def _kept_bytes(self, vector: int, images: int) -> int | None:
+        """Hook: what stays of so many images, of `vector` bytes each, where that is not all their vectors."""
+
     def _learn(self, features: Iterator[FeatureMaps]) -> None:
         """Hook: learn what scoring needs from what the trained network makes of all images."""
 
@@ -80,8 +83,11 @@ class EmbeddingMethod(FeatureMethod):
 
     def _plan(self, first: FeatureMaps, images: int) -> FitPlan:
         height, width = first.image_size
-        vectors = images * sum(m.shape[1] for m in first.maps) * 4
-        return FitPlan(model_bytes=vectors, peak_bytes=3 * height * width * images + 2 * vectors)
+        vector = 4 * sum(m.shape[1] for m in first.maps)
+        kept = self._kept_bytes(vector, images)
+        vectors = images * vector
+        model = vectors if kept is None else kept
+        return FitPlan(model_bytes=model, peak_bytes=3 * height * width * images + 2 * max(model, vectors))
 
 
 @dataclass(kw_only=True)

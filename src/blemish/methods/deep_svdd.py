@@ -8,7 +8,7 @@ for every image (section 3.3).
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from typing import ClassVar, Literal
 
@@ -26,7 +26,6 @@ from ..training.network import Network, settle_norms
 from ..training.pictures import Pictures
 from ..training.run import Training
 from ..types import FeatureMaps, Scores
-from ._base import FitPlan
 from ._embedding import PartlyTrained
 
 _WIDTHS = (32, 64, 128)
@@ -181,8 +180,8 @@ class DeepSVDD(PartlyTrained):
             types, shape = "float32|bfloat16", f"{_CODE} {_WIDTHS[-1]} {side} {side}"
             check_tensors({code: state[code]}, {code: f"{types} {shape}"})
 
-    def _plan(self, first: FeatureMaps, images: int) -> FitPlan:
-        return replace(super()._plan(first, images), model_bytes=4 * sum(m.shape[1] for m in first.maps))
+    def _kept_bytes(self, vector: int, images: int) -> int | None:
+        return vector  # the centre
 
     def _learned(self) -> dict[str, Tensor]:
         return {"centre": self.centre_, "radius": self.radius_}

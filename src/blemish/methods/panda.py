@@ -9,7 +9,7 @@ to 3.5).
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import ClassVar, Literal
 
 import torch
@@ -31,7 +31,6 @@ from ..training.network import Network
 from ..training.pictures import Pictures
 from ..training.run import Training
 from ..types import FeatureMaps, Scores
-from ._base import FitPlan
 from ._embedding import PartlyTrained, bank_of, nearest
 
 _HELD_OUT = 64
@@ -86,13 +85,11 @@ class PANDA(PartlyTrained):
         if self.fisher_labels == "folders" and self.fisher_images is None:
             raise ArgumentError.about("fisher_images", expected="a folder of class folders", got="None")
 
-    def _plan(self, first: FeatureMaps, images: int) -> FitPlan:
-        plan = super()._plan(first, images)
-        kept = max(0, -(-self._epochs() // self.snapshot_every) - 1) if self.stop == "ses" else 0
-        if not kept:
-            return plan
-        networks = kept * 4 * measure(hollow(self._row().build), self.tapped()).parameters
-        return replace(plan, model_bytes=plan.model_bytes + networks, peak_bytes=plan.peak_bytes + 2 * networks)
+    def _kept_bytes(self, vector: int, images: int) -> int | None:
+        networks = max(0, -(-self._epochs() // self.snapshot_every) - 1) if self.stop == "ses" else 0
+        if not networks:
+            return None
+        return images * vector + networks * 4 * measure(hollow(self._row().build), self.tapped()).parameters
 
     def _further_extractors(self) -> Sequence[Extractor]:
         return self.snapshots_
