@@ -5,14 +5,16 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from torch import nn
 
 from blemish import Detector, Preprocess
 from blemish.errors import ArgumentError, NotEnoughMemoryError, WeightsError
-from blemish.features.backbones import find_backbone
+from blemish.features.backbones import custom_backbone, find_backbone
 from blemish.features.weights import find_weights
 from blemish.methods import METHODS
 from blemish.methods.panda import PANDA, centre_loss, ewc_penalty, ewc_weight, fisher_diagonal, shuffle_quarters
 from blemish.training.network import build_network, trained_parameters
+from blemish.types import FeatureMaps
 from contract.laws import Images, batch
 from reference import knn as knn_reference
 from reference import panda as reference
@@ -228,3 +230,24 @@ def test_a_network_without_its_classifier_has_no_fisher_information(tmp_path):
 
 
 MEAN, STD = (torch.tensor(values).view(1, 3, 1, 1) for values in (NET.mean, NET.std))
+
+
+def test_the_networks_that_are_kept_are_planned_for_without_running_one():
+    """One of a fixed input size could not run on pictures of another."""
+
+    class Fixed(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.first, self.places, self.last = (
+                nn.Conv2d(3, 4, 3, 2, 1),
+                nn.Parameter(torch.zeros(20, 20)),
+                nn.Identity(),
+            )
+
+        def forward(self, pixels):
+            return self.last(self.first(pixels) + self.places)
+
+    row = custom_backbone(Fixed(), taps=("last",), name="fixed", trace_size=40)
+    maps = FeatureMaps((torch.zeros(1, 4, 20, 20),), (40, 40))
+    one, three = (PANDA(backbone=row, stop="ses", epochs=epochs).plan(maps, 30).model_bytes for epochs in (5, 12))
+    assert three - one == 2 * 4 * (3 * 4 * 9 + 4 + 400)

@@ -105,7 +105,7 @@ class PatchDescriptor(nn.Module):
         stride = 1 if dense else self.stride
         first_row = (stride - 1) // 2  # a field of an even number of rows has its middle half a pixel below its pixel
         padded = self.padded(pixels)[:, :, first_row:, first_row:]
-        height = (padded.shape[2] - self.field) // stride + 1
+        height, _ = self.grid((pixels.shape[2], pixels.shape[3]), dense=dense)
         # The most numbers that a layer holds a position: what it reads, what it gives, and a copy of that.
         row = 4 * padded.shape[3] * max(layer.in_channels + 2 * layer.out_channels for layer in self._convolutions())
         images = max(1, memory // (row * padded.shape[2]))
@@ -115,6 +115,12 @@ class PatchDescriptor(nn.Module):
                 bottom = stride * (min(top + rows, height) - 1) + self.field
                 strip = padded[first : first + images, :, stride * top : bottom]
                 yield slice(first, first + images), slice(top, top + rows), strip
+
+    def grid(self, size: Size, *, dense: bool = False) -> Size:
+        """Rows and columns of the map of an image of this size; that of `strips`."""
+        stride = 1 if dense else self.stride
+        height, width = ((side - 1 - (stride - 1) // 2) // stride + 1 for side in size)
+        return height, width
 
     def padded(self, pixels: Tensor) -> Tensor:
         """Mirror `(batch, channels, height, width)` at its borders, so that each pixel has a whole field around it."""

@@ -348,7 +348,7 @@ def _from_floats(array: NDArray[np.generic], name: str) -> Picture:
     rounded = np.round(values)
     # What were 8 bits once are 8 bits again, so that a tensor scores as the picture that it was made of.
     if np.abs(values - rounded).max() < 1e-3:
-        return Image.fromarray(rounded.astype(np.uint8)).convert("RGB")
+        return _from_array(rounded.astype(np.uint8), name)
     return Image.fromarray(values) if array.ndim == 2 else values
 
 

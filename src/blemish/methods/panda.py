@@ -18,7 +18,7 @@ from torch.nn import functional
 
 from ..datasets.labelled import open_labelled
 from ..errors import ArgumentError
-from ..features.costs import hollow, measure
+from ..features.costs import hollow
 from ..features.extract import Extractor
 from ..features.patches import pool
 from ..images.preprocess import Preprocess
@@ -89,7 +89,9 @@ class PANDA(PartlyTrained):
         networks = max(0, -(-self._epochs() // self.snapshot_every) - 1) if self.stop == "ses" else 0
         if not networks:
             return None
-        return images * vector + networks * 4 * measure(hollow(self._row().build), self.tapped()).parameters
+        # With what lies behind the tap, and is not kept: to find that out the network would have to run.
+        parameters = sum(weights.numel() for weights in hollow(self._row().build).parameters())
+        return images * vector + networks * 4 * parameters
 
     def _further_extractors(self) -> Sequence[Extractor]:
         return self.snapshots_

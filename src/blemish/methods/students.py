@@ -316,7 +316,7 @@ class _Scale(nn.Module):
         size = (pixels.shape[2], pixels.shape[3])
         normal = torch.stack([self.error_mean, self.error_factor])
         if normal.shape[2:] != (1, 1):  # of each position
-            grid = self._grid(size)
+            grid = self.teacher.grid(size)
             if normal.shape[2:] != grid:
                 raise ArgumentError.about(
                     "images",
@@ -365,18 +365,12 @@ class _Scale(nn.Module):
         """
         if image.shape[1] == 3:
             return None
-        height, width = self._grid((image.shape[2], image.shape[3]))
+        height, width = self.teacher.grid((image.shape[2], image.shape[3]))
         images, rows, columns = image[:, 3].nonzero(as_tuple=True)
         places = torch.zeros(len(image), height, width, dtype=torch.bool, device=image.device)
         rows, columns = rows // self.teacher.stride, columns // self.teacher.stride
         places[images, rows.clamp_max(height - 1), columns.clamp_max(width - 1)] = True
         return places
-
-    def _grid(self, size: Size) -> Size:
-        """Rows and columns of the map of such an image that is not dense."""
-        stride = self.teacher.stride
-        height, width = ((side - 1 - (stride - 1) // 2) // stride + 1 for side in size)
-        return height, width
 
     def _students(self) -> list[PatchDescriptor]:
         return [student for student in self.students if isinstance(student, PatchDescriptor)]
